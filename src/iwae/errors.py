@@ -1,0 +1,18 @@
+"""The one error that means: the input was not usable."""
+
+
+class InputError(ValueError):
+    """Raised at the public edges for input that cannot be used.
+
+    Its message is one sentence that says what was given, what was expected and what to do next;
+    the command line prints it and leaves with exit code 2.
+    """
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The part of a sentence that suggests the closest of `known`, or lists them all."""
+    import difflib
+
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listed = ", ".join(sorted(known))
+    return f"did you mean {match[0]!r}? Known are {listed}" if match else f"known are {listed}"
