@@ -1,0 +1,327 @@
+"""What a run is: frozen dataclasses, read from and written to TOML.
+
+A run is a pure function of its `RunConfig`. Recipes, `config.toml` in a run folder and the flags of
+`iwae train` all describe the same fields, so that each has one name, one default and one check.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from iwae.errors import InputError, nearest
+
+PRESETS: dict[int, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
+    1: (((200, 200),), (50,)),
+    2: (((200, 200), (100, 100)), (100, 50)),
+}
+"""Hidden widths and latents of Burda et al. §5, by number of stochastic layers."""
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise InputError(sentence)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which examples, and how their values are read."""
+
+    dataset: str = "digits"
+    """A registered data set (see `iwae data`) or a .npy, .npz or .csv file."""
+    values: Literal["auto", "binary", "intensity", "real"] = "auto"
+    """How the values of your own file are to be read; auto decides from their range."""
+    binarization: Literal["auto", "dynamic", "fixed", "none"] = "auto"
+    """dynamic: a fresh 0/1 sample each time an image is used; fixed: one sample, kept; none: as is.
+    auto is dynamic for intensities and none for binary and real values."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The stochastic layers and their networks."""
+
+    layers: int = 1
+    """Number of stochastic layers L; 1 and 2 have the paper's widths as presets."""
+    hidden: tuple[tuple[int, ...], ...] | None = None
+    """Widths of the hidden layers, per stochastic layer from the image up; at the command line
+    written 200,200/100,100. Left out: the preset for --layers."""
+    latents: tuple[int, ...] | None = None
+    """Latent units per stochastic layer from the image up, written 100,50. Left out: the preset."""
+    likelihood: str = "auto"
+    """bernoulli, gaussian, or the name of any numpyro distribution with one parameter per pixel and
+    argument. auto: bernoulli for binary data and intensities, gaussian for real values."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.layers >= 1,
+            f"layers = {self.layers} was given, but a model has at least 1 stochastic layer; "
+            f"give --layers 1 or more.",
+        )
+        for name in ("hidden", "latents"):
+            given = getattr(self, name)
+            _require(
+                given is None or len(given) == self.layers,
+                f"{name} describes {len(given or ())} stochastic layers where layers = "
+                f"{self.layers}; give one entry for each layer, from the image up.",
+            )
+        _require(
+            self.layers in PRESETS or None not in (self.hidden, self.latents),
+            f"There is no preset with {self.layers} stochastic layers; give both --hidden and "
+            f"--latents, or choose --layers 1 or 2.",
+        )
+        widths = [n for group in self.hidden or () for n in group] + list(self.latents or ())
+        _require(
+            all(n >= 1 for n in widths),
+            f"A layer of width {min(widths, default=1)} was given, but every width must be at "
+            f"least 1; correct hidden or latents.",
+        )
+
+    @property
+    def widths(self) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+        """Hidden widths and latents per stochastic layer, the presets filled in."""
+        hidden, latents = PRESETS.get(self.layers, ((), ()))
+        return self.hidden or hidden, self.latents or latents
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Which bound is maximised, with how many draws."""
+
+    objective: Literal["vae", "iwae"] = "iwae"
+    """vae: the ELBO averaged over k draws; iwae: log of the mean of k importance weights."""
+    estimator: Literal["reparam"] = "reparam"
+    """How the bound's gradient reaches the encoder."""
+    k: int = 50
+    """Number of draws K per image."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.k >= 1,
+            f"k = {self.k} was given, but a bound needs at least 1 draw; give --k 1 or more.",
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimiser, schedule, budget, and what is kept on the way."""
+
+    epochs: int = 100
+    """Passes over the training split."""
+    minutes: float | None = None
+    """Stop after this much training time, if the passes are not done by then."""
+    batch_size: int = 20
+    """Images per step; the remainder of a pass is dropped, the order is drawn afresh each pass."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate at the start."""
+    schedule: Literal["constant", "cosine", "stages"] = "constant"
+    """stages: the paper's eight, 10^(-i/7) of the start for 3^i of 3,280 parts of the passes."""
+    adam_beta1: float = 0.9
+    """Decay of Adam's first moment."""
+    adam_beta2: float = 0.999
+    """Decay of Adam's second moment."""
+    adam_epsilon: float = 1e-4
+    """Adam's ε as in the paper, where the gradient is SUMMED over the batch. The loss here is a
+    mean over the batch, so ε / batch_size is what reaches Adam: the same step exactly."""
+    clip: float | None = None
+    """Largest global norm of the gradient."""
+    average: float | None = None
+    """Decay of an exponential moving average of the parameters, which is then the model kept."""
+    patience: int | None = None
+    """Stop when the validation bound has not risen for so many validations; the best is kept."""
+    validate_every: int = 1
+    """Passes between two validations."""
+    checkpoint_every: int | None = None
+    """Passes between two checkpoints, beside those by time."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every"):
+            _at_least_one(name, getattr(self, name))
+        for name in ("patience", "checkpoint_every"):
+            if getattr(self, name) is not None:
+                _at_least_one(name, getattr(self, name))
+        for name in ("learning_rate", "adam_epsilon", "clip", "minutes"):
+            value = getattr(self, name)
+            _require(
+                value is None or 0 < value < float("inf"),
+                f"{name} = {value} was given, but it must be a positive number.",
+            )
+        for name in ("adam_beta1", "adam_beta2", "average"):
+            value = getattr(self, name)
+            _require(
+                value is None or 0 <= value < 1,
+                f"{name} = {value} was given, but a decay lies in [0, 1).",
+            )
+        _require(
+            self.checkpoint_minutes >= 0,
+            f"checkpoint_minutes = {self.checkpoint_minutes} was given, but it cannot be negative.",
+        )
+
+
+def _at_least_one(name: str, value: int) -> None:
+    flag = name.replace("_", "-")
+    _require(value >= 1, f"{name} = {value} was given, but --{flag} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+    """Seed of every draw of the run."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.seed < 2**32,
+            f"seed = {self.seed} was given, but a seed is a whole number from 0 to 2^32 - 1.",
+        )
+
+    def to_toml(self) -> str:
+        """The configuration as TOML; fields that are None are left out."""
+        import tomli_w
+
+        return tomli_w.dumps(_without_none(dataclasses.asdict(self)))
+
+    def differences(self, other: "RunConfig") -> list[tuple[str, Any, Any]]:
+        """(name, own value, other's value) of every field in which the two differ."""
+        mine, theirs = flatten(self), flatten(other)
+        return [(name, mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]]
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """All leaf fields of a configuration by their own name; names are unique across sections."""
+    leaves: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        leaves |= flatten(value) if dataclasses.is_dataclass(value) else {f.name: value}
+    return leaves
+
+
+def override(config: RunConfig, **changes: Any) -> RunConfig:
+    """The configuration with leaf fields replaced by name, e.g. `override(c, k=5, epochs=10)`."""
+    known = list(flatten(config))
+    for name in changes:
+        _require(name in known, f"There is no setting {name!r}; {nearest(name, known)}.")
+    return _override(config, changes)
+
+
+def _override(config: Any, changes: dict[str, Any]) -> Any:
+    replaced: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            replaced[f.name] = _override(value, changes)
+        elif f.name in changes:
+            replaced[f.name] = _coerce(changes[f.name], _type_of(type(config), f.name), f.name)
+    return dataclasses.replace(config, **replaced)
+
+
+def recipe(name: str | Path) -> RunConfig:
+    """A configuration by the name of a built-in recipe or from a TOML file.
+
+    Raises `InputError` for an unknown name, and for whatever `parse` refuses.
+    """
+    if str(name).endswith(".toml"):
+        return read(Path(name))
+    names = recipe_names()
+    _require(
+        str(name) in names,
+        f"There is no recipe {str(name)!r}; {nearest(str(name), names)}, or give a .toml file.",
+    )
+    text = resources.files("iwae").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+    return parse(text, f"recipe {name}")
+
+
+def recipe_names() -> list[str]:
+    folder = resources.files("iwae").joinpath("recipes")
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith("toml"))
+
+
+def read(path: Path) -> RunConfig:
+    """The configuration in a TOML file; `InputError` if it is missing or cannot be read."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"The configuration {path} cannot be read: {reason}.") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> RunConfig:
+    """TOML text to a `RunConfig`; `InputError` names `where` and the field that does not fit."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{where} is not valid TOML: {error}.") from error
+    return _build(RunConfig, table, where)
+
+
+def _build(cls: type, table: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in dataclasses.fields(cls)}
+    for name in table:
+        _require(
+            name in known,
+            f"{where} has an unknown entry {name!r}; {nearest(name, sorted(known))}.",
+        )
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        kind = _type_of(cls, name)
+        if dataclasses.is_dataclass(kind):
+            _require(
+                isinstance(value, dict),
+                f"{where} gives {name} = {value!r}, but [{name}] is a table.",
+            )
+            values[name] = _build(typing.cast(type, kind), value, f"{where}, [{name}]")
+        else:
+            values[name] = _coerce(value, kind, f"{where}: {name}")
+    return cls(**values)
+
+
+def _type_of(cls: type, name: str) -> Any:
+    return typing.get_type_hints(cls)[name]
+
+
+def _coerce(value: Any, kind: Any, name: str) -> Any:
+    """`value` as `kind`: lists become tuples, whole numbers floats; otherwise `InputError`."""
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (a for a in typing.get_args(kind) if a is not types.NoneType)
+        return None if value is None else _coerce(value, inner, name)
+    if origin is Literal:
+        choices = list(typing.get_args(kind))
+        _require(
+            value in choices,
+            f"{name} = {value!r} was given, which is not a choice; {nearest(str(value), choices)}.",
+        )
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_coerce(v, typing.get_args(kind)[0], name) for v in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    _require(
+        origin is not tuple and type(value) is kind,
+        f"{name} = {value!r} was given, but it must be {_described(kind)}.",
+    )
+    return value
+
+
+def _described(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "a text"}
+    return words.get(kind, "a list of whole numbers (one list for each stochastic layer)")
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if value is not None
+    }

@@ -1,0 +1,62 @@
+"""Data sets: a registry of published ones, a user's own arrays, splits, checksums, binarisation."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from iwae.data import arrays, registry
+from iwae.data.dataset import Dataset, binarize
+from iwae.data.examples import read_examples
+from iwae.data.files import FileStatus
+from iwae.data.registry import NAMES, status
+from iwae.errors import InputError, nearest
+
+__all__ = ["NAMES", "Dataset", "FileStatus", "binarize", "load", "read_examples", "status"]
+
+
+def load(
+    source: str | os.PathLike[str] | np.ndarray | Mapping[str, np.ndarray],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    values: str = "auto",
+) -> Dataset:
+    """A registered data set by name, or a user's own arrays as a Dataset.
+
+    `source`: a name in `NAMES`; a path ending in .npy, .npz or .csv; an array [n, d], [n, h, w]
+    or [n, h, w, c]; or a mapping with the keys train, valid and test. One array is split
+    80/10/10 by a permutation that depends only on n, never on a run's seed; a missing valid is
+    the last tenth of train, a missing test a tenth of the permuted train.
+
+    `data_dir` is searched first for a registered data set's files, then IWAE_DATA_DIR, then the
+    user's cache (IWAE_CACHE_DIR moves it); what is in none of them is downloaded to the cache.
+
+    `values` says what the numbers of a user's arrays are: "binary" (0 and 1), "intensity"
+    (integers in 0..255, or numbers in [0, 1]), "real", or "auto", which takes the first of the
+    three that all splits fit (auto and intensity read 0..255 as 8-bit: scale 255).
+
+    Raises InputError for any input that cannot be used.
+    """
+    if values not in arrays.VALUES:
+        raise InputError(f"values={values!r} is unknown: {nearest(values, list(arrays.VALUES))}.")
+    if isinstance(source, np.ndarray):
+        return arrays.from_arrays(source, values=values, name="array", where="The array")
+    if isinstance(source, Mapping):
+        return arrays.from_arrays(source, values=values, name="arrays", where="The mapping")
+    if isinstance(source, str) and source in NAMES:
+        return _registered(source, data_dir, values)
+    if isinstance(source, str | os.PathLike):
+        path = arrays.data_path(source, NAMES)
+        found = arrays.read_file(path)
+        return arrays.from_arrays(found, values=values, name=path.stem, where=str(path))
+    what = f"Data cannot be a {type(source).__name__}"
+    raise InputError(f"{what}: give a name, a path, a NumPy array or a mapping of arrays.")
+
+
+def _registered(name: str, data_dir: str | os.PathLike[str] | None, values: str) -> Dataset:
+    dataset = registry.load_named(name, None if data_dir is None else Path(data_dir))
+    if values not in ("auto", dataset.kind):
+        what = f"{name!r} holds {dataset.kind} values, so values={values!r} does not fit"
+        raise InputError(f"{what}: leave values out for a registered data set.")
+    return dataset

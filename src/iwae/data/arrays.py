@@ -1,0 +1,198 @@
+"""A user's own arrays: read from a file, checked, split, and understood as a kind of values."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from iwae.data.dataset import KINDS, SPLITS, Dataset
+from iwae.errors import InputError, nearest
+
+VALUES = ("auto", *KINDS)
+SUFFIXES = (".npy", ".npz", ".csv")
+
+
+def from_arrays(
+    source: np.ndarray | Mapping[str, np.ndarray], *, values: str, name: str, where: str
+) -> Dataset:
+    """The Dataset of one array or of a mapping with the keys train, valid and test.
+
+    `where` begins the sentences of errors. See `iwae.data.load` for the rules.
+    """
+    splits = _splits(source, where)
+    shape = splits[0].shape[1:]
+    joined = np.concatenate(splits).reshape(-1, int(np.prod(shape)))
+    x, kind, scale = understand(joined, values, where)
+    ends = np.cumsum([len(split) for split in splits])
+    train, valid, test = np.split(x, ends[:-1])
+    return Dataset(name, train, valid, test, kind, scale, shape)
+
+
+def understand(x: np.ndarray, values: str, where: str) -> tuple[np.ndarray, str, float]:
+    """The stored array, its kind and its scale. Raises InputError if `values` does not fit."""
+    low, high = x.min(), x.max()
+    whole = is_whole(x)
+    unit = bool(low >= 0 and high <= 1)
+    if values in ("auto", "binary") and unit and whole:
+        return x.astype(np.uint8), "binary", 1.0
+    if values in ("auto", "intensity") and unit:
+        return x.astype(np.float32), "intensity", 1.0
+    if values in ("auto", "intensity") and whole and low >= 0 and high <= 255:
+        return x.astype(np.uint8), "intensity", 255.0
+    if values in ("auto", "real"):
+        return to_float32(x, where), "real", 1.0
+    needs = {"binary": "only 0 and 1", "intensity": "integers in 0..255 or numbers in [0, 1]"}
+    what = f"{where} holds {value_range(x)}, but values={values!r} needs {needs[values]}"
+    raise InputError(f"{what}: convert them, or pass values='real'.")
+
+
+def is_whole(x: np.ndarray) -> bool:
+    return x.dtype.kind in "bui" or bool((x == np.rint(x)).all())
+
+
+def value_range(x: np.ndarray) -> str:
+    numbers = "integers" if is_whole(x) else "numbers"
+    return f"{numbers} from {x.min():g} to {x.max():g}"
+
+
+def to_float32(x: np.ndarray, where: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        single = x.astype(np.float32)
+    if not np.isfinite(single).all():
+        what = f"{where} holds values from {x.min():g} to {x.max():g}, beyond float32's range"
+        raise InputError(f"{what}: rescale them.")
+    return single
+
+
+def check_numbers(x: np.ndarray, where: str) -> None:
+    """Raises InputError unless x is a non-empty array of finite real numbers."""
+    if not isinstance(x, np.ndarray):
+        given = type(x).__name__
+        raise InputError(f"{where} is a {given}: give a NumPy array, for example np.asarray(x).")
+    if x.dtype.kind not in "biuf":
+        what = f"{where} has the dtype {x.dtype}, but numbers are expected"
+        raise InputError(f"{what}: convert it to float32 or uint8.")
+    if x.size == 0:
+        what = f"{where} is empty (shape {x.shape})"
+        raise InputError(f"{what}: give at least one example with at least one feature.")
+    if np.ma.is_masked(x) or not np.isfinite(x).all():
+        what = f"{where} holds NaN, masked or infinite values"
+        raise InputError(f"{what}: replace them, or drop the examples that have them.")
+
+
+def _splits(source: np.ndarray | Mapping[str, np.ndarray], where: str) -> list[np.ndarray]:
+    """Train, valid and test, of one shape per example, checked; missing ones carved off."""
+    if not isinstance(source, Mapping):
+        _check_examples(source, where)
+        return _carve({"train": source}, where)
+    unknown = [key for key in source if key not in SPLITS]
+    if unknown or "train" not in source:
+        what = f"{where} has the keys {', '.join(map(repr, source)) or 'none'}"
+        raise InputError(f"{what}: give 'train' and, if there are any, 'valid' and 'test'.")
+    for key in source:
+        _check_examples(source[key], f"{where} ({key})")
+    widths = {key: x.shape[1:] for key, x in source.items()}
+    if len(set(widths.values())) > 1:
+        what = f"{where} has examples of different shapes ({_listed(widths)})"
+        raise InputError(f"{what}: give all splits the same shape after the first axis.")
+    return _carve(dict(source), where)
+
+
+def _listed(widths: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{key} {shape}" for key, shape in widths.items())
+
+
+def _check_examples(x: np.ndarray, where: str) -> None:
+    check_numbers(x, where)
+    if not 2 <= x.ndim <= 4:
+        what = f"{where} has the shape {x.shape}"
+        raise InputError(f"{what}: give examples as [n, d], [n, h, w] or [n, h, w, c].")
+
+
+def _carve(splits: dict[str, np.ndarray], where: str) -> list[np.ndarray]:
+    """Test: the last tenth of train as permuted by default_rng(0); valid: then train's last."""
+    train, tenth = splits["train"], len(splits["train"]) // 10
+    if len(splits) < 3 and tenth == 0:
+        what = f"{where} has {len(train)} training examples, and splitting them needs at least 10"
+        raise InputError(f"{what}: give more, or give train, valid and test.")
+    if "test" not in splits:
+        train = train[np.random.default_rng(0).permutation(len(train))]
+        train, splits["test"] = train[:-tenth], train[-tenth:]
+    if "valid" not in splits:
+        train, splits["valid"] = train[:-tenth], train[-tenth:]
+    return [train, splits["valid"], splits["test"]]
+
+
+def data_path(source: str | os.PathLike[str], names: Sequence[str]) -> Path:
+    """`source` as the path of an existing file of a known suffix, else an InputError."""
+    path = Path(source).expanduser()
+    if path.suffix.lower() not in SUFFIXES:
+        what = f"{os.fspath(source)!r} is no data set and no .npy, .npz or .csv file"
+        raise InputError(f"{what}: {nearest(os.fspath(source), list(names))}.")
+    if not path.is_file():
+        raise InputError(f"{path} is not an existing file: check its name and its folder.")
+    return path
+
+
+def read_file(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    """The array of a .npy or .csv file or of a .npz with one array, else a .npz's arrays."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        what = f"{path} cannot be read ({error.strerror})"
+        raise InputError(f"{what}: check its permissions.") from None
+    with file:
+        return _read_csv(file, path) if path.suffix.lower() == ".csv" else _read_numpy(file, path)
+
+
+def _read_numpy(file: BinaryIO, path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    try:
+        found = np.load(file, allow_pickle=False)
+        arrays = {"train": found} if isinstance(found, np.ndarray) else dict(found)
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        what = f"{path} is damaged, or holds Python objects, which are never unpickled"
+        raise InputError(f"{what}: save it again from arrays of numbers.") from None
+    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def _read_csv(file: BinaryIO, path: Path) -> np.ndarray:
+    """Comma-separated numbers, float64 [n, d]; a first line without any number is a header."""
+    try:
+        text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text: save it as a plain .csv file.") from None
+    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if lines and not any(_is_number(cell) for cell in lines[0][1].split(",")):
+        lines = lines[1:]
+    if not lines:
+        raise InputError(f"{path} holds no numbers: give one example per line.")
+    try:
+        rows = [line for _, line in lines]
+        return np.loadtxt(rows, delimiter=",", comments=None, ndmin=2, dtype=np.float64)
+    except ValueError:
+        raise InputError(_bad_line(path, lines)) from None
+
+
+def _bad_line(path: Path, lines: list[tuple[int, str]]) -> str:
+    width = lines[0][1].count(",") + 1
+    for i, line in lines:
+        cells = line.split(",")
+        bad = [cell for cell in cells if not _is_number(cell)]
+        if bad:
+            return f"Line {i} of {path} holds {bad[0].strip()!r}: give a number in every cell."
+        if len(cells) != width:
+            what = f"Line {i} of {path} has {len(cells)} cells and line {lines[0][0]} has {width}"
+            return f"{what}: give the same number in every line."
+    return f"{path} cannot be read as numbers: give comma-separated numbers, one example per line."
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell

@@ -1,0 +1,82 @@
+"""A data set in memory: three splits of examples and what their numbers mean."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from iwae.errors import InputError, nearest
+
+SPLITS = ("train", "valid", "test")
+KINDS = ("binary", "intensity", "real")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits of examples [n, d], stored as they are kept on the device, read-only.
+
+    `kind`: "binary" (uint8, 0 and 1), "intensity" (x / scale is in [0, 1]) or "real" (float32).
+    `scale`: 255 for 8-bit intensities, 16 for digits, 1 otherwise. `shape`: one image's shape,
+    or (d,); its product is d. `note`: a remark on the provenance that results must carry.
+    """
+
+    name: str
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    kind: str
+    scale: float
+    shape: tuple[int, ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            view = np.ascontiguousarray(getattr(self, name)).view()
+            view.setflags(write=False)
+            object.__setattr__(self, name, view)
+
+    def split(self, name: str) -> np.ndarray:
+        """The split "train", "valid" or "test", [n, d]."""
+        if name not in SPLITS:
+            raise InputError(f"{name!r} is not a split: {nearest(name, list(SPLITS))}.")
+        return getattr(self, name)
+
+    def mean(self) -> np.ndarray:
+        """Mean over the training split of x / scale, float32 [d]."""
+        return (self.train.mean(axis=0, dtype=np.float64) / self.scale).astype(np.float32)
+
+    def std(self) -> np.ndarray:
+        """Standard deviation over the training split of x / scale (divisor n), float32 [d]."""
+        mean = self.train.mean(axis=0, dtype=np.float64)
+        blocks = (self.train[i : i + 4096] for i in range(0, len(self.train), 4096))
+        squares = np.sum([((block - mean) ** 2).sum(axis=0) for block in blocks], axis=0)
+        return (np.sqrt(squares / len(self.train)) / self.scale).astype(np.float32)
+
+    def binarized(self, seed: int) -> Dataset:
+        """Each split binarised once; split i draws from default_rng([seed, i]). Binary: itself."""
+        if self.kind == "binary":
+            return self
+        if self.kind != "intensity":
+            what = f"{self.name!r} holds {self.kind} values, which have no fixed binarisation"
+            raise InputError(f"{what}: use data of the kind intensity or binary.")
+        draws = {
+            name: binarize(self.split(name), self.scale, [seed, i]) for i, name in enumerate(SPLITS)
+        }
+        return replace(self, **draws, kind="binary", scale=1.0)  # type: ignore[arg-type]
+
+
+def binarize(x: np.ndarray, scale: float, seed: int | Sequence[int]) -> np.ndarray:
+    """Draws 0 or 1 for each value, P(1) = x / scale, as uint8 from default_rng(seed)."""
+    if x.size and not (x.min() >= 0 and x.max() <= scale):
+        what = f"Values from {x.min():g} to {x.max():g} are no intensities on the scale {scale:g}"
+        raise InputError(f"{what}: give values between 0 and {scale:g}.")
+    uniform = np.random.default_rng(seed).random(x.shape, dtype=np.float32)
+    return (uniform < x / np.float32(scale)).astype(np.uint8)
+
+
+def rescale(intensity: np.ndarray, scale: float) -> np.ndarray:
+    """intensity · scale, as uint8 when all are integers to within 1e-4, else as float32."""
+    scaled = intensity.astype(np.float32) * np.float32(scale)
+    rounded = np.rint(scaled)
+    whole = scale <= 255 and bool((np.abs(scaled - rounded) < 1e-4).all())
+    return rounded.astype(np.uint8) if whole else scaled

@@ -1,0 +1,162 @@
+"""Where the files of the registered data sets are: searched for, checked, downloaded."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from iwae.data.readers import CorruptError, gunzip
+from iwae.errors import InputError
+
+TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces of an answer
+
+
+@dataclass(frozen=True)
+class File:
+    """One published file: its plain name, where it is served, and its checking reader.
+
+    `read` takes the decompressed content and raises CorruptError for any other than the
+    published one.
+    """
+
+    name: str
+    addresses: tuple[str, ...]
+    read: Callable[[bytes], np.ndarray]
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """What `status` found. `state`: "verified", "present", "missing" or "corrupt"."""
+
+    dataset: str
+    file: str
+    path: Path | None
+    looked_in: tuple[Path, ...]
+    state: str
+    detail: str
+
+
+def cache_folder() -> Path:
+    """IWAE_CACHE_DIR, or the operating system's place for caches."""
+    import pooch
+
+    return Path(os.environ.get("IWAE_CACHE_DIR") or pooch.os_cache("iwae")).expanduser()
+
+
+def check_folder(data_dir: Path | None) -> None:
+    if data_dir is not None and not data_dir.expanduser().is_dir():
+        what = f"The data folder {str(data_dir)!r} does not exist or is not a folder"
+        raise InputError(f"{what}: give the folder that holds the data sets, or leave it out.")
+
+
+def search_path(data_dir: Path | None) -> tuple[Path, ...]:
+    """The folders that are searched, in order: `data_dir`, IWAE_DATA_DIR, the user's cache."""
+    check_folder(data_dir)
+    variable = os.environ.get("IWAE_DATA_DIR")
+    if variable and not Path(variable).expanduser().is_dir():
+        what = f"IWAE_DATA_DIR is {variable!r}, which does not exist or is not a folder"
+        raise InputError(f"{what}: set it to the folder that holds the data sets, or unset it.")
+    given = [data_dir, Path(variable) if variable else None, cache_folder()]
+    return tuple(dict.fromkeys(folder.expanduser() for folder in given if folder is not None))
+
+
+def find(file: File, folders: tuple[str, ...], roots: tuple[Path, ...]) -> Path | None:
+    """The first of ROOT/FOLDER/NAME, ROOT/FOLDER/NAME.gz, ROOT/NAME, ROOT/NAME.gz that exists."""
+    places = (root / folder for root in roots for folder in (*folders, "."))
+    names = (file.name, f"{file.name}.gz")
+    return next((p / name for p in places for name in names if (p / name).is_file()), None)
+
+
+def read(file: File, folders: tuple[str, ...], roots: tuple[Path, ...]) -> np.ndarray:
+    """The file's examples, from where it is found, else downloaded into the last of `roots`.
+
+    A file that is present but damaged is an InputError: it is neither passed over nor replaced.
+    """
+    path = find(file, folders, roots)
+    if path is None:
+        return _download_any(file, folders[0], roots)
+    try:
+        return _read(file, path)
+    except CorruptError as error:
+        what = f"{path} cannot be used, for {error}"
+        raise InputError(
+            f"{what}: delete it and fetch it again from {file.addresses[0]}."
+        ) from None
+
+
+def status(
+    file: File, dataset: str, folders: tuple[str, ...], roots: tuple[Path, ...], *, verify: bool
+) -> FileStatus:
+    """Where the file is; `verify` reads it and checks its content. Downloads nothing."""
+    path = find(file, folders, roots)
+    if path is None:
+        detail = f"served at {file.addresses[0]}"
+        return FileStatus(dataset, file.name, None, roots, "missing", detail)
+    if not verify:
+        return FileStatus(dataset, file.name, path, roots, "present", "content not checked")
+    try:
+        examples = _read(file, path)
+    except CorruptError as error:
+        return FileStatus(dataset, file.name, path, roots, "corrupt", str(error))
+    detail = f"{len(examples):,} examples"
+    return FileStatus(dataset, file.name, path, roots, "verified", detail)
+
+
+def _read(file: File, path: Path) -> np.ndarray:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CorruptError(f"it cannot be read ({error.strerror})") from None
+    return file.read(gunzip(content))
+
+
+def _download_any(file: File, folder: str, roots: tuple[Path, ...]) -> np.ndarray:
+    """Tries the addresses in order, and keeps the first answer whose content is right."""
+    target, failures = roots[-1] / folder, []
+    for address in file.addresses:
+        try:
+            with write_atomically(target / address.rsplit("/", 1)[-1]) as temporary:
+                download(address, temporary)
+                return _read(file, temporary)
+        except (OSError, CorruptError) as error:
+            failures.append(f"{address}: {_reason(error)}")
+    places = ", ".join(str(root) for root in roots)
+    what = f"{file.name} is neither in {places} (nor in a folder {folder} there)"
+    tried = f"nor could it be downloaded ({'; '.join(failures)})"
+    raise InputError(f"{what}, {tried}: fetch {file.addresses[0]} by hand and put it in {target}.")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CorruptError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} cannot be written ({error.strerror})"
+    code = getattr(getattr(error, "response", None), "status_code", None)
+    return f"{type(error).__name__} {code}" if code else type(error).__name__
+
+
+def download(address: str, path: Path) -> None:
+    """Writes what is served at `address` to `path`. Raises OSError when it cannot be had."""
+    import pooch
+
+    logging.getLogger("iwae").info("downloading %s", address)
+    pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 16)(address, str(path), None)
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

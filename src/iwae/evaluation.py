@@ -1,0 +1,177 @@
+"""What a trained model is worth: L_K with standard errors, its terms, and its active units.
+
+Everything is written for one example and mapped over a split in blocks that fit a memory budget.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from iwae.bounds import Bound
+from iwae.model import Autoencoder, Model, log_weights
+from iwae.training import Observe
+
+CHUNK = 250
+"""Draws per step of the stream over K: with 4 images, a matrix product that stays in the cache."""
+
+ACTIVE = 1e-2
+"""A unit is active when A_u = Var_x(E_q[h_u|x]) exceeds this (Burda et al. §5)."""
+
+PerExample = Callable[[Any, Array, PRNGKeyArray], Any]
+Progress = Callable[[int], None]
+
+
+def log_likelihood(
+    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, chunk: int = CHUNK
+) -> Float[Array, ""]:
+    """L_K = log (1/K) Σ_i w_i of one example, in nats (Burda et al. Eq. 8).
+
+    Streams over K in chunks with a running log-sum-exp: exact, in memory that does not grow with K.
+    """
+    chunk = min(k, chunk)
+
+    def add(total: Array, start: Array) -> tuple[Array, None]:
+        h = model.propose(x, chunk, jax.random.fold_in(key, start))
+        wanted = start + jnp.arange(chunk) < k
+        log_w = jnp.where(wanted, log_weights(model, x, h), -jnp.inf)
+        return jnp.logaddexp(total, jax.nn.logsumexp(log_w)), None
+
+    total, _ = jax.lax.scan(add, jnp.array(-jnp.inf), jnp.arange(0, k, chunk))
+    return total - math.log(k)
+
+
+def bound_value(
+    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, bound: Bound, k: int
+) -> Float[Array, ""]:
+    """A training bound of one example with K draws, in nats."""
+    return bound(log_weights(model, x, model.propose(x, k, key)))
+
+
+def terms(
+    model: Autoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
+) -> Float[Array, " 1+L"]:
+    """E_q[log p(x|h_1)] and E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})] for l = 1 … L, in nats.
+
+    The first minus the sum of the others is the ELBO.
+    """
+    h = model.propose(x, k, key)
+    proposals, priors = model.log_proposal_terms(x, h), model.log_prior_terms(h)
+    kl = [q - p for q, p in zip(proposals, priors, strict=True)]
+    return jnp.mean(jnp.stack([model.log_observation(x, h), *kl]), axis=1)
+
+
+def posterior_means(
+    model: Autoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
+) -> list[tuple[Array, Array]]:
+    """(E_q[h_l|x], squared standard error of it) for l = 1 … L."""
+    layers = range(1, len(model.latents) + 1)
+    keys = jax.random.split(key, len(model.latents))
+    return [model.posterior_mean(x, i, k, key) for i, key in zip(layers, keys, strict=True)]
+
+
+def over_examples(
+    function: PerExample,
+    model: Any,
+    images: np.ndarray | Array,
+    observe: Observe,
+    *,
+    seed: int,
+    draws: int,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """function(model, x, key) for every example, stacked.
+
+    Example i is observed and evaluated under keys of (seed, i) alone, so that two models see the
+    same binarisation. `draws` latents live at once per example; `memory` (bytes; by default what
+    stays in the cache on a CPU, 2 GiB elsewhere) sets how many examples make a block.
+    """
+    n, d = images.shape
+    block = block_size(n, d, draws, memory)
+    group = min(n, max(block, 500 // block * block))
+    dynamic, static = eqx.partition(model, eqx.is_array)
+    run = _mapped(function, static, observe, block)
+    results = []
+    for start in range(0, n, group):
+        index = np.minimum(np.arange(start, start + group), n - 1)
+        part = run(dynamic, jnp.asarray(images[index]), jnp.asarray(index), seed)
+        results.append(jax.tree.map(lambda a, s=start: np.asarray(a)[: n - s], part))
+        if progress is not None:
+            progress(min(start + group, n))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def block_size(n: int, d: int, draws: int, memory: int | None) -> int:
+    """Examples evaluated at once: two float32 arrays of [block, draws, d] fit the memory."""
+    if memory is None:
+        memory = 2**23 if jax.default_backend() == "cpu" else 2**31
+    return max(1, min(n, memory // (8 * d * draws)))
+
+
+def _mapped(function: PerExample, static: Any, observe: Observe, block: int) -> Callable[..., Any]:
+    @jax.jit
+    def run(dynamic: Any, images: Array, index: Array, seed: Array) -> Any:
+        model = eqx.combine(dynamic, static)
+
+        def one(row: tuple[Array, Array]) -> Any:
+            key_x, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), row[1]))
+            return function(model, observe(row[0], key_x), key)
+
+        return jax.lax.map(one, (images, index), batch_size=block)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Activity:
+    """A_u per unit of each layer, and the units' average posterior means."""
+
+    variance: tuple[np.ndarray, ...]
+    mean: tuple[np.ndarray, ...]
+
+    @property
+    def active(self) -> tuple[np.ndarray, ...]:
+        """Which units are active, as masks."""
+        return tuple(a > ACTIVE for a in self.variance)
+
+    @property
+    def counts(self) -> list[int]:
+        """Active units per layer."""
+        return [int(mask.sum()) for mask in self.active]
+
+
+def activity(
+    model: Autoencoder,
+    images: np.ndarray | Array,
+    observe: Observe,
+    *,
+    seed: int = 0,
+    k: int = 100,
+    memory: int | None = None,
+) -> Activity:
+    """A_u = Var_x(E_q[h_u|x]) of every latent unit (Burda et al. §5).
+
+    Above the first layer E is an average over k draws of the layer below, whose own variance is
+    subtracted: the estimate of A_u is unbiased, so a dead unit is not counted for its noise.
+    """
+    means = over_examples(
+        partial(posterior_means, k=k), model, images, observe, seed=seed, draws=k, memory=memory
+    )
+    return Activity(
+        variance=tuple(np.var(m, axis=0, ddof=1) - np.mean(se2, axis=0) for m, se2 in means),
+        mean=tuple(np.mean(m, axis=0) for m, _ in means),
+    )
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean over examples and its standard error (nan for a single example)."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(np.mean(values, dtype=np.float64)), float(error)

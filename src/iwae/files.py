@@ -1,0 +1,47 @@
+"""Writing files so that a reader, or a crash, only ever sees the old one or the whole new one."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from iwae.errors import InputError
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write to a temporary file beside `path`, flush it to the disk, rename it to `path`.
+
+    Raises `InputError` when the disk is full or the folder cannot be written; `path` is then as it
+    was before.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise InputError(
+            f"{path} could not be written: {error.strerror}; what was there before is unharmed. "
+            f"Free some space or choose another place, then run the command again."
+        ) from error
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """`InputError` if `path` exists and must not be overwritten, or has no folder to lie in."""
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; choose another --out, or give --overwrite to replace it.")
+    if not path.parent.is_dir():
+        raise InputError(f"There is no folder {path.parent} to write {path.name} into; create it.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

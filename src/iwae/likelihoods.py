@@ -1,0 +1,166 @@
+"""p(x|h1): what the decoder's last layer parametrises, one example at a time.
+
+A likelihood turns an array of unconstrained parameters [n_parameters, d] into a numpyro
+distribution over x [d]. Bernoulli and Gaussian are written out; every other numpyro distribution
+with one parameter per pixel and argument comes through `Numpyro`.
+"""
+
+import abc
+import inspect
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+from numpyro.distributions import transforms
+
+from iwae.errors import InputError, nearest
+
+LOG_2PI = float(np.log(2 * np.pi))
+
+
+class AbstractLikelihood(eqx.Module):
+    """Independent observations of d pixels given their parameters."""
+
+    n_parameters: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def distribution(self, parameters: Float[Array, "p d"]) -> dist.Distribution:
+        """The numpyro distribution with batch shape [d]."""
+
+    @abc.abstractmethod
+    def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
+        """log p(x|h1) in nats, summed over pixels."""
+
+    @abc.abstractmethod
+    def initial_bias(
+        self, mean: Float[Array, " d"], spread: Float[Array, " d"]
+    ) -> Float[Array, "p d"]:
+        """The decoder's output bias, from the moments of the training data."""
+
+
+class Bernoulli(AbstractLikelihood):
+    """x_j ~ Bernoulli(sigmoid(z_j)).
+
+    log p = Σ_j x_j z_j − max(z_j, 0) − log(1 + exp(−|z_j|)), finite for every z. Written out
+    because numpyro's takes a fifth longer in the evaluation of L_5000 (`benchmarks/`).
+    """
+
+    n_parameters: int = eqx.field(static=True, default=1)
+
+    def distribution(self, parameters: Float[Array, "p d"]) -> dist.Distribution:
+        return dist.Bernoulli(logits=parameters[0])
+
+    def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
+        z = parameters[0]
+        return jnp.sum(x * z - jnp.maximum(z, 0) - jnp.log1p(jnp.exp(-jnp.abs(z))))
+
+    def initial_bias(
+        self, mean: Float[Array, " d"], spread: Float[Array, " d"]
+    ) -> Float[Array, "p d"]:
+        """logit of the mean training pixel, clipped to [0.001, 0.999] (the authors' code)."""
+        mean = jnp.clip(mean, 0.001, 0.999)
+        return jnp.log(mean / (1 - mean))[None]
+
+
+class Gaussian(AbstractLikelihood):
+    """x_j ~ N(m_j + s_j a_j, (s_j exp b_j)²), with m and s the training mean and spread.
+
+    The decoder works in standard units (a, b) while the density is that of x in its own.
+    """
+
+    mean: Float[Array, " d"]
+    spread: Float[Array, " d"]
+    n_parameters: int = eqx.field(static=True, default=2)
+
+    def distribution(self, parameters: Float[Array, "p d"]) -> dist.Distribution:
+        mean, spread = jax.lax.stop_gradient((self.mean, self.spread))
+        return dist.Normal(mean + spread * parameters[0], spread * jnp.exp(parameters[1]))
+
+    def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
+        mean, spread = jax.lax.stop_gradient((self.mean, self.spread))
+        a, b = parameters
+        standard = ((x - mean) / spread - a) * jnp.exp(-b)
+        return -jnp.sum(0.5 * standard**2 + b + jnp.log(spread) + 0.5 * LOG_2PI)
+
+    def initial_bias(
+        self, mean: Float[Array, " d"], spread: Float[Array, " d"]
+    ) -> Float[Array, "p d"]:
+        return jnp.zeros((2, mean.shape[0]))
+
+
+class Numpyro(AbstractLikelihood):
+    """Any numpyro distribution, its arguments mapped from the real line by `biject_to`.
+
+    Biases start where each argument's transform is 0, except `loc` (training mean) and `scale`
+    (training spread).
+    """
+
+    family: str = eqx.field(static=True)
+    n_parameters: int = eqx.field(static=True)
+
+    def __init__(self, family: str):
+        self.family = family
+        self.n_parameters = len(self._arguments())
+
+    def _arguments(self) -> dict[str, transforms.Transform]:
+        constraints = getattr(dist, self.family).arg_constraints
+        return {name: transforms.biject_to(c) for name, c in constraints.items()}
+
+    def distribution(self, parameters: Float[Array, "p d"]) -> dist.Distribution:
+        arguments = zip(self._arguments().items(), parameters, strict=True)
+        return getattr(dist, self.family)(**{n: to(row) for (n, to), row in arguments})
+
+    def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
+        return jnp.sum(self.distribution(parameters).log_prob(x))
+
+    def initial_bias(
+        self, mean: Float[Array, " d"], spread: Float[Array, " d"]
+    ) -> Float[Array, "p d"]:
+        start = {"loc": mean, "scale": spread}
+        zero = jnp.zeros_like(mean)
+        rows = [t.inv(start[n]) if n in start else zero for n, t in self._arguments().items()]
+        return jnp.stack(rows)
+
+
+def names() -> list[str]:
+    """The likelihoods that `likelihood` accepts by name."""
+    return ["bernoulli", "gaussian", *(n for n in dist.__all__ if _is_elementwise(n))]
+
+
+def _is_elementwise(name: str) -> bool:
+    """Whether a distribution of scalars is built from scalars that map to the real line."""
+    family = getattr(dist, name)
+    if not (isinstance(family, type) and issubclass(family, dist.Distribution)):
+        return False
+    arguments = family.arg_constraints
+    if "base_dist" in inspect.signature(family).parameters:
+        return False
+    try:
+        scalar = [transforms.biject_to(c).domain.event_dim == 0 for c in arguments.values()]
+        return bool(scalar) and all(scalar) and family.support.event_dim == 0
+    except (AttributeError, NotImplementedError):
+        return False
+
+
+def likelihood(name: str, *, kind: str, mean: Array, spread: Array) -> AbstractLikelihood:
+    """The likelihood `name` for data of a kind (binary, intensity, real) with these moments [d].
+
+    `InputError` for an unknown name, or for a Bernoulli likelihood of real values.
+    """
+    if name == "auto":
+        name = "gaussian" if kind == "real" else "bernoulli"
+    if name == "bernoulli":
+        if kind == "real":
+            raise InputError(
+                "likelihood = bernoulli was given, but the data have real values; give "
+                "--likelihood gaussian, or bring the data into [0, 1]."
+            )
+        return Bernoulli()
+    if name == "gaussian":
+        return Gaussian(mean, spread)
+    if name not in names():
+        raise InputError(f"There is no likelihood {name!r}; {nearest(name, names())}.")
+    return Numpyro(name)

@@ -1,0 +1,232 @@
+"""Latent-variable models that yield log importance weights, written for ONE example.
+
+A model is anything with `propose`, `log_joint` and `log_proposal` (`Model`); `Autoencoder` is the
+built-in one. K draws h of one example are a pytree whose leaves lead with the axis K.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from iwae.config import ModelConfig
+from iwae.likelihoods import LOG_2PI, AbstractLikelihood, likelihood
+from iwae.networks import MLP, Filled, Gaussian, Selected, Standardize, glorot_linear
+
+Latents = tuple[Float[Array, "k _"], ...]
+Conditional = Callable[[Array], tuple[Array, Array]]
+
+
+class Model(Protocol):
+    """What bounds, estimators, training and evaluation need of a model."""
+
+    def propose(self, x: Array, k: int, key: PRNGKeyArray) -> Any:
+        """K reparametrised draws h ~ q(h|x)."""
+
+    def log_joint(self, x: Array, h: Any) -> Float[Array, " k"]:
+        """log p(x, h) of each draw, in nats."""
+
+    def log_proposal(self, x: Array, h: Any) -> Float[Array, " k"]:
+        """log q(h|x) of each draw, in nats."""
+
+
+def log_weights(model: Model, x: Array, h: Any) -> Float[Array, " k"]:
+    """log w_i = log p(x, h_i) − log q(h_i|x), in nats (Burda et al. §3)."""
+    return model.log_joint(x, h) - model.log_proposal(x, h)
+
+
+def log_normal(
+    h: Float[Array, "*b d"], mu: Float[Array, "*b d"], log_sigma: Float[Array, "*b d"]
+) -> Float[Array, "*b"]:
+    """log N(h; μ, diag σ²), summed over the last axis."""
+    standard = (h - mu) * jnp.exp(-log_sigma)
+    return -jnp.sum(0.5 * standard**2 + log_sigma, axis=-1) - 0.5 * LOG_2PI * h.shape[-1]
+
+
+def log_standard_normal(h: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+    """log N(h; 0, I), summed over the last axis."""
+    return -0.5 * jnp.sum(h**2, axis=-1) - 0.5 * LOG_2PI * h.shape[-1]
+
+
+class Autoencoder(eqx.Module):
+    """L Gaussian stochastic layers in both directions (Burda et al. §2 and §5).
+
+    q(h|x) = q(h_1|x) q(h_2|h_1) … q(h_L|h_{L−1}) and
+    p(x, h) = p(h_L) p(h_{L−1}|h_L) … p(h_1|h_2) p(x|h_1) with p(h_L) = N(0, I).
+
+    The slots take any callable equinox modules: each conditional maps a vector to (μ, log σ), and
+    `observation` maps h_1 to the likelihood's parameters, flat or [n_parameters, d].
+    """
+
+    encoder: tuple[Conditional, ...]
+    """q(h_1|x), q(h_2|h_1), …, from the image up."""
+    decoder: tuple[Conditional, ...]
+    """p(h_1|h_2), p(h_2|h_3), …, from the image up: one fewer than the encoder."""
+    observation: Callable[[Array], Array]
+    likelihood: AbstractLikelihood
+    latents: tuple[int, ...] = eqx.field(static=True)
+    """Units of h_1, …, h_L."""
+
+    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Latents:
+        """K draws h_l = μ_l + σ_l ε_l, layer by layer; q(h_1|x) is computed once for all K."""
+        keys = jax.random.split(key, len(self.encoder))
+        mu, log_sigma = self.encoder[0](x)
+        draws = [mu + jnp.exp(log_sigma) * jax.random.normal(keys[0], (k, mu.shape[-1]))]
+        for conditional, key_l in zip(self.encoder[1:], keys[1:], strict=True):
+            mu, log_sigma = jax.vmap(conditional)(draws[-1])
+            draws.append(mu + jnp.exp(log_sigma) * jax.random.normal(key_l, mu.shape))
+        return tuple(draws)
+
+    def log_joint(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:
+        """log p(x, h) = log p(x|h_1) + Σ_l log p(h_l|h_{l+1}), per draw."""
+        return self.log_observation(x, h) + sum(self.log_prior_terms(h))
+
+    def log_proposal(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:
+        """log q(h|x) = Σ_l log q(h_l|h_{l−1}), per draw."""
+        return sum(self.log_proposal_terms(x, h), jnp.zeros(h[0].shape[0]))
+
+    def log_observation(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:
+        """log p(x|h_1), per draw."""
+        return jax.vmap(lambda h1: self.likelihood.log_prob(self.parameters(h1), x))(h[0])
+
+    def log_prior_terms(self, h: Latents) -> list[Float[Array, " k"]]:
+        """log p(h_l|h_{l+1}) for l = 1 … L, where the last is log p(h_L)."""
+        given = zip(h[:-1], h[1:], self.decoder, strict=True)
+        terms = [log_normal(below, *jax.vmap(p)(above)) for below, above, p in given]
+        return [*terms, log_standard_normal(h[-1])]
+
+    def log_proposal_terms(self, x: Float[Array, " d"], h: Latents) -> list[Float[Array, " k"]]:
+        """log q(h_l|h_{l−1}) for l = 1 … L, where the first is log q(h_1|x)."""
+        given = zip(h[1:], h[:-1], self.encoder[1:], strict=True)
+        terms = [log_normal(above, *jax.vmap(q)(below)) for above, below, q in given]
+        mu, log_sigma = self.encoder[0](x)
+        return [log_normal(h[0], mu, log_sigma), *terms]
+
+    def parameters(self, h1: Float[Array, " d1"]) -> Float[Array, "p d"]:
+        """The likelihood's parameters at h_1."""
+        return self.observation(h1).reshape(self.likelihood.n_parameters, -1)
+
+    def prior(self, n: int, key: PRNGKeyArray) -> Float[Array, "n d1"]:
+        """n ancestral draws of h_1, through p(h_L) … p(h_1|h_2)."""
+        keys = jax.random.split(key, len(self.encoder))
+        h = jax.random.normal(keys[0], (n, self.latents[-1]))
+        for conditional, key_l in zip(reversed(self.decoder), keys[1:], strict=True):
+            mu, log_sigma = jax.vmap(conditional)(h)
+            h = mu + jnp.exp(log_sigma) * jax.random.normal(key_l, mu.shape)
+        return h
+
+    def sample(self, n: int, key: PRNGKeyArray, *, mean: bool = True) -> Float[Array, "n d"]:
+        """n images from the model: E[x|h_1] of ancestral draws, or x itself with `mean=False`."""
+        key_h, key_x = jax.random.split(key)
+        h1 = self.prior(n, key_h)
+        if mean:
+            return jax.vmap(self.expected)(h1)
+        keys = jax.random.split(key_x, n)
+        return jax.vmap(self.draw)(h1, keys)
+
+    def draw(self, h1: Float[Array, " d1"], key: PRNGKeyArray) -> Float[Array, " d"]:
+        """x ~ p(x|h_1)."""
+        return self.likelihood.distribution(self.parameters(h1)).sample(key).astype(float)
+
+    def expected(self, h1: Float[Array, " d1"]) -> Float[Array, " d"]:
+        """E[x|h_1]."""
+        return self.likelihood.distribution(self.parameters(h1)).mean
+
+    def reconstruct(self, x: Float[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
+        """E[x'|h_1] at one draw h_1 ~ q(h_1|x)."""
+        return self.expected(self.propose(x, 1, key)[0][0])
+
+    def posterior_mean(
+        self, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
+    ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
+        """E[h_l|x] under q and the squared standard error of the estimate (papers: A_u's input).
+
+        For l = 1 the encoder's mean, exactly; above, the average over k draws of h_{l−1} of the
+        mean of q(h_l|h_{l−1}).
+        """
+        if layer == 1:
+            mu, _ = self.encoder[0](x)
+            return mu, jnp.zeros_like(mu)
+        below = self.propose(x, k, key)[layer - 2]
+        mu, _ = jax.vmap(self.encoder[layer - 1])(below)
+        return jnp.mean(mu, axis=0), jnp.var(mu, axis=0, ddof=1) / k
+
+
+def restrict(
+    model: Autoencoder, keep: tuple[Bool[Array, " d_l"], ...], fill: tuple[Array, ...]
+) -> Autoencoder:
+    """The model with the latent units outside `keep` taken out of p and q, and held at `fill`.
+
+    What remains is again a latent-variable model, so its log-weights bound its own log p(x).
+    """
+    kept = [jnp.flatnonzero(mask) for mask in keep]
+
+    def filled(network: Callable[[Array], Any], layer: int) -> Filled:
+        return Filled(network, kept[layer], fill[layer])
+
+    first, *above = model.encoder
+    encoder: list[Conditional] = [first, *(filled(q, i) for i, q in enumerate(above))]
+    decoder = [filled(p, i + 1) for i, p in enumerate(model.decoder)]
+    return Autoencoder(
+        encoder=tuple(Selected(q, kept[i]) for i, q in enumerate(encoder)),
+        decoder=tuple(Selected(p, kept[i]) for i, p in enumerate(decoder)),
+        observation=filled(model.observation, 0),
+        likelihood=model.likelihood,
+        latents=tuple(len(indices) for indices in kept),
+    )
+
+
+def build(
+    config: ModelConfig, *, kind: str, mean: Array, spread: Array, key: PRNGKeyArray
+) -> Autoencoder:
+    """The autoencoder that `config` describes, for data of a kind with these moments [d].
+
+    Weights are Glorot uniform, biases zero, the output bias as the likelihood says. Real values
+    are standardised in front of the encoder.
+    """
+    mean, spread = jnp.asarray(mean, jnp.float32), jnp.asarray(spread, jnp.float32)
+    spread = jnp.where(spread > 0, spread, 1.0)
+    hidden, latents = config.widths
+    observed = likelihood(config.likelihood, kind=kind, mean=mean, spread=spread)
+    keys = iter(jax.random.split(key, 2 * config.layers + 1))
+    inputs = (mean.shape[0], *latents[:-1])
+    encoder = [
+        gaussian(n, widths, out, key=next(keys))
+        for n, widths, out in zip(inputs, hidden, latents, strict=True)
+    ]
+    if kind == "real":
+        whole = Standardize(encoder[0].features, mean, spread)
+        encoder[0] = eqx.tree_at(lambda q: q.features, encoder[0], whole)
+    decoder = [
+        gaussian(above, widths[::-1], below, key=next(keys))
+        for above, widths, below in zip(latents[1:], hidden[1:], latents[:-1], strict=True)
+    ]
+    return Autoencoder(
+        encoder=tuple(encoder),
+        decoder=tuple(decoder),
+        observation=_output(
+            latents[0], hidden[0][::-1], observed.initial_bias(mean, spread), key=next(keys)
+        ),
+        likelihood=observed,
+        latents=latents,
+    )
+
+
+def gaussian(n_in: int, widths: tuple[int, ...], n_out: int, *, key: PRNGKeyArray) -> Gaussian:
+    """tanh layers of these widths, topped by a Gaussian of n_out units."""
+    key_features, key_heads = jax.random.split(key)
+    features = MLP(n_in, widths, key=key_features)
+    return Gaussian(features, (n_in, *widths)[-1], n_out, key=key_heads)
+
+
+def _output(
+    n_in: int, widths: tuple[int, ...], bias: Float[Array, "p d"], *, key: PRNGKeyArray
+) -> eqx.nn.Sequential:
+    key_features, key_last = jax.random.split(key)
+    last = glorot_linear((n_in, *widths)[-1], bias.size, key=key_last)
+    last = eqx.tree_at(lambda linear: linear.bias, last, bias.reshape(-1))
+    features = eqx.nn.Lambda(MLP(n_in, widths, key=key_features))
+    return eqx.nn.Sequential([features, last])

@@ -1,0 +1,101 @@
+"""Networks for one example: tanh layers, and Gaussian conditionals with diagonal covariance."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+def glorot_linear(n_in: int, n_out: int, *, key: PRNGKeyArray) -> eqx.nn.Linear:
+    """A linear map with weights U[±√(6/(n_in+n_out))] and zero biases (Glorot & Bengio 2010)."""
+    weight = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)(key, (n_out, n_in))
+    linear = eqx.nn.Linear(n_in, n_out, key=key)
+    return eqx.tree_at(lambda one: (one.weight, one.bias), linear, (weight, jnp.zeros(n_out)))
+
+
+class MLP(eqx.Module):
+    """Deterministic tanh layers, v ↦ tanh(W_n … tanh(W_1 v + b_1) … + b_n)."""
+
+    layers: tuple[eqx.nn.Linear, ...]
+
+    def __init__(self, n_in: int, widths: Sequence[int], *, key: PRNGKeyArray):
+        sizes = [n_in, *widths]
+        keys = jax.random.split(key, max(len(widths), 1))
+        self.layers = tuple(
+            glorot_linear(a, b, key=k) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=False)
+        )
+
+    def __call__(self, v: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
+        for layer in self.layers:
+            v = jnp.tanh(layer(v))
+        return v
+
+
+class Gaussian(eqx.Module):
+    """N(μ(v), diag σ(v)²): μ and log σ are linear maps of the features (Burda et al. §5).
+
+    `features` is any callable v [n_in] ↦ [n_features].
+    """
+
+    features: Callable[[Array], Array]
+    mu: eqx.nn.Linear
+    log_sigma: eqx.nn.Linear
+
+    def __init__(
+        self,
+        features: Callable[[Array], Array],
+        n_features: int,
+        n_out: int,
+        *,
+        key: PRNGKeyArray,
+    ):
+        key_mu, key_sigma = jax.random.split(key)
+        self.features = features
+        self.mu = glorot_linear(n_features, n_out, key=key_mu)
+        self.log_sigma = glorot_linear(n_features, n_out, key=key_sigma)
+
+    def __call__(
+        self, v: Float[Array, " n_in"]
+    ) -> tuple[Float[Array, " n_out"], Float[Array, " n_out"]]:
+        """(μ, log σ), each [n_out]."""
+        features = self.features(v)
+        return self.mu(features), self.log_sigma(features)
+
+
+class Standardize(eqx.Module):
+    """v ↦ (v − center) / spread with fixed center and spread, in front of `network`."""
+
+    network: Callable[[Array], Array]
+    center: Float[Array, " n_in"]
+    spread: Float[Array, " n_in"]
+
+    def __call__(self, v: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
+        center, spread = jax.lax.stop_gradient((self.center, self.spread))
+        return self.network((v - center) / spread)
+
+
+class Filled(eqx.Module):
+    """`network` for a vector of which only the units `kept` are given; the others are at `fill`."""
+
+    network: Callable[[Array], Any]
+    kept: Int[Array, " n_kept"]
+    fill: Float[Array, " n_in"]
+
+    def __call__(self, v: Float[Array, " n_kept"]) -> Any:
+        return self.network(self.fill.at[self.kept].set(v))
+
+
+class Selected(eqx.Module):
+    """A Gaussian conditional of which only the output units `kept` are left."""
+
+    conditional: Callable[[Array], tuple[Array, Array]]
+    kept: Int[Array, " n_kept"]
+
+    def __call__(
+        self, v: Float[Array, " n_in"]
+    ) -> tuple[Float[Array, " n_kept"], Float[Array, " n_kept"]]:
+        mu, log_sigma = self.conditional(v)
+        return mu[self.kept], log_sigma[self.kept]

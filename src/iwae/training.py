@@ -1,0 +1,176 @@
+"""Training as pure functions: a state, and one compiled program that advances it by many steps.
+
+Every random draw derives from (seed, step), so a run is a function of its configuration and its
+data, and a resumed run continues exactly.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+from iwae.bounds import BOUNDS
+from iwae.config import ObjectiveConfig, TrainingConfig
+from iwae.gradients import ESTIMATORS, surrogate_loss
+
+INIT, ORDER, STEPS, VALIDATION = range(4)
+"""Independent streams of a run's key."""
+
+STAGES = 8
+Observe = Callable[[Shaped[Array, " d"], PRNGKeyArray], Float[Array, " d"]]
+
+
+def stream(seed: int, purpose: int) -> PRNGKeyArray:
+    """The key of one purpose of a run."""
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def observer(scale: float, *, dynamic: bool) -> Observe:
+    """What the model sees of a stored example: x/scale, or with `dynamic` a 0/1 sample of it."""
+
+    def observe(x: Shaped[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
+        intensity = x.astype(jnp.float32) / scale
+        if not dynamic:
+            return intensity
+        return jax.random.bernoulli(key, intensity).astype(jnp.float32)
+
+    return observe
+
+
+class TrainState(eqx.Module):
+    """All that a run carries from step to step."""
+
+    params: PyTree
+    """The model's trainable arrays."""
+    opt_state: PyTree
+    average: PyTree
+    """Moving average of `params`, or None."""
+    step: Int[Array, ""]
+    value: Float[Array, ""]
+    """Bound on the last batch, mean over its examples; not finite stops the run."""
+    total: Float[Array, ""]
+    """Sum of `value` over the steps of the current pass."""
+
+
+def stages(learning_rate: float, total_steps: int) -> optax.Schedule:
+    """lr · 10^(−i/7) for 3^i of 3,280 parts of the steps, i = 0 … 7 (Burda et al. §5)."""
+    parts = [3**i for i in range(STAGES)]
+    ends = [round(total_steps * sum(parts[: i + 1]) / sum(parts)) for i in range(STAGES - 1)]
+    rates = [optax.constant_schedule(learning_rate * 10 ** (-i / 7)) for i in range(STAGES)]
+    return optax.join_schedules(rates, ends)
+
+
+def learning_rate(config: TrainingConfig, steps_per_pass: int) -> optax.Schedule:
+    """Learning rate as a function of the step."""
+    total_steps = config.epochs * steps_per_pass
+    if config.schedule == "stages":
+        return stages(config.learning_rate, total_steps)
+    if config.schedule == "cosine":
+        return optax.cosine_decay_schedule(config.learning_rate, total_steps)
+    return optax.constant_schedule(config.learning_rate)
+
+
+def optimizer(config: TrainingConfig, steps_per_pass: int) -> optax.GradientTransformation:
+    """Adam on the mean over the batch: ε / batch_size makes its step that of the paper's sum."""
+    adam = optax.adam(
+        learning_rate(config, steps_per_pass),
+        b1=config.adam_beta1,
+        b2=config.adam_beta2,
+        eps=config.adam_epsilon / config.batch_size,
+    )
+    return (
+        adam if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), adam)
+    )
+
+
+def init(params: PyTree, transform: optax.GradientTransformation, *, average: bool) -> TrainState:
+    """The state before the first step, of copies, so that steps can reuse its memory."""
+    return TrainState(
+        params=jax.tree.map(jnp.copy, params),
+        opt_state=transform.init(params),
+        average=jax.tree.map(jnp.copy, params) if average else None,
+        step=jnp.array(0, jnp.int32),
+        value=jnp.array(0.0),
+        total=jnp.array(0.0),
+    )
+
+
+def order_of_pass(seed: int, number: int, n: int) -> Int[Array, " n"]:
+    """The order in which pass `number` visits the n training examples."""
+    key = jax.random.fold_in(stream(seed, ORDER), number)
+    return jax.random.permutation(key, n)
+
+
+Advance = Callable[[TrainState, Array, Array, int, int], TrainState]
+
+
+def make_advance(
+    static: PyTree,
+    objective: ObjectiveConfig,
+    config: TrainingConfig,
+    transform: optax.GradientTransformation,
+    observe: Observe,
+    seed: int,
+) -> Advance:
+    """Compile `advance(state, images, order, start, stop)`: steps up to `stop` of a pass.
+
+    `start` is the step at which the pass began, `order` its order. The loop's length is an argument
+    of the compiled program, so every step runs the same code however a run is cut into chunks. It
+    ends early when the bound is not finite. `state` is consumed.
+    """
+    key = stream(seed, STEPS)
+    bound, estimator = BOUNDS[objective.objective], ESTIMATORS[objective.estimator]
+    batch = config.batch_size
+
+    def loss(params: PyTree, x: Array, keys: PRNGKeyArray) -> tuple[Array, Array]:
+        model = eqx.combine(params, static)
+        losses, values = jax.vmap(
+            lambda x, key: surrogate_loss(
+                model, x, key, bound=bound, k=objective.k, estimator=estimator
+            )
+        )(x, keys)
+        return jnp.mean(losses), jnp.mean(values)
+
+    def one_step(state: TrainState, images: Array, order: Array, start: Array) -> TrainState:
+        keys = jax.random.split(jax.random.fold_in(key, state.step), (2, batch))
+        rows = jax.lax.dynamic_slice(order, ((state.step - start) * batch,), (batch,))
+        x = jax.vmap(observe)(images[rows], keys[0])
+        (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, x, keys[1])
+        updates, opt_state = transform.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(
+            params=params,
+            opt_state=opt_state,
+            average=_averaged(state.average, params, state.step, config.average),
+            step=state.step + 1,
+            value=value,
+            total=state.total + value,
+        )
+
+    def advance(
+        state: TrainState, images: Array, order: Array, start: Array, stop: Array
+    ) -> TrainState:
+        return jax.lax.while_loop(
+            lambda s: (s.step < stop) & jnp.isfinite(s.value),
+            lambda s: one_step(s, images, order, start),
+            state,
+        )
+
+    return jax.jit(advance, donate_argnums=0)
+
+
+def _averaged(average: PyTree, params: PyTree, step: Array, decay: float | None) -> PyTree:
+    """Exponential moving average whose memory grows to 1/(1−decay) steps from the start."""
+    if decay is None:
+        return None
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(params, average, rate)
+
+
+def all_finite(tree: Any) -> bool:
+    """Whether every number in the tree is finite."""
+    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
