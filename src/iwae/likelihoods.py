@@ -7,6 +7,7 @@ with one parameter per pixel and argument comes through `Numpyro`.
 
 import abc
 import inspect
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,7 +25,10 @@ LOG_2PI = float(np.log(2 * np.pi))
 class AbstractLikelihood(eqx.Module):
     """Independent observations of d pixels given their parameters."""
 
-    n_parameters: eqx.AbstractVar[int]
+    @property
+    @abc.abstractmethod
+    def n_parameters(self) -> int:
+        """Parameters per pixel."""
 
     @abc.abstractmethod
     def distribution(self, parameters: Float[Array, "p d"]) -> dist.Distribution:
@@ -48,7 +52,9 @@ class Bernoulli(AbstractLikelihood):
     because numpyro's takes a fifth longer in the evaluation of L_5000 (`benchmarks/`).
     """
 
-    n_parameters: int = eqx.field(static=True, default=1)
+    @property
+    def n_parameters(self) -> int:
+        return 1
 
     def distribution(self, parameters: Float[Array, "p d"]) -> dist.Distribution:
         return dist.Bernoulli(logits=parameters[0])
@@ -73,7 +79,10 @@ class Gaussian(AbstractLikelihood):
 
     mean: Float[Array, " d"]
     spread: Float[Array, " d"]
-    n_parameters: int = eqx.field(static=True, default=2)
+
+    @property
+    def n_parameters(self) -> int:
+        return 2
 
     def distribution(self, parameters: Float[Array, "p d"]) -> dist.Distribution:
         mean, spread = jax.lax.stop_gradient((self.mean, self.spread))
@@ -99,11 +108,10 @@ class Numpyro(AbstractLikelihood):
     """
 
     family: str = eqx.field(static=True)
-    n_parameters: int = eqx.field(static=True)
 
-    def __init__(self, family: str):
-        self.family = family
-        self.n_parameters = len(self._arguments())
+    @property
+    def n_parameters(self) -> int:
+        return len(self._arguments())
 
     def _arguments(self) -> dict[str, transforms.Transform]:
         constraints = getattr(dist, self.family).arg_constraints
@@ -132,7 +140,7 @@ def names() -> list[str]:
 
 def _is_elementwise(name: str) -> bool:
     """Whether a distribution of scalars is built from scalars that map to the real line."""
-    family = getattr(dist, name)
+    family: Any = getattr(dist, name)
     if not (isinstance(family, type) and issubclass(family, dist.Distribution)):
         return False
     arguments = family.arg_constraints

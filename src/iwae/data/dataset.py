@@ -52,7 +52,7 @@ class Dataset:
         squares = np.sum([((block - mean) ** 2).sum(axis=0) for block in blocks], axis=0)
         return (np.sqrt(squares / len(self.train)) / self.scale).astype(np.float32)
 
-    def binarized(self, seed: int) -> Dataset:
+    def binarized(self, seed: int) -> "Dataset":
         """Each split binarised once; split i draws from default_rng([seed, i]). Binary: itself."""
         if self.kind == "binary":
             return self
