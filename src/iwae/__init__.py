@@ -1,0 +1,44 @@
+"""Importance weighted autoencoders on JAX.
+
+`train`, `evaluate` and `load` are the front door; `bounds`, `gradients`, `model`, `data` and the
+other modules compose freely. Modules are imported when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iwae.runs import evaluate, load, train
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "load", "train"]
+
+_MODULES = (
+    "bounds",
+    "checkpoint",
+    "config",
+    "data",
+    "evaluation",
+    "folder",
+    "gradients",
+    "likelihoods",
+    "model",
+    "networks",
+    "observation",
+    "report",
+    "runs",
+    "trained",
+    "training",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("evaluate", "load", "train"):
+        return getattr(importlib.import_module("iwae.runs"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"iwae.{name}")
+    raise AttributeError(f"module 'iwae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

@@ -6,7 +6,6 @@ Everything is written for one example and mapped over a split in blocks that fit
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae.bounds import Bound
 from iwae.model import Autoencoder, Model, log_weights
-from iwae.training import Observe
+from iwae.observation import Observer
 
 CHUNK = 250
 """Draws per step of the stream over K: with 4 images, a matrix product that stays in the cache."""
@@ -81,7 +80,7 @@ def over_examples(
     function: PerExample,
     model: Any,
     images: np.ndarray | Array,
-    observe: Observe,
+    observe: Observer,
     *,
     seed: int,
     draws: int,
@@ -90,6 +89,8 @@ def over_examples(
 ) -> Any:
     """function(model, x, key) for every example, stacked.
 
+    Bind other arguments with `eqx.Partial`: equal calls then share one compiled program.
+
     Example i is observed and evaluated under keys of (seed, i) alone, so that two models see the
     same binarisation. `draws` latents live at once per example; `memory` (bytes; by default what
     stays in the cache on a CPU, 2 GiB elsewhere) sets how many examples make a block.
@@ -97,12 +98,11 @@ def over_examples(
     n, d = images.shape
     block = block_size(n, d, draws, memory)
     group = min(n, max(block, 500 // block * block))
-    dynamic, static = eqx.partition(model, eqx.is_array)
-    run = _mapped(function, static, observe, block)
     results = []
     for start in range(0, n, group):
-        index = np.minimum(np.arange(start, start + group), n - 1)
-        part = run(dynamic, jnp.asarray(images[index]), jnp.asarray(index), seed)
+        index = jnp.minimum(jnp.arange(start, start + group), n - 1)
+        rows = jnp.asarray(images[start : start + group])[index - start]
+        part = _over_group(function, model, rows, index, jnp.uint32(seed), observe, block)
         results.append(jax.tree.map(lambda a, s=start: np.asarray(a)[: n - s], part))
         if progress is not None:
             progress(min(start + group, n))
@@ -116,18 +116,21 @@ def block_size(n: int, d: int, draws: int, memory: int | None) -> int:
     return max(1, min(n, memory // (8 * d * draws)))
 
 
-def _mapped(function: PerExample, static: Any, observe: Observe, block: int) -> Callable[..., Any]:
-    @jax.jit
-    def run(dynamic: Any, images: Array, index: Array, seed: Array) -> Any:
-        model = eqx.combine(dynamic, static)
+@eqx.filter_jit
+def _over_group(
+    function: PerExample,
+    model: Any,
+    images: Array,
+    index: Array,
+    seed: Array,
+    observe: Observer,
+    block: int,
+) -> Any:
+    def one(row: tuple[Array, Array]) -> Any:
+        key_x, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), row[1]))
+        return function(model, observe(row[0], key_x), key)
 
-        def one(row: tuple[Array, Array]) -> Any:
-            key_x, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), row[1]))
-            return function(model, observe(row[0], key_x), key)
-
-        return jax.lax.map(one, (images, index), batch_size=block)
-
-    return run
+    return jax.lax.map(one, (images, index), batch_size=block)
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Activity:
 def activity(
     model: Autoencoder,
     images: np.ndarray | Array,
-    observe: Observe,
+    observe: Observer,
     *,
     seed: int = 0,
     k: int = 100,
@@ -163,7 +166,7 @@ def activity(
     subtracted: the estimate of A_u is unbiased, so a dead unit is not counted for its noise.
     """
     means = over_examples(
-        partial(posterior_means, k=k), model, images, observe, seed=seed, draws=k, memory=memory
+        eqx.Partial(posterior_means, k=k), model, images, observe, seed=seed, draws=k, memory=memory
     )
     return Activity(
         variance=tuple(np.var(m, axis=0, ddof=1) - np.mean(se2, axis=0) for m, se2 in means),

@@ -141,11 +141,9 @@ def names() -> list[str]:
 def _is_elementwise(name: str) -> bool:
     """Whether a distribution of scalars is built from scalars that map to the real line."""
     family: Any = getattr(dist, name)
-    if not (isinstance(family, type) and issubclass(family, dist.Distribution)):
-        return False
-    arguments = family.arg_constraints
     if "base_dist" in inspect.signature(family).parameters:
         return False
+    arguments: dict[str, Any] = getattr(family, "arg_constraints", {})
     try:
         scalar = [transforms.biject_to(c).domain.event_dim == 0 for c in arguments.values()]
         return bool(scalar) and all(scalar) and family.support.event_dim == 0

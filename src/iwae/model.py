@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from iwae.config import ModelConfig
@@ -180,7 +181,7 @@ def restrict(
 
 
 def build(
-    config: ModelConfig, *, kind: str, mean: Array, spread: Array, key: PRNGKeyArray
+    config: ModelConfig, *, kind: str, mean: ArrayLike, spread: ArrayLike, key: PRNGKeyArray
 ) -> Autoencoder:
     """The autoencoder that `config` describes, for data of a kind with these moments [d].
 

@@ -11,34 +11,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from iwae.bounds import BOUNDS
 from iwae.config import ObjectiveConfig, TrainingConfig
 from iwae.gradients import ESTIMATORS, surrogate_loss
+from iwae.observation import Observer
 
 INIT, ORDER, STEPS, VALIDATION = range(4)
 """Independent streams of a run's key."""
 
 STAGES = 8
-Observe = Callable[[Shaped[Array, " d"], PRNGKeyArray], Float[Array, " d"]]
 
 
 def stream(seed: int, purpose: int) -> PRNGKeyArray:
     """The key of one purpose of a run."""
     return jax.random.fold_in(jax.random.key(seed), purpose)
-
-
-def observer(scale: float, *, dynamic: bool) -> Observe:
-    """What the model sees of a stored example: x/scale, or with `dynamic` a 0/1 sample of it."""
-
-    def observe(x: Shaped[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
-        intensity = x.astype(jnp.float32) / scale
-        if not dynamic:
-            return intensity
-        return jax.random.bernoulli(key, intensity).astype(jnp.float32)
-
-    return observe
 
 
 class TrainState(eqx.Module):
@@ -113,7 +101,7 @@ def make_advance(
     objective: ObjectiveConfig,
     config: TrainingConfig,
     transform: optax.GradientTransformation,
-    observe: Observe,
+    observe: Observer,
     seed: int,
 ) -> Advance:
     """Compile `advance(state, images, order, start, stop)`: steps up to `stop` of a pass.

@@ -1,0 +1,169 @@
+"""A run is a folder: configuration, metrics, checkpoint, model and evaluations.
+
+Everything in it is written atomically, a second command never destroys it, and one process at a
+time trains in it.
+"""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+
+from iwae import checkpoint
+from iwae.config import RunConfig, read
+from iwae.errors import InputError
+from iwae.files import write_atomic
+from iwae.model import Autoencoder
+from iwae.observation import Observation
+
+CONFIG, METRICS, CHECKPOINT = "config.toml", "metrics.jsonl", "checkpoint.safetensors"
+MODEL, EVALUATION, LOCK = "model.safetensors", "evaluation.json", ".lock"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; saved in the checkpoint's header."""
+
+    passes: int = 0
+    """Completed passes."""
+    seconds: float = 0.0
+    """Training time so far, over all sessions."""
+    best: float | None = None
+    """Best validation bound so far."""
+    stale: int = 0
+    """Validations since then."""
+    finished: str = ""
+    """Why training ended; empty while it has not."""
+
+
+class Folder:
+    """The files of one run, or of none (`path` None) when training in memory."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def append(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if self.path is not None:
+            with (self.path / METRICS).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def save(self, tree: Any, progress: Progress) -> None:
+        if self.path is not None:
+            checkpoint.save(self.path / CHECKPOINT, tree, asdict(progress))
+
+    def restore(self, like: Any) -> tuple[Any, Progress]:
+        """The last checkpoint, and metrics cut back to it; `like` itself if there is none yet."""
+        if self.path is None or not (self.path / CHECKPOINT).exists():
+            return like, Progress()
+        progress = Progress(**checkpoint.read_header(self.path / CHECKPOINT))
+        tree = checkpoint.load(self.path / CHECKPOINT, like)
+        self.rows = [r for r in read_metrics(self.path) if r["pass"] <= progress.passes]
+        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_atomic(self.path / METRICS, lines)
+        return tree, progress
+
+    def save_model(self, model: Autoencoder, seen: Observation) -> None:
+        if self.path is not None:
+            arrays = eqx.filter(model, eqx.is_array)
+            checkpoint.save(self.path / MODEL, arrays, asdict(seen))
+
+
+@contextlib.contextmanager
+def opened(out: str | Path | None, config: RunConfig, *, resume: bool) -> Iterator[Folder]:
+    """The locked folder of a run: made for a first start, checked for a resume.
+
+    `InputError` if `out` exists and is not to be resumed, is no run, was configured otherwise, or
+    is in use.
+    """
+    if out is None:
+        yield Folder(None)
+        return
+    path = Path(out)
+    if resume and path.exists():
+        _check_resumable(path, config)
+    else:
+        _make(path, config)
+    with _locked(path):
+        write_atomic(path / CONFIG, config.to_toml())
+        yield Folder(path)
+
+
+def _make(path: Path, config: RunConfig) -> None:
+    if (path / CONFIG).exists():
+        raise InputError(
+            f"{path} holds a run already; give --resume to continue it, or another --out."
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(
+            f"{path} exists and is not a run of iwae; give the name of a folder that does not "
+            f"exist yet."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {path} cannot be made: {error.strerror}.") from error
+    write_atomic(path / CONFIG, config.to_toml())
+
+
+def _check_resumable(path: Path, config: RunConfig) -> None:
+    """Only the number of passes may differ, and only where it does not shape the schedule."""
+    stored = read_config(path)
+    longer = stored.training.schedule == "constant"
+    for name, before, now in stored.differences(config):
+        if name == "minutes" or (name == "epochs" and longer and now > before):
+            continue
+        hint = "leave the setting out"
+        if name == "epochs" and not longer:
+            hint = f"the {stored.training.schedule} schedule was laid out for its passes, so {hint}"
+        raise InputError(
+            f"{path} was started with {name} = {before}, not {now}; {hint} to resume it, or give "
+            f"another --out."
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """An advisory lock that the operating system drops when the process ends, however it ends."""
+    with (path / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"{path} is being trained by another process; wait for it or give another --out."
+            ) from error
+        yield
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration of a run folder; `InputError` if it is not one."""
+    if not (path / CONFIG).is_file():
+        exists = "is not the folder of a run" if path.exists() else "does not exist"
+        raise InputError(f"{path} {exists}; give a folder that `iwae train --out` made.")
+    return read(path / CONFIG)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that a crash cut short is left out."""
+    if not (path / METRICS).exists():
+        return []
+    lines = (path / METRICS).read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def read_evaluations(path: Path) -> dict[str, dict[str, Any]]:
+    """The evaluations kept in a run folder, by split, K, number of examples and seed."""
+    if not (path / EVALUATION).exists():
+        return {}
+    try:
+        return json.loads((path / EVALUATION).read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path / EVALUATION} is damaged; delete it and evaluate again."
+        ) from error

@@ -1,0 +1,91 @@
+"""From stored examples to what the model sees: a fresh 0/1 sample, a fixed one, or the values."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from iwae import data
+from iwae.config import DataConfig, ModelConfig
+from iwae.data import Dataset
+from iwae.errors import InputError
+
+FIXED_SEED = 0
+"""Seed of the fixed binarisation: one and the same for every run."""
+
+
+@dataclass(frozen=True)
+class Observer:
+    """x / scale, or with `dynamic` a 0/1 sample with P(1) = x / scale, drawn at each use."""
+
+    scale: float
+    dynamic: bool
+
+    def __call__(self, x: Shaped[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
+        intensity = x.astype(jnp.float32) / self.scale
+        if not self.dynamic:
+            return intensity
+        return jax.random.bernoulli(key, intensity).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """How the values of one data set reach one model, and what is remembered of the data."""
+
+    name: str
+    kind: str
+    scale: float
+    shape: tuple[int, ...]
+    note: str
+    binarization: str
+
+    @property
+    def observer(self) -> Observer:
+        """The observer of examples that `prepare` has been through."""
+        scale = 1.0 if self.binarization == "fixed" else self.scale
+        return Observer(scale, dynamic=self.binarization == "dynamic")
+
+    @property
+    def model_kind(self) -> str:
+        """What the model sees: "binary" or "real" values."""
+        return "binary" if self.kind == "binary" or self.binarization != "none" else "real"
+
+    def read(self, source: str | Path | np.ndarray, data_dir: str | Path | None) -> np.ndarray:
+        """A user's examples [n, d], checked against the data that the model was trained on."""
+        examples = data.read_examples(
+            source, kind=self.kind, scale=self.scale, shape=self.shape, data_dir=data_dir
+        )
+        if self.binarization != "fixed":
+            return examples
+        return data.binarize(examples, self.scale, FIXED_SEED)
+
+
+def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Observation:
+    """The observation that the configuration asks for; `InputError` if the values do not fit it."""
+    how = config.binarization
+    bernoulli = model.likelihood in ("auto", "bernoulli")
+    if how == "auto":
+        how = "dynamic" if dataset.kind == "intensity" and bernoulli else "none"
+    if how != "none" and dataset.kind == "real":
+        raise InputError(
+            f"binarization = {how} was given, but {dataset.name} has real values; bring them into "
+            f"[0, 1], or give --binarization none."
+        )
+    if how == "none" and dataset.kind == "intensity" and model.likelihood == "bernoulli":
+        raise InputError(
+            "binarization = none was given with likelihood = bernoulli, which is a distribution "
+            "over 0 and 1 only; give --binarization dynamic or fixed, or --likelihood gaussian."
+        )
+    if dataset.kind == "binary":
+        how = "none"
+    return Observation(dataset.name, dataset.kind, dataset.scale, dataset.shape, dataset.note, how)
+
+
+def prepare(dataset: Dataset, seen: Observation) -> Dataset:
+    """The data set as it lies on the device: binarised once if the observation is fixed."""
+    if seen.binarization != "fixed":
+        return dataset
+    return replace(dataset.binarized(FIXED_SEED), name=dataset.name)

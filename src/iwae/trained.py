@@ -1,0 +1,243 @@
+"""A trained model with its data: evaluate, score, encode, sample, reconstruct."""
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iwae import data, evaluation
+from iwae.config import RunConfig
+from iwae.data import Dataset
+from iwae.errors import InputError
+from iwae.evaluation import Activity, Progress, mean_and_error, over_examples
+from iwae.model import Autoencoder, restrict
+from iwae.observation import Observation, prepare
+
+TERM_DRAWS = 100
+"""Draws per example behind the ELBO's terms and the active units."""
+
+ACTIVITY_EXAMPLES = 10_000
+"""Training examples that decide which units are inactive when they are to be removed."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The worth of a model on a split; likelihoods are in nats per example."""
+
+    dataset: str
+    split: str
+    n: int
+    """Examples evaluated."""
+    k: int
+    nll: float
+    """−L_K, mean over examples."""
+    nll_se: float
+    """Standard error of `nll` over examples."""
+    bits_per_dim: float
+    elbo: float
+    """E_q[log p(x, h) − log q(h|x)]."""
+    reconstruction: float
+    """E_q[log p(x|h_1)]."""
+    kl: list[float]
+    """E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})], per layer."""
+    active_units: list[int]
+    """Units with A_u > 0.01, per layer."""
+    activity: list[list[float]]
+    """A_u of every unit, per layer."""
+    nll_without_inactive: float | None
+    """−L_K of the model without its inactive units, when asked for."""
+    seed: int
+    seconds: float
+    device: str
+    note: str
+    """A remark on the data that the result must carry."""
+    log_likelihoods: np.ndarray = field(repr=False, compare=False)
+    """L_K of every example, [n]."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the values per example."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "log_likelihoods"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, the configuration it was trained with, and what it knows of its data."""
+
+    config: RunConfig
+    model: Autoencoder
+    seen: Observation
+    path: Path | None = None
+    data_dir: str | Path | None = None
+    dataset: Dataset | None = None
+
+    def data(self) -> Dataset:
+        """The data set the model was trained on, found as `iwae.data.load` finds it."""
+        if self.dataset is not None:
+            return self.dataset
+        config = self.config.data
+        loaded = data.load(config.dataset, data_dir=self.data_dir, values=config.values)
+        if (loaded.kind, loaded.scale, loaded.shape) != (
+            self.seen.kind,
+            self.seen.scale,
+            self.seen.shape,
+        ):
+            raise InputError(
+                f"{config.dataset} has changed since the run was trained: it holds "
+                f"{loaded.kind} values of shape {loaded.shape}, where {self.seen.kind} values of "
+                f"shape {self.seen.shape} were; put the original data back."
+            )
+        return prepare(loaded, self.seen)
+
+    def log_likelihoods(
+        self,
+        images: np.ndarray,
+        *,
+        k: int = 5000,
+        seed: int = 0,
+        memory: int | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """L_K of prepared examples [n, d], in nats, [n]."""
+        if k < 1:
+            raise InputError(
+                f"k = {k} was given, but L_K needs at least 1 draw; give k = 1 or more."
+            )
+        return over_examples(
+            eqx.Partial(evaluation.log_likelihood, k=k),
+            self.model,
+            images,
+            self.seen.observer,
+            seed=seed,
+            draws=min(k, evaluation.CHUNK),
+            memory=memory,
+            progress=progress,
+        )
+
+    def score(
+        self,
+        source: str | Path | np.ndarray,
+        *,
+        k: int = 5000,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """log p(x) of your own examples, estimated by L_K, in nats, [n].
+
+        `source` is an array [n, …], a .npy, .npz or .csv file, or NAME or NAME:SPLIT of a
+        registered data set. Intensities are binarised with `seed` as in training.
+        """
+        examples = self.seen.read(source, self.data_dir)
+        return self.log_likelihoods(examples, k=k, seed=seed, progress=progress)
+
+    def encode(
+        self, source: str | Path | np.ndarray, *, layer: int = 1, seed: int = 0
+    ) -> np.ndarray:
+        """E_q[h_l|x] of your own examples, [n, d_l]; layers are counted from the image."""
+        layers = len(self.model.latents)
+        if not 1 <= layer <= layers:
+            raise InputError(
+                f"layer = {layer} was given, but the model has layers 1 to {layers}; give one."
+            )
+        examples = self.seen.read(source, self.data_dir)
+        means = self._posterior_means(examples, seed)
+        return means[layer - 1][0]
+
+    def sample(self, n: int, *, seed: int = 0, mean: bool = True) -> np.ndarray:
+        """n images from the model [n, *shape]: E[x|h_1], or with `mean=False` draws of x."""
+        if n < 1:
+            raise InputError(f"n = {n} was given, but at least 1 sample is needed.")
+        draw = eqx.filter_jit(lambda model, key: model.sample(n, key, mean=mean))
+        return np.asarray(draw(self.model, jax.random.key(seed))).reshape(n, *self.seen.shape)
+
+    def reconstruct(self, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """(x as the model sees it, E[x'|h_1] at one draw h_1 ~ q), each [n, *shape]."""
+        seen, again = over_examples(
+            _reconstruction, self.model, images, self.seen.observer, seed=seed, draws=1
+        )
+        return seen.reshape(-1, *self.seen.shape), again.reshape(-1, *self.seen.shape)
+
+    def activity(self, images: np.ndarray, *, seed: int = 0) -> Activity:
+        """A_u of every unit on prepared examples."""
+        return evaluation.activity(self.model, images, self.seen.observer, seed=seed, k=TERM_DRAWS)
+
+    def without_inactive(self, *, seed: int = 0) -> Autoencoder:
+        """The model without the units that are inactive on training examples."""
+        active = self.activity(self.data().train[:ACTIVITY_EXAMPLES], seed=seed)
+        fill = tuple(jnp.asarray(m) for m in active.mean)
+        return restrict(self.model, tuple(jnp.asarray(a) for a in active.active), fill)
+
+    def evaluate(
+        self,
+        *,
+        k: int = 5000,
+        split: str = "test",
+        limit: int | None = None,
+        seed: int = 0,
+        memory: int | None = None,
+        without_inactive: bool = False,
+        progress: Progress | None = None,
+    ) -> Evaluation:
+        """L_K with its standard error, the ELBO's terms and the active units on a split.
+
+        `limit` takes the first examples of the split only.
+
+        One fresh binarisation and all draws come from `seed`, not from the run's, so that runs on
+        the same data see the same pixels. `memory` is the budget in bytes of a block of draws.
+        """
+        images = self.data().split(split)
+        if limit is not None and limit < 1:
+            raise InputError(f"limit = {limit} was given, but at least 1 example is needed.")
+        images = images[:limit]
+        began = time.monotonic()
+        values = self.log_likelihoods(images, k=k, seed=seed, memory=memory, progress=progress)
+        parts = self._terms(images, seed)
+        active = self.activity(images, seed=seed)
+        smaller = None
+        if without_inactive:
+            restricted = dataclasses.replace(self, model=self.without_inactive())
+            pruned = restricted.log_likelihoods(images, k=k, seed=seed, memory=memory)
+            smaller = -mean_and_error(pruned)[0]
+        mean, error = mean_and_error(values)
+        return Evaluation(
+            dataset=self.seen.name,
+            split=split,
+            n=len(images),
+            k=k,
+            nll=-mean,
+            nll_se=error,
+            bits_per_dim=-mean / (images.shape[1] * float(np.log(2))),
+            elbo=float(parts[0] - parts[1:].sum()),
+            reconstruction=float(parts[0]),
+            kl=[float(v) for v in parts[1:]],
+            active_units=active.counts,
+            activity=[[float(v) for v in a] for a in active.variance],
+            nll_without_inactive=smaller,
+            seed=seed,
+            seconds=time.monotonic() - began,
+            device=jax.devices()[0].device_kind,
+            note=self.seen.note,
+            log_likelihoods=values,
+        )
+
+    def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
+        function = eqx.Partial(evaluation.terms, k=TERM_DRAWS)
+        per_example = over_examples(
+            function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
+        )
+        return per_example.mean(axis=0, dtype=np.float64)
+
+    def _posterior_means(self, images: np.ndarray, seed: int) -> list[tuple[Any, Any]]:
+        function = eqx.Partial(evaluation.posterior_means, k=TERM_DRAWS)
+        return over_examples(
+            function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
+        )
+
+
+def _reconstruction(model: Autoencoder, x: Any, key: Any) -> tuple[Any, Any]:
+    return x, model.reconstruct(x, key)
