@@ -1,4 +1,4 @@
-"""The one error that means: the input was not usable."""
+"""What ends a command early: unusable input, or an interruption."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,10 @@ class InputError(ValueError):
     Its message is one sentence that says what was given, what was expected and what to do next;
     the command line prints it and leaves with exit code 2.
     """
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Ctrl-C or SIGTERM, after the run was saved; the message says how to resume."""
 
 
 def nearest(name: str, known: list[str]) -> str:

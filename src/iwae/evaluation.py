@@ -25,7 +25,8 @@ ACTIVE = 1e-2
 """A unit is active when A_u = Var_x(E_q[h_u|x]) exceeds this (Burda et al. §5)."""
 
 PerExample = Callable[[Any, Array, PRNGKeyArray], Any]
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
+"""Called with how many examples are done, of how many."""
 
 
 def log_likelihood(
@@ -105,7 +106,7 @@ def over_examples(
         part = _over_group(function, model, rows, index, jnp.uint32(seed), observe, block)
         results.append(jax.tree.map(lambda a, s=start: np.asarray(a)[: n - s], part))
         if progress is not None:
-            progress(min(start + group, n))
+            progress(min(start + group, n), n)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 

@@ -69,10 +69,10 @@ class Folder:
         write_atomic(self.path / METRICS, lines)
         return tree, progress
 
-    def save_model(self, model: Autoencoder, seen: Observation) -> None:
+    def save_model(self, model: Autoencoder, seen: Observation, passes: int) -> None:
         if self.path is not None:
             arrays = eqx.filter(model, eqx.is_array)
-            checkpoint.save(self.path / MODEL, arrays, asdict(seen))
+            checkpoint.save(self.path / MODEL, arrays, {"seen": asdict(seen), "passes": passes})
 
 
 @contextlib.contextmanager
@@ -158,7 +158,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_evaluations(path: Path) -> dict[str, dict[str, Any]]:
-    """The evaluations kept in a run folder, by split, K, number of examples and seed."""
+    """The evaluations kept in a run folder, by split, K, examples, seed and training passes."""
     if not (path / EVALUATION).exists():
         return {}
     try:

@@ -21,7 +21,7 @@ from iwae import checkpoint, data, evaluation, training
 from iwae.bounds import BOUNDS
 from iwae.config import RunConfig, override
 from iwae.data import Dataset
-from iwae.errors import InputError
+from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
 from iwae.files import write_atomic
 from iwae.folder import (
@@ -39,10 +39,6 @@ from iwae.trained import Evaluation, Trained
 
 CHUNK_SECONDS = 0.5
 """Time between two looks at the clock, the progress bar and a pending Ctrl-C."""
-
-
-class Interrupted(Exception):  # noqa: N818
-    """Ctrl-C or SIGTERM, after the run was saved; the message says how to resume."""
 
 
 class NonFiniteError(InputError):
@@ -161,7 +157,7 @@ class Run:
         by_pass = t.checkpoint_every and self.progress.passes % t.checkpoint_every == 0
         if self.progress.finished:
             self._save()
-            self.folder.save_model(self.model(), self.seen)
+            self.folder.save_model(self.model(), self.seen, self.progress.passes)
         elif by_pass or time.monotonic() - self.saved >= 60 * t.checkpoint_minutes:
             self._save()
 
@@ -236,7 +232,12 @@ class Run:
 
     def trained(self) -> Trained:
         return Trained(
-            self.config, self.model(), self.seen, path=self.folder.path, dataset=self.dataset
+            self.config,
+            self.model(),
+            self.seen,
+            self.progress.passes,
+            path=self.folder.path,
+            dataset=self.dataset,
         )
 
     def _save(self) -> None:
@@ -302,7 +303,7 @@ def load(path: str | Path, *, data_dir: str | Path | None = None) -> Trained:
             f"{path} holds no trained model yet; finish it with `iwae train --out {path} --resume`."
         )
     header = checkpoint.read_header(path / MODEL)
-    seen = Observation(**{**header, "shape": tuple(header["shape"])})
+    seen = Observation(**{**header["seen"], "shape": tuple(header["seen"]["shape"])})
     d = int(np.prod(seen.shape))
     skeleton = build(
         config.model,
@@ -313,7 +314,7 @@ def load(path: str | Path, *, data_dir: str | Path | None = None) -> Trained:
     )
     arrays, static = eqx.partition(skeleton, eqx.is_array)
     model = eqx.combine(checkpoint.load(path / MODEL, arrays), static)
-    return Trained(config, model, seen, path=path, data_dir=data_dir)
+    return Trained(config, model, seen, header["passes"], path=path, data_dir=data_dir)
 
 
 def evaluate(
@@ -323,7 +324,7 @@ def evaluate(
     trained = run if isinstance(run, Trained) else load(run, data_dir=data_dir)
     result = trained.evaluate(**options)
     if trained.path is not None:
-        name = f"{result.split} k={result.k} n={result.n} seed={result.seed}"
+        name = f"{result.split} k={result.k} n={result.n} seed={result.seed} passes={result.passes}"
         kept = read_evaluations(trained.path) | {name: result.to_json()}
         write_atomic(trained.path / EVALUATION, json.dumps(kept, indent=1))
     return result

@@ -34,6 +34,8 @@ class Evaluation:
     split: str
     n: int
     """Examples evaluated."""
+    passes: int
+    """Training passes behind the model."""
     k: int
     nll: float
     """−L_K, mean over examples."""
@@ -72,6 +74,8 @@ class Trained:
     config: RunConfig
     model: Autoencoder
     seen: Observation
+    passes: int
+    """Passes over the training split behind the model."""
     path: Path | None = None
     data_dir: str | Path | None = None
     dataset: Dataset | None = None
@@ -208,6 +212,7 @@ class Trained:
             dataset=self.seen.name,
             split=split,
             n=len(images),
+            passes=self.passes,
             k=k,
             nll=-mean,
             nll_se=error,

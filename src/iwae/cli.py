@@ -1,0 +1,416 @@
+"""The command line: parses, prints, nothing else.
+
+JAX is imported by the command that needs it, so that `iwae --help` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import tyro
+from tyro.conf import Positional
+
+from iwae.config import RunConfig, recipe, recipe_names
+from iwae.errors import InputError, Interrupted, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DataDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+Seed = Annotated[int, tyro.conf.arg(help="Seed of the draws.")]
+Overwrite = Annotated[bool, tyro.conf.arg(help="Replace an existing file.")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model into a new run folder, or continue a run with --resume."""
+
+    config: RunConfig
+    out: Path
+    """Folder of the run."""
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
+    """Settings to start from; flags replace them. Built in: paper, demo, smoke."""
+    resume: bool = False
+    """Continue the run in --out with its own settings."""
+    data_dir: DataDir = None
+    """Where to look first for the files of data sets."""
+
+    def run(self) -> None:
+        from iwae import runs
+        from iwae.progress import TrainingBar
+
+        with TrainingBar(self.config.training.epochs) as bar:
+            trained = runs.train(
+                self.config, out=self.out, resume=self.resume, data_dir=self.data_dir, watch=bar
+            )
+        print(f"Trained {trained.path}. Next: iwae evaluate {trained.path}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Estimate the log-likelihood by L_K, with its standard error, and count active units."""
+
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    k: int = 5000
+    """Draws per example; the bound tightens with K."""
+    split: str = "test"
+    """train, valid or test."""
+    limit: int | None = None
+    """Only the first so many examples."""
+    seed: Seed = 0
+    without_inactive: bool = False
+    """Also evaluate the model after its inactive units are removed."""
+    memory: int | None = None
+    """Budget in MiB for a block of draws; left out: what suits the device."""
+    per_example: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npy|.csv")] = None
+    """Also write L_K of every example."""
+    json: bool = False
+    """Print one JSON object."""
+    overwrite: Overwrite = False
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae import runs
+        from iwae.progress import counting, print_evaluation
+
+        _check_output(self.per_example, (".npy", ".csv"), overwrite=self.overwrite)
+        with counting("evaluating", quiet=self.json) as progress:
+            result = runs.evaluate(
+                self.run_folder,
+                data_dir=self.data_dir,
+                k=self.k,
+                split=self.split,
+                limit=self.limit,
+                seed=self.seed,
+                memory=None if self.memory is None else self.memory * 2**20,
+                without_inactive=self.without_inactive,
+                progress=progress,
+            )
+        if self.per_example is not None:
+            _write_scores(self.per_example, result.log_likelihoods)
+        if self.json:
+            print(json.dumps(result.to_json()))
+        else:
+            print_evaluation(result)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a trained model: a picture of E[x|h], or an array."""
+
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.png|.npy")]
+    n: int = 100
+    """Number of images."""
+    values: Literal["mean", "draw"] = "mean"
+    """mean: E[x|h]; draw: x itself."""
+    seed: Seed = 0
+    overwrite: Overwrite = False
+
+    def run(self) -> None:
+        from iwae import runs
+
+        _check_output(self.out, (".png", ".npy"), overwrite=self.overwrite)
+        images = runs.load(self.run_folder).sample(
+            self.n, seed=self.seed, mean=self.values == "mean"
+        )
+        _write_images(self.out, images)
+        print(f"Wrote {self.n} samples to {self.out}.")
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Draw test images above their reconstructions through one draw of the latents."""
+
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.png")]
+    n: int = 10
+    """Number of images."""
+    split: str = "test"
+    """train, valid or test."""
+    seed: Seed = 0
+    overwrite: Overwrite = False
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae import figures, runs
+        from iwae.files import write_atomic
+
+        _check_output(self.out, (".png",), overwrite=self.overwrite)
+        trained = runs.load(self.run_folder, data_dir=self.data_dir)
+        picture = figures.reconstruction_picture(
+            trained, n=self.n, seed=self.seed, split=self.split
+        )
+        write_atomic(self.out, picture)
+        print(f"Wrote {self.n} images, as the model saw them and reconstructed, to {self.out}.")
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Posterior means E_q[h_l|x] of your own examples, [n, units of layer l]."""
+
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
+    """A .npy, .npz or .csv file, or NAME or NAME:SPLIT of a registered data set."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy")]
+    layer: int = 1
+    """Stochastic layer, counted from the image."""
+    seed: Seed = 0
+    overwrite: Overwrite = False
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae import runs
+
+        _check_output(self.out, (".npy",), overwrite=self.overwrite)
+        trained = runs.load(self.run_folder, data_dir=self.data_dir)
+        codes = trained.encode(self.data, layer=self.layer, seed=self.seed)
+        _write_array(self.out, codes)
+        print(f"Wrote {len(codes)} codes of {codes.shape[1]} units to {self.out}.")
+
+
+@dataclass(frozen=True)
+class Score:
+    """log p(x) of your own examples, estimated by L_K, in nats; low is unusual."""
+
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
+    """A .npy, .npz or .csv file, or NAME or NAME:SPLIT of a registered data set."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv|.npy")]
+    k: int = 5000
+    """Draws per example."""
+    seed: Seed = 0
+    overwrite: Overwrite = False
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae import runs
+        from iwae.progress import counting
+
+        _check_output(self.out, (".csv", ".npy"), overwrite=self.overwrite)
+        trained = runs.load(self.run_folder, data_dir=self.data_dir)
+        with counting("scoring") as progress:
+            scores = trained.score(self.data, k=self.k, seed=self.seed, progress=progress)
+        _write_scores(self.out, scores)
+        print(f"Wrote {len(scores)} log-likelihoods (L_{self.k}, nats) to {self.out}.")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One self-contained HTML page of one or several runs, side by side."""
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN …]")]
+    out: Path = Path("report.html")
+    """The page."""
+    overwrite: Overwrite = False
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae import report
+
+        if not self.run_folders:
+            raise InputError("No run was given; name at least one folder of `iwae train`.")
+        report.write(
+            list(self.run_folders), self.out, data_dir=self.data_dir, overwrite=self.overwrite
+        )
+        print(f"Wrote {self.out}.")
+
+
+@dataclass(frozen=True)
+class Data:
+    """List the data sets: which files are there, where they were looked for, whether intact."""
+
+    name: Annotated[Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+    """One data set; left out: all."""
+    verify: bool = False
+    """Read the files and check their content."""
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae import data
+        from iwae.progress import print_files
+
+        found = data.status(self.name, data_dir=self.data_dir, verify=self.verify)
+        print_files(found)
+        corrupt = [f for f in found if f.state == "corrupt"]
+        if corrupt:
+            raise InputError(f"{corrupt[0].path} is corrupt; delete it and fetch it again.")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train a VAE and IWAEs on the embedded digits, compare them, and write a report."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the runs and the report; finished runs in it are reused."""
+
+    def run(self) -> None:
+        from iwae import experiments
+        from iwae.progress import DemoBars, print_demo
+
+        with DemoBars(len(experiments.DEMO_CELLS)) as bars:
+            results, page = experiments.demo(self.out, watch=bars)
+        print_demo(results)
+        print(f"Report: {page}")
+
+
+COMMANDS: dict[str, type] = {
+    c.__name__.lower(): c
+    for c in (Train, Evaluate, Sample, Reconstruct, Encode, Score, Report, Data, Demo)
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script: runs a command, and exits 0, 2 (unusable input) or 130 (interrupted)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        _dispatch(arguments)
+    except InputError as error:
+        _leave(str(error), 2)
+    except KeyboardInterrupt:
+        _leave("Interrupted.", 130)
+    except OSError as error:
+        _leave(f"{error.filename or 'A file'} could not be used: {error.strerror}.", 2)
+    except Interrupted as error:
+        _leave(str(error), 130)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+    elif arguments[0] == "--version":
+        from iwae import __version__
+
+        print(f"iwae {__version__}")
+    elif arguments[0] not in COMMANDS:
+        known = nearest(arguments[0], list(COMMANDS))
+        raise InputError(f"There is no command {arguments[0]!r}; {known}.")
+    else:
+        parse(arguments[0], arguments[1:]).run()
+
+
+def parse(name: str, arguments: list[str]) -> Any:
+    """The command `name` from its arguments; tyro prints help or what is wrong, and exits."""
+    command = COMMANDS[name]
+    default: Any = _train_default(arguments) if command is Train else tyro.MISSING_NONPROP
+    with _registry():
+        return tyro.cli(
+            command,
+            args=arguments,
+            prog=f"iwae {name}",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            default=default,
+        )
+
+
+def _train_default(arguments: list[str]) -> Train:
+    """What the flags of `iwae train` start from: the run that is resumed, a recipe, or nothing."""
+    given, out = _option(arguments, "--recipe"), _option(arguments, "--out")
+    config = RunConfig() if given is None else recipe(given)
+    if "--resume" in arguments and out is not None and Path(out).exists():
+        from iwae.folder import read_config
+
+        config = read_config(Path(out))
+    return Train(config=config, out=tyro.MISSING)
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == name and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """Widths as text: 200,200/100,100 for hidden layers and 100,50 for latents."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def widths(info: Any) -> Any:
+        if info.type not in (tuple[int, ...], tuple[tuple[int, ...], ...]):
+            return None
+        nested = get_args(info.type)[0] is not int
+        row: Callable[[str], tuple[int, ...]] = lambda t: tuple(int(n) for n in t.split(",") if n)
+        text: Callable[[Any], str] = lambda t: ",".join(map(str, t))
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="N,N/N,N" if nested else "N,N",
+            instance_from_str=lambda args: (
+                tuple(row(part) for part in args[0].split("/")) if nested else row(args[0])
+            ),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda v: ["/".join(map(text, v)) if nested else text(v)],
+        )
+
+    return registry
+
+
+def _overview() -> str:
+    lines = [f"  {name:12s} {c.__doc__.splitlines()[0]}" for name, c in COMMANDS.items()]  # type: ignore[union-attr]
+    return "\n".join(
+        [
+            "usage: iwae COMMAND [OPTIONS]",
+            "",
+            "Importance weighted autoencoders: train, evaluate, sample, encode, score, report.",
+            "",
+            *lines,
+            "",
+            f"Recipes: {', '.join(recipe_names())}. Options: iwae COMMAND --help.",
+        ]
+    )
+
+
+def _leave(sentence: str, code: int) -> None:
+    print(f"iwae: {sentence}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _check_output(path: Path | None, suffixes: tuple[str, ...], *, overwrite: bool) -> None:
+    """Before any work: the format is known, and nothing would be overwritten."""
+    from iwae.files import refuse_existing
+
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise InputError(f"{path} ends in no known format; give a file ending in {_or(suffixes)}.")
+    refuse_existing(path, overwrite=overwrite)
+
+
+def _or(words: tuple[str, ...]) -> str:
+    return " or ".join(words)
+
+
+def _write_array(path: Path, array: "np.ndarray") -> None:
+    import io
+
+    import numpy as np
+
+    from iwae.files import write_atomic
+
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomic(path, buffer.getvalue())
+
+
+def _write_scores(path: Path, scores: "np.ndarray") -> None:
+    from iwae.files import write_atomic
+
+    if path.suffix == ".npy":
+        return _write_array(path, scores)
+    rows = [f"{i},{value:.6f}\n" for i, value in enumerate(scores)]
+    return write_atomic(path, "".join(["index,log_likelihood\n", *rows]))
+
+
+def _write_images(path: Path, images: "np.ndarray") -> None:
+    from iwae.files import write_atomic
+
+    if path.suffix == ".npy":
+        return _write_array(path, images)
+    from iwae import figures
+
+    return write_atomic(path, figures.png(figures.grid(images)))

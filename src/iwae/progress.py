@@ -1,0 +1,164 @@
+"""What the terminal shows: progress bars and tables."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from iwae.data import FileStatus
+from iwae.evaluation import Progress as Counter
+from iwae.trained import Evaluation
+
+
+def _bar() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+class TrainingBar:
+    """A watcher: passes, bound, validation bound, examples per second, time left."""
+
+    def __init__(self, epochs: int, description: str = "training", bar: Progress | None = None):
+        self.epochs, self.bar, self.owned = epochs, bar or _bar(), bar is None
+        self.description, self.valid = description, ""
+        self.task: Any = None
+
+    def __enter__(self) -> "TrainingBar":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.owned:
+            self.bar.stop()
+
+    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+        if self.task is None:
+            self.bar.start()
+            self.task = self.bar.add_task(self.description, figures="")
+        passes = step * self.epochs / total
+        figures = f"pass {passes:.1f}/{self.epochs}  loss {-bound:.2f} nats{self.valid}"
+        self.bar.update(
+            self.task, completed=step, total=total, figures=f"{figures}  {rate:,.0f} examples/s"
+        )
+
+    def on_pass(self, row: dict[str, Any]) -> None:
+        if "valid_bound" in row:
+            self.valid = f"  validation bound {row['valid_bound']:.2f}"
+        if not self.bar.console.is_terminal and _is_milestone(row["pass"], self.epochs):
+            self.bar.console.print(
+                f"{self.description}: pass {row['pass']}/{self.epochs}  "
+                f"train bound {row['train_bound']:.2f}{self.valid}  {row['seconds']:.0f} s"
+            )
+
+
+def _is_milestone(number: int, total: int) -> bool:
+    """About ten lines a run where there is no terminal to draw a bar on."""
+    return number == 1 or number == total or number % max(1, total // 10) == 0
+
+
+@contextlib.contextmanager
+def counting(what: str, *, quiet: bool = False) -> Iterator[Counter | None]:
+    """A callback that shows how many examples are done."""
+    if quiet:
+        yield None
+        return
+    bar = _bar()
+    task = bar.add_task(what, total=None, figures="")
+
+    def show(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total, figures=f"{done:,}/{total:,} examples")
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
+class DemoBars:
+    """Bars for the cells of the demonstration, one after the other."""
+
+    def __init__(self, cells: int):
+        self.cells, self.started = cells, 0
+        self.bar = _bar()
+
+    def __enter__(self) -> "DemoBars":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def cell(self, name: str, epochs: int) -> TrainingBar:
+        """The watcher of the next cell."""
+        self.started += 1
+        return TrainingBar(epochs, f"{self.started}/{self.cells} {name}", self.bar)
+
+
+def nats(value: float, error: float) -> str:
+    """A value with its standard error, e.g. 86.76 ± 0.25."""
+    return f"{value:.2f}" if math.isnan(error) else f"{value:.2f} ± {error:.2f}"
+
+
+def print_evaluation(result: Evaluation) -> None:
+    """The figures of an evaluation, a line each."""
+    table = Table(show_header=False, box=None)
+    rows = [
+        ("data", f"{result.dataset}, {result.split}, {result.n:,} examples"),
+        (f"NLL (L_{result.k})", f"{nats(result.nll, result.nll_se)} nats"),
+        ("bits per dimension", f"{result.bits_per_dim:.4f}"),
+        ("ELBO", f"{result.elbo:.2f} nats"),
+        ("reconstruction E[log p(x|h)]", f"{result.reconstruction:.2f} nats"),
+        ("KL, per layer", f"{', '.join(f'{v:.2f}' for v in result.kl)} nats"),
+        ("active units", " + ".join(map(str, result.active_units))),
+        ("seconds", f"{result.seconds:.1f} on {result.device}"),
+    ]
+    if result.nll_without_inactive is not None:
+        rows.append(("NLL without inactive units", f"{result.nll_without_inactive:.2f} nats"))
+    if result.note:
+        rows.append(("note", result.note))
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    Console().print(table)
+
+
+def print_files(found: list[FileStatus]) -> None:
+    """The files of data sets, a line each, and where they were looked for."""
+    table = Table("data set", "file", "state", Column("where", overflow="fold"), "remark")
+    for f in found:
+        table.add_row(*map(Text, (f.dataset, f.file, f.state, str(f.path or "—"), f.detail)))
+    console = Console()
+    console.print(table)
+    for place in dict.fromkeys(place for f in found for place in f.looked_in):
+        console.print(Text(f"looked in {place}"))
+
+
+def print_demo(results: list[Any]) -> None:
+    """The table of the demonstration."""
+    k = results[0].evaluation["k"]
+    table = Table("model", f"NLL (L_{k}, nats)", "Δ to the VAE, K = 1", "active units")
+    for r in results:
+        e = r.evaluation
+        table.add_row(
+            r.name,
+            nats(e["nll"], e["nll_se"]),
+            "" if r.difference is None else nats(*r.difference),
+            " + ".join(map(str, e["active_units"])),
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{results[0].evaluation['n']} test images of digits; ± is a standard error over images, "
+        "of Δ over paired differences."
+    )
