@@ -7,6 +7,10 @@ from pathlib import Path
 from iwae.errors import InputError
 
 
+TEMPORARY = ".tmp"
+"""Ends the name of a file that is being written; a crash can leave one behind."""
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, rename it to `path`.
 
@@ -15,7 +19,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
+        )
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)

@@ -17,7 +17,7 @@ import equinox as eqx
 from iwae import checkpoint
 from iwae.config import RunConfig, read
 from iwae.errors import InputError
-from iwae.files import write_atomic
+from iwae.files import TEMPORARY, write_atomic
 from iwae.model import Autoencoder
 from iwae.observation import Observation
 
@@ -86,21 +86,30 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool) -> Iterat
         yield Folder(None)
         return
     path = Path(out)
-    if resume and path.exists():
+    if resume and not _is_blank(path):
         _check_resumable(path, config)
     else:
-        _make(path, config)
+        _make(path)
     with _locked(path):
+        for leftover in path.glob(f".*{TEMPORARY}"):
+            leftover.unlink()
         write_atomic(path / CONFIG, config.to_toml())
         yield Folder(path)
 
 
-def _make(path: Path, config: RunConfig) -> None:
+def _is_blank(path: Path) -> bool:
+    """Whether there is nothing at `path`, or only what a start that was killed at once leaves."""
+    if not path.is_dir():
+        return not path.exists()
+    return all(p.name == LOCK or p.name.endswith(TEMPORARY) for p in path.iterdir())
+
+
+def _make(path: Path) -> None:
     if (path / CONFIG).exists():
         raise InputError(
             f"{path} holds a run already; give --resume to continue it, or another --out."
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not _is_blank(path):
         raise InputError(
             f"{path} exists and is not a run of iwae; give the name of a folder that does not "
             f"exist yet."
@@ -109,7 +118,6 @@ def _make(path: Path, config: RunConfig) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"The folder {path} cannot be made: {error.strerror}.") from error
-    write_atomic(path / CONFIG, config.to_toml())
 
 
 def _check_resumable(path: Path, config: RunConfig) -> None:

@@ -1,0 +1,1 @@
+"""How fast iwae is, beside the same programs written in plain PyTorch: `python -m benchmarks`."""

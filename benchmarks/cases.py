@@ -1,0 +1,148 @@
+"""What is measured, by name; each case is a function of the effort."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import torch
+
+from benchmarks import iwae_steps, torch_iwae
+from benchmarks.images import synthetic
+from benchmarks.timing import Effort, Times, interleaved
+
+IMAGES = 60_000
+K_EVALUATION = 5000
+BLOCKS = ((1, 1000), (4, 250), (10, 500))
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Result:
+    """Times of all contestants, each in `unit`, by turn."""
+
+    unit: str
+    times: Times
+    note: str = ""
+
+
+class DisagreementError(Exception):
+    """The rival does not compute what iwae computes, so that no comparison would mean anything."""
+
+
+images = cache(partial(synthetic, IMAGES))
+
+
+def pair(layers: int) -> tuple[iwae_steps.Autoencoder, torch_iwae.Autoencoder]:
+    """iwae's model and the rival with the same weights."""
+    model = iwae_steps.new_model(layers, images())
+    net = torch_iwae.Autoencoder(layers, images().shape[1])
+    net.fill(iwae_steps.parameters(model))
+    return model, net
+
+
+def check(layers: int, k: int) -> None:
+    """`DisagreementError` unless both have the same bound and gradient for the same x and ε."""
+    model, net = pair(layers)
+    x = (images()[:20] > 127).astype(np.float32)
+    eps, ours, gradient = iwae_steps.bound_and_gradient(model, x, k)
+    theirs = net.bound(torch.from_numpy(x), k, [torch.from_numpy(e) for e in eps]).mean()
+    (-theirs).backward()
+    if not abs(theirs.item() - ours) < TOLERANCE:
+        raise DisagreementError(f"The bound is {ours} in iwae and {theirs.item()} in PyTorch.")
+    for own, parameter in zip(gradient, net.parameters(), strict=True):
+        difference = np.abs(own - parameter.grad.numpy()).max() / np.abs(own).max()
+        if not difference < TOLERANCE:
+            raise DisagreementError(f"The gradients of a {own.shape} differ by {difference:.1e}.")
+
+
+def training(effort: Effort, *, layers: int, k: int, batch: int) -> Result:
+    """One training step of iwae and of PyTorch with Adam as it comes, and fused into one kernel."""
+    check(layers, k)
+    contestants: dict[str, Callable[[int], None]] = {
+        "iwae": iwae_steps.TrainingLoop(pair(layers)[0], images(), k=k, batch=batch)
+    }
+    for name, fused in (("torch", False), ("torch fused", True)):
+        net = pair(layers)[1]
+        contestants[name] = torch_iwae.TrainingLoop(net, images(), k=k, batch=batch, fused=fused)
+    return Result("ms/step", _scaled(interleaved(contestants, effort), 1e3))
+
+
+def evaluation(effort: Effort) -> Result:
+    """L_5000 of some images, as seconds for 10,000; PyTorch in the fastest of three blockings."""
+    model, net = pair(1)
+    x = (images()[: effort.images] > 127).astype(np.uint8)
+    x_torch = torch.from_numpy(x).float()
+    torch.manual_seed(0)
+    _compare(
+        iwae_steps.log_likelihoods(model, x, K_EVALUATION),
+        torch_iwae.log_likelihoods(net, x_torch, K_EVALUATION).numpy(),
+    )
+
+    def theirs(block: tuple[int, int], units: int) -> None:
+        for _ in range(units):
+            torch_iwae.log_likelihoods(net, x_torch, K_EVALUATION, block)
+
+    def ours(units: int) -> None:
+        for _ in range(units):
+            iwae_steps.log_likelihoods(model, x, K_EVALUATION)
+
+    trial = interleaved({str(b): partial(theirs, b) for b in BLOCKS}, Effort(2, 0.0, 0))
+    fastest = min(BLOCKS, key=lambda block: min(trial[str(block)]))
+    times = interleaved({"iwae": ours, "torch": partial(theirs, fastest)}, effort)
+    note = f"extrapolated from {len(x)} images; torch in blocks of {fastest[0]} × {fastest[1]}"
+    return Result("s per 10,000 images", _scaled(times, 10_000 / len(x)), note)
+
+
+def _compare(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """`DisagreementError` if two estimates of L_K differ by more than 5 standard errors."""
+    difference = ours - theirs
+    if not abs(difference.mean()) < 5 * difference.std(ddof=1) / len(difference) ** 0.5:
+        raise DisagreementError(f"L_K is {ours.mean()} in iwae and {theirs.mean()} in PyTorch.")
+
+
+def _scaled(times: Times, factor: float) -> Times:
+    return {name: [factor * t for t in turns] for name, turns in times.items()}
+
+
+def fresh(unit: str, measurement: dict[str, str], argument: int, effort: Effort) -> Result:
+    """A measurement of `benchmarks.child` by contestant, in a new process each time."""
+    turns = min(3, effort.turns) if unit == "s" else 1
+    times: Times = {name: [] for name in measurement}
+    for _ in range(turns):
+        for name, function in measurement.items():
+            times[name].append(_child(function, argument))
+    return Result(unit, times)
+
+
+def _child(function: str, argument: int) -> float:
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-m", "benchmarks.child", function, str(argument)]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout)
+
+
+def _training(layers: int, k: int, batch: int) -> Callable[[Effort], Result]:
+    return partial(training, layers=layers, k=k, batch=batch)
+
+
+def _fresh(unit: str, argument: int, **measurement: str) -> Callable[[Effort], Result]:
+    return lambda effort: fresh(unit, measurement, argument, effort)
+
+
+CASES: dict[str, Callable[[Effort], Result]] = {
+    "training step, 1 layer, K = 1": _training(1, 1, 20),
+    "training step, 1 layer, K = 5": _training(1, 5, 20),
+    "training step, 1 layer, K = 50": _training(1, 50, 20),
+    "training step, 2 layers, K = 50": _training(2, 50, 20),
+    "training step, 1 layer, K = 50, batch 100": _training(1, 50, 100),
+    "evaluation of L_5000, 1 layer": evaluation,
+    "import": _fresh("s", 0, iwae="import_iwae", torch="import_torch"),
+    "first step, 1 layer": _fresh("s", 1, iwae="first_step_iwae", torch="first_step_torch"),
+    "first step, 2 layers": _fresh("s", 2, iwae="first_step_iwae", torch="first_step_torch"),
+    "peak memory of L_5000": _fresh("MiB", 5000, iwae="memory_of_evaluation"),
+    "peak memory of L_50000": _fresh("MiB", 50_000, iwae="memory_of_evaluation"),
+}

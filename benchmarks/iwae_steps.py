@@ -1,0 +1,93 @@
+"""iwae's own programs as they run in `iwae train` and `iwae evaluate`, and the check of the rival.
+
+The program that is timed is the one that is shipped: `training.make_advance` with its shuffled
+order and dynamic binarisation, `evaluation.over_examples` with `evaluation.log_likelihood`.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iwae import training
+from iwae.bounds import iwae
+from iwae.config import ModelConfig, ObjectiveConfig, TrainingConfig
+from iwae.evaluation import CHUNK, log_likelihood, over_examples
+from iwae.gradients import surrogate_loss
+from iwae.model import Autoencoder, build
+from iwae.observation import Observer
+
+SEED = 0
+
+
+def new_model(layers: int, images: np.ndarray) -> Autoencoder:
+    """The paper's model with 1 or 2 stochastic layers, as a run on these images would start."""
+    intensity = images[:5000] / np.float32(255)
+    return build(
+        ModelConfig(layers=layers),
+        kind="binary",
+        mean=intensity.mean(axis=0),
+        spread=intensity.std(axis=0),
+        key=training.stream(SEED, training.INIT),
+    )
+
+
+def parameters(model: Autoencoder) -> list[np.ndarray]:
+    """Weights [n_out, n_in] and biases [n_out], from the encoder to the decoder's output."""
+    return [np.array(leaf) for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))]
+
+
+class TrainingLoop:
+    """Called with n, takes n training steps in one compiled program for each pass."""
+
+    def __init__(self, model: Autoencoder, images: np.ndarray, *, k: int, batch: int):
+        config = TrainingConfig(batch_size=batch)
+        self.steps_per_pass, self.step = len(images) // batch, 0
+        params, static = eqx.partition(model, eqx.is_inexact_array)
+        transform = training.optimizer(config, self.steps_per_pass)
+        self.state = training.init(params, transform, average=False)
+        self.images = jnp.asarray(images)
+        self.order = training.order_of_pass(SEED, 0, len(images))
+        self.advance = training.make_advance(
+            static, ObjectiveConfig("iwae", k=k), config, transform, Observer(255, True), SEED
+        )
+
+    def __call__(self, steps: int) -> None:
+        until = self.step + steps
+        while self.step < until:
+            number = self.step // self.steps_per_pass
+            start = number * self.steps_per_pass
+            if self.step == start:
+                self.order = training.order_of_pass(SEED, number, len(self.images))
+            self.step = min(until, start + self.steps_per_pass)
+            self.state = self.advance(self.state, self.images, self.order, start, self.step)
+        if int(self.state.step) != self.step or not np.isfinite(float(self.state.value)):
+            raise RuntimeError(f"Training stopped at step {int(self.state.step)}: not finite.")
+
+
+def log_likelihoods(model: Autoencoder, images: np.ndarray, k: int) -> np.ndarray:
+    """L_K of binary images [n, d], in nats, [n]."""
+    function = eqx.Partial(log_likelihood, k=k)
+    observer = Observer(1, dynamic=False)
+    return over_examples(function, model, images, observer, seed=SEED, draws=min(k, CHUNK))
+
+
+def bound_and_gradient(
+    model: Autoencoder, x: np.ndarray, k: int
+) -> tuple[list[np.ndarray], float, list[np.ndarray]]:
+    """(ε of each layer [K, B, d_l], mean L_K, ∇ of −mean L_K) of binary images x [B, d]."""
+    keys = jax.random.split(jax.random.key(SEED), len(x))
+
+    def noise(model: Autoencoder, x: jax.Array, key: jax.Array) -> list[jax.Array]:
+        h = model.propose(x, k, key)
+        given = [model.encoder[0](x)]
+        given += [jax.vmap(q)(below) for q, below in zip(model.encoder[1:], h[:-1], strict=True)]
+        return [(a - mu) / jnp.exp(s) for a, (mu, s) in zip(h, given, strict=True)]
+
+    def loss(model: Autoencoder, x: jax.Array) -> jax.Array:
+        one = lambda x, key: surrogate_loss(model, x, key, bound=iwae, k=k)[0]
+        return jnp.mean(jax.vmap(one)(x, keys))
+
+    eps = eqx.filter_vmap(noise, in_axes=(None, 0, 0), out_axes=1)(model, jnp.asarray(x), keys)
+    value, gradient = eqx.filter_jit(eqx.filter_value_and_grad(loss))(model, jnp.asarray(x))
+    return [np.array(e) for e in eps], -float(value), parameters(gradient)

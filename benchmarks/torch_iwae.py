@@ -1,0 +1,133 @@
+"""The rival: the paper's models and their training loop, written as one would in PyTorch.
+
+Whole batches at a time, draws leading: h is [K, B, d_l]. The encoder runs once per image, nothing
+is copied to the host between steps, and there is no data loader: the images are one tensor.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iwae.config import PRESETS
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def tanh_layers(*widths: int) -> nn.Sequential:
+    pairs = zip(widths[:-1], widths[1:], strict=True)
+    return nn.Sequential(*(m for a, b in pairs for m in (nn.Linear(a, b), nn.Tanh())))
+
+
+class Gaussian(nn.Module):
+    """v [..., n_in] ↦ (μ, log σ), each [..., n_out]."""
+
+    def __init__(self, n_in: int, widths: Iterable[int], n_out: int):
+        super().__init__()
+        self.features = tanh_layers(n_in, *widths)
+        self.mu = nn.Linear(list(widths)[-1], n_out)
+        self.log_sigma = nn.Linear(list(widths)[-1], n_out)
+
+    def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(v)
+        return self.mu(features), self.log_sigma(features)
+
+
+def log_normal(eps: Tensor, log_sigma: Tensor) -> Tensor:
+    """log N(μ + σ ε; μ, diag σ²), summed over the last axis."""
+    return -(0.5 * eps**2 + log_sigma).sum(-1) - 0.5 * LOG_2PI * eps.shape[-1]
+
+
+class Autoencoder(nn.Module):
+    """L Gaussian layers in both directions and Bernoulli pixels.
+
+    Parameters are registered in the order of iwae's own, so that a list of arrays fills them.
+    """
+
+    def __init__(self, layers: int, pixels: int):
+        super().__init__()
+        hidden, latents = PRESETS[layers]
+        inputs = (pixels, *latents[:-1])
+        sizes = list(zip(inputs, hidden, latents, strict=True))
+        self.encoder = nn.ModuleList(Gaussian(*size) for size in sizes)
+        self.decoder = nn.ModuleList(Gaussian(n, w[::-1], below) for below, w, n in sizes[1:])
+        self.features = tanh_layers(latents[0], *hidden[0][::-1])
+        self.output = nn.Linear(hidden[0][0], pixels)
+
+    @torch.no_grad()
+    def fill(self, arrays: list[np.ndarray]) -> None:
+        """Take over weights [n_out, n_in] and biases [n_out]."""
+        for parameter, array in zip(self.parameters(), arrays, strict=True):
+            parameter.copy_(torch.from_numpy(array))
+
+    def log_weights(self, x: Tensor, k: int, eps: list[Tensor] | None = None) -> Tensor:
+        """log p(x, h) − log q(h|x) of K draws for each image of x [B, d], [K, B]."""
+        mu, log_sigma = self.encoder[0](x)
+        log_w, draws = torch.zeros(()), []
+        for i in range(len(self.encoder)):
+            if i > 0:
+                mu, log_sigma = self.encoder[i](draws[-1])
+            noise = torch.randn(k, *mu.shape[-2:]) if eps is None else eps[i]
+            draws.append(mu + log_sigma.exp() * noise)
+            log_w = log_w - log_normal(noise, log_sigma)
+        for below, above, conditional in zip(draws[:-1], draws[1:], self.decoder, strict=True):
+            mu, log_sigma = conditional(above)
+            log_w = log_w + log_normal((below - mu) * (-log_sigma).exp(), log_sigma)
+        log_w = log_w - 0.5 * (draws[-1] ** 2).sum(-1) - 0.5 * LOG_2PI * draws[-1].shape[-1]
+        logits = self.output(self.features(draws[0]))
+        cross_entropy = functional.binary_cross_entropy_with_logits(
+            logits, x.expand_as(logits), reduction="none"
+        )
+        return log_w - cross_entropy.sum(-1)
+
+    def bound(self, x: Tensor, k: int, eps: list[Tensor] | None = None) -> Tensor:
+        """L_K of each image, [B]."""
+        return self.log_weights(x, k, eps).logsumexp(0) - math.log(k)
+
+
+class TrainingLoop:
+    """Called with n, takes n training steps."""
+
+    def __init__(self, net: Autoencoder, images: np.ndarray, *, k: int, batch: int, fused: bool):
+        self.net, self.k, self.batch_size = net, k, batch
+        self.images = torch.from_numpy(images)
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, eps=1e-4 / batch, fused=fused)
+        self.order, self.next = torch.randperm(len(images)), 0
+
+    def __call__(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step(self.batch())
+
+    def batch(self) -> Tensor:
+        """The next images of the shuffled order as fresh 0/1 samples, [B, d]."""
+        if self.next + self.batch_size > len(self.images):
+            self.order, self.next = torch.randperm(len(self.images)), 0
+        rows = self.order[self.next : self.next + self.batch_size]
+        self.next += self.batch_size
+        intensity = self.images[rows] / 255
+        return (torch.rand_like(intensity) < intensity).float()
+
+    def step(self, x: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = -self.net.bound(x, self.k).mean()
+        loss.backward()
+        self.optimizer.step()
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    net: Autoencoder, images: Tensor, k: int, block: tuple[int, int] = (4, 250)
+) -> Tensor:
+    """L_K of binary images [n, d], in blocks of (images, draws) with a running log-sum-exp, [n]."""
+    at_once, draws = block
+    totals = []
+    for x in images.split(at_once):
+        total = torch.full((len(x),), -math.inf)
+        for done in range(0, k, draws):
+            log_w = net.log_weights(x, min(draws, k - done))
+            total = torch.logaddexp(total, log_w.logsumexp(0))
+        totals.append(total - math.log(k))
+    return torch.cat(totals)

@@ -1,0 +1,298 @@
+"""Pictures of images as PNG, and curves and histograms as SVG.
+
+An SVG is drawn for light and dark pages alike, and holds nothing that changes from one drawing to
+the next. matplotlib and Pillow are imported when something is drawn.
+"""
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from iwae.errors import InputError
+from iwae.evaluation import ACTIVE
+from iwae.trained import Trained
+
+CELL, GAP, SEPARATOR = 64, 2, 128
+"""Pixels that the longer side of an image is enlarged to at most, width and grey of separators."""
+
+SEEN, RECONSTRUCTION = "what the model saw", "the reconstruction E[x′ | h₁]"
+"""The last two rows of a reconstruction picture; above them the intensities, if they differ."""
+
+LOG_FROM = 50
+"""Passes beyond which training curves have a logarithmic axis."""
+
+LOWEST, HIGHEST, BIN = -6.0, 1.0, 0.25
+"""Range and bin width of log10 A_u; what lies outside is drawn in the outermost bins."""
+
+INK = "#010203"
+"""Stands for the colour of text while matplotlib draws; the SVG says currentColor instead."""
+
+COLOURS = ("#3d85c6", "#e07b39", "#3f9f5f", "#cc4f5f", "#8f6cc0", "#a07a50", "#d36ba8", "#85909a")
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.0,
+    "legend.frameon": False,
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+    ),
+}
+
+SCHEME = (
+    "<style>:root{color:#24292f}@media(prefers-color-scheme:dark){:root{color:#d9dee4}}</style>"
+)
+
+
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """Images side by side, row after row: uint8 [H, W], or [H, W, 3] for three channels.
+
+    `images` is [n, h, w], [n, h, w, c] (averaged over channels unless c = 3), or vectors [n, d],
+    each drawn as a strip with a column per value. Values in [0, 1] are shown as they are; if one
+    lies outside, all are mapped linearly from their common range to [0, 1]. Each pixel becomes a
+    square of CELL // max(h, w) pixels, at least 1; GAP grey ones lie around every image.
+    `columns` is by default the square root of n, rounded up, for vectors 1.
+    """
+    if images.ndim not in (2, 3, 4) or 0 in images.shape:
+        raise InputError(
+            f"An array of shape {images.shape} was given, but a picture needs at least one image: "
+            f"[n, h, w], [n, h, w, c] or [n, d]."
+        )
+    if columns is None:
+        columns = 1 if images.ndim == 2 else math.ceil(math.sqrt(len(images)))
+    if columns < 1:
+        raise InputError(f"columns = {columns} was given, but a picture needs at least 1.")
+    pixels = _pixels(_with_channels(images))
+    n, h, w, c = pixels.shape
+    scale = max(1, CELL // max(h, w))
+    h, w = h * scale, w * scale
+    rows = -(-n // columns)
+    sheet = np.full((GAP + rows * (h + GAP), GAP + columns * (w + GAP), c), SEPARATOR, np.uint8)
+    for i, image in enumerate(pixels):
+        row, column = divmod(i, columns)
+        top, left = GAP + row * (h + GAP), GAP + column * (w + GAP)
+        sheet[top : top + h, left : left + w] = image.repeat(scale, 0).repeat(scale, 1)
+    return sheet if c == 3 else sheet[..., 0]
+
+
+def _with_channels(images: np.ndarray) -> np.ndarray:
+    """[n, h, w, 1 or 3]; a vector of d values becomes a strip of d // 8 equal lines, 1 to 8."""
+    if images.ndim == 2:
+        lines = min(8, max(1, images.shape[1] // 8))
+        images = images[:, None].repeat(lines, 1)
+    if images.ndim == 3:
+        return images[..., None]
+    return images if images.shape[3] == 3 else images.mean(axis=3, keepdims=True)
+
+
+def _pixels(values: np.ndarray) -> np.ndarray:
+    """round(255 x) of x in [0, 1], after `values` were mapped there; 0 where they are not finite"""
+    x = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
+    low, high = x.min(), x.max()
+    if low < 0 or high > 1:
+        x = (x - low) / (high - low) if high > low else np.zeros_like(x)
+    return np.rint(255 * x).astype(np.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+    """A uint8 image [h, w] or [h, w, 3] as a PNG file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def sample_picture(trained: Trained, n: int = 100, seed: int = 0) -> bytes:
+    """n samples E[x|h_1] with h from the prior, as a PNG; vectors are drawn as lines."""
+    samples = _visible(trained, trained.sample(n, seed=seed))
+    return _lines([samples]) if samples.ndim == 2 else png(grid(samples))
+
+
+def reconstruction_picture(
+    trained: Trained, n: int = 10, seed: int = 0, split: str = "test"
+) -> bytes:
+    """The first n examples of a split in a row each of `reconstruction_rows`, as a PNG.
+
+    Vectors are drawn as lines, what the model saw in grey under the reconstruction. Raises
+    `InputError` if the data are not found any more.
+    """
+    if n < 1:
+        raise InputError(f"n = {n} was given, but at least 1 example is needed.")
+    images = trained.data().split(split)[:n]
+    seen, again = (_visible(trained, x) for x in trained.reconstruct(images, seed=seed))
+    if seen.ndim == 2:
+        return _lines([seen, again])
+    rows = [seen, again]
+    if len(reconstruction_rows(trained)) == 3:
+        rows.insert(0, (images / trained.seen.observer.scale).reshape(seen.shape))
+    return png(grid(np.concatenate(rows), columns=len(images)))
+
+
+def reconstruction_rows(trained: Trained) -> tuple[str, ...]:
+    """What the rows of `reconstruction_picture` show, from the top."""
+    drawn = trained.seen.observer.dynamic and len(trained.seen.shape) > 1
+    return ("the original intensities", SEEN, RECONSTRUCTION) if drawn else (SEEN, RECONSTRUCTION)
+
+
+def _visible(trained: Trained, x: np.ndarray) -> np.ndarray:
+    """Means of intensities may leave [0, 1] under a Gaussian; they are cut off, not rescaled."""
+    return x if trained.seen.kind == "real" else np.clip(x, 0, 1)
+
+
+def training_curves(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> bytes:
+    """Bounds in nats against passes, of (name, rows of metrics.jsonl), as an SVG.
+
+    Solid on the validation split, dashed the average over the training steps of a pass.
+    """
+    from matplotlib.lines import Line2D
+
+    last = max((row["pass"] for _, rows in runs for row in rows), default=1)
+    with _drawing():
+        figure = _figure(7.2, 3.4 + 0.2 * math.ceil((len(runs) + 2) / 2))
+        axes = figure.subplots()
+        for i, (_, rows) in enumerate(runs):
+            colour = COLOURS[i % len(COLOURS)]
+            _curve(axes, rows, "train_bound", color=colour, linestyle="--", linewidth=1, alpha=0.7)
+            _curve(axes, rows, "valid_bound", color=colour, linewidth=1.6)
+        _pass_axis(axes, last)
+        axes.set_ylabel("bound (nats)")
+        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+        handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)]) for i in range(len(runs))]
+        handles += [Line2D([], [], color=INK), Line2D([], [], color=INK, linestyle="--")]
+        names = [name for name, _ in runs]
+        _legend(figure, handles, [*names, "validation split", "training split"])
+        return _svg(figure)
+
+
+def _curve(axes: Any, rows: list[dict[str, Any]], key: str, **style: Any) -> None:
+    points = [(row["pass"], row[key]) for row in rows if key in row]
+    if points:
+        marker = "o" if len(points) < 20 else ""
+        axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, **style)
+
+
+def _pass_axis(axes: Any, last: int) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+    if last > LOG_FROM:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("passes over the training split")
+
+
+def _legend(figure: Any, handles: list[Any], names: list[str]) -> None:
+    """Names are set afterwards, so that none is read as mathematics or as a wish to be left out."""
+    blank = [f"{i}" for i in range(len(names))]
+    legend = figure.legend(handles, blank, loc="outside lower left", ncols=2)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(_shortened(name))
+
+
+def _shortened(name: str, length: int = 44) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def activity_histogram(runs: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> bytes:
+    """Histograms of log10 A_u, one below the other, of (name, A_u of every unit per layer): SVG.
+
+    The threshold A_u = 0.01 is marked. A_u is estimated without bias and may fall to 0 or below;
+    it is then drawn at 1e-6.
+    """
+    panels = [
+        (f"{_shortened(name)}, " if len(runs) > 1 else "", layer, np.asarray(values))
+        for name, layers in runs
+        for layer, values in enumerate(layers, start=1)
+    ]
+    with _drawing():
+        figure = _figure(5.0, 0.5 + 1.35 * len(panels))
+        all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, (name, layer, values) in zip(all_axes, panels, strict=True):
+            _histogram(axes, values)
+            active = f"{np.sum(values > ACTIVE)} of {len(values)} units active"
+            axes.set_title(f"{name}layer {layer}: {active}", loc="left", parse_math=False)
+        all_axes[-1].set_xlabel("log₁₀ of the activity A")
+        return _svg(figure)
+
+
+def _histogram(axes: Any, values: np.ndarray) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    log_a = np.log10(np.clip(values[np.isfinite(values)], 10**LOWEST, 10**HIGHEST))
+    bins = np.arange(LOWEST, HIGHEST + BIN, BIN)
+    threshold = math.log10(ACTIVE)
+    counts, _ = np.histogram(log_a, bins)
+    colours = [COLOURS[0] if left >= threshold else COLOURS[-1] for left in bins[:-1]]
+    axes.bar(bins[:-1], counts, width=0.9 * BIN, align="edge", color=colours)
+    axes.axvline(threshold, color=INK, linewidth=1, linestyle=":")
+    axes.set_xlim(LOWEST - BIN, HIGHEST + BIN)
+    axes.set_ylim(0, max(1, counts.max()) * 1.1)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
+    axes.set_ylabel("units")
+
+
+def _lines(rows: list[np.ndarray], columns: int = 10) -> bytes:
+    """Vectors [n, d] as lines, a cell each on a common scale; later rows over earlier ones: PNG."""
+    n, d = rows[0].shape
+    low, high = min(r.min() for r in rows), max(r.max() for r in rows)
+    span = high - low if high > low else 1.0
+    columns = min(n, columns)
+    x = 0.1 + 0.8 * (np.linspace(0, 1, d) if d > 1 else np.array([0.5]))
+    with _drawing():
+        height = -(-n // columns)
+        figure = _figure(0.72 * columns, 0.72 * height)
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(-height, 0))
+        axes.axis("off")
+        marker = "." if d <= 30 else ""
+        colours = [COLOURS[-1], COLOURS[0]][-len(rows) :]
+        for values, colour in zip(rows, colours, strict=True):
+            for i, v in enumerate(values):
+                row, column = divmod(i, columns)
+                y = 0.1 + 0.8 * (v - low) / span - row - 1
+                axes.plot(x + column, y, color=colour, marker=marker, markersize=3, linewidth=1)
+        for at in range(1, columns):
+            axes.axvline(at, color="0.85", linewidth=0.6)
+        for at in range(1, height):
+            axes.axhline(-at, color="0.85", linewidth=0.6)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """matplotlib's settings while a figure is made; a name may hold letters its font lacks."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of so many inches, on no screen."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Any) -> bytes:
+    """The figure as an SVG without date, whose text and lines take the colour of the page."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "iwae"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    head, tag, rest = buffer.getvalue().decode().partition("<defs>")
+    return f"{head}{SCHEME}{tag}{rest}".replace(INK, "currentColor").encode()

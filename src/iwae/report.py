@@ -1,0 +1,352 @@
+"""The report: one self-contained HTML page of one or several runs, side by side.
+
+Everything is derived from the files of the runs; the same files give the same page.
+"""
+
+import base64
+import math
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from iwae import figures, runs
+from iwae.config import RunConfig, flatten
+from iwae.errors import InputError
+from iwae.evaluation import ACTIVE, Progress
+from iwae.files import refuse_existing, write_atomic
+from iwae.folder import read_config, read_evaluations, read_metrics
+from iwae.trained import TERM_DRAWS, Trained
+
+SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"
+"""What the pictures show, and the seed of their draws."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run as the page needs it."""
+
+    name: str
+    path: Path
+    config: RunConfig
+    rows: list[dict[str, Any]]
+    """The rows of metrics.jsonl."""
+    evaluations: list[dict[str, Any]]
+    trained: Trained | None
+    missing: str
+    """Why there is no model."""
+
+    @property
+    def passes(self) -> int:
+        """Passes behind the model, or so far."""
+        if self.trained is not None:
+            return self.trained.passes
+        return self.rows[-1]["pass"] if self.rows else 0
+
+    @property
+    def dataset(self) -> str:
+        return self.config.data.dataset if self.trained is None else self.trained.seen.name
+
+    @property
+    def latest(self) -> dict[str, Any] | None:
+        """The evaluation of most passes; among these one on the test split, the largest."""
+        order = lambda e: (e["passes"], e["split"] == SPLIT, e["n"], e["k"])
+        return max(self.evaluations, key=order, default=None)
+
+
+def write(
+    paths: list[Path],
+    out: Path,
+    *,
+    data_dir: str | Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the page of some runs to `out`; `InputError` if it exists or a path is no run."""
+    refuse_existing(out, overwrite=overwrite)
+    write_atomic(out, render(paths, data_dir=data_dir))
+
+
+def render(
+    paths: list[Path],
+    *,
+    data_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """The page of some runs as HTML without references to anything outside it.
+
+    A run that has no model or evaluation yet, or whose data are gone, is shown with what there is
+    and a sentence. Raises `InputError` for a path that is not a run.
+    """
+    entries = _entries(paths, data_dir)
+    cards = []
+    for i, entry in enumerate(entries, start=1):
+        cards.append(_card(entry))
+        if progress is not None:
+            progress(i, len(entries))
+    table = [row for entry in entries for row in _rows(entry)]
+    _mark_best(table)
+    return _template().render(
+        title=_title(entries),
+        single=len(entries) == 1,
+        table=table,
+        pruned=any(row.get("pruned") for row in table),
+        notes=_number_notes(table),
+        curves=_curves(entries),
+        cards=cards,
+        names=[e.name for e in entries],
+        differing=_differing([e.config for e in entries]),
+        configurations=[(e.name, e.config.to_toml()) for e in entries],
+    )
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("iwae"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _entries(paths: list[Path], data_dir: str | Path | None) -> list[Entry]:
+    if not paths:
+        raise InputError("No run was given; name at least one folder of `iwae train`.")
+    unique = list({Path(path).resolve(): Path(path) for path in paths}.values())
+    configs = [read_config(path) for path in unique]
+    return [_entry(*run, data_dir) for run in zip(_names(unique), unique, configs, strict=True)]
+
+
+def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None) -> Entry:
+    trained, missing = None, ""
+    try:
+        trained = runs.load(path, data_dir=data_dir)
+    except InputError as error:
+        missing = _printable(str(error))
+    evaluations = list(read_evaluations(path).values())
+    return Entry(name, path, config, read_metrics(path), evaluations, trained, missing)
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The last part of each path, or as many as tell the runs apart."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return [_printable(name) for name in names]
+
+
+def _printable(text: str) -> str:
+    """A folder's name may hold control characters or bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def _title(entries: list[Entry]) -> str:
+    datasets = _listed([_printable(d) for d in dict.fromkeys(e.dataset for e in entries)])
+    if len(entries) == 1:
+        return f"{entries[0].name}: a model of {datasets}"
+    return f"{len(entries)} models of {datasets} compared"
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+# The table of likelihoods
+
+
+def _rows(entry: Entry) -> list[dict[str, Any]]:
+    """What the table prints of a run: a row for each evaluation, or one that says there is none."""
+    model, objective = entry.config.model, entry.config.objective
+    run = {
+        "run": entry.name,
+        "objective": objective.objective.upper(),
+        "k": objective.k,
+        "layers": model.layers,
+        "best": False,
+    }
+    if not entry.evaluations:
+        command = f"iwae evaluate {_printable(shlex.quote(str(entry.path)))}"
+        hint = {"command": command} if entry.trained else {"unfinished": True}
+        return [run | hint | {"passes": _count(entry.passes), "evaluated": False}]
+    return [run | _figures_of(e) | {"alike": _alike(entry, e)} for e in entry.evaluations]
+
+
+def _figures_of(e: dict[str, Any]) -> dict[str, Any]:
+    pruned = e.get("nll_without_inactive")
+    return {
+        "evaluated": True,
+        "passes": _count(e["passes"]),
+        "split": e["split"],
+        "n": _count(e["n"]),
+        "nll": _number(e["nll"]),
+        "error": "" if math.isnan(e["nll_se"]) else _number(e["nll_se"]),
+        "pruned": "" if pruned is None else _number(pruned),
+        "bits": _number(e["bits_per_dim"], 4),
+        "elbo": _number(e["elbo"]),
+        "reconstruction": _number(e["reconstruction"]),
+        "kl": " + ".join(map(_number, e["kl"])),
+        "active": "+".join(map(str, e["active_units"])),
+        "draws": _count(e["k"]),
+        "seconds": _number(e["seconds"], 1),
+        "device": e["device"],
+        "note": e["note"],
+        "value": e["nll"],
+    }
+
+
+def _alike(entry: Entry, e: dict[str, Any]) -> tuple[Any, ...]:
+    """NLLs are compared where this is equal: data, binarisation, split, examples and draws."""
+    seen = entry.config.data if entry.trained is None else entry.trained.seen
+    return e["dataset"], seen.binarization, e["split"], e["n"], e["k"]
+
+
+def _mark_best(table: list[dict[str, Any]]) -> None:
+    """Marks the lowest NLL among each two or more rows that were evaluated alike."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in table:
+        if row["evaluated"]:
+            groups.setdefault(row["alike"], []).append(row)
+    for rows in groups.values():
+        if len(rows) > 1:
+            min(rows, key=lambda row: row["value"])["best"] = True
+
+
+def _number_notes(table: list[dict[str, Any]]) -> list[str]:
+    """Gives each row the number of its footnote, 0 for none; returns the footnotes."""
+    notes = list(dict.fromkeys(row["note"] for row in table if row.get("note")))
+    for row in table:
+        row["footnote"] = notes.index(row["note"]) + 1 if row.get("note") else 0
+    return notes
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+# Figures
+
+
+def _curves(entries: list[Entry]) -> dict[str, str] | None:
+    drawn = [(e.name, e.rows) for e in entries if e.rows]
+    if not drawn:
+        return None
+    names = _listed([name for name, _ in drawn])
+    alt = f"Bound in nats against passes, on the training and validation split, of {names}"
+    return {"source": _uri(figures.training_curves(drawn), "svg+xml"), "alt": alt}
+
+
+def _card(entry: Entry) -> dict[str, Any]:
+    """What the page shows of one run: each figure is a picture with a caption, or a sentence."""
+    objective, layers = entry.config.objective, entry.config.model.layers
+    summary = [
+        f"{objective.objective.upper()}, K = {objective.k}",
+        f"{layers} stochastic {'layer' if layers == 1 else 'layers'}",
+        f"{_count(entry.passes)} of {_count(entry.config.training.epochs)} passes",
+    ]
+    return {
+        "name": entry.name,
+        "summary": "; ".join(summary),
+        "missing": entry.missing,
+        "figures": [
+            _figure(entry, "Samples", _samples),
+            _figure(entry, "Reconstructions", _reconstructions),
+            {"heading": "Active units", **_histogram(entry)},
+        ],
+    }
+
+
+def _figure(
+    entry: Entry, heading: str, draw: Callable[[Trained], tuple[bytes, str, str]]
+) -> dict[str, str]:
+    """The picture that `draw` makes; its error's sentence if the data are not to be found."""
+    if entry.trained is None:
+        return {"heading": heading, "sentence": "None yet: there is no trained model."}
+    try:
+        picture, alt, caption = draw(entry.trained)
+    except InputError as error:
+        return {"heading": heading, "sentence": _printable(str(error))}
+    alt = f"{alt} of {entry.name}"
+    return {"heading": heading, "source": _uri(picture, "png"), "alt": alt, "caption": caption}
+
+
+def _samples(trained: Trained) -> tuple[bytes, str, str]:
+    caption = (
+        f"{SAMPLES} draws of the latents from the prior (seed {SEED}), each shown as the mean "
+        f"E[x | h₁] that the model expects there.{_remark(trained)}"
+    )
+    return figures.sample_picture(trained, SAMPLES, SEED), f"{SAMPLES} samples", caption
+
+
+def _reconstructions(trained: Trained) -> tuple[bytes, str, str]:
+    n = min(RECONSTRUCTIONS, len(trained.data().split(SPLIT)))
+    picture = figures.reconstruction_picture(trained, n, SEED, SPLIT)
+    shown = _listed(list(figures.reconstruction_rows(trained)))
+    order = "From top: " if len(trained.seen.shape) > 1 else "Grey and blue: "
+    caption = (
+        f"The first {n} examples of the {SPLIT} split. {order}{shown} at one draw of the latents "
+        f"from q(h | x) (seed {SEED}).{_remark(trained)}"
+    )
+    return picture, f"{n} {SPLIT} examples and their reconstructions", caption
+
+
+def _remark(trained: Trained) -> str:
+    if len(trained.seen.shape) == 1:
+        d = trained.seen.shape[0]
+        return f" Each line is an example, its {d} values from left to right."
+    if trained.seen.kind == "real":
+        return " Grey values span the range of all values in the picture."
+    return ""
+
+
+def _histogram(entry: Entry) -> dict[str, str]:
+    e = entry.latest
+    if e is None:
+        return {"sentence": "Not evaluated yet."}
+    active = " + ".join(map(str, e["active_units"]))
+    caption = (
+        f"Activity A = Var(E[h | x]) of each latent unit over {_count(e['n'])} {e['split']} "
+        f"examples ({TERM_DRAWS} draws, seed {e['seed']}, after {_count(e['passes'])} passes). "
+        f"Units right of the dotted line, A > {ACTIVE:g}, are active."
+    )
+    return {
+        "source": _uri(figures.activity_histogram([(entry.name, e["activity"])]), "svg+xml"),
+        "alt": f"Histogram of the activity of the latent units of {entry.name}: {active} active",
+        "caption": caption,
+    }
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# Configuration
+
+
+def _differing(configs: list[RunConfig]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each run) for settings that are not the same in all runs."""
+    flat = [flatten(config) for config in configs]
+    return [
+        (name, [_setting(f[name]) for f in flat])
+        for name in flat[0]
+        if any(f[name] != flat[0][name] for f in flat)
+    ]
+
+
+def _setting(value: Any) -> str:
+    """As the command line writes it: 100,50 for latents, 200,200/100,100 for hidden layers."""
+    if value is None:
+        return "—"
+    if isinstance(value, tuple):
+        nested = any(isinstance(v, tuple) for v in value)
+        return ("/" if nested else ",").join(map(_setting, value))
+    return str(value)

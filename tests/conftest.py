@@ -1,0 +1,36 @@
+"""Shared fixtures: no test reads or writes the user's cache, or downloads anything."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+import iwae
+from iwae.config import RunConfig, override, recipe
+from iwae.trained import Trained
+
+TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Programs that several tests compile are compiled once a session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax-cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IWAE_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> RunConfig:
+    """A run of a second or two."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The tiny configuration, trained on digits into a folder."""
+    return iwae.train(TINY, out=tmp_path_factory.mktemp("runs") / "tiny")

@@ -1,0 +1,123 @@
+"""Configurations: one description of a run, whichever door it comes through."""
+
+import re
+
+import pytest
+
+from iwae.config import RunConfig, flatten, override, parse, recipe, recipe_names
+from iwae.errors import InputError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_survive_toml(name: str) -> None:
+    config = recipe(name)
+    assert parse(config.to_toml(), "copy") == config
+
+
+def test_every_field_survives_toml() -> None:
+    config = override(
+        RunConfig(),
+        layers=3,
+        hidden=((5, 4), (3,), ()),
+        latents=(4, 3, 2),
+        minutes=1.5,
+        clip=2,
+        average=0.9,
+        patience=3,
+        checkpoint_every=2,
+    )
+    assert None not in flatten(config).values()
+    assert parse(config.to_toml(), "copy") == config
+
+
+def test_paper_recipe_is_the_paper() -> None:
+    training = recipe("paper").training
+    assert (training.epochs, training.batch_size, training.schedule) == (3280, 20, "stages")
+    assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.999, 1e-4)
+    assert recipe("paper").model.widths == (((200, 200),), (50,))
+    two = override(recipe("paper"), layers=2)
+    assert two.model.widths == (((200, 200), (100, 100)), (100, 50))
+
+
+def test_names_of_settings_are_unique() -> None:
+    sections = ("data", "model", "objective", "training")
+    leaves = sum(len(flatten(getattr(RunConfig(), section))) for section in sections)
+    assert len(flatten(RunConfig())) == leaves + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"k": 0}, "k = 0 was given, but a bound needs at least 1 draw; give --k 1 or more."),
+        (
+            {"epochs": 0},
+            "epochs = 0 was given, but --epochs must be at least 1.",
+        ),
+        (
+            {"learning_rate": -1.0},
+            "learning_rate = -1.0 was given, but it must be a positive number.",
+        ),
+        ({"average": 1.0}, "average = 1.0 was given, but a decay lies in [0, 1)."),
+        (
+            {"layers": 3},
+            "There is no preset with 3 stochastic layers; give both --hidden and --latents, or "
+            "choose --layers 1 or 2.",
+        ),
+        (
+            {"latents": (3, 4)},
+            "latents describes 2 stochastic layers where layers = 1; give one entry for each "
+            "layer, from the image up.",
+        ),
+        (
+            {"latents": (0,)},
+            "A layer of width 0 was given, but every width must be at least 1; correct hidden or "
+            "latents.",
+        ),
+        ({"seed": -1}, "seed = -1 was given, but a seed is a whole number from 0 to 2^32 - 1."),
+        ({"k": 2.5}, "k = 2.5 was given, but it must be a whole number."),
+        (
+            {"schedule": "cosin"},
+            "schedule = 'cosin' was given, which is not a choice; did you mean 'cosine'? Known are "
+            "constant, cosine, stages.",
+        ),
+    ],
+)
+def test_refusals(changes: dict, sentence: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+        override(RunConfig(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "[data]\ndatset = 'mnist'",
+            "r.toml, [data] has an unknown entry 'datset'; did you mean 'dataset'? Known are "
+            "binarization, dataset, values.",
+        ),
+        (
+            "[model]\nhidden = 3",
+            "r.toml, [model]: hidden = 3 was given, but it must be a list of whole numbers (one "
+            "list for each stochastic layer).",
+        ),
+        ("data = 3", "r.toml gives data = 3, but [data] is a table."),
+        (
+            "[objective]\nk = '5'",
+            "r.toml, [objective]: k = '5' was given, but it must be a whole number.",
+        ),
+    ],
+)
+def test_toml_refusals(text: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+        parse(text, "r.toml")
+
+
+def test_broken_toml_and_unknown_recipe_are_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"^r.toml is not valid TOML: Expected ']' at "):
+        parse("[data", "r.toml")
+    with pytest.raises(InputError, match=r"^There is no recipe 'papr'; did you mean 'paper'\?"):
+        recipe("papr")
+    missing = tmp_path / "none.toml"
+    sentence = f"The configuration {missing} cannot be read: No such file or directory."
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+        recipe(missing)

@@ -1,0 +1,85 @@
+"""The plan of the house: imports go one way, and what is light stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import iwae
+
+SOURCE = Path(iwae.__file__).parent
+
+ROWS = [
+    ("errors",),
+    ("files", "config", "data"),
+    ("observation", "likelihoods", "networks"),
+    ("model",),
+    ("bounds",),
+    ("gradients", "evaluation"),
+    ("training", "checkpoint"),
+    ("trained", "folder"),
+    ("runs",),
+    ("figures",),
+    ("report",),
+    ("experiments",),
+    ("progress",),
+    ("cli",),
+]
+"""From the ground up; a module may import from its own row's left neighbours and from below."""
+
+ORDER = {name: i for i, name in enumerate(name for row in ROWS for name in row)}
+
+
+def _imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports, at the top or within functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "iwae":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iwae."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("iwae.")}
+    return names & ORDER.keys()
+
+
+def _module(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(p for p in SOURCE.rglob("*.py") if p.parent == SOURCE or p.parent.name == "data")
+
+
+def test_every_module_has_its_place() -> None:
+    assert {_module(p) for p in FILES} == ORDER.keys() | {"__init__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = _module(path)
+    if own == "__init__":
+        return
+    above = {n for n in _imported(path) if ORDER[n] > ORDER[own]}
+    assert not above, f"{own} imports from above: {sorted(above)}"
+
+
+def test_no_file_outgrows_the_design() -> None:
+    assert {p.name: n for p in FILES if (n := len(p.read_text().splitlines())) > 420} == {}
+
+
+@pytest.mark.parametrize("statement", ["import iwae", "import iwae.cli", "import iwae.data"])
+def test_light_imports_do_not_load_jax(statement: str) -> None:
+    code = f"{statement}; import sys; raise SystemExit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_core_needs_no_plotting_or_terminal_library() -> None:
+    code = (
+        "import iwae.runs, sys; "
+        "heavy = {'matplotlib', 'rich', 'tyro', 'sklearn', 'PIL', 'pooch', 'jinja2'}; "
+        "raise SystemExit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,354 @@
+"""Runs: what is saved, what is refused, and that a killed run ends exactly as an unharmed one."""
+
+import errno
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import iwae
+from iwae import checkpoint, files, folder, runs
+from iwae.config import RunConfig, override
+from iwae.errors import InputError, Interrupted
+from iwae.runs import NonFiniteError
+from iwae.trained import Trained
+
+
+def same_models(a: Path, b: Path) -> bool:
+    """Whether two runs ended with bit-for-bit the same model and optimiser state."""
+    names = (folder.MODEL, folder.CHECKPOINT)
+    tensors = [[_tensors(path / name) for path in (a, b)] for name in names]
+    return all(
+        left.keys() == right.keys() and all(left[n].tobytes() == right[n].tobytes() for n in left)
+        for left, right in tensors
+    )
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def refused(sentence: str) -> pytest.RaisesExc:
+    return pytest.raises(InputError, match=f"^{re.escape(sentence)}$")
+
+
+def test_a_run_folder_holds_everything(tiny_run: Trained, tiny: RunConfig) -> None:
+    path = tiny_run.path
+    present = {p.name for p in path.iterdir()}
+    assert present >= {folder.CONFIG, folder.METRICS, folder.CHECKPOINT, folder.MODEL}
+    assert folder.read_config(path) == tiny
+    rows = folder.read_metrics(path)
+    assert [row["pass"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [64, 128, 192]
+    assert rows[-1]["valid_bound"] > rows[0]["valid_bound"]
+
+
+def test_loading_gives_the_trained_model(tiny_run: Trained) -> None:
+    loaded = iwae.load(tiny_run.path)
+    assert loaded.passes == 3
+    for a, b in zip(jax.tree.leaves(tiny_run.model), jax.tree.leaves(loaded.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    score = [t.score("digits:valid", k=7) for t in (tiny_run, loaded)]
+    np.testing.assert_array_equal(*score)
+
+
+def test_a_run_is_a_function_of_its_configuration(tiny_run: Trained, tiny, tmp_path) -> None:
+    iwae.train(tiny, out=tmp_path / "again")
+    assert same_models(tiny_run.path, tmp_path / "again")
+    iwae.train(override(tiny, seed=1), out=tmp_path / "other")
+    assert not same_models(tiny_run.path, tmp_path / "other")
+
+
+def test_training_does_not_depend_on_the_size_of_chunks(tiny_run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "CHUNK_SECONDS", 1e-9)
+    iwae.train(tiny, out=tmp_path / "steps")
+    assert same_models(tiny_run.path, tmp_path / "steps")
+
+
+def test_options_that_keep_more_state_resume_exactly(tiny: RunConfig, tmp_path: Path) -> None:
+    config = override(
+        tiny, average=0.9, patience=50, clip=1.0, epochs=4, schedule="constant", layers=2,
+        hidden=((8,), (6,)), latents=(4, 2),
+    )  # fmt: skip
+    iwae.train(config, out=tmp_path / "whole")
+    iwae.train(override(config, epochs=2), out=tmp_path / "parts")
+    iwae.train(config, out=tmp_path / "parts", resume=True)
+    assert same_models(tmp_path / "whole", tmp_path / "parts")
+    whole, parts = (folder.read_metrics(tmp_path / n) for n in ("whole", "parts"))
+    for a, b in zip(whole, parts, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import iwae
+from iwae.config import read
+iwae.train(read(Path(sys.argv[1])), out=sys.argv[2], resume=True)
+"""
+
+DYING = """
+import os, signal, sys
+calls, real = [0], os.fsync
+def fsync(fd):
+    calls[0] += 1
+    if calls[0] == int(sys.argv[3]):
+        os.truncate(fd, os.fstat(fd).st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(fd)
+os.fsync = fsync
+"""
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> tuple[Path, Path]:
+    """(configuration file, uninterrupted run) with a checkpoint at every one of many passes."""
+    base = tmp_path_factory.mktemp("long")
+    config = override(tiny, epochs=120, checkpoint_every=1, validate_every=10)
+    (base / "config.toml").write_text(config.to_toml())
+    iwae.train(config, out=base / "whole")
+    return base / "config.toml", base / "whole"
+
+
+def start(code: str, *arguments: str | Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen, code: int) -> None:
+    """Wait for a process, and check the way it ended."""
+    _, error = process.communicate()
+    assert process.returncode == code, error.decode()
+
+
+def test_killed_at_random_ten_times(long_run: tuple[Path, Path], tmp_path: Path) -> None:
+    config, whole = long_run
+    out, rng, kills = tmp_path / "killed", random.Random(0), 0
+    while kills < 10:
+        process = start(SCRIPT, config, out)
+        before = _passes(out)
+        while process.poll() is None and _passes(out) == before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.04))
+        process.kill()
+        finish(process, -signal.SIGKILL)
+        kills += 1
+    assert 0 < _passes(out) < 120
+    finish(start(SCRIPT, config, out), 0)
+    assert same_models(whole, out)
+    assert len(folder.read_metrics(out)) == 120
+
+
+def _passes(out: Path) -> int:
+    path = out / folder.CHECKPOINT
+    return checkpoint.read_header(path)["passes"] if path.exists() else 0
+
+
+@pytest.mark.parametrize("write", [1, 3, 4, 7])
+def test_killed_in_the_middle_of_a_write(long_run, tmp_path: Path, write: int) -> None:
+    config, whole = long_run
+    out = tmp_path / "torn"
+    finish(start(DYING + SCRIPT, config, out, str(write)), -signal.SIGKILL)
+    finish(start(SCRIPT, config, out), 0)
+    assert same_models(whole, out)
+
+
+def test_interrupt_saves_and_says_how_to_resume(tiny: RunConfig, tmp_path: Path) -> None:
+    class Impatient(runs.Silent):
+        def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+            if step > 70:
+                signal.raise_signal(signal.SIGINT)
+
+    out = tmp_path / "run"
+    sentence = (
+        f"Interrupted after 1 of 3 passes; the run is saved, and "
+        f"`iwae train --out {out} --resume` continues it."
+    )
+    with pytest.raises(Interrupted, match=f"^{re.escape(sentence)}$"):
+        iwae.train(tiny, out=out, watch=Impatient())
+    with refused(
+        f"{out} holds no trained model yet; finish it with `iwae train --out {out} --resume`."
+    ):
+        iwae.load(out)
+    iwae.train(tiny, out=out, resume=True)
+    iwae.train(tiny, out=tmp_path / "whole")
+    assert same_models(out, tmp_path / "whole")
+
+
+def test_a_torn_last_line_of_metrics_is_dropped(tiny_run: Trained, tmp_path: Path) -> None:
+    text = (tiny_run.path / folder.METRICS).read_text()
+    (tmp_path / folder.METRICS).write_text(text + '{"pass": 4, "tr')
+    assert folder.read_metrics(tmp_path) == folder.read_metrics(tiny_run.path)
+
+
+def test_existing_folders_are_not_touched(tiny_run: Trained, tiny: RunConfig, tmp_path) -> None:
+    before = {p.name: p.read_bytes() for p in tiny_run.path.iterdir()}
+    path = tiny_run.path
+    with refused(f"{path} holds a run already; give --resume to continue it, or another --out."):
+        iwae.train(tiny, out=path)
+    with refused(
+        f"{path} was started with k = 2, not 7; leave the setting out to resume it, or give "
+        f"another --out."
+    ):
+        iwae.train(override(tiny, k=7), out=path, resume=True)
+    (tmp_path / "thesis.tex").write_text("precious")
+    with refused(
+        f"{tmp_path} exists and is not a run of iwae; give the name of a folder that does not "
+        f"exist yet."
+    ):
+        iwae.train(tiny, out=tmp_path)
+    with refused(
+        f"{tmp_path} is not the folder of a run; give a folder that `iwae train --out` made."
+    ):
+        iwae.train(tiny, out=tmp_path, resume=True)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+    assert before == {p.name: p.read_bytes() for p in tiny_run.path.iterdir()}
+
+
+def test_only_a_constant_schedule_can_be_prolonged(tiny: RunConfig, tmp_path: Path) -> None:
+    config = override(tiny, schedule="cosine", epochs=1)
+    iwae.train(config, out=tmp_path / "run")
+    with refused(
+        f"{tmp_path / 'run'} was started with epochs = 1, not 2; the cosine schedule was laid out "
+        f"for its passes, so leave the setting out to resume it, or give another --out."
+    ):
+        iwae.train(override(config, epochs=2), out=tmp_path / "run", resume=True)
+
+
+def test_one_process_at_a_time(tiny: RunConfig, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with (
+        folder.opened(path, tiny, resume=False),
+        refused(f"{path} is being trained by another process; wait for it or give another --out."),
+    ):
+        iwae.train(tiny, out=path, resume=True)
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny_run: Trained, tiny: RunConfig) -> None:
+    before = (tiny_run.path / folder.MODEL).read_bytes()
+    again = iwae.train(tiny, out=tiny_run.path, resume=True)
+    assert again.passes == 3
+    assert (tiny_run.path / folder.MODEL).read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_run: Trained, tiny, tmp_path) -> None:
+    path = tmp_path / "run"
+    with folder.opened(path, override(tiny, latents=(4,)), resume=False):
+        pass
+    stranger = (tiny_run.path / folder.CHECKPOINT).read_bytes()
+    (path / folder.CHECKPOINT).write_bytes(stranger)
+    with pytest.raises(InputError, match=r"belongs to another model: .* is float32\[3, 8\] there"):
+        iwae.train(override(tiny, latents=(4,)), out=path, resume=True)
+    assert (path / folder.CHECKPOINT).read_bytes() == stranger
+
+
+def test_a_damaged_checkpoint_is_refused(tiny_run: Trained, tiny, tmp_path) -> None:
+    path = tmp_path / "run"
+    with folder.opened(path, tiny, resume=False):
+        pass
+    whole = (tiny_run.path / folder.CHECKPOINT).read_bytes()
+    (path / folder.CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"checkpoint.safetensors is damaged \(.*\); restore it"):
+        iwae.train(tiny, out=path, resume=True)
+
+
+def test_leaves_of_the_same_shape_cannot_be_swapped(tmp_path: Path) -> None:
+    a, b = jnp.arange(3.0), jnp.arange(3.0) + 5
+    checkpoint.save(tmp_path / "t", {"a": a, "b": b}, {})
+    swapped = checkpoint.load(tmp_path / "t", {"b": a, "a": b})
+    np.testing.assert_array_equal(swapped["a"], a)
+    with pytest.raises(InputError, match="it lacks "):
+        checkpoint.load(tmp_path / "t", {"a": a, "b": b, "c": a})
+    with pytest.raises(InputError, match="it also holds "):
+        checkpoint.load(tmp_path / "t", {"a": a})
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kept"
+    files.write_atomic(path, "before")
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with refused(
+        f"{path} could not be written: No space left on device; what was there before is "
+        f"unharmed. Free some space or choose another place, then run the command again."
+    ):
+        files.write_atomic(path, "after")
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["kept"]
+
+
+def test_a_bound_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny, tmp_path) -> None:
+    out = tmp_path / "run"
+    iwae.train(override(tiny, epochs=1), out=out)
+    good = (out / folder.CHECKPOINT).read_bytes()
+    wild = override(tiny, learning_rate=1e30)
+    (out / folder.CONFIG).write_text(wild.to_toml())
+    with pytest.raises(NonFiniteError) as error:
+        iwae.train(wild, out=out, resume=True)
+    assert re.fullmatch(
+        rf"The bound is not finite at step \d+ \(pass 2\); the last good checkpoint is kept in "
+        rf"{out}. Try a smaller --learning-rate or --clip 10, and check that the data fit the "
+        rf"likelihood.",
+        str(error.value),
+    )
+    assert (out / folder.CHECKPOINT).read_bytes() == good
+
+
+def test_patience_keeps_the_best_model(tiny: RunConfig) -> None:
+    class Rows(runs.Silent):
+        def __init__(self) -> None:
+            self.valid: list[float] = []
+
+        def on_pass(self, row: dict) -> None:
+            self.valid.append(row["valid_bound"])
+
+    rows = Rows()
+    config = override(tiny, epochs=200, patience=2, learning_rate=0.05)
+    trained = iwae.train(config, watch=rows)
+    assert trained.passes == len(rows.valid) < 200
+    assert max(rows.valid) == rows.valid[-3]
+    at_best = iwae.train(override(config, epochs=trained.passes - 2, patience=None))
+    for a, b in zip(jax.tree.leaves(at_best.model), jax.tree.leaves(trained.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_budget_in_minutes_ends_a_run(tiny: RunConfig, tmp_path: Path) -> None:
+    trained = iwae.train(override(tiny, epochs=10_000, minutes=0.01), out=tmp_path / "run")
+    assert trained.passes < 10_000
+    header = checkpoint.read_header(tmp_path / "run" / folder.CHECKPOINT)
+    assert header["finished"] == "minutes"
+    assert header["seconds"] >= 0.6
+
+
+def test_too_large_a_batch_is_refused(tiny: RunConfig) -> None:
+    with refused(
+        "batch_size = 2000 was given, but there are only 1297 training examples; give "
+        "--batch-size 1297 or less."
+    ):
+        iwae.train(tiny, batch_size=2000)
+
+
+def test_evaluations_are_kept(tiny_run: Trained) -> None:
+    first = iwae.evaluate(tiny_run.path, k=10, limit=20)
+    second = iwae.evaluate(tiny_run.path, k=20, limit=20)
+    kept = folder.read_evaluations(tiny_run.path)
+    assert kept["test k=10 n=20 seed=0 passes=3"] == json.loads(json.dumps(first.to_json()))
+    assert kept["test k=20 n=20 seed=0 passes=3"]["nll"] == second.nll
