@@ -23,6 +23,8 @@ from benchmarks.cases import CASES, DisagreementError, Result
 from benchmarks.timing import FULL, QUICK, medians, ratios
 
 OUT = Path("results/benchmarks/cpu.json")
+WIDTH = 130
+"""Columns of the table where the output is no terminal."""
 
 
 def main() -> None:
@@ -32,12 +34,16 @@ def main() -> None:
         sys.exit(f"No case contains {arguments.cases!r}; there are: {'; '.join(CASES)}.")
     effort = QUICK if arguments.quick else FULL
     console, about, rows = Console(), machine(), {}
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     for name, case in cases.items():
         with console.status(name):
             try:
-                rows[name] = record(case(effort))
+                with Others() as others:
+                    result = case(effort)
             except DisagreementError as error:
                 sys.exit(f"{name}: PyTorch and iwae compute different things. {error}")
+        rows[name] = record(result, others.share)
     console.print(table(rows), f"{about}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": about, "effort": asdict(effort), "cases": rows}
@@ -75,27 +81,64 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def record(result: Result) -> dict[str, Any]:
+class Others:
+    """The share of the machine's cores that other processes had while the block ran.
+
+    None where there is no /proc/stat.
+    """
+
+    share: float | None = None
+
+    def __enter__(self) -> "Others":
+        self.before = _processor_seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        after = _processor_seconds()
+        if self.before and after:
+            busy, idle, own = (b - a for a, b in zip(self.before, after, strict=True))
+            self.share = round(max(0.0, busy - own) / (busy + idle), 3)
+
+
+def _processor_seconds() -> tuple[float, float, float] | None:
+    """(busy, idle, by this process and its children), summed over cores."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    ticks = [int(n) / os.sysconf("SC_CLK_TCK") for n in stat.read_text().split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle, idle, sum(os.times()[:4])
+
+
+def record(result: Result, others: float | None) -> dict[str, Any]:
     """A case's entry in the JSON file."""
     return {
         **asdict(result),
         "median": medians(result.times),
         "ratio": ratios(result.times),
+        "others": others,
     }
 
 
 def table(rows: dict[str, dict[str, Any]]) -> Table:
     """One line per case: medians over turns, and how many times longer the rivals took."""
-    heads = ("", "unit", "iwae", "torch", "torch fused", "torch / iwae", "torch fused / iwae")
-    grid = Table(*heads, title="median over turns; ratio: median (min–max) over turns")
+    rivals = ("torch", "torch tuned")
+    heads = ("", "iwae", *rivals, "", *(f"{name} / iwae" for name in rivals), "others")
+    grid = Table(*heads, title="medians over turns; ratio (min–max) within turns")
     for name, row in rows.items():
-        middle = [f"{row['median'][n]:.3g}" if n in row["median"] else "" for n in heads[2:5]]
-        ratio = [spread(row["ratio"].get(n)) for n in ("torch", "torch fused")]
-        grid.add_row(name, row["unit"], *middle, *ratio)
+        middle = [_number(row["median"].get(n)) for n in ("iwae", *rivals)]
+        ratio = [_spread(row["ratio"].get(n)) for n in rivals]
+        others = "" if row["others"] is None else f"{row['others']:.0%}"
+        grid.add_row(name, *middle, row["unit"], *ratio, others)
+    grid.caption = "others: the cores' time that other processes took; above 5 %, distrust the row"
     return grid
 
 
-def spread(ratio: dict[str, float] | None) -> str:
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:#.3g}".rstrip(".")
+
+
+def _spread(ratio: dict[str, float] | None) -> str:
     if ratio is None:
         return ""
     return f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})"

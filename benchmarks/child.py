@@ -42,12 +42,12 @@ def first_step_iwae(layers: int) -> float:
 def first_step_torch(layers: int) -> float:
     """Seconds from a built net to the end of its first step with K = 50."""
     from benchmarks.images import synthetic
-    from benchmarks.torch_iwae import Autoencoder, TrainingLoop
+    from benchmarks.torch_iwae import THREADS, Autoencoder, TrainingLoop
 
     images = synthetic(1000)
     net = Autoencoder(layers, images.shape[1])
     began = time.perf_counter()
-    TrainingLoop(net, images, k=50, batch=20, fused=False)(1)
+    TrainingLoop(net, images, k=50, batch=20, threads=THREADS, fused=False)(1)
     return time.perf_counter() - began
 
 

@@ -24,8 +24,9 @@ class Effort:
     """Images of an evaluation."""
 
 
-FULL = Effort(turns=7, seconds=1.0, images=40)
-QUICK = Effort(turns=2, seconds=0.1, images=10)
+FULL = Effort(turns=7, seconds=0.7, images=40)
+QUICK = Effort(turns=1, seconds=0.05, images=5)
+TRIAL = Effort(turns=2, seconds=0.1, images=0)
 
 
 def interleaved(contestants: dict[str, Contestant], effort: Effort) -> Times:
@@ -34,7 +35,7 @@ def interleaved(contestants: dict[str, Contestant], effort: Effort) -> Times:
     times: Times = {name: [] for name in contestants}
     for _ in range(effort.turns):
         for name, work in contestants.items():
-            work(1)  # the last contestant's threads come to rest
+            time.sleep(0.05)  # the last contestant's threads come to rest
             times[name].append(_seconds(work, units[name]) / units[name])
     return times
 
@@ -52,6 +53,12 @@ def _seconds(work: Contestant, units: int) -> float:
     began = time.perf_counter()
     work(units)
     return time.perf_counter() - began
+
+
+def fastest(contestants: dict[str, Contestant]) -> str:
+    """The contestant with the shortest turn in a trial."""
+    times = interleaved(contestants, TRIAL)
+    return min(times, key=lambda name: min(times[name]))
 
 
 def medians(times: Times) -> dict[str, float]:

@@ -5,7 +5,8 @@ is copied to the host between steps, and there is no data loader: the images are
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,20 +17,22 @@ from iwae.config import PRESETS
 
 LOG_2PI = math.log(2 * math.pi)
 
+THREADS = torch.get_num_threads()
+"""PyTorch's own choice: one for each core."""
+
 
 def tanh_layers(*widths: int) -> nn.Sequential:
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return nn.Sequential(*(m for a, b in pairs for m in (nn.Linear(a, b), nn.Tanh())))
+    return nn.Sequential(*(m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.Tanh())))
 
 
 class Gaussian(nn.Module):
     """v [..., n_in] ↦ (μ, log σ), each [..., n_out]."""
 
-    def __init__(self, n_in: int, widths: Iterable[int], n_out: int):
+    def __init__(self, n_in: int, widths: Sequence[int], n_out: int):
         super().__init__()
         self.features = tanh_layers(n_in, *widths)
-        self.mu = nn.Linear(list(widths)[-1], n_out)
-        self.log_sigma = nn.Linear(list(widths)[-1], n_out)
+        self.mu = nn.Linear(widths[-1], n_out)
+        self.log_sigma = nn.Linear(widths[-1], n_out)
 
     def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(v)
@@ -89,15 +92,28 @@ class Autoencoder(nn.Module):
 
 
 class TrainingLoop:
-    """Called with n, takes n training steps."""
+    """Called with n, takes n training steps on `threads` cores.
 
-    def __init__(self, net: Autoencoder, images: np.ndarray, *, k: int, batch: int, fused: bool):
-        self.net, self.k, self.batch_size = net, k, batch
+    `fused`: Adam in one kernel for each parameter, in place of one for each operation.
+    """
+
+    def __init__(
+        self,
+        net: Autoencoder,
+        images: np.ndarray,
+        *,
+        k: int,
+        batch: int,
+        threads: int,
+        fused: bool,
+    ):
+        self.net, self.k, self.batch_size, self.threads = net, k, batch, threads
         self.images = torch.from_numpy(images)
         self.optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, eps=1e-4 / batch, fused=fused)
         self.order, self.next = torch.randperm(len(images)), 0
 
     def __call__(self, steps: int) -> None:
+        torch.set_num_threads(self.threads)
         for _ in range(steps):
             self.step(self.batch())
 
@@ -119,10 +135,10 @@ class TrainingLoop:
 
 @torch.inference_mode()
 def log_likelihoods(
-    net: Autoencoder, images: Tensor, k: int, block: tuple[int, int] = (4, 250)
+    net: Autoencoder, images: Tensor, k: int, *, at_once: int, draws: int, threads: int
 ) -> Tensor:
-    """L_K of binary images [n, d], in blocks of (images, draws) with a running log-sum-exp, [n]."""
-    at_once, draws = block
+    """L_K of binary images [n, d], in blocks of images × draws with a running log-sum-exp, [n]."""
+    torch.set_num_threads(threads)
     totals = []
     for x in images.split(at_once):
         total = torch.full((len(x),), -math.inf)

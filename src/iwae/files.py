@@ -6,7 +6,6 @@ from pathlib import Path
 
 from iwae.errors import InputError
 
-
 TEMPORARY = ".tmp"
 """Ends the name of a file that is being written; a crash can leave one behind."""
 
