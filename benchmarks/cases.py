@@ -45,7 +45,8 @@ def pair(layers: int) -> tuple[iwae_steps.Autoencoder, torch_iwae.Autoencoder]:
     return model, net
 
 
-def check(layers: int, k: int) -> None:
+@cache
+def check(layers: int, k: int = 5) -> None:
     """`DisagreementError` unless both have the same bound and gradient for the same x and ε."""
     model, net = pair(layers)
     x = (images()[:20] > 127).astype(np.float32)
@@ -65,7 +66,7 @@ def training(effort: Effort, *, layers: int, k: int, batch: int) -> Result:
 
     Tuned is with Adam fused and on one core or all, whichever a trial finds faster.
     """
-    check(layers, k)
+    check(layers)
 
     def rival(threads: int, *, fused: bool) -> torch_iwae.TrainingLoop:
         net = pair(layers)[1]

@@ -1,4 +1,4 @@
-"""Models whose log p(x) is known in closed form: the oracles of the tests."""
+"""Models for the tests: those whose log p(x) is known in closed form, and random ones."""
 
 from dataclasses import dataclass
 
@@ -137,3 +137,14 @@ def generic_chain(latents, *, inflate=1.3, seed=1):
     maps = [0.6 * rng.normal(size=shape) for shape in zip(sizes[:-1], sizes[1:], strict=True)]
     mean, spread = rng.normal(size=d), rng.uniform(0.5, 2, d)
     return chain(maps, (1.0, 0.8, 0.9)[: len(latents)], mean=mean, spread=spread, inflate=inflate)
+
+
+def random_model(config, d, seed, scale=0.4):
+    """The Bernoulli autoencoder of `config` for d pixels, every weight and bias N(0, scale²)."""
+    shapes = eqx.filter_eval_shape(
+        build, config, kind="binary", mean=np.zeros(d), spread=np.ones(d), key=jax.random.key(0)
+    )
+    rng = np.random.default_rng(seed)
+    draw = lambda a: jnp.asarray(scale * rng.normal(size=a.shape), a.dtype)
+    is_shape = lambda a: isinstance(a, jax.ShapeDtypeStruct)
+    return jax.tree.map(lambda a: draw(a) if is_shape(a) else a, shapes)

@@ -19,9 +19,9 @@ from iwae.evaluation import (
     over_examples,
     terms,
 )
-from iwae.model import build, log_weights, restrict
+from iwae.model import log_weights, restrict
 from iwae.observation import Observer
-from linear_gaussian import LinearGaussian, chain, generic_chain, orthogonal_chain
+from linear_gaussian import LinearGaussian, chain, generic_chain, orthogonal_chain, random_model
 
 AS_IS = Observer(1.0, dynamic=False)
 
@@ -207,9 +207,7 @@ def test_streaming_equals_the_direct_log_sum_exp(linear_gaussian):
 def autoencoder(layers):
     hidden, latents = ((8,), (6,))[:layers], (4, 3)[:layers]
     config = ModelConfig(layers, hidden, latents, "bernoulli")
-    key = jax.random.key(layers)
-    mean, spread = np.full(6, 0.4), np.ones(6)
-    return eqx.filter_jit(build)(config, kind="binary", mean=mean, spread=spread, key=key)
+    return random_model(config, 6, seed=layers)
 
 
 BITS = np.random.default_rng(9).integers(0, 2, (20, 6)).astype(np.uint8)
@@ -250,12 +248,12 @@ def noisy_second_layer():
         (0.0, 0.0),
     )
     config = ModelConfig(2, ((), ()), (2, 2), "bernoulli")
-    model = build(config, kind="binary", mean=[0.5, 0.5], spread=[1, 1], key=jax.random.key(0))
+    model = random_model(config, 2, seed=0)
     first, second = model.encoder
-    where = lambda q: (q.mu.weight, q.log_sigma.weight, q.log_sigma.bias)
+    where = lambda q: (q.mu.weight, q.log_sigma.weight, q.log_sigma.bias, q.mu.bias)
     mu1, sigma1, mu2, sigma2 = (jnp.array(a, jnp.float32) for a in heads)
-    first = eqx.tree_at(where, first, (mu1, jnp.zeros((2, 2)), sigma1))
-    second = eqx.tree_at(where, second, (mu2, jnp.zeros((2, 2)), sigma2))
+    first = eqx.tree_at(where, first, (mu1, jnp.zeros((2, 2)), sigma1, jnp.zeros(2)))
+    second = eqx.tree_at(where, second, (mu2, jnp.zeros((2, 2)), sigma2, jnp.zeros(2)))
     return eqx.tree_at(lambda m: m.encoder, model, (first, second))
 
 

@@ -98,12 +98,12 @@ def over_examples(
     """
     n, d = images.shape
     block = block_size(n, d, draws, memory)
-    group = min(n, max(block, 500 // block * block))
+    group = block * math.ceil(min(n, max(block, 500)) / block)
     results = []
     for start in range(0, n, group):
-        index = jnp.minimum(jnp.arange(start, start + group), n - 1)
-        rows = jnp.asarray(images[start : start + group])[index - start]
-        part = _over_group(function, model, rows, index, jnp.uint32(seed), observe, block)
+        index = np.minimum(np.arange(start, start + group), n - 1)
+        rows, numbers = jnp.asarray(images[index]), jnp.asarray(index)
+        part = _over_group(function, model, rows, numbers, jnp.uint32(seed), observe, block)
         results.append(jax.tree.map(lambda a, s=start: np.asarray(a)[: n - s], part))
         if progress is not None:
             progress(min(start + group, n), n)

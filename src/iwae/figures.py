@@ -156,7 +156,7 @@ def training_curves(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> bytes:
 
     last = max((row["pass"] for _, rows in runs for row in rows), default=1)
     with _drawing():
-        figure = _figure(7.2, 3.4 + 0.2 * math.ceil((len(runs) + 2) / 2))
+        figure = _figure(6.0, 3.2 + 0.2 * math.ceil((len(runs) + 2) / 2))
         axes = figure.subplots()
         for i, (_, rows) in enumerate(runs):
             colour = COLOURS[i % len(COLOURS)]
@@ -180,10 +180,11 @@ def _curve(axes: Any, rows: list[dict[str, Any]], key: str, **style: Any) -> Non
 
 
 def _pass_axis(axes: Any, last: int) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if last > LOG_FROM:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
@@ -216,7 +217,7 @@ def activity_histogram(runs: Sequence[tuple[str, Sequence[Sequence[float]]]]) ->
         for layer, values in enumerate(layers, start=1)
     ]
     with _drawing():
-        figure = _figure(5.0, 0.5 + 1.35 * len(panels))
+        figure = _figure(4.2, 0.5 + 1.3 * len(panels))
         all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, (name, layer, values) in zip(all_axes, panels, strict=True):
             _histogram(axes, values)
@@ -251,10 +252,10 @@ def _lines(rows: list[np.ndarray], columns: int = 10) -> bytes:
     x = 0.1 + 0.8 * (np.linspace(0, 1, d) if d > 1 else np.array([0.5]))
     with _drawing():
         height = -(-n // columns)
-        figure = _figure(0.72 * columns, 0.72 * height)
+        figure = _figure(0.72 * columns, 0.72 * height, layout="none")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(-height, 0))
         axes.axis("off")
-        marker = "." if d <= 30 else ""
+        marker = "." if d <= 12 else ""
         colours = [COLOURS[-1], COLOURS[0]][-len(rows) :]
         for values, colour in zip(rows, colours, strict=True):
             for i, v in enumerate(values):
@@ -280,11 +281,11 @@ def _drawing() -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float, layout: Any = "constrained") -> Any:
     """A figure of so many inches, on no screen."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def _svg(figure: Any) -> bytes:
@@ -295,4 +296,4 @@ def _svg(figure: Any) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "iwae"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     head, tag, rest = buffer.getvalue().decode().partition("<defs>")
-    return f"{head}{SCHEME}{tag}{rest}".replace(INK, "currentColor").encode()
+    return f"{head}{SCHEME}{tag}{rest}".replace(f": {INK}", ": currentColor").encode()

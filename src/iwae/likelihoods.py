@@ -7,7 +7,6 @@ with one parameter per pixel and argument comes through `Numpyro`.
 
 import abc
 import inspect
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -135,18 +134,20 @@ class Numpyro(AbstractLikelihood):
 
 def names() -> list[str]:
     """The likelihoods that `likelihood` accepts by name."""
-    return ["bernoulli", "gaussian", *(n for n in dist.__all__ if _is_elementwise(n))]
+    families: list[type[dist.Distribution]] = [
+        f for f in vars(dist).values() if inspect.isclass(f) and issubclass(f, dist.Distribution)
+    ]
+    return ["bernoulli", "gaussian", *sorted(f.__name__ for f in families if _is_elementwise(f))]
 
 
-def _is_elementwise(name: str) -> bool:
+def _is_elementwise(family: type[dist.Distribution]) -> bool:
     """Whether a distribution of scalars is built from scalars that map to the real line."""
-    family: Any = getattr(dist, name)
     if "base_dist" in inspect.signature(family).parameters:
         return False
-    arguments: dict[str, Any] = getattr(family, "arg_constraints", {})
     try:
-        scalar = [transforms.biject_to(c).domain.event_dim == 0 for c in arguments.values()]
-        return bool(scalar) and all(scalar) and family.support.event_dim == 0
+        maps = [transforms.biject_to(c) for c in family.arg_constraints.values()]
+        scalar = bool(maps) and all(t.domain.event_dim == 0 for t in maps)
+        return scalar and family.support.event_dim == 0
     except (AttributeError, NotImplementedError):
         return False
 

@@ -40,7 +40,7 @@ class TrainingBar:
 
     def __exit__(self, *exception: object) -> None:
         if self.owned:
-            self.bar.stop()
+            _stop(self.bar)
 
     def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
         if self.task is None:
@@ -67,6 +67,12 @@ def _is_milestone(number: int, total: int) -> bool:
     return number == 1 or number == total or number % max(1, total // 10) == 0
 
 
+def _stop(bar: Progress) -> None:
+    """Take a bar off the screen; one that was never drawn leaves no empty line."""
+    if bar.live.is_started:
+        bar.stop()
+
+
 @contextlib.contextmanager
 def counting(what: str, *, quiet: bool = False) -> Iterator[Counter | None]:
     """A callback that shows how many examples are done."""
@@ -83,7 +89,7 @@ def counting(what: str, *, quiet: bool = False) -> Iterator[Counter | None]:
     try:
         yield show
     finally:
-        bar.stop()
+        _stop(bar)
 
 
 class DemoBars:
@@ -94,11 +100,10 @@ class DemoBars:
         self.bar = _bar()
 
     def __enter__(self) -> "DemoBars":
-        self.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        _stop(self.bar)
 
     def cell(self, name: str, epochs: int) -> TrainingBar:
         """The watcher of the next cell."""

@@ -5,13 +5,15 @@ Everything is derived from the files of the runs; the same files give the same p
 
 import base64
 import math
+import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from iwae import figures, runs
 from iwae.config import RunConfig, flatten
@@ -133,7 +135,7 @@ def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None
 
 def _names(paths: list[Path]) -> list[str]:
     """The last part of each path, or as many as tell the runs apart."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):
@@ -256,38 +258,42 @@ def _card(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "summary": "; ".join(summary),
-        "missing": entry.missing,
-        "figures": [
-            _figure(entry, "Samples", _samples),
-            _figure(entry, "Reconstructions", _reconstructions),
-            {"heading": "Active units", **_histogram(entry)},
-        ],
+        "missing": _with_code(entry.missing),
+        "figures": [*_pictures(entry), {"heading": "Active units", **_histogram(entry)}],
     }
 
 
-def _figure(
-    entry: Entry, heading: str, draw: Callable[[Trained], tuple[bytes, str, str]]
-) -> dict[str, str]:
-    """The picture that `draw` makes; its error's sentence if the data are not to be found."""
+def _pictures(entry: Entry) -> list[dict[str, Any]]:
     if entry.trained is None:
-        return {"heading": heading, "sentence": "None yet: there is no trained model."}
+        return []
+    return [
+        _picture(entry.name, entry.trained, "Samples", _samples),
+        _picture(entry.name, entry.trained, "Reconstructions", _reconstructions),
+    ]
+
+
+def _picture(
+    name: str, trained: Trained, heading: str, draw: Callable[[Trained], tuple[bytes, str, str]]
+) -> dict[str, Any]:
+    """The picture that `draw` makes; its error's sentence if the data are not to be found."""
     try:
-        picture, alt, caption = draw(entry.trained)
+        picture, alt, caption = draw(trained)
     except InputError as error:
-        return {"heading": heading, "sentence": _printable(str(error))}
-    alt = f"{alt} of {entry.name}"
+        return {"heading": heading, "sentence": _with_code(_printable(str(error)))}
+    alt = f"{alt} of {name}"
     return {"heading": heading, "source": _uri(picture, "png"), "alt": alt, "caption": caption}
 
 
 def _samples(trained: Trained) -> tuple[bytes, str, str]:
     caption = (
         f"{SAMPLES} draws of the latents from the prior (seed {SEED}), each shown as the mean "
-        f"E[x | h₁] that the model expects there.{_remark(trained)}"
+        f"E[x | h₁] given these latents.{_remark(trained)}"
     )
     return figures.sample_picture(trained, SAMPLES, SEED), f"{SAMPLES} samples", caption
 
 
 def _reconstructions(trained: Trained) -> tuple[bytes, str, str]:
+    trained = replace(trained, dataset=trained.data())
     n = min(RECONSTRUCTIONS, len(trained.data().split(SPLIT)))
     picture = figures.reconstruction_picture(trained, n, SEED, SPLIT)
     shown = _listed(list(figures.reconstruction_rows(trained)))
@@ -308,7 +314,7 @@ def _remark(trained: Trained) -> str:
     return ""
 
 
-def _histogram(entry: Entry) -> dict[str, str]:
+def _histogram(entry: Entry) -> dict[str, Any]:
     e = entry.latest
     if e is None:
         return {"sentence": "Not evaluated yet."}
@@ -323,6 +329,13 @@ def _histogram(entry: Entry) -> dict[str, str]:
         "alt": f"Histogram of the activity of the latent units of {entry.name}: {active} active",
         "caption": caption,
     }
+
+
+def _with_code(sentence: str) -> Markup:
+    """A sentence as HTML, with what stands between backticks as code."""
+    parts = [escape(part) for part in sentence.split("`")]
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(p) if i % 2 else p for i, p in enumerate(parts))
 
 
 def _uri(content: bytes, kind: str) -> str:

@@ -116,7 +116,7 @@ class Run:
                 f"batch_size = {t.batch_size} was given, but there are only {self.n} training "
                 f"examples; give --batch-size {self.n} or less."
             )
-        model = build(
+        model = eqx.filter_jit(build)(
             config.model,
             kind=self.seen.model_kind,
             mean=self.dataset.mean(),
@@ -126,7 +126,7 @@ class Run:
         params, self.static = eqx.partition(model, eqx.is_inexact_array)
         transform = training.optimizer(t, self.steps_per_pass)
         state = training.init(params, transform, average=t.average is not None)
-        best = jax.tree.map(jnp.copy, params) if t.patience is not None else None
+        best = training.copied(params) if t.patience is not None else None
         (self.state, self.best), self.progress = folder.restore((state, best))
         if self.progress.passes < t.epochs and self.progress.finished == "epochs":
             self.progress = replace(self.progress, finished="")
@@ -210,7 +210,7 @@ class Run:
         if p.best is None or value > p.best:
             self.progress = replace(p, best=value, stale=0)
             if self.best is not None:
-                self.best = jax.tree.map(jnp.copy, self._kept())
+                self.best = training.copied(self._kept())
         else:
             self.progress = replace(p, stale=p.stale + 1)
         patience = self.config.training.patience
@@ -305,14 +305,15 @@ def load(path: str | Path, *, data_dir: str | Path | None = None) -> Trained:
     header = checkpoint.read_header(path / MODEL)
     seen = Observation(**{**header["seen"], "shape": tuple(header["seen"]["shape"])})
     d = int(np.prod(seen.shape))
-    skeleton = build(
+    skeleton = eqx.filter_eval_shape(
+        build,
         config.model,
         kind=seen.model_kind,
         mean=np.zeros(d),
         spread=np.ones(d),
         key=jax.random.key(0),
     )
-    arrays, static = eqx.partition(skeleton, eqx.is_array)
+    arrays, static = eqx.partition(skeleton, lambda a: isinstance(a, jax.ShapeDtypeStruct))
     model = eqx.combine(checkpoint.load(path / MODEL, arrays), static)
     return Trained(config, model, seen, header["passes"], path=path, data_dir=data_dir)
 

@@ -5,6 +5,7 @@ data, and a resumed run continues exactly.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -78,15 +79,22 @@ def optimizer(config: TrainingConfig, steps_per_pass: int) -> optax.GradientTran
 def init(params: PyTree, transform: optax.GradientTransformation, *, average: bool) -> TrainState:
     """The state before the first step, of copies, so that steps can reuse its memory."""
     return TrainState(
-        params=jax.tree.map(jnp.copy, params),
-        opt_state=transform.init(params),
-        average=jax.tree.map(jnp.copy, params) if average else None,
+        params=copied(params),
+        opt_state=jax.jit(transform.init)(params),
+        average=copied(params) if average else None,
         step=jnp.array(0, jnp.int32),
         value=jnp.array(0.0),
         total=jnp.array(0.0),
     )
 
 
+@jax.jit
+def copied(tree: PyTree) -> PyTree:
+    """The same arrays in memory of their own."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+@partial(jax.jit, static_argnames="n")
 def order_of_pass(seed: int, number: int, n: int) -> Int[Array, " n"]:
     """The order in which pass `number` visits the n training examples."""
     key = jax.random.fold_in(stream(seed, ORDER), number)

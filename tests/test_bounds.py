@@ -1,0 +1,325 @@
+"""From log-weights to a step: bounds, gradients, schedules, Adam, and the compiled loop."""
+
+from dataclasses import replace
+from functools import cache
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from linear_gaussian import LinearGaussian, orthogonal_chain, random_model
+from scipy.special import digamma, softmax
+from scipy.special import logsumexp as exact_logsumexp
+
+from iwae import training
+from iwae.bounds import BOUNDS, elbo, iwae
+from iwae.config import ModelConfig, ObjectiveConfig, TrainingConfig
+from iwae.gradients import surrogate_loss
+from iwae.model import log_weights
+from iwae.observation import Observer
+
+AS_IS = Observer(1.0, dynamic=False)
+
+# --- bounds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [5, 10])
+def test_l_k_of_exponential_weights_is_digamma(k):
+    """E[L_K] = ψ(K) − log K for w ~ Exp(1), within 4 standard errors of a million draws."""
+    w = np.random.default_rng(k).exponential(size=(k, 1_000_000)).astype(np.float32)
+    values = np.asarray(iwae(jnp.log(w)), np.float64)
+    assert abs(values.mean() - (digamma(k) - np.log(k))) < 4 * values.std() / 1000
+    assert values.std() / 1000 < 6e-4
+
+
+LOG_W = np.random.default_rng(0).normal(scale=30, size=(6, 4, 3)).astype(np.float32)
+
+
+def test_bounds_take_any_batch_and_reduce_the_axis_k():
+    expected = exact_logsumexp(LOG_W.astype(np.float64), axis=0) - np.log(6)
+    np.testing.assert_allclose(iwae(LOG_W), expected, rtol=1e-6)
+    np.testing.assert_allclose(elbo(LOG_W), LOG_W.astype(np.float64).mean(0), rtol=1e-5, atol=1e-5)
+    for bound in BOUNDS.values():
+        assert bound(LOG_W).shape == (4, 3)
+        np.testing.assert_allclose(bound(LOG_W[:, 1]), bound(LOG_W)[1], rtol=1e-6)
+
+
+def test_one_draw_makes_every_bound_the_log_weight():
+    for bound in BOUNDS.values():
+        np.testing.assert_array_equal(bound(LOG_W[:1]), LOG_W[0])
+
+
+def test_jensen_holds_pointwise():
+    assert np.all(iwae(LOG_W) > elbo(LOG_W))
+    equal = jnp.full((6,), -3.0)
+    np.testing.assert_allclose(iwae(equal), elbo(equal), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("log_w", "value"),
+    [
+        ([0.0, -np.inf], -np.log(2)),
+        ([-np.inf, -np.inf], -np.inf),
+        ([1e4, -1e4, -1e4, -1e4], 1e4 - np.log(4)),
+        ([-1e4, -1e4], -1e4),
+        ([-1e4, -1e4 + 1], -1e4 + np.logaddexp(0, 1) - np.log(2)),
+    ],
+)
+def test_iwae_of_extreme_weights(log_w, value):
+    np.testing.assert_allclose(iwae(jnp.array(log_w)), value, rtol=1e-7)
+
+
+def test_the_gradient_of_iwae_is_the_normalised_weights_and_of_the_elbo_one_over_k():
+    log_w = jnp.asarray(LOG_W[:, 0, 0])
+    np.testing.assert_allclose(jax.grad(iwae)(log_w), softmax(LOG_W[:, 0, 0]), rtol=2e-5)
+    np.testing.assert_allclose(jax.grad(elbo)(log_w), np.full(6, 1 / 6), rtol=1e-6)
+    np.testing.assert_array_equal(jax.grad(iwae)(jnp.array([1e4, 0.0, -np.inf])), [1, 0, 0])
+
+
+# --- gradients --------------------------------------------------------------------------------
+
+X = jnp.array([1.2, 0.4, -0.5])
+
+
+def user_model():
+    mu, e = jnp.array([0.3, -1.0, 0.5]), jnp.array([0.6, -0.2, 0.1])
+    return LinearGaussian(mu, e, jnp.array(-0.3))
+
+
+@eqx.filter_jit
+def gradient_of_loss(model, x, key, bound, k):
+    """(value, ∇loss) of one example."""
+
+    def loss(model):
+        return surrogate_loss(model, x, key, bound=bound, k=k)
+
+    (_, value), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
+    return value, gradient
+
+
+@pytest.mark.parametrize("bound", [elbo, iwae])
+def test_the_gradient_is_that_worked_out_by_hand(bound):
+    """Σ_i c_i ∇log w_i with z = e + s ε: q's density moves with its draws, so
+    ∂/∂e = μ + x − 2z, ∂/∂μ = z − μ, ∂/∂log s = d + (μ + x − 2z)·s ε; c_i = w̃_i or 1/K."""
+    model, key, k = user_model(), jax.random.key(1), 6
+    value, gradient = gradient_of_loss(model, X, key, bound, k)
+    z = model.propose(X, k, key)
+    log_w = log_weights(model, X, z)
+    c = {iwae: softmax(np.asarray(log_w, np.float64)), elbo: np.full(k, 1 / k)}[bound]
+    pull = np.asarray(model.mu + X - 2 * z, np.float64)
+    np.testing.assert_allclose(value, bound(log_w), rtol=1e-6)
+    np.testing.assert_allclose(-gradient.e, c @ pull, rtol=1e-4)
+    np.testing.assert_allclose(-gradient.mu, c @ np.asarray(z - model.mu), rtol=1e-4)
+    by_scale = 3 + np.sum(pull * np.asarray(z - model.e), axis=1)
+    np.testing.assert_allclose(-gradient.log_s, c @ by_scale, rtol=1e-4)
+
+
+def small_model(layers=1):
+    config = ModelConfig(layers, ((4,), (4,))[:layers], (3, 2)[:layers], "bernoulli")
+    return random_model(config, 5, seed=2)
+
+
+def test_the_gradient_of_an_autoencoder_weighs_that_of_each_draw():
+    """Σ_i w̃_i ∇ log w(x, h_i), the K gradients taken one by one (Burda et al. Eq. 13)."""
+    model, x, key = small_model(2), jnp.array([1.0, 0, 0, 1, 1]), jax.random.key(3)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    @jax.jit
+    def each(params):
+        def log_w(params):
+            model = eqx.combine(params, static)
+            return log_weights(model, x, model.propose(x, 4, key))
+
+        return log_w(params), jax.jacrev(log_w)(params)
+
+    log_w, jacobian = each(params)
+    weighted = jax.tree.map(lambda g: -jnp.tensordot(jax.nn.softmax(log_w), g, 1), jacobian)
+    _, gradient = gradient_of_loss(model, x, key, iwae, 4)
+    for got, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(weighted), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_with_one_draw_iwae_and_elbo_have_the_same_gradient():
+    results = [gradient_of_loss(user_model(), X, jax.random.key(4), b, 1) for b in (elbo, iwae)]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+# --- schedules and Adam -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps_per_pass", [1, 7])
+def test_stages_are_the_papers(steps_per_pass):
+    """3,280 passes: 1 at 1e-3, 3 at 1e-3·10^(−1/7), … 2,187 at 1e-4."""
+    config = TrainingConfig(epochs=3280, schedule="stages")
+    rate = training.learning_rate(config, steps_per_pass)
+    passes = [1, 3, 9, 27, 81, 243, 729, 2187]
+    expected = np.repeat(1e-3 * 10 ** (-np.arange(8) / 7), passes).repeat(steps_per_pass)
+    got = jax.jit(jax.vmap(rate))(jnp.arange(len(expected)))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_constant_and_cosine_schedules(schedule):
+    config = TrainingConfig(epochs=10, schedule=schedule, learning_rate=0.02)
+    steps = jnp.arange(41)
+    cosine = 0.01 * (1 + np.cos(np.pi * np.arange(41) / 40))
+    expected = {"constant": np.full(41, 0.02), "cosine": cosine}[schedule]
+    rate = jax.vmap(lambda step: jnp.asarray(training.learning_rate(config, 4)(step)))
+    got = np.broadcast_to(rate(steps), 41)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_adam_on_the_mean_steps_like_the_papers_adam_on_the_sum():
+    """Gradients of the size of ε, so that a wrong ε shows."""
+    sums = 1e-3 * jax.random.normal(jax.random.key(5), (15, 8))
+
+    def updates(transform, gradients):
+        _, every = jax.lax.scan(
+            lambda s, g: transform.update(g, s)[::-1], transform.init(sums[0]), gradients
+        )
+        return every
+
+    mine = updates(training.optimizer(TrainingConfig(batch_size=20), 100), sums / 20)
+    np.testing.assert_allclose(mine, updates(optax.adam(1e-3, eps=1e-4), sums), rtol=1e-5)
+    wrong = updates(optax.adam(1e-3, eps=1e-4), sums / 20)
+    assert not np.any(np.isclose(mine, wrong, rtol=0.1))
+
+
+def test_clipping_bounds_the_norm_that_reaches_adam():
+    config = TrainingConfig(batch_size=1, clip=0.01, adam_epsilon=1.0)
+    transform = training.optimizer(config, 1)
+    gradient = jnp.array([30.0, 40.0])
+    update, _ = transform.update(gradient, transform.init(gradient))
+    clipped = np.array([0.006, 0.008])
+    np.testing.assert_allclose(update, -1e-3 * clipped / (clipped + 1), rtol=1e-4)
+
+
+# --- the loop ---------------------------------------------------------------------------------
+
+
+def test_every_pass_has_its_own_order_of_all_examples():
+    orders = [np.asarray(training.order_of_pass(s, i, 50)) for s, i in ((0, 0), (0, 1), (1, 0))]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(50))
+    assert not any(np.array_equal(a, b) for a, b in zip(orders, [*orders[1:], orders[0]]))
+    np.testing.assert_array_equal(orders[1], training.order_of_pass(0, 1, 50))
+
+
+@cache
+def loop(make_model, observe, **settings):
+    """(maker of fresh states, advance) for batches of 2."""
+    config = TrainingConfig(batch_size=2, **settings)
+    params, static = eqx.partition(make_model(), eqx.is_inexact_array)
+    transform = training.optimizer(config, 30)
+    objective = ObjectiveConfig("iwae", k=3)
+    advance = training.make_advance(static, objective, config, transform, observe, seed=6)
+    return lambda: training.init(params, transform, average=config.average is not None), advance
+
+
+BITS_LOOP = (small_model, Observer(255.0, dynamic=True))
+DECAY = 0.15
+
+
+def pca():
+    return orthogonal_chain(1).model
+
+
+def detuned_pca():
+    return orthogonal_chain(1, inflate=3.0).model
+
+
+PIXELS = np.random.default_rng(7).integers(0, 256, (60, 5)).astype(np.uint8)
+
+
+def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit():
+    fresh, advance = loop(*BITS_LOOP, average=DECAY)
+    images, order = jnp.asarray(PIXELS), training.order_of_pass(0, 0, 60)
+    whole = advance(fresh(), images, order, 0, 30)
+    cut = fresh()
+    for stop in (10, 20, 30):
+        cut = advance(cut, images, order, 0, stop)
+    assert int(cut.step) == 30
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
+        np.testing.assert_array_equal(a, b)
+    start = jax.tree.leaves(fresh().params)
+    moved = [np.any(a != b) for a, b in zip(jax.tree.leaves(whole.params), start, strict=True)]
+    assert all(moved)
+
+
+def test_each_step_sees_its_own_rows_of_the_order():
+    """With the exact posterior the bound is log p(x) for any draws, so it names the batch."""
+    oracle = orthogonal_chain(1)
+    x, n = oracle.draw(10, seed=8), 5
+    fresh, advance = loop(pca, AS_IS, learning_rate=1e-12)
+    exact, state = oracle.log_evidence(x), fresh()
+    for number in range(2):
+        order = training.order_of_pass(1, number, 10)
+        expected = exact[np.asarray(order)].reshape(n, 2).mean(1)
+        before = float(state.total)
+        for i in range(n):
+            state = advance(state, jnp.asarray(x), order, number * n, number * n + i + 1)
+            np.testing.assert_allclose(state.value, expected[i], rtol=1e-5)
+        np.testing.assert_allclose(float(state.total) - before, expected.sum(), rtol=1e-5)
+
+
+def test_a_nan_in_the_data_stops_the_loop_at_its_step():
+    x, order = orthogonal_chain(1).draw(10, seed=8), training.order_of_pass(1, 0, 10)
+    x[order[7]] = np.nan
+    fresh, advance = loop(pca, AS_IS, learning_rate=1e-12)
+    state = advance(fresh(), jnp.asarray(x), order, 0, 5)
+    assert int(state.step) == 4
+    assert np.isnan(state.value)
+    assert not training.all_finite(state.params)
+    again = advance(state, jnp.asarray(x), order, 0, 5)
+    assert int(again.step) == 4
+    before = advance(fresh(), jnp.asarray(x), order, 0, 3)
+    assert training.all_finite(before.params)
+
+
+def test_training_a_detuned_encoder_brings_the_bound_to_the_likelihood():
+    """The ELBO's gap is KL(q‖p(h|x)) = 3 · (3 − 1 − ln 3)/2 at the start: Adam closes it."""
+    oracle = orthogonal_chain(1, inflate=3.0)
+    x = oracle.draw(60, seed=9)
+    fresh, advance = loop(detuned_pca, AS_IS, learning_rate=0.01)
+    state = fresh()
+    for number in range(20):
+        state = replace(state, total=jnp.array(0.0))
+        order = training.order_of_pass(2, number, 60)
+        state = advance(state, jnp.asarray(x), order, 30 * number, 30 * (number + 1))
+        if number == 0:
+            first = float(state.total) / 30
+    assert first < oracle.log_evidence(x).mean() - 0.3
+    assert float(state.total) / 30 > oracle.log_evidence(x).mean() - 0.05
+
+
+def test_the_moving_average_is_the_one_worked_out_by_hand():
+    """a ← r p + (1 − r) a, 1 − r = min(decay, (1 + t)/(10 + t)): 0.1 at t = 0, then the decay."""
+    fresh, advance = loop(*BITS_LOOP, average=DECAY)
+    state = fresh()
+    by_hand = [np.asarray(a, np.float64) for a in jax.tree.leaves(state.params)]
+    images, order = jnp.asarray(PIXELS), jnp.arange(60)
+    for t in range(4):
+        state = advance(state, images, order, 0, t + 1)
+        keep = min(DECAY, (1 + t) / (10 + t))
+        params = jax.tree.leaves(state.params)
+        by_hand = [keep * a + (1 - keep) * p for a, p in zip(by_hand, params, strict=True)]
+    for got, expected in zip(jax.tree.leaves(state.average), by_hand, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+# --- observation ------------------------------------------------------------------------------
+
+
+def test_a_dynamic_observation_is_a_fresh_bit_with_the_pixels_intensity():
+    pixels, n = jnp.array([0, 1, 64, 128, 200, 255], jnp.uint8), 20_000
+    observe = Observer(255.0, dynamic=True)
+    bits = np.asarray(
+        jax.vmap(lambda key: observe(pixels, key))(jax.random.split(jax.random.key(10), n))
+    )
+    assert set(np.unique(bits)) == {0.0, 1.0}
+    p = np.asarray(pixels) / 255
+    assert np.all(np.abs(bits.mean(0) - p) <= 4.5 * np.sqrt(p * (1 - p) / n))
+    np.testing.assert_allclose(Observer(255.0, dynamic=False)(pixels, None), p, rtol=1e-6)

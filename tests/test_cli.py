@@ -1,0 +1,227 @@
+"""The command line: its forms are a contract, and bad input is a sentence and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iwae import folder
+from iwae.cli import COMMANDS, main
+from iwae.trained import Trained
+
+
+def run(*arguments: str | Path) -> int:
+    """The exit code of `iwae ARGUMENTS`."""
+    try:
+        main([str(a) for a in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def refusal(capsys: pytest.CaptureFixture, *arguments: str | Path) -> str:
+    """The one line on standard error of a command that must be refused."""
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.startswith("iwae: ")
+    assert error.count("\n") == 1
+    return error.removeprefix("iwae: ").rstrip("\n")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run: Trained) -> Path:
+    return tiny_run.path
+
+
+def test_train_writes_a_run(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    flags = ["--objective", "vae", "--k", "2", "--hidden", "8", "--latents", "3", "--epochs", "1"]
+    assert run("train", "--dataset", "digits", *flags, "--out", out) == 0
+    assert capsys.readouterr().out == f"Trained {out}. Next: iwae evaluate {out}\n"
+    config = folder.read_config(out)
+    assert (config.objective.objective, config.objective.k, config.training.epochs) == ("vae", 2, 1)
+    assert config.model.widths == (((8,),), (3,))
+    assert run("train", "--out", out, "--resume", "--epochs", "2") == 0
+    assert [row["pass"] for row in folder.read_metrics(out)] == [1, 2]
+
+
+def test_train_from_a_recipe_file_and_own_data(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "mine.npy", rng.normal(size=(60, 4)).astype(np.float32))
+    (tmp_path / "mine.toml").write_text(
+        f"[data]\ndataset = '{tmp_path}/mine.npy'\n[model]\nhidden = [[5], [4]]\nlatents = [3, 2]\n"
+        "layers = 2\n[objective]\nk = 3\n[training]\nepochs = 1\n"
+    )
+    out = tmp_path / "run"
+    assert run("train", "--recipe", tmp_path / "mine.toml", "--k", "2", "--out", out) == 0
+    assert folder.read_config(out).objective.k == 2
+    assert run("score", out, tmp_path / "mine.npy", "--k", "5", "--out", tmp_path / "s.npy") == 0
+    assert np.load(tmp_path / "s.npy").shape == (60,)
+    codes = tmp_path / "c.npy"
+    assert run("encode", out, tmp_path / "mine.npy", "--layer", "2", "--out", codes) == 0
+    assert np.load(codes).shape == (60, 2)
+
+
+def test_evaluate_prints_one_json_object(trained: Path, tmp_path: Path, capsys) -> None:
+    scores = tmp_path / "scores.npy"
+    form = ["evaluate", trained, "--k", "10", "--split", "valid", "--limit", "30", "--json"]
+    assert run(*form, "--per-example", scores) == 0
+    result = json.loads(capsys.readouterr().out)
+    wanted = ["nll", "nll_se", "bits_per_dim", "k", "n", "split", "active_units", "seconds"]
+    assert set(wanted) <= result.keys()
+    assert (result["k"], result["n"], result["split"]) == (10, 30, "valid")
+    assert len(result["active_units"]) == 1
+    values = np.load(scores)
+    assert result["nll"] == pytest.approx(-values.mean(), rel=1e-6)
+    assert result["nll_se"] == pytest.approx(values.std(ddof=1) / np.sqrt(30), rel=1e-5)
+    assert result["bits_per_dim"] == pytest.approx(result["nll"] / 64 / np.log(2))
+
+
+def test_evaluate_prints_a_table(trained: Path, capsys) -> None:
+    assert run("evaluate", trained, "--k", "3", "--limit", "9", "--without-inactive") == 0
+    text = capsys.readouterr().out
+    for part in ("digits, test, 9 examples", "NLL (L_3)", "nats", "without inactive units"):
+        assert part in text
+
+
+def test_sample_reconstruct_encode_score_report(trained: Path, tmp_path: Path) -> None:
+    assert run("sample", trained, "--n", "7", "--out", tmp_path / "s.npy") == 0
+    assert np.load(tmp_path / "s.npy").shape == (7, 8, 8)
+    draws = tmp_path / "draws.npy"
+    assert run("sample", trained, "--n", "7", "--values", "draw", "--out", draws) == 0
+    assert set(np.unique(np.load(draws))) == {0.0, 1.0}
+    for name, extra in (("sample", ["--n", "7"]), ("reconstruct", ["--n", "4"])):
+        picture = tmp_path / f"{name}.png"
+        assert run(name, trained, *extra, "--out", picture) == 0
+        with Image.open(picture) as image:
+            assert min(image.size) >= 16
+    assert run("encode", trained, "digits", "--out", tmp_path / "c.npy") == 0
+    assert np.load(tmp_path / "c.npy").shape == (400, 3)
+    table = tmp_path / "scores.csv"
+    assert run("score", trained, "digits:valid", "--k", "5", "--out", table) == 0
+    lines = table.read_text().splitlines()
+    assert lines[0] == "index,log_likelihood"
+    assert len(lines) == 101
+    assert run("report", trained, "--out", tmp_path / "report.html") == 0
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_data_lists_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("IWAE_DATA_DIR", raising=False)
+    assert run("data", "--data-dir", tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "missing" in text
+    assert "digits" in text
+    assert f"looked in {tmp_path}" in text.replace("\n", "")
+
+
+def test_overview_names_every_command(capsys) -> None:
+    assert run() == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys) -> None:
+    assert run(name, "--help") == 0
+    assert f"usage: iwae {name}" in capsys.readouterr().out
+
+
+def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("IWAE_DATA_DIR", raising=False)
+    listed = "data, demo, encode, evaluate, reconstruct, report, sample, score, train"
+    cases = [
+        (("trian",), f"There is no command 'trian'; did you mean 'train'? Known are {listed}."),
+        (
+            ("train", "--recipe", "papr", "--out", tmp_path / "x"),
+            "There is no recipe 'papr'; did you mean 'paper'? Known are demo, paper, smoke, or "
+            "give a .toml file.",
+        ),
+        (
+            ("train", "--likelihood", "Poison", "--epochs", "1", "--out", tmp_path / "y"),
+            None,
+        ),
+        (
+            ("train", "--out", trained),
+            f"{trained} holds a run already; give --resume to continue it, or another --out.",
+        ),
+        (
+            ("evaluate", tmp_path / "nowhere"),
+            f"{tmp_path / 'nowhere'} does not exist; give a folder that `iwae train --out` made.",
+        ),
+        (
+            ("evaluate", trained, "--k", "0"),
+            "k = 0 was given, but L_K needs at least 1 draw; give k = 1 or more.",
+        ),
+        (("evaluate", trained, "--split", "tests"), None),
+        (
+            ("sample", trained, "--out", tmp_path / "x.gif"),
+            f"{tmp_path / 'x.gif'} ends in no known format; give a file ending in .png or .npy.",
+        ),
+        (
+            ("encode", trained, "digits", "--layer", "2", "--out", tmp_path / "c2.npy"),
+            "layer = 2 was given, but the model has layers 1 to 1; give one.",
+        ),
+        (("score", trained, tmp_path / "none.npy", "--out", tmp_path / "s1.csv"), None),
+        (("data", "mnits"), None),
+    ]
+    for arguments, sentence in cases:
+        said = refusal(capsys, *arguments)
+        assert sentence is None or said == sentence
+        assert said.endswith(".")
+    assert not (tmp_path / "x").exists()
+
+
+def test_existing_output_is_kept(trained: Path, tmp_path: Path, capsys) -> None:
+    kept = tmp_path / "s.npy"
+    kept.write_text("precious")
+    said = refusal(capsys, "sample", trained, "--n", "2", "--out", kept)
+    assert said == f"{kept} exists; choose another --out, or give --overwrite to replace it."
+    assert kept.read_text() == "precious"
+    assert run("sample", trained, "--n", "2", "--out", kept, "--overwrite") == 0
+    assert np.load(kept).shape == (2, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        (np.zeros((3, 63)), "63"),
+        (np.full((3, 64), np.nan), "NaN"),
+        (np.full((3, 64), 17.0), "17"),
+    ],
+)
+def test_unusable_examples_are_refused(trained: Path, tmp_path: Path, values, part, capsys) -> None:
+    np.save(tmp_path / "bad.npy", values)
+    said = refusal(capsys, "score", trained, tmp_path / "bad.npy", "--out", tmp_path / "s.csv")
+    assert part.lower() in said.lower()
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_bad_flags_are_explained_without_a_traceback(tmp_path: Path, capsys) -> None:
+    for flags, part in [
+        (["--k", "0"], "k = 0 was given, but a bound needs at least"),
+        (["--kk", "5"], "--kk"),
+        (["--objective", "iwaee"], "iwaee"),
+        (["--layers", "3"], "There is no preset with 3"),
+    ]:
+        assert run("train", *flags, "--out", tmp_path / "x") == 2
+        error = capsys.readouterr().err
+        assert part in error
+        assert "Traceback" not in error
+    assert not (tmp_path / "x").exists()
+
+
+def test_console_script_exits_with_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from iwae.cli import main; main()", "trian"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("iwae: There is no command 'trian'")
