@@ -1,6 +1,7 @@
 """Models for the tests: those whose log p(x) is known in closed form, and random ones."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -134,7 +135,7 @@ def generic_chain(latents, *, inflate=1.3, seed=1):
     rng = np.random.default_rng(seed)
     d = 5
     sizes = (d, *latents)
-    maps = [0.6 * rng.normal(size=shape) for shape in zip(sizes[:-1], sizes[1:], strict=True)]
+    maps = [0.6 * rng.normal(size=shape) for shape in pairwise(sizes)]
     mean, spread = rng.normal(size=d), rng.uniform(0.5, 2, d)
     return chain(maps, (1.0, 0.8, 0.9)[: len(latents)], mean=mean, spread=spread, inflate=inflate)
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from linear_gaussian import random_model
 from scipy.stats import norm
 
 from iwae import likelihoods
@@ -17,6 +16,7 @@ from iwae.errors import InputError
 from iwae.evaluation import log_likelihood
 from iwae.likelihoods import likelihood
 from iwae.model import Autoencoder, build, log_normal, log_standard_normal, log_weights, restrict
+from linear_gaussian import random_model
 
 D, K = 7, 5
 WIDTHS, LATENTS = ((11,), (6,), (8,)), (4, 3, 2)
@@ -229,8 +229,6 @@ def test_restricting_to_all_units_changes_no_bit():
 def test_units_that_say_nothing_weigh_nothing():
     """q(h_u) = p(h_u) and no weights lead away from u: log w is that of the other units."""
     model, u, v = model_with(2), 1, 2
-    q1, q2 = model.encoder
-    (p1,) = model.decoder
 
     def where(m):
         (q1, q2), (p1,) = m.encoder, m.decoder

@@ -1,6 +1,7 @@
 """Evaluation against exact values: log p(x) in closed form, digamma, analytic active units."""
 
 from functools import partial
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -103,7 +104,7 @@ def test_l_k_of_a_detuned_pca_rises_to_log_p():
     values = over_examples(rising, oracle.model, x, AS_IS, seed=0, draws=500)
     gaps = [v - oracle.log_evidence(x) for v in values]
     agrees(gaps[0], -1.5 * (0.5 - np.log(1.5)), at_most=0.015)
-    for fewer, more in zip(gaps[:-1], gaps[1:], strict=True):
+    for fewer, more in pairwise(gaps):
         rise, se = mean_and_error(more - fewer)
         assert rise >= -3 * se
     agrees(gaps[-1], 0.0, at_most=5e-4)

@@ -352,3 +352,20 @@ def test_evaluations_are_kept(tiny_run: Trained) -> None:
     kept = folder.read_evaluations(tiny_run.path)
     assert kept["test k=10 n=20 seed=0 passes=3"] == json.loads(json.dumps(first.to_json()))
     assert kept["test k=20 n=20 seed=0 passes=3"]["nll"] == second.nll
+
+
+def test_a_run_on_arrays_in_memory_asks_for_them_again(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
+    settings = {"hidden": ((4,),), "latents": (2,), "k": 2, "epochs": 1, "batch_size": 10}
+    trained = iwae.train(data=x, out=tmp_path / "run", **settings)
+    first = trained.evaluate(k=3)
+    assert (first.n, first.dataset) == (8, "array")
+    with refused(
+        "The run was trained on array, which is neither a registered data set nor a file here; put "
+        "the file back, or give arrays with iwae.load(…, data=…)."
+    ):
+        iwae.evaluate(tmp_path / "run", k=3)
+    assert iwae.load(tmp_path / "run", data=x).evaluate(k=3).nll == first.nll
+    np.testing.assert_array_equal(
+        iwae.load(tmp_path / "run").score(x[:5], k=3), trained.score(x[:5], k=3)
+    )

@@ -81,6 +81,8 @@ def train(
     """
     config = override(config or RunConfig(), **settings)
     dataset = _dataset(config, data, data_dir)
+    if data is not None:
+        config = override(config, dataset=dataset.name)
     with opened(out, config, resume=resume) as folder:
         trained = _train(config, dataset, folder, watch or Silent())
     return replace(trained, data_dir=data_dir)
@@ -291,8 +293,13 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(name, handler)
 
 
-def load(path: str | Path, *, data_dir: str | Path | None = None) -> Trained:
-    """The trained model in a run folder, or its last checkpoint if training has not ended.
+def load(
+    path: str | Path,
+    *,
+    data: Dataset | np.ndarray | None = None,
+    data_dir: str | Path | None = None,
+) -> Trained:
+    """The trained model in a run folder; `data` again if it was trained on arrays in memory.
 
     `InputError` if the folder is no run, holds no model yet, or its files do not fit together.
     """
@@ -315,7 +322,10 @@ def load(path: str | Path, *, data_dir: str | Path | None = None) -> Trained:
     )
     arrays, static = eqx.partition(skeleton, lambda a: isinstance(a, jax.ShapeDtypeStruct))
     model = eqx.combine(checkpoint.load(path / MODEL, arrays), static)
-    return Trained(config, model, seen, header["passes"], path=path, data_dir=data_dir)
+    dataset = None if data is None else prepare(_dataset(config, data, data_dir), seen)
+    return Trained(
+        config, model, seen, header["passes"], path=path, data_dir=data_dir, dataset=dataset
+    )
 
 
 def evaluate(

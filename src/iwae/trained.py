@@ -85,6 +85,11 @@ class Trained:
         if self.dataset is not None:
             return self.dataset
         config = self.config.data
+        if config.dataset not in data.NAMES and not Path(config.dataset).exists():
+            raise InputError(
+                f"The run was trained on {config.dataset}, which is neither a registered data set "
+                f"nor a file here; put the file back, or give arrays with iwae.load(…, data=…)."
+            )
         loaded = data.load(config.dataset, data_dir=self.data_dir, values=config.values)
         if (loaded.kind, loaded.scale, loaded.shape) != (
             self.seen.kind,
@@ -156,8 +161,8 @@ class Trained:
         """n images from the model [n, *shape]: E[x|h_1], or with `mean=False` draws of x."""
         if n < 1:
             raise InputError(f"n = {n} was given, but at least 1 sample is needed.")
-        draw = eqx.filter_jit(lambda model, key: model.sample(n, key, mean=mean))
-        return np.asarray(draw(self.model, jax.random.key(seed))).reshape(n, *self.seen.shape)
+        images = eqx.filter_jit(Autoencoder.sample)(self.model, n, jax.random.key(seed), mean=mean)
+        return np.asarray(images).reshape(n, *self.seen.shape)
 
     def reconstruct(self, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """(x as the model sees it, E[x'|h_1] at one draw h_1 ~ q), each [n, *shape]."""
