@@ -1,11 +1,17 @@
-"""Shared fixtures: no test reads or writes the user's cache, or downloads anything."""
+"""Shared fixtures. Shapes and types of every call in the package are checked (beartype).
+
+No test reads or writes the user's cache, or downloads anything.
+"""
 
 from pathlib import Path
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
 
-import iwae
+with install_import_hook("iwae", "beartype.beartype"):
+    import iwae
+    from iwae import evaluation, runs, trained, training  # noqa: F401  hooked from here on
 from iwae.config import RunConfig, override, recipe
 from iwae.trained import Trained
 

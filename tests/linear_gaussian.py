@@ -133,7 +133,7 @@ def orthogonal_chain(layers, *, inflate=1.0, seed=0):
 def generic_chain(latents, *, inflate=1.3, seed=1):
     """A chain with no special structure: q can only come near the posterior."""
     rng = np.random.default_rng(seed)
-    d = 5
+    d = 6
     sizes = (d, *latents)
     maps = [0.6 * rng.normal(size=shape) for shape in pairwise(sizes)]
     mean, spread = rng.normal(size=d), rng.uniform(0.5, 2, d)

@@ -90,31 +90,34 @@ def user_model():
 
 
 @eqx.filter_jit
-def gradient_of_loss(model, x, key, bound, k):
-    """(value, ∇loss) of one example."""
+def gradients(model, x, key, k, bounds=(elbo, iwae)):
+    """(value, ∇loss) of one example, for each bound."""
 
-    def loss(model):
-        return surrogate_loss(model, x, key, bound=bound, k=k)
+    def one(bound):
+        def loss(model):
+            return surrogate_loss(model, x, key, bound=bound, k=k)
 
-    (_, value), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
-    return value, gradient
+        (_, value), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
+        return value, gradient
+
+    return [one(bound) for bound in bounds]
 
 
-@pytest.mark.parametrize("bound", [elbo, iwae])
-def test_the_gradient_is_that_worked_out_by_hand(bound):
+def test_the_gradients_are_those_worked_out_by_hand():
     """Σ_i c_i ∇log w_i with z = e + s ε: q's density moves with its draws, so
     ∂/∂e = μ + x − 2z, ∂/∂μ = z − μ, ∂/∂log s = d + (μ + x − 2z)·s ε; c_i = w̃_i or 1/K."""
     model, key, k = user_model(), jax.random.key(1), 6
-    value, gradient = gradient_of_loss(model, X, key, bound, k)
     z = model.propose(X, k, key)
     log_w = log_weights(model, X, z)
-    c = {iwae: softmax(np.asarray(log_w, np.float64)), elbo: np.full(k, 1 / k)}[bound]
     pull = np.asarray(model.mu + X - 2 * z, np.float64)
-    np.testing.assert_allclose(value, bound(log_w), rtol=1e-6)
-    np.testing.assert_allclose(-gradient.e, c @ pull, rtol=1e-4)
-    np.testing.assert_allclose(-gradient.mu, c @ np.asarray(z - model.mu), rtol=1e-4)
     by_scale = 3 + np.sum(pull * np.asarray(z - model.e), axis=1)
-    np.testing.assert_allclose(-gradient.log_s, c @ by_scale, rtol=1e-4)
+    coefficients = np.full(k, 1 / k), softmax(np.asarray(log_w, np.float64))
+    results = gradients(model, X, key, k)
+    for bound, c, (value, gradient) in zip((elbo, iwae), coefficients, results, strict=True):
+        np.testing.assert_allclose(value, bound(log_w), rtol=1e-6)
+        np.testing.assert_allclose(-gradient.e, c @ pull, rtol=1e-4)
+        np.testing.assert_allclose(-gradient.mu, c @ np.asarray(z - model.mu), rtol=1e-4)
+        np.testing.assert_allclose(-gradient.log_s, c @ by_scale, rtol=1e-4)
 
 
 def small_model(layers=1):
@@ -137,13 +140,13 @@ def test_the_gradient_of_an_autoencoder_weighs_that_of_each_draw():
 
     log_w, jacobian = each(params)
     weighted = jax.tree.map(lambda g: -jnp.tensordot(jax.nn.softmax(log_w), g, 1), jacobian)
-    _, gradient = gradient_of_loss(model, x, key, iwae, 4)
+    ((_, gradient),) = gradients(model, x, key, 4, (iwae,))
     for got, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(weighted), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_with_one_draw_iwae_and_elbo_have_the_same_gradient():
-    results = [gradient_of_loss(user_model(), X, jax.random.key(4), b, 1) for b in (elbo, iwae)]
+    results = gradients(user_model(), X, jax.random.key(4), 1)
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
@@ -235,6 +238,15 @@ def detuned_pca():
 PIXELS = np.random.default_rng(7).integers(0, 256, (60, 5)).astype(np.uint8)
 
 
+# BUG in src (training.init): jnp.array(0.0) is weakly typed, what a step returns is not, so the
+# step is compiled a second time; runs._end_pass resets `total` in the same way: a third time.
+def test_a_step_returns_what_it_takes_so_that_it_is_compiled_once():
+    fresh, advance = loop(*BITS_LOOP, average=DECAY)
+    before = [jax.typeof(a) for a in jax.tree.leaves(fresh())]
+    after = advance(fresh(), jnp.asarray(PIXELS), jnp.arange(60), 0, 1)
+    assert [jax.typeof(a) for a in jax.tree.leaves(after)] == before
+
+
 def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit():
     fresh, advance = loop(*BITS_LOOP, average=DECAY)
     images, order = jnp.asarray(PIXELS), training.order_of_pass(0, 0, 60)
@@ -287,7 +299,7 @@ def test_training_a_detuned_encoder_brings_the_bound_to_the_likelihood():
     fresh, advance = loop(detuned_pca, AS_IS, learning_rate=0.01)
     state = fresh()
     for number in range(20):
-        state = replace(state, total=jnp.array(0.0))
+        state = replace(state, total=jnp.zeros(()))
         order = training.order_of_pass(2, number, 60)
         state = advance(state, jnp.asarray(x), order, 30 * number, 30 * (number + 1))
         if number == 0:

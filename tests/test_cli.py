@@ -108,7 +108,7 @@ def test_sample_reconstruct_encode_score_report(trained: Path, tmp_path: Path) -
     assert lines[0] == "index,log_likelihood"
     assert len(lines) == 101
     assert run("report", trained, "--out", tmp_path / "report.html") == 0
-    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_data_lists_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> None:

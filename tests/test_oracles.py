@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import digamma, logsumexp
+from scipy.stats import multivariate_normal
 
 from iwae import bounds, evaluation
 from iwae.config import ModelConfig
@@ -111,14 +112,14 @@ def test_l_k_of_a_detuned_pca_rises_to_log_p():
 
 
 def test_l_k_of_a_two_layer_chain_with_an_approximate_q_converges_to_log_p():
-    oracle = generic_chain((3, 2))
+    oracle = generic_chain((3, 3))
     x = oracle.draw(150, seed=4)
     values = l_k(oracle.model, x, k=4000)
     agrees(values - oracle.log_evidence(x), 0.0, at_most=0.003)
 
 
 def test_ancestral_samples_have_the_models_mean_and_covariance():
-    oracle, n = generic_chain((3, 2, 2)), 40_000
+    oracle, n = generic_chain((3, 3, 3)), 40_000
     x = np.asarray(oracle.model.sample(n, jax.random.key(5), mean=False), np.float64)
     sd = np.sqrt(np.diag(oracle.covariance))
     assert np.all(np.abs(x.mean(0) - oracle.mean) < 5 * sd / np.sqrt(n))
@@ -126,7 +127,7 @@ def test_ancestral_samples_have_the_models_mean_and_covariance():
     assert np.all(np.abs(np.cov(x.T) - oracle.covariance) < 5 * se)
     means = np.asarray(oracle.model.sample(n, jax.random.key(5)), np.float64)
     noise = oracle.covariance - np.cov(means.T)
-    np.testing.assert_allclose(noise, np.eye(5), atol=5 * se.max())
+    np.testing.assert_allclose(noise, np.eye(6), atol=5 * se.max())
 
 
 def test_a_pca_without_a_column_has_the_evidence_of_that_pca():
@@ -135,11 +136,13 @@ def test_a_pca_without_a_column_has_the_evidence_of_that_pca():
     w = np.linalg.qr(rng.normal(size=(6, 3)))[0] * np.array([2.0, 1.5, 0.8])
     mean, spread, c = rng.normal(size=6), rng.uniform(0.5, 2, 6), 0.7
     whole = chain([w], [0.5], mean=mean, spread=spread)
-    rest = chain([w[:, [0, 2]]], [0.5], mean=mean + c * w[:, 1], spread=spread)
+    rest = w[:, [0, 2]]
+    covariance = rest @ rest.T + 0.25 * np.eye(6)
     keep, fill = jnp.array([True, False, True]), jnp.array([9.0, c, 9.0])
     model = restrict(whole.model, (keep,), (fill,))
     x = whole.draw(50, seed=7)
-    np.testing.assert_allclose(l_k(model, x, k=3), rest.log_evidence(x), atol=1e-4)
+    exact = multivariate_normal.logpdf(x, mean + c * w[:, 1], covariance)
+    np.testing.assert_allclose(l_k(model, x, k=3), exact, atol=1e-4)
 
 
 # --- streaming over K -------------------------------------------------------------------------
@@ -260,18 +263,19 @@ def noisy_second_layer():
 
 def test_a_unit_that_follows_only_noise_is_dead_though_each_estimate_moves():
     x = np.random.default_rng(11).normal(size=(2000, 2)).astype(np.float32)
-    model, k = noisy_second_layer(), 10
+    model, k = noisy_second_layer(), 20
     means = over_examples(
         eqx.Partial(evaluation.posterior_means, k=k), model, x, AS_IS, seed=0, draws=k
     )
     naive = np.var(means[1][0], axis=0, ddof=1)
-    assert naive[0] > 8 * evaluation.ACTIVE
-    dead, live = activity(model, x, AS_IS, k=k).variance[1]
+    assert naive[0] > 4 * evaluation.ACTIVE
+    result = activity(model, x, AS_IS, k=k)
+    dead, live = result.variance[1]
     noise = np.sqrt(2 / len(x)) / k
     assert abs(dead) < 4 * noise
-    assert 4 * noise < 1.3 * evaluation.ACTIVE
+    assert 4 * noise < evaluation.ACTIVE
     np.testing.assert_allclose(live, np.var(x[:, 0], ddof=1) / 4, rtol=0.01)
-    assert activity(model, x, AS_IS, k=100).counts == [1, 1]
+    assert result.counts == [1, 1]
 
 
 def test_activity_of_deep_layers_is_that_of_the_exact_posterior_means():
@@ -303,10 +307,9 @@ def test_every_example_arrives_once_in_order_with_its_own_key():
     assert len(np.unique(keys, axis=0)) == 1203
     assert len(done) > 1
     assert done[-1] == (1203, 1203)
-    for memory in (1, None):
-        x, same = run(memory=memory)
-        np.testing.assert_array_equal(x, images)
-        np.testing.assert_array_equal(keys, same)
+    x, same = run(memory=None)
+    np.testing.assert_array_equal(x, images)
+    np.testing.assert_array_equal(keys, same)
 
 
 def test_values_depend_neither_on_the_block_nor_on_the_other_examples():

@@ -57,7 +57,7 @@ def bound_value(
 
 def terms(
     model: Autoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
-) -> Float[Array, " 1+L"]:
+) -> Float[Array, " terms"]:
     """E_q[log p(x|h_1)] and E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})] for l = 1 … L, in nats.
 
     The first minus the sum of the others is the ELBO.

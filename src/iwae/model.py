@@ -5,7 +5,7 @@ built-in one. K draws h of one example are a pytree whose leaves lead with the a
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -21,6 +21,7 @@ Latents = tuple[Float[Array, "k _"], ...]
 Conditional = Callable[[Array], tuple[Array, Array]]
 
 
+@runtime_checkable
 class Model(Protocol):
     """What bounds, estimators, training and evaluation need of a model."""
 
@@ -40,7 +41,7 @@ def log_weights(model: Model, x: Array, h: Any) -> Float[Array, " k"]:
 
 
 def log_normal(
-    h: Float[Array, "*b d"], mu: Float[Array, "*b d"], log_sigma: Float[Array, "*b d"]
+    h: Float[Array, "*b d"], mu: Float[Array, "*#b d"], log_sigma: Float[Array, "*#b d"]
 ) -> Float[Array, "*b"]:
     """log N(h; μ, diag σ²), summed over the last axis."""
     standard = (h - mu) * jnp.exp(-log_sigma)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -45,6 +45,7 @@ class NonFiniteError(InputError):
     """The bound became nan or infinite; the message names the step and what to try."""
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """What training reports to."""
 

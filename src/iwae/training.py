@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from iwae.bounds import BOUNDS
 from iwae.config import ObjectiveConfig, TrainingConfig
@@ -94,11 +94,14 @@ def copied(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
-@partial(jax.jit, static_argnames="n")
 def order_of_pass(seed: int, number: int, n: int) -> Int[Array, " n"]:
     """The order in which pass `number` visits the n training examples."""
-    key = jax.random.fold_in(stream(seed, ORDER), number)
-    return jax.random.permutation(key, n)
+    return _permutation(stream(seed, ORDER), jnp.uint32(number), n)
+
+
+@partial(jax.jit, static_argnames="n")
+def _permutation(key: PRNGKeyArray, number: Array, n: int) -> Int[Array, " n"]:
+    return jax.random.permutation(jax.random.fold_in(key, number), n)
 
 
 Advance = Callable[[TrainState, Array, Array, int, int], TrainState]
@@ -122,7 +125,7 @@ def make_advance(
     bound, estimator = BOUNDS[objective.objective], ESTIMATORS[objective.estimator]
     batch = config.batch_size
 
-    def loss(params: PyTree, x: Array, keys: PRNGKeyArray) -> tuple[Array, Array]:
+    def loss(params: PyTree, x: Array, keys: Key[Array, " batch"]) -> tuple[Array, Array]:
         model = eqx.combine(params, static)
         losses, values = jax.vmap(
             lambda x, key: surrogate_loss(
