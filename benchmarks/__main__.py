@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 import iwae
-from benchmarks.cases import CASES, DisagreementError, Result
-from benchmarks.timing import FULL, QUICK, medians, ratios
+from benchmarks.cases import CASES, SMOKE, DisagreementError, Result
+from benchmarks.timing import FULL, QUICK, Effort, medians, ratios, shortest
 
 OUT = Path("results/benchmarks/cpu.json")
 WIDTH = 130
@@ -29,9 +30,7 @@ WIDTH = 130
 
 def main() -> None:
     arguments = parsed()
-    cases = {name: case for name, case in CASES.items() if arguments.cases in name}
-    if not cases:
-        sys.exit(f"No case contains {arguments.cases!r}; there are: {'; '.join(CASES)}.")
+    cases = selected(arguments.cases, quick=arguments.quick)
     effort = QUICK if arguments.quick else FULL
     console, about, rows = Console(), machine(), {}
     if not console.is_terminal:
@@ -44,16 +43,24 @@ def main() -> None:
             except DisagreementError as error:
                 sys.exit(f"{name}: PyTorch and iwae compute different things. {error}")
         rows[name] = record(result, others.share)
-    console.print(table(rows), f"{about}")
+    console.print(table(rows), *notes(about, rows), sep="\n", highlight=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": about, "effort": asdict(effort), "cases": rows}
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def selected(pattern: str, *, quick: bool) -> dict[str, Callable[[Effort], Result]]:
+    """The cases whose name contains `pattern`; with `quick` and no pattern, one of each kind."""
+    names = SMOKE if quick and not pattern else [name for name in CASES if pattern in name]
+    if not names:
+        sys.exit(f"No case contains {pattern!r}; there are: {'; '.join(CASES)}.")
+    return {name: CASES[name] for name in names}
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help=f"JSON file (default: {OUT})")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: numbers mean little")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of one case of each kind")
     parser.add_argument("--cases", default="", metavar="PATTERN", help="cases that contain this")
     return parser.parse_args()
 
@@ -115,6 +122,7 @@ def record(result: Result, others: float | None) -> dict[str, Any]:
     return {
         **asdict(result),
         "median": medians(result.times),
+        "shortest": shortest(result.times),
         "ratio": ratios(result.times),
         "others": others,
     }
@@ -132,6 +140,12 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
         grid.add_row(name, *middle, row["unit"], *ratio, others)
     grid.caption = "others: the cores' time that other processes took; above 5 %, distrust the row"
     return grid
+
+
+def notes(about: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The machine, and the remark of each case that has one."""
+    remarks = [f"{name}: {row['note']}" for name, row in rows.items() if row["note"]]
+    return [", ".join(f"{name} {value}" for name, value in about.items()), *remarks]
 
 
 def _number(value: float | None) -> str:

@@ -69,7 +69,7 @@ class Page(HTMLParser):
 def made(tiny_run: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation]:
     """An evaluated run named "tiny" in a folder of this file's own."""
     path = tmp_path_factory.mktemp("report") / "tiny"
-    shutil.copytree(tiny_run.path, path)
+    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(folder.EVALUATION))
     return path, iwae.evaluate(path, k=10, limit=20)
 
 

@@ -18,6 +18,10 @@ from numpyro.distributions import transforms
 
 from iwae.errors import InputError, nearest
 
+UNUSABLE = ("DoublyTruncatedPowerLaw", "LogUniform", "Uniform", "Unit")
+"""Families whose arguments must be in order, which a transform for each cannot ensure, or that
+have nothing to observe."""
+
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -60,7 +64,8 @@ class Bernoulli(AbstractLikelihood):
 
     def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
         z = parameters[0]
-        return jnp.sum(x * z - jnp.maximum(z, 0) - jnp.log1p(jnp.exp(-jnp.abs(z))))
+        positive = jnp.where(z >= 0, z, 0)  # with |z|, this has the derivative x − 1/2 at z = 0
+        return jnp.sum(x * z - positive - jnp.log1p(jnp.exp(-jnp.abs(z))))
 
     def initial_bias(
         self, mean: Float[Array, " d"], spread: Float[Array, " d"]
@@ -142,7 +147,7 @@ def names() -> list[str]:
 
 def _is_elementwise(family: type[dist.Distribution]) -> bool:
     """Whether a distribution of scalars is built from scalars that map to the real line."""
-    if "base_dist" in inspect.signature(family).parameters:
+    if "base_dist" in inspect.signature(family).parameters or family.__name__ in UNUSABLE:
         return False
     try:
         maps = [transforms.biject_to(c) for c in family.arg_constraints.values()]

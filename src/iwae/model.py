@@ -158,7 +158,7 @@ class Autoencoder(eqx.Module):
 
 
 def restrict(
-    model: Autoencoder, keep: tuple[Bool[Array, " d_l"], ...], fill: tuple[Array, ...]
+    model: Autoencoder, keep: tuple[Bool[Array, " _"], ...], fill: tuple[Array, ...]
 ) -> Autoencoder:
     """The model with the latent units outside `keep` taken out of p and q, and held at `fill`.
 

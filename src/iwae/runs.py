@@ -191,7 +191,7 @@ class Run:
             "train_bound": float(self.state.total) / self.steps_per_pass,
         }
         self.progress = replace(p, passes=passes)
-        self.state = eqx.tree_at(lambda s: s.total, self.state, jnp.array(0.0))
+        self.state = eqx.tree_at(lambda s: s.total, self.state, jnp.zeros((), jnp.float32))
         if passes >= t.epochs:
             self.progress = replace(self.progress, finished="epochs")
         if passes % t.validate_every == 0 or self.progress.finished:

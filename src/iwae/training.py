@@ -83,8 +83,8 @@ def init(params: PyTree, transform: optax.GradientTransformation, *, average: bo
         opt_state=jax.jit(transform.init)(params),
         average=copied(params) if average else None,
         step=jnp.array(0, jnp.int32),
-        value=jnp.array(0.0),
-        total=jnp.array(0.0),
+        value=jnp.zeros((), jnp.float32),
+        total=jnp.zeros((), jnp.float32),
     )
 
 
