@@ -58,7 +58,8 @@ class TrainingBar:
         if not self.bar.console.is_terminal and _is_milestone(row["pass"], self.epochs):
             self.bar.console.print(
                 f"{self.description}: pass {row['pass']}/{self.epochs}  "
-                f"train bound {row['train_bound']:.2f}{self.valid}  {row['seconds']:.0f} s"
+                f"train bound {row['train_bound']:.2f}{self.valid}  {row['seconds']:.0f} s",
+                soft_wrap=True,
             )
 
 
