@@ -64,8 +64,8 @@ class Bernoulli(AbstractLikelihood):
 
     def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
         z = parameters[0]
-        positive = jnp.where(z >= 0, z, 0)  # with |z|, this has the derivative x − 1/2 at z = 0
-        return jnp.sum(x * z - positive - jnp.log1p(jnp.exp(-jnp.abs(z))))
+        minus_abs = jnp.minimum(z, -z)  # unlike −|z|, it has derivative 0 at z = 0
+        return jnp.sum(x * z - jnp.maximum(z, 0) - jnp.log1p(jnp.exp(minus_abs)))
 
     def initial_bias(
         self, mean: Float[Array, " d"], spread: Float[Array, " d"]
