@@ -369,3 +369,40 @@ def test_a_run_on_arrays_in_memory_asks_for_them_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         iwae.load(tmp_path / "run").score(x[:5], k=3), trained.score(x[:5], k=3)
     )
+
+
+def test_a_run_killed_before_its_last_checkpoint_still_ends_with_a_model(
+    tiny_run: Trained, tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as dying:
+        dying.setattr(folder.Folder, "save_model", die)
+        with pytest.raises(KeyboardInterrupt):
+            iwae.train(tiny, out=out)
+    iwae.train(tiny, out=out, resume=True)
+    assert same_models(out, tiny_run.path)
+
+
+def test_a_larger_budget_in_minutes_goes_on(tiny: RunConfig, tmp_path: Path) -> None:
+    short = override(tiny, epochs=4000, minutes=1e-4)
+    first = iwae.train(short, out=tmp_path / "run")
+    second = iwae.train(override(short, minutes=0.02), out=tmp_path / "run", resume=True)
+    assert second.passes > first.passes
+
+
+def test_checkpoints_by_time_come_within_a_pass(tiny: RunConfig, tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    class Looking(runs.Silent):
+        def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+            path = tmp_path / "run" / folder.CHECKPOINT
+            if path.exists():
+                steps.append(int(_tensors(path)["[0].step"]))
+
+    config = override(tiny, checkpoint_minutes=0.0, epochs=1)
+    iwae.train(config, out=tmp_path / "run", watch=Looking())
+    assert steps
+    assert all(0 < step < 64 for step in steps)

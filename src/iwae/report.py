@@ -4,7 +4,6 @@ Everything is derived from the files of the runs; the same files give the same p
 """
 
 import base64
-import math
 import os
 import shlex
 from collections.abc import Callable
@@ -187,7 +186,7 @@ def _figures_of(e: dict[str, Any]) -> dict[str, Any]:
         "split": e["split"],
         "n": _count(e["n"]),
         "nll": _number(e["nll"]),
-        "error": "" if math.isnan(e["nll_se"]) else _number(e["nll_se"]),
+        "error": "" if e["nll_se"] is None else _number(e["nll_se"]),
         "pruned": "" if pruned is None else _number(pruned),
         "bits": _number(e["bits_per_dim"], 4),
         "elbo": _number(e["elbo"]),

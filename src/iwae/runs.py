@@ -19,7 +19,7 @@ import numpy as np
 
 from iwae import checkpoint, data, evaluation, training
 from iwae.bounds import BOUNDS
-from iwae.config import RunConfig, override
+from iwae.config import RunConfig, TrainingConfig, override
 from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
@@ -29,6 +29,7 @@ from iwae.folder import (
     EVALUATION,
     MODEL,
     Folder,
+    Progress,
     opened,
     read_config,
     read_evaluations,
@@ -131,7 +132,7 @@ class Run:
         state = training.init(params, transform, average=t.average is not None)
         best = training.copied(params) if t.patience is not None else None
         (self.state, self.best), self.progress = folder.restore((state, best))
-        if self.progress.passes < t.epochs and self.progress.finished == "epochs":
+        if not _is_over(self.progress, t):
             self.progress = replace(self.progress, finished="")
         self.schedule = training.learning_rate(t, self.steps_per_pass)
         self.bound_function = eqx.Partial(
@@ -154,14 +155,15 @@ class Run:
             self._advance_chunk(order, start, stop)
             if interrupted:
                 self._leave()
+            if time.monotonic() - self.saved >= 60 * self.config.training.checkpoint_minutes:
+                self._save()
         if int(self.state.step) == stop:
             self._end_pass()
-        t = self.config.training
-        by_pass = t.checkpoint_every and self.progress.passes % t.checkpoint_every == 0
+        every = self.config.training.checkpoint_every
         if self.progress.finished:
-            self._save()
             self.folder.save_model(self.model(), self.seen, self.progress.passes)
-        elif by_pass or time.monotonic() - self.saved >= 60 * t.checkpoint_minutes:
+            self._save()
+        elif every is not None and self.progress.passes % every == 0:
             self._save()
 
     def _advance_chunk(self, order: Any, start: int, stop: int) -> None:
@@ -244,7 +246,10 @@ class Run:
         )
 
     def _save(self) -> None:
-        """A checkpoint, unless the parameters are not finite: the last good one is kept."""
+        """A checkpoint, unless the parameters are not finite: the last good one is kept.
+
+        The last of a run is written after the model, so that a finished run always has one.
+        """
         if not training.all_finite(self.state.params):
             raise NonFiniteError(self._non_finite_message(int(self.state.step)))
         self.folder.save((self.state, self.best), self.progress)
@@ -271,6 +276,15 @@ class Run:
             f"Try a smaller --learning-rate or --clip 10, and check that the data fit the "
             f"likelihood."
         )
+
+
+def _is_over(progress: Progress, config: TrainingConfig) -> bool:
+    """Whether a run that has finished is so still, now that its budget may have grown."""
+    if progress.finished == "epochs":
+        return progress.passes >= config.epochs
+    if progress.finished == "minutes":
+        return config.minutes is not None and progress.seconds >= 60 * config.minutes
+    return bool(progress.finished)
 
 
 @contextlib.contextmanager

@@ -63,8 +63,10 @@ class Evaluation:
     """L_K of every example, [n]."""
 
     def to_json(self) -> dict[str, Any]:
-        """All but the values per example."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "log_likelihoods"}
+        """All but the values per example; a standard error of one example is null."""
+        fields = dataclasses.asdict(self)
+        fields.pop("log_likelihoods")
+        return fields | {"nll_se": None if np.isnan(self.nll_se) else self.nll_se}
 
 
 @dataclass(frozen=True)
