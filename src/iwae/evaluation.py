@@ -19,7 +19,7 @@ from iwae.model import Autoencoder, Model, log_weights
 from iwae.observation import Observer
 
 CHUNK = 250
-"""Draws per step of the stream over K: with 4 images, a matrix product that stays in the cache."""
+"""Draws of one example per step of the stream over K."""
 
 ACTIVE = 1e-2
 """A unit is active when A_u = Var_x(E_q[h_u|x]) exceeds this (Burda et al. §5)."""

@@ -51,8 +51,7 @@ class AbstractLikelihood(eqx.Module):
 class Bernoulli(AbstractLikelihood):
     """x_j ~ Bernoulli(sigmoid(z_j)).
 
-    log p = Σ_j x_j z_j − max(z_j, 0) − log(1 + exp(−|z_j|)), finite for every z. Written out
-    because numpyro's takes a fifth longer in the evaluation of L_5000 (`benchmarks/`).
+    log p = Σ_j x_j z_j − max(z_j, 0) − log(1 + exp(−|z_j|)), finite for every z.
     """
 
     @property

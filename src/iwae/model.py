@@ -144,7 +144,7 @@ class Autoencoder(eqx.Module):
     def posterior_mean(
         self, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
     ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
-        """E[h_l|x] under q and the squared standard error of the estimate (papers: A_u's input).
+        """E[h_l|x] under q and the squared standard error of the estimate, from which A_u is made.
 
         For l = 1 the encoder's mean, exactly; above, the average over k draws of h_{l−1} of the
         mean of q(h_l|h_{l−1}).
