@@ -94,7 +94,7 @@ def chain(maps, scales, *, mean, spread, inflate=1.0):
     weight = np.concatenate([maps[0] / spread[:, None], np.zeros_like(maps[0])])
     bias = np.concatenate([np.zeros_like(mean), np.log(scales[0] / spread)])
     observation = eqx.tree_at(
-        lambda o: (o.layers[-1].weight, o.layers[-1].bias),
+        lambda o: (o.linear.weight, o.linear.bias),
         model.observation,
         (jnp.asarray(weight, jnp.float32), jnp.asarray(bias, jnp.float32)),
     )

@@ -16,7 +16,17 @@ from iwae.config import ModelConfig
 from iwae.errors import InputError
 from iwae.evaluation import log_likelihood
 from iwae.likelihoods import likelihood
-from iwae.model import Autoencoder, build, log_normal, log_standard_normal, log_weights, restrict
+from iwae.model import (
+    Autoencoder,
+    build,
+    draw,
+    draw_log_weights,
+    log_normal,
+    log_standard_normal,
+    log_weights,
+    restrict,
+)
+from iwae.networks import Linear
 from linear_gaussian import random_model
 
 D, K = 7, 5
@@ -64,15 +74,28 @@ def gaussian(conditional, v):
 
 def reference_log_w(model, x, h):
     """log p(h_L) … p(h_1|h_2) p(x|h_1) − log q(h_1|x) … q(h_L|h_{L−1}) of ONE draw."""
-    observation = model.observation.layers
-    v = tanh_layers(observation[0].fn, h[0])
-    z = np.asarray(observation[1].weight, np.float64) @ v + np.asarray(observation[1].bias)
+    v = tanh_layers(model.observation.features, h[0])
+    last = model.observation.linear
+    z = np.asarray(last.weight, np.float64) @ v + np.asarray(last.bias)
     log_w = np.sum(x * z - np.logaddexp(0, z)) + np.sum(norm.logpdf(h[-1]))
     for below, above, p in zip(h[:-1], h[1:], model.decoder, strict=True):
         log_w += np.sum(norm.logpdf(below, *gaussian(p, above)))
     for given, drawn, q in zip([x, *h[:-1]], h, model.encoder, strict=True):
         log_w -= np.sum(norm.logpdf(drawn, *gaussian(q, given)))
     return log_w
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_draws_come_with_their_own_log_density(layers):
+    model = model_with(layers)
+    x, key = jnp.ones(model.encoder[0].features.layers[0].weight.shape[1]), jax.random.key(3)
+    h, log_q = draw(model, x, 20, key)
+    np.testing.assert_allclose(log_q, model.log_proposal(x, h), rtol=2e-5)
+    for one, same in zip(h, model.propose(x, 20, key), strict=True):
+        np.testing.assert_array_equal(one, same)
+    np.testing.assert_array_equal(
+        draw_log_weights(model, x, 20, key), model.log_joint(x, h) - log_q
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -119,20 +142,19 @@ def dots(jaxpr):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_encoder_sees_each_image_once_not_once_per_draw(streamed):
-    """Products with the first encoder layer have no axis K: one in propose, one in log_proposal."""
+    """One product with the first encoder layer, which has no axis K."""
     model = model_with(2)
 
     def run(x, key):
         if streamed:
-            return log_likelihood(model, x, key, k=12, chunk=4)
-        return log_weights(model, x, model.propose(x, 12, key))
+            return log_likelihood(model, x, key, k=12, chunk=5)
+        return draw_log_weights(model, x, 12, key)
 
     products = list(dots(jax.make_jaxpr(run)(X, jax.random.key(4)).jaxpr))
-    first = [out for shapes, out in products if (11, D) in shapes]
-    second = [out for shapes, out in products if (6, 4) in shapes]
-    assert first == [(11,), (11,)]
-    assert all(4 in out or 12 in out for out in second)
-    assert len(second) == 2
+    (first,) = (out for shapes, out in products if (D, 11) in shapes)
+    (second,) = (out for shapes, out in products if (4, 6) in shapes)
+    assert first == (11,)
+    assert second == (5 if streamed else 12, 6)
 
 
 # --- a user's own parts -----------------------------------------------------------------------
@@ -196,8 +218,8 @@ def test_own_modules_fit_every_slot_and_receive_gradients():
 
 
 def linear_layers(model):
-    leaves = jax.tree.leaves(model, is_leaf=lambda m: isinstance(m, eqx.nn.Linear))
-    return [layer for layer in leaves if isinstance(layer, eqx.nn.Linear)]
+    leaves = jax.tree.leaves(model, is_leaf=lambda m: isinstance(m, Linear))
+    return [layer for layer in leaves if isinstance(layer, Linear)]
 
 
 def test_build_stacks_the_layers_of_the_configuration_and_mirrors_them_in_the_decoder():
@@ -247,9 +269,9 @@ def test_units_that_say_nothing_weigh_nothing():
     def where(m):
         (q1, q2), (p1,) = m.encoder, m.decoder
         rows = [q1.mu, q1.log_sigma, q2.mu, q2.log_sigma, p1.mu, p1.log_sigma]
-        columns = [q2.features.layers[0], p1.features.layers[0], m.observation.layers[0].fn]
-        inner = [*columns[:2], columns[2].layers[0]]
-        return [*(r.weight for r in rows), *(r.bias for r in rows), *(c.weight for c in inner)]
+        networks = [q2.features, p1.features, m.observation.features]
+        columns = [network.layers[0].weight for network in networks]
+        return [*(r.weight for r in rows), *(r.bias for r in rows), *columns]
 
     units = [u, u, v, v, u, u]
     old = where(model)

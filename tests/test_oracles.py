@@ -311,7 +311,7 @@ def test_every_example_arrives_once_in_order_with_its_own_key():
     np.testing.assert_array_equal(keys, same)
 
 
-def test_values_depend_neither_on_the_block_nor_on_the_other_examples():
+def test_values_depend_neither_on_the_block_nor_on_the_workers_nor_on_others(monkeypatch):
     function = eqx.Partial(log_likelihood, k=6, chunk=4)
     observe = Observer(2.0, dynamic=True)
     run = partial(over_examples, function, autoencoder(1), observe=observe, seed=4, draws=6)
@@ -321,3 +321,5 @@ def test_values_depend_neither_on_the_block_nor_on_the_other_examples():
     np.testing.assert_allclose(run(images=images, memory=8 * 6 * 6 * 4), values, rtol=1e-6)
     np.testing.assert_allclose(run(images=images[:7]), values[:7], rtol=1e-6)
     assert not np.any(np.isclose(run(images=images, seed=5), values, rtol=1e-4))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    np.testing.assert_allclose(run(images=images), values, rtol=1e-6)

@@ -3,8 +3,11 @@
 Everything is written for one example and mapped over a split in blocks that fit a memory budget.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae.bounds import Bound
-from iwae.model import Autoencoder, Model, log_weights
+from iwae.model import Autoencoder, Model, draw_log_weights
 from iwae.observation import Observer
 
 CHUNK = 250
@@ -23,6 +26,12 @@ CHUNK = 250
 
 ACTIVE = 1e-2
 """A unit is active when A_u = Var_x(E_q[h_u|x]) exceeds this (Burda et al. §5)."""
+
+GROUP = 250
+"""Most examples of one call of the compiled program: what Ctrl-C and the progress bar wait for."""
+
+MOST_WORKERS = 4
+"""Most calls at a time on a CPU: one fills the cores that another leaves idle between products."""
 
 PerExample = Callable[[Any, Array, PRNGKeyArray], Any]
 Progress = Callable[[int, int], None]
@@ -39,9 +48,8 @@ def log_likelihood(
     chunk = min(k, chunk)
 
     def add(total: Array, start: Array) -> tuple[Array, None]:
-        h = model.propose(x, chunk, jax.random.fold_in(key, start))
-        wanted = start + jnp.arange(chunk) < k
-        log_w = jnp.where(wanted, log_weights(model, x, h), -jnp.inf)
+        log_w = draw_log_weights(model, x, chunk, jax.random.fold_in(key, start))
+        log_w = jnp.where(start + jnp.arange(chunk) < k, log_w, -jnp.inf)
         return jnp.logaddexp(total, jax.nn.logsumexp(log_w)), None
 
     total, _ = jax.lax.scan(add, jnp.array(-jnp.inf), jnp.arange(0, k, chunk))
@@ -52,7 +60,7 @@ def bound_value(
     model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, bound: Bound, k: int
 ) -> Float[Array, ""]:
     """A training bound of one example with K draws, in nats."""
-    return bound(log_weights(model, x, model.propose(x, k, key)))
+    return bound(draw_log_weights(model, x, k, key))
 
 
 def terms(
@@ -93,27 +101,45 @@ def over_examples(
     Bind other arguments with `eqx.Partial`: equal calls then share one compiled program.
 
     Example i is observed and evaluated under keys of (seed, i) alone, so that two models see the
-    same binarisation. `draws` latents live at once per example; `memory` (bytes; by default what
-    stays in the cache on a CPU, 2 GiB elsewhere) sets how many examples make a block.
+    same binarisation. `draws` latents live at once per example; `memory` (bytes; by default 8 MiB
+    for each worker on a CPU, 2 GiB elsewhere) sets how many examples make a block.
     """
     n, d = images.shape
-    block = block_size(n, d, draws, memory)
-    group = block * math.ceil(min(n, max(block, 500)) / block)
-    results = []
-    for start in range(0, n, group):
+    on_cpu = jax.default_backend() == "cpu"
+    workers = min(os.cpu_count() or 1, MOST_WORKERS) if on_cpu else 1
+    if memory is None:
+        memory = workers * 2**23 if on_cpu else 2**31
+    block = block_size(math.ceil(n / workers), d, draws, memory // workers)
+    group = block * math.ceil(min(GROUP, n / workers) / block)
+    starts = range(0, n, group)
+
+    def evaluated(start: int) -> Any:
         index = np.minimum(np.arange(start, start + group), n - 1)
         rows, numbers = jnp.asarray(images[index]), jnp.asarray(index)
         part = _over_group(function, model, rows, numbers, jnp.uint32(seed), observe, block)
-        results.append(jax.tree.map(lambda a, s=start: np.asarray(a)[: n - s], part))
-        if progress is not None:
-            progress(min(start + group, n), n)
+        return jax.tree.map(lambda a: np.asarray(a)[: n - start], part)
+
+    results: list[Any] = []
+    with _pool(workers) as pool:
+        for start, result in zip(starts, pool.map(evaluated, starts), strict=True):
+            results.append(result)
+            if progress is not None:
+                progress(min(start + group, n), n)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
-def block_size(n: int, d: int, draws: int, memory: int | None) -> int:
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that keep every core busy; what has not begun is dropped on Ctrl-C."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def block_size(n: int, d: int, draws: int, memory: int) -> int:
     """Examples evaluated at once: two float32 arrays of [block, draws, d] fit the memory."""
-    if memory is None:
-        memory = 2**23 if jax.default_backend() == "cpu" else 2**31
     return max(1, min(n, memory // (8 * d * draws)))
 
 

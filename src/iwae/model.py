@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from iwae.config import ModelConfig
 from iwae.likelihoods import LOG_2PI, AbstractLikelihood, likelihood
-from iwae.networks import MLP, Filled, Gaussian, Selected, Standardize, glorot_linear
+from iwae.networks import MLP, Filled, Gaussian, Readout, Selected, Standardize, glorot_linear
 
 Latents = tuple[Float[Array, "k _"], ...]
 Conditional = Callable[[Array], tuple[Array, Array]]
@@ -35,9 +35,23 @@ class Model(Protocol):
         """log q(h|x) of each draw, in nats."""
 
 
+def draw(model: Model, x: Array, k: int, key: PRNGKeyArray) -> tuple[Any, Float[Array, " k"]]:
+    """(h, log q(h|x)) of K draws: by the model's own `propose_and_log_prob` if it has one."""
+    if hasattr(model, "propose_and_log_prob"):
+        return model.propose_and_log_prob(x, k, key)
+    h = model.propose(x, k, key)
+    return h, model.log_proposal(x, h)
+
+
 def log_weights(model: Model, x: Array, h: Any) -> Float[Array, " k"]:
     """log w_i = log p(x, h_i) − log q(h_i|x), in nats (Burda et al. §3)."""
     return model.log_joint(x, h) - model.log_proposal(x, h)
+
+
+def draw_log_weights(model: Model, x: Array, k: int, key: PRNGKeyArray) -> Float[Array, " k"]:
+    """The log-weights of K fresh draws, in nats."""
+    h, log_q = draw(model, x, k, key)
+    return model.log_joint(x, h) - log_q
 
 
 def log_normal(
@@ -74,13 +88,25 @@ class Autoencoder(eqx.Module):
 
     def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Latents:
         """K draws h_l = μ_l + σ_l ε_l, layer by layer; q(h_1|x) is computed once for all K."""
+        return self.propose_and_log_prob(x, k, key)[0]
+
+    def propose_and_log_prob(
+        self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
+    ) -> tuple[Latents, Float[Array, " k"]]:
+        """K draws and log q(h|x) = −Σ_l Σ_u (ε² / 2 + log σ + log(2π) / 2) of each, from ε itself.
+
+        In the gradient each conditional is then passed through once, not once for the draws and
+        once for their density.
+        """
         keys = jax.random.split(key, len(self.encoder))
-        mu, log_sigma = self.encoder[0](x)
-        draws = [mu + jnp.exp(log_sigma) * jax.random.normal(keys[0], (k, mu.shape[-1]))]
-        for conditional, key_l in zip(self.encoder[1:], keys[1:], strict=True):
-            mu, log_sigma = jax.vmap(conditional)(draws[-1])
-            draws.append(mu + jnp.exp(log_sigma) * jax.random.normal(key_l, mu.shape))
-        return tuple(draws)
+        draws: list[Array] = []
+        log_q = jnp.zeros(k)
+        for conditional, key_l in zip(self.encoder, keys, strict=True):
+            mu, log_sigma = jax.vmap(conditional)(draws[-1]) if draws else conditional(x)
+            epsilon = jax.random.normal(key_l, (k, mu.shape[-1]))
+            draws.append(mu + jnp.exp(log_sigma) * epsilon)
+            log_q += log_standard_normal(epsilon) - jnp.sum(log_sigma, axis=-1)
+        return tuple(draws), log_q
 
     def log_joint(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:
         """log p(x, h) = log p(x|h_1) + Σ_l log p(h_l|h_{l+1}), per draw."""
@@ -226,9 +252,8 @@ def gaussian(n_in: int, widths: tuple[int, ...], n_out: int, *, key: PRNGKeyArra
 
 def _output(
     n_in: int, widths: tuple[int, ...], bias: Float[Array, "p d"], *, key: PRNGKeyArray
-) -> eqx.nn.Sequential:
+) -> Readout:
     key_features, key_last = jax.random.split(key)
     last = glorot_linear((n_in, *widths)[-1], bias.size, key=key_last)
     last = eqx.tree_at(lambda linear: linear.bias, last, bias.reshape(-1))
-    features = eqx.nn.Lambda(MLP(n_in, widths, key=key_features))
-    return eqx.nn.Sequential([features, last])
+    return Readout(MLP(n_in, widths, key=key_features), last)

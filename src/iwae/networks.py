@@ -9,17 +9,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
-def glorot_linear(n_in: int, n_out: int, *, key: PRNGKeyArray) -> eqx.nn.Linear:
+class Linear(eqx.Module):
+    """v ↦ W v + b.
+
+    Computed as v Wᵀ: mapped over draws, XLA's CPU compiler then needs no transposed copies.
+    """
+
+    weight: Float[Array, "n_out n_in"]
+    bias: Float[Array, " n_out"]
+
+    def __call__(self, v: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
+        return v @ self.weight.T + self.bias
+
+
+def glorot_linear(n_in: int, n_out: int, *, key: PRNGKeyArray) -> Linear:
     """A linear map with weights U[±√(6/(n_in+n_out))] and zero biases (Glorot & Bengio 2010)."""
     weight = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)(key, (n_out, n_in))
-    linear = eqx.nn.Linear(n_in, n_out, key=key)
-    return eqx.tree_at(lambda one: (one.weight, one.bias), linear, (weight, jnp.zeros(n_out)))
+    return Linear(weight, jnp.zeros(n_out))
 
 
 class MLP(eqx.Module):
     """Deterministic tanh layers, v ↦ tanh(W_n … tanh(W_1 v + b_1) … + b_n)."""
 
-    layers: tuple[eqx.nn.Linear, ...]
+    layers: tuple[Linear, ...]
 
     def __init__(self, n_in: int, widths: Sequence[int], *, key: PRNGKeyArray):
         sizes = [n_in, *widths]
@@ -34,6 +46,16 @@ class MLP(eqx.Module):
         return v
 
 
+class Readout(eqx.Module):
+    """A linear map of the features, any callable v [n_in] ↦ [n_features]."""
+
+    features: Callable[[Array], Array]
+    linear: Linear
+
+    def __call__(self, v: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
+        return self.linear(self.features(v))
+
+
 class Gaussian(eqx.Module):
     """N(μ(v), diag σ(v)²): μ and log σ are linear maps of the features (Burda et al. §5).
 
@@ -41,8 +63,8 @@ class Gaussian(eqx.Module):
     """
 
     features: Callable[[Array], Array]
-    mu: eqx.nn.Linear
-    log_sigma: eqx.nn.Linear
+    mu: Linear
+    log_sigma: Linear
 
     def __init__(
         self,
