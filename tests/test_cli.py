@@ -202,17 +202,37 @@ def test_unusable_examples_are_refused(trained: Path, tmp_path: Path, values, pa
     assert not (tmp_path / "s.csv").exists()
 
 
-def test_bad_flags_are_explained_without_a_traceback(tmp_path: Path, capsys) -> None:
-    for flags, part in [
-        (["--k", "0"], "k = 0 was given, but a bound needs at least"),
-        (["--kk", "5"], "--kk"),
-        (["--objective", "iwaee"], "iwaee"),
-        (["--layers", "3"], "There is no preset with 3"),
-    ]:
-        assert run("train", *flags, "--out", tmp_path / "x") == 2
-        error = capsys.readouterr().err
-        assert part in error
-        assert "Traceback" not in error
+def test_flags_that_do_not_fit_are_one_sentence(trained: Path, tmp_path: Path, capsys) -> None:
+    helped = "`iwae train --help` lists what it takes."
+    out = ["--out", tmp_path / "x"]
+    cases = [
+        (
+            ["--k", "0", *out],
+            "k = 0 was given, but a bound needs at least 1 draw; give --k 1 or more.",
+        ),
+        (["--kk", "5", *out], f"iwae train does not take --kk; did you mean --k? {helped}"),
+        (["--kk", "5"], f"iwae train does not take --kk; did you mean --k? {helped}"),
+        (["--xyzzy", *out], f"iwae train does not take --xyzzy; {helped}"),
+        (["--k", "5"], f"iwae train needs --out PATH; {helped}"),
+        (
+            ["--objective", "iwaee", *out],
+            "--objective iwaee was given, which is not a choice; did you mean 'iwae'? Known are "
+            "iwae, vae.",
+        ),
+        (["--k", "five", *out], f"--k takes INT, not 'five'; {helped}"),
+        ([*out, "--k"], f"--k was given without a value; {helped}"),
+        (["--hidden", "a,b", *out], f"--hidden takes N,N/N,N, not 'a'; {helped}"),
+        (
+            ["--layers", "3", *out],
+            "There is no preset with 3 stochastic layers; give both --hidden and --latents, or "
+            "choose --layers 1 or 2.",
+        ),
+    ]
+    for flags, sentence in cases:
+        said = refusal(capsys, "train", *flags)
+        assert said == sentence
+    assert refusal(capsys, "evaluate").startswith("iwae evaluate needs RUN;")
+    assert refusal(capsys, "sample", trained).startswith("iwae sample needs --out")
     assert not (tmp_path / "x").exists()
 
 

@@ -13,6 +13,7 @@ SOURCE = Path(iwae.__file__).parent
 
 ROWS = [
     ("errors",),
+    ("flags",),
     ("files", "config", "data"),
     ("observation", "likelihoods", "networks"),
     ("model",),

@@ -5,10 +5,9 @@ JAX is imported by the command that needs it, so that `iwae --help` answers at o
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -293,17 +292,12 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def parse(name: str, arguments: list[str]) -> Any:
-    """The command `name` from its arguments; tyro prints help or what is wrong, and exits."""
+    """The command `name` from its arguments; prints its help and exits if that is asked for."""
+    from iwae import flags
+
     command = COMMANDS[name]
-    default: Any = _train_default(arguments) if command is Train else tyro.MISSING_NONPROP
-    with _registry():
-        return tyro.cli(
-            command,
-            args=arguments,
-            prog=f"iwae {name}",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-            default=default,
-        )
+    default: Any = _train_default(arguments) if command is Train else None
+    return flags.parse(command, arguments, prog=f"iwae {name}", default=default)
 
 
 def _train_default(arguments: list[str]) -> Train:
@@ -324,30 +318,6 @@ def _option(arguments: list[str], name: str) -> str | None:
         if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
     return None
-
-
-def _registry() -> tyro.constructors.ConstructorRegistry:
-    """Widths as text: 200,200/100,100 for hidden layers and 100,50 for latents."""
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def widths(info: Any) -> Any:
-        if info.type not in (tuple[int, ...], tuple[tuple[int, ...], ...]):
-            return None
-        nested = get_args(info.type)[0] is not int
-        row: Callable[[str], tuple[int, ...]] = lambda t: tuple(int(n) for n in t.split(",") if n)
-        text: Callable[[Any], str] = lambda t: ",".join(map(str, t))
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="N,N/N,N" if nested else "N,N",
-            instance_from_str=lambda args: (
-                tuple(row(part) for part in args[0].split("/")) if nested else row(args[0])
-            ),
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=lambda v: ["/".join(map(text, v)) if nested else text(v)],
-        )
-
-    return registry
 
 
 def _overview() -> str:

@@ -1,7 +1,9 @@
 """Writing files so that a reader, or a crash, only ever sees the old one or the whole new one."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from iwae.errors import InputError
@@ -10,27 +12,32 @@ TEMPORARY = ".tmp"
 """Ends the name of a file that is being written; a crash can leave one behind."""
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, flushed to the disk and renamed to `path` on success."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink()
+        raise
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, rename it to `path`.
 
     Raises `InputError` when the disk is full or the folder cannot be written; `path` is then as it
     was before.
     """
-    data = content.encode() if isinstance(content, str) else content
     try:
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
-        )
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with replacing(path) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise InputError(
             f"{path} could not be written: {error.strerror}; what was there before is unharmed. "

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from iwae.data.files import cache_folder, write_atomically
+from iwae.data.files import cache_folder
 from iwae.data.readers import CorruptError, git_blob
+from iwae.files import replacing
 
 RECIPE = "lanczos-28-v1"  # part of the cache's key: change it whenever the arrays would change
 
@@ -73,9 +74,7 @@ def _read_cache(path: Path) -> np.ndarray | None:
 
 
 def _write_cache(path: Path, images: np.ndarray) -> None:
-    with (
-        contextlib.suppress(OSError),
-        write_atomically(path) as temporary,
-        temporary.open("wb") as file,
-    ):
-        np.savez(file, images=images)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, images=images)

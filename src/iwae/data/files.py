@@ -2,9 +2,7 @@
 
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from iwae.data.readers import CorruptError, gunzip
 from iwae.errors import InputError
+from iwae.files import replacing
 
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces of an answer
 
@@ -120,7 +119,8 @@ def _download_any(file: File, folder: str, roots: tuple[Path, ...]) -> np.ndarra
     target, failures = roots[-1] / folder, []
     for address in file.addresses:
         try:
-            with write_atomically(target / address.rsplit("/", 1)[-1]) as temporary:
+            target.mkdir(parents=True, exist_ok=True)
+            with replacing(target / address.rsplit("/", 1)[-1]) as temporary:
                 download(address, temporary)
                 return _read(file, temporary)
         except (OSError, CorruptError) as error:
@@ -146,17 +146,3 @@ def download(address: str, path: Path) -> None:
 
     logging.getLogger("iwae").info("downloading %s", address)
     pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 16)(address, str(path), None)
-
-
-@contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
