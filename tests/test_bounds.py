@@ -1,337 +1,321 @@
-"""From log-weights to a step: bounds, gradients, schedules, Adam, and the compiled loop."""
+"""Bounds of log-weights: exact values, identities, extremes, second derivatives, refusals."""
 
-from dataclasses import replace
-from functools import cache
+from functools import partial
 from itertools import combinations
+from math import comb, factorial
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from scipy.special import digamma, logsumexp, softmax
 
-from iwae import training
-from iwae.bounds import BOUNDS, elbo, iwae
-from iwae.config import ModelConfig, ObjectiveConfig, TrainingConfig
-from iwae.gradients import surrogate_loss
-from iwae.model import log_weights
-from iwae.observation import Observer
-from linear_gaussian import LinearGaussian, orthogonal_chain, random_model
+from iwae import bounds, jackknife
+from iwae.bounds import ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
+from iwae.errors import InputError
+from refusals import refused
 
-AS_IS = Observer(1.0, dynamic=False)
+SHAPED = {
+    "vae": elbo,
+    "iwae": iwae,
+    "miwae": partial(miwae, m=2),
+    "ciwae": partial(ciwae, beta=0.3),
+    "vr-iwae": partial(vr_iwae, alpha=0.5),
+    "vr-iwae, negative": partial(vr_iwae, alpha=-1.5),
+    "vr-iwae, above 1": partial(vr_iwae, alpha=1.7),
+    "vr-iwae, near 1": partial(vr_iwae, alpha=1 - 1e-6),
+    "jvi-0": partial(jvi, order=0),
+    "jvi-1": partial(jvi, order=1),
+    "jvi-2": partial(jvi, order=2),
+    "jvi-3": partial(jvi, order=3),
+}
+"""One or more of every kind of bound."""
 
-# --- bounds -----------------------------------------------------------------------------------
+every_bound = pytest.mark.parametrize("bound", SHAPED.values(), ids=SHAPED)
 
 
-@pytest.mark.parametrize("k", [5, 10])
-def test_l_k_of_exponential_weights_is_digamma(k):
-    """E[L_K] = ψ(K) − log K for w ~ Exp(1), within 4 standard errors of a million draws."""
-    w = np.random.default_rng(k).exponential(size=(k, 1_000_000)).astype(np.float32)
-    values = np.asarray(iwae(jnp.log(w)), np.float64)
-    assert abs(values.mean() - (digamma(k) - np.log(k))) < 4 * values.std() / 1000
-    assert values.std() / 1000 < 6e-4
+def test_every_bound_by_name_is_among_those_tested():
+    tested = {getattr(b, "func", b) for b in SHAPED.values()}
+    assert tested == set(bounds.BOUNDS.values())
+    assert tested == set(bounds.CURVATURES)
 
 
-LOG_W = jnp.asarray(np.random.default_rng(0).normal(scale=30, size=(6, 4, 3)), jnp.float32)
+# --- exact values -----------------------------------------------------------------------------
+
+EXPONENTIAL = {
+    5: [-0.103320, 0.0041056, 9.82e-5, -4.45e-5],
+    10: [-0.0508325, 9.2286e-4, 3.814e-6, -1.546e-6],
+}
+"""E[JVI(m)] of w ~ Exp(1) for m = 0 … 3, where log E[w] = 0."""
 
 
-def test_bounds_take_any_batch_and_reduce_the_axis_k():
+@pytest.mark.parametrize("k", EXPONENTIAL)
+def test_expectations_under_exponential_weights(k):
+    """E[L_K] = ψ(K) − log K exactly; JVI(m) combines E[L_{K−j}] with its coefficients."""
+    for m, value in enumerate(EXPONENTIAL[k]):
+        c = jackknife.coefficients(k, m)
+        exact = sum(a * (digamma(k - j) - np.log(k - j)) for j, a in enumerate(c))
+        assert exact == pytest.approx(value, rel=1.2e-3)
+        assert sum(c) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("k", EXPONENTIAL)
+@pytest.mark.parametrize("m", range(4))
+def test_draws_of_exponential_weights_reach_the_expectations(k, m):
+    """Within 4 standard errors of 200,000 draws, of what is left after a control variate."""
+    n = 200_000 if m < 3 else 20_000
+    w = np.random.default_rng(k).exponential(size=(k, n))
+    values = np.asarray(jvi(jnp.asarray(np.log(w), jnp.float32), order=m), np.float64)
+    aside = np.log(w.mean(0))  # E = ψ(K) − log K, known exactly
+    slope = np.cov(values, aside)[0, 1] / aside.var()
+    values = values - slope * (aside - (digamma(k) - np.log(k)))
+    error = values.std() / np.sqrt(n)
+    assert abs(values.mean() - EXPONENTIAL[k][m]) < 4 * error + 1e-6
+    assert error < 2e-3
+
+
+@pytest.mark.parametrize("alpha", [-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 0.9, 1.0])
+def test_vr_iwae_tends_to_the_closed_form_of_the_linear_gaussian_model(alpha):
+    """VR_α of p(z) = N(μ, I), p(x|z) = N(z, I), q = N(e, ⅔I), to the accuracy of γ_α / 2K."""
+    d, k = 3, 400_000
+    mu, e, x = np.random.default_rng(3).normal(scale=0.4, size=(3, d))
+    z = e + np.sqrt(2 / 3) * np.random.default_rng(4).normal(size=(k, d))
+    log_w = (
+        -0.5 * ((z - mu) ** 2 + (x - z) ** 2 - 1.5 * (z - e) ** 2) - 0.5 * np.log(3 * np.pi)
+    ).sum(1)
+    far = np.sum((2 * e - mu - x) ** 2)
+    close = np.sum((e - mu) ** 2 + (e - x) ** 2) / 2
+    if alpha == 1:
+        exact = -d * (0.5 * np.log(3 * np.pi) + 1 / 6) - close
+        error = log_w.std() / np.sqrt(k)
+    else:
+        a = 1 - alpha
+        size = np.log(3 * np.pi) + np.log(1 + a / 3) / a
+        exact = -d / 2 * size - close + a * far / (4 - alpha)
+        v = np.exp(a * (log_w - log_w.max()))
+        error = v.std() / v.mean() / a / np.sqrt(k)
+    value = float(vr_iwae(jnp.asarray(log_w, jnp.float32), alpha=alpha))
+    assert abs(value - exact) < 4 * error + 1e-5
+    assert error < 5e-3
+
+
+# --- identities -------------------------------------------------------------------------------
+
+LOG_W = jnp.asarray(np.random.default_rng(0).normal(scale=3, size=(6, 4, 3)), jnp.float32)
+
+
+def test_values_are_those_of_numpy():
     log_w = np.asarray(LOG_W, np.float64)
-    np.testing.assert_allclose(iwae(LOG_W), logsumexp(log_w, axis=0) - np.log(6), rtol=1e-6)
-    np.testing.assert_allclose(elbo(LOG_W), log_w.mean(0), rtol=1e-5, atol=1e-5)
-    for bound in BOUNDS.values():
-        assert bound(LOG_W).shape == (4, 3)
-        np.testing.assert_allclose(bound(LOG_W[:, 1]), bound(LOG_W)[1], rtol=1e-6)
+    np.testing.assert_allclose(iwae(LOG_W), logsumexp(log_w, axis=0) - np.log(6), rtol=1e-5)
+    np.testing.assert_allclose(elbo(LOG_W), log_w.mean(0), rtol=1e-5, atol=1e-6)
+    for a in (0.5, 2.5, -0.7, 1e-3):
+        expected = (logsumexp(a * log_w, axis=0) - np.log(6)) / a
+        np.testing.assert_allclose(vr_iwae(LOG_W, alpha=1 - a), expected, rtol=1e-5, atol=1e-5)
+    halves = [iwae(LOG_W[:3]), iwae(LOG_W[3:])]
+    np.testing.assert_allclose(miwae(LOG_W, m=2), np.mean(halves, axis=0), rtol=1e-6)
 
 
-def test_one_draw_makes_every_bound_the_log_weight():
-    for bound in BOUNDS.values():
-        np.testing.assert_array_equal(bound(LOG_W[:1]), LOG_W[0])
+@pytest.mark.parametrize("order", range(5))
+def test_jvi_is_the_sum_over_all_subsets(order):
+    """Nowozin 2018, Eq. 21, with every subset spelled out."""
+    log_w, k = np.asarray(LOG_W[:, 0, 0], np.float64), 6
+    expected = 0.0
+    for j in range(order + 1):
+        c = (-1) ** j * (k - j) ** order / (factorial(order - j) * factorial(j))
+        subsets = [logsumexp(log_w[list(s)]) - np.log(k - j) for s in combinations(range(k), k - j)]
+        assert len(subsets) == comb(k, j)
+        expected += c * np.mean(subsets)
+    np.testing.assert_allclose(jvi(LOG_W[:, 0, 0], order=order), expected, rtol=3e-4)
 
 
-def test_jensen_holds_pointwise():
-    assert np.all(iwae(LOG_W) > elbo(LOG_W))
-    equal = jnp.full((6,), -3.0)
-    np.testing.assert_allclose(iwae(equal), elbo(equal), rtol=1e-6)
+@every_bound
+def test_every_bound_takes_any_batch_and_reduces_the_axis_k(bound):
+    assert bound(LOG_W).shape == (4, 3)
+    np.testing.assert_allclose(bound(LOG_W[:, 1]), bound(LOG_W)[1], rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(bound)(LOG_W), bound(LOG_W), rtol=1e-4)
+
+
+@every_bound
+def test_equal_weights_and_shifts(bound):
+    """bound(ℓ + c) = bound(ℓ) + c, and equal log-weights are their own bound."""
+    np.testing.assert_allclose(bound(jnp.full(6, -3.0)), -3.0, rtol=1e-4)
+    np.testing.assert_allclose(bound(LOG_W + 100), bound(LOG_W) + 100, rtol=2e-4)
+
+
+def test_identities():
+    one = LOG_W[:1]
+    for bound in (elbo, iwae, partial(vr_iwae, alpha=0.4), partial(miwae, m=1)):
+        np.testing.assert_array_equal(bound(one), LOG_W[0])
+    np.testing.assert_allclose(partial(ciwae, beta=0.4)(one), LOG_W[0], rtol=1e-6)
+    for bound in (
+        partial(vr_iwae, alpha=0.0),
+        partial(miwae, m=1),
+        partial(ciwae, beta=0.0),
+        partial(jvi, order=0),
+    ):
+        np.testing.assert_allclose(bound(LOG_W), iwae(LOG_W), rtol=1e-6, atol=1e-6)
+    for bound in (
+        partial(vr_iwae, alpha=1.0),
+        partial(vr_iwae, alpha=1 + 1e-7),
+        partial(vr_iwae, alpha=1 - 1e-7),
+        partial(miwae, m=6),
+        partial(ciwae, beta=1.0),
+    ):
+        np.testing.assert_allclose(bound(LOG_W), elbo(LOG_W), rtol=1e-5, atol=1e-5)
+
+
+def test_orderings_hold_pointwise():
+    """ELBO ≤ CIWAE ≤ L_K, ELBO ≤ MIWAE ≤ L_K, and VR falls as α rises."""
+    for between in (ciwae(LOG_W, beta=0.5), miwae(LOG_W, m=2), miwae(LOG_W, m=3)):
+        assert np.all((elbo(LOG_W) < between) & (between < iwae(LOG_W)))
+    falling = [vr_iwae(LOG_W, alpha=a) for a in (-2.0, -0.5, 0.0, 0.3, 0.9, 1.0, 1.5)]
+    assert np.all(np.diff(np.stack(falling), axis=0) < 0)
+
+
+# --- extremes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("log_w", "value"),
     [
         ([0.0, -np.inf], -np.log(2)),
-        ([-np.inf, -np.inf], -np.inf),
         ([1e4, -1e4, -1e4, -1e4], 1e4 - np.log(4)),
         ([-1e4, -1e4], -1e4),
         ([-1e4, -1e4 + 1], -1e4 + np.logaddexp(0, 1) - np.log(2)),
     ],
 )
 def test_iwae_of_extreme_weights(log_w, value):
-    np.testing.assert_allclose(iwae(jnp.array(log_w)), value, rtol=1e-7)
+    for bound in (iwae, partial(vr_iwae, alpha=0.0), partial(jvi, order=0)):
+        np.testing.assert_allclose(bound(jnp.array(log_w)), value, rtol=1e-7)
 
 
-def test_the_gradient_of_iwae_is_the_normalised_weights_and_of_the_elbo_one_over_k():
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_jvi_is_stable_when_one_weight_dominates(order):
+    """Where log(Σ w − w_max) would be log 0 in float32."""
+    log_w = np.array([0.0, -60.0, -61.0, -62.5, -59.0, -64.0])
+    k, expected = 6, 0.0
+    for j, c in enumerate(jackknife.coefficients(k, order)):
+        subsets = combinations(range(k), k - j)
+        expected += c * np.mean([logsumexp(log_w[list(s)]) - np.log(k - j) for s in subsets])
+    got = jvi(jnp.asarray(log_w, jnp.float32), order=order)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+    gradient = jax.grad(partial(jvi, order=order))(jnp.asarray(log_w, jnp.float32))
+    np.testing.assert_allclose(gradient.sum(), 1, atol=2e-3)
+
+
+@every_bound
+def test_all_but_one_weight_zero(bound):
+    """No nan: L_K is log (w/K); the ELBO is −∞, and JVI, which subtracts log 0, +∞."""
+    log_w = jnp.array([-jnp.inf, -jnp.inf, 2.0, -jnp.inf])
+    value = float(bound(log_w))
+    assert not np.isnan(value)
+    if bound in (iwae, SHAPED["jvi-0"]):
+        assert value == pytest.approx(2 - np.log(4))
+    if bound is SHAPED["vr-iwae"]:
+        assert value == pytest.approx(2 - 2 * np.log(4))
+    if bound is elbo:
+        assert value == -np.inf
+    if bound in (SHAPED["jvi-1"], SHAPED["jvi-2"], SHAPED["jvi-3"]):
+        assert value == np.inf
+
+
+def test_a_weight_of_zero_among_others_counts_as_zero():
+    log_w = jnp.array([0.5, -jnp.inf, -0.2, 0.1, -jnp.inf])
+    w = np.exp([0.5, -0.2, 0.1])
+    np.testing.assert_allclose(iwae(log_w), np.log(w.sum() / 5), rtol=1e-6)
+    one = np.mean([np.log((w.sum() - r) / 4) for r in [*w, 0, 0]])
+    np.testing.assert_allclose(jvi(log_w, order=1), 5 * iwae(log_w) - 4 * one, rtol=1e-4)
+    for order in (0, 1, 2):
+        assert np.all(np.isfinite(jax.grad(partial(jvi, order=order))(log_w)))
+
+
+# --- derivatives ------------------------------------------------------------------------------
+
+
+def test_first_derivatives():
     log_w = LOG_W[:, 0, 0]
     np.testing.assert_allclose(jax.grad(iwae)(log_w), softmax(np.asarray(log_w)), rtol=2e-5)
     np.testing.assert_allclose(jax.grad(elbo)(log_w), np.full(6, 1 / 6), rtol=1e-6)
+    tempered = softmax(0.5 * np.asarray(log_w))
+    gradient = jax.grad(partial(vr_iwae, alpha=0.5))(log_w)
+    np.testing.assert_allclose(gradient, tempered, rtol=2e-5)
     np.testing.assert_array_equal(jax.grad(iwae)(jnp.array([1e4, 0.0, -np.inf])), [1, 0, 0])
 
 
-# --- gradients --------------------------------------------------------------------------------
-
-X = jnp.array([1.2, 0.4, -0.5])
-
-
-def user_model():
-    mu, e = jnp.array([0.3, -1.0, 0.5]), jnp.array([0.6, -0.2, 0.1])
-    return LinearGaussian(mu, e, jnp.array(-0.3))
-
-
-@eqx.filter_jit
-def gradients(model, x, key, k, bounds=(elbo, iwae)):
-    """(value, ∇loss) of one example, for each bound."""
-
-    def one(bound):
-        def loss(model):
-            return surrogate_loss(model, x, key, bound=bound, k=k)
-
-        (_, value), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
-        return value, gradient
-
-    return [one(bound) for bound in bounds]
+@every_bound
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_curvature_is_the_diagonal_of_the_hessian(bound, scale):
+    """In float64 against the full Hessian, and against the product-by-product way."""
+    with jax.enable_x64(True):
+        log_w = scale * jnp.asarray(np.random.default_rng(5).normal(size=6))
+        exact = np.diag(jax.hessian(bound)(log_w))
+        np.testing.assert_allclose(curvature(bound, log_w), exact, rtol=1e-6, atol=1e-10)
+        one_by_one = curvature(lambda log_w: bound(log_w), log_w)
+        np.testing.assert_allclose(one_by_one, exact, rtol=1e-9, atol=1e-12)
 
 
-def test_the_gradients_are_those_worked_out_by_hand():
-    """Σ_i c_i ∇log w_i with z = e + s ε: q's density moves with its draws, so
-    ∂/∂e = μ + x − 2z, ∂/∂μ = z − μ, ∂/∂log s = d + (μ + x − 2z)·s ε; c_i = w̃_i or 1/K."""
-    model, key, k = user_model(), jax.random.key(1), 6
-    z = model.propose(X, k, key)
-    log_w = log_weights(model, X, z)
-    pull = np.asarray(model.mu + X - 2 * z, np.float64)
-    by_scale = 3 + np.sum(pull * np.asarray(z - model.e), axis=1)
-    coefficients = np.full(k, 1 / k), softmax(np.asarray(log_w, np.float64))
-    results = gradients(model, X, key, k)
-    for bound, c, (value, gradient) in zip((elbo, iwae), coefficients, results, strict=True):
-        np.testing.assert_allclose(value, bound(log_w), rtol=1e-6)
-        np.testing.assert_allclose(-gradient.e, c @ pull, rtol=1e-4)
-        np.testing.assert_allclose(-gradient.mu, c @ np.asarray(z - model.mu), rtol=1e-4)
-        np.testing.assert_allclose(-gradient.log_s, c @ by_scale, rtol=1e-4)
+@pytest.mark.parametrize("name", ["vae", "iwae", "miwae", "ciwae", "vr-iwae", "jvi-1"])
+def test_curvature_holds_no_table_of_draws_by_draws(name):
+    k = 38
+    jaxpr = jax.make_jaxpr(partial(curvature, SHAPED[name]))(jnp.zeros(k))
+    sizes = [v.aval.size for e in jaxpr.eqns for v in e.outvars]
+    assert max(sizes) < 3 * k
 
 
-def small_model(layers=1):
-    config = ModelConfig(layers, ((4,), (4,))[:layers], (3, 2)[:layers], "bernoulli")
-    return random_model(config, 5, seed=2)
+# --- refusals ---------------------------------------------------------------------------------
 
 
-def test_the_gradient_of_an_autoencoder_weighs_that_of_each_draw():
-    """Σ_i w̃_i ∇ log w(x, h_i), the K gradients taken one by one (Burda et al. Eq. 13)."""
-    model, x, key = small_model(2), jnp.array([1.0, 0, 0, 1, 1]), jax.random.key(3)
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-
-    @jax.jit
-    def each(params):
-        def log_w(params):
-            model = eqx.combine(params, static)
-            return log_weights(model, x, model.propose(x, 4, key))
-
-        return log_w(params), jax.jacrev(log_w)(params)
-
-    log_w, jacobian = each(params)
-    weighted = jax.tree.map(lambda g: -jnp.tensordot(jax.nn.softmax(log_w), g, 1), jacobian)
-    ((_, gradient),) = gradients(model, x, key, 4, (iwae,))
-    for got, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(weighted), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+@every_bound
+def test_weights_that_say_nothing_are_refused(bound):
+    with refused(
+        "The log-weights hold nan or +inf, of which there is no bound; check the model's "
+        "log-densities where the proposal draws."
+    ):
+        bound(jnp.array([0.0, jnp.nan, 1.0, 2.0]))
+    with refused(
+        "All log-weights of an example are -inf, so none of its draws can have produced it; use a "
+        "proposal that covers the posterior, or more draws."
+    ):
+        bound(jnp.array([[0.0, -jnp.inf]] * 1 + [[1.0, -jnp.inf]] * 3))
+    with pytest.raises(InputError, match="a bound needs at least 1 draw"):
+        bound(jnp.zeros((0, 3)))
 
 
-def test_with_one_draw_iwae_and_elbo_have_the_same_gradient():
-    results = gradients(user_model(), X, jax.random.key(4), 1)
-    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+@pytest.mark.parametrize(
+    ("bound", "sentence"),
+    [
+        (
+            partial(miwae, m=4),
+            "m = 4 was given with K = 6 draws, but MIWAE needs M groups of equal size; give an m "
+            "that divides 6.",
+        ),
+        (
+            partial(vr_iwae, alpha=np.inf),
+            "alpha = inf was given, but α must be finite; give 1 for the ELBO.",
+        ),
+        (
+            partial(ciwae, beta=1.5),
+            "beta = 1.5 was given, but CIWAE's β is a weight between 0 (IWAE) and 1 (ELBO); give "
+            "one in [0, 1].",
+        ),
+        (
+            partial(jvi, order=6),
+            "order = 6 was given with K = 6 draws, but JVI leaves out up to m of them and needs "
+            "one to stay; give an order from 0 to 5.",
+        ),
+    ],
+)
+def test_shapes_of_bounds_that_mean_nothing_are_refused(bound, sentence):
+    with refused(sentence):
+        bound(LOG_W)
+    with pytest.raises(InputError) as traced:
+        jax.jit(bound)(LOG_W)
+    assert str(traced.value) == sentence
 
 
-# --- schedules and Adam -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("steps_per_pass", [1, 7])
-def test_stages_are_the_papers(steps_per_pass):
-    """3,280 passes: 1 at 1e-3, 3 at 1e-3·10^(−1/7), … 2,187 at 1e-4."""
-    config = TrainingConfig(epochs=3280, schedule="stages")
-    rate = training.learning_rate(config, steps_per_pass)
-    passes = [1, 3, 9, 27, 81, 243, 729, 2187]
-    expected = np.repeat(1e-3 * 10 ** (-np.arange(8) / 7), passes).repeat(steps_per_pass)
-    got = jax.jit(jax.vmap(rate))(jnp.arange(len(expected)))
-    np.testing.assert_allclose(got, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_constant_and_cosine_schedules(schedule):
-    config = TrainingConfig(epochs=10, schedule=schedule, learning_rate=0.02)
-    steps = jnp.arange(41)
-    cosine = 0.01 * (1 + np.cos(np.pi * np.arange(41) / 40))
-    expected = {"constant": np.full(41, 0.02), "cosine": cosine}[schedule]
-    rate = jax.vmap(lambda step: jnp.asarray(training.learning_rate(config, 4)(step)))
-    got = np.broadcast_to(rate(steps), 41)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-9)
-
-
-def test_adam_on_the_mean_steps_like_the_papers_adam_on_the_sum():
-    """Gradients of the size of ε, so that a wrong ε shows."""
-    sums = 1e-3 * jax.random.normal(jax.random.key(5), (15, 8))
-
-    def updates(transform, gradients):
-        _, every = jax.lax.scan(
-            lambda s, g: transform.update(g, s)[::-1], transform.init(sums[0]), gradients
-        )
-        return every
-
-    mine = updates(training.optimizer(TrainingConfig(batch_size=20), 100), sums / 20)
-    np.testing.assert_allclose(mine, updates(optax.adam(1e-3, eps=1e-4), sums), rtol=1e-5)
-    wrong = updates(optax.adam(1e-3, eps=1e-4), sums / 20)
-    assert not np.any(np.isclose(mine, wrong, rtol=0.1))
-
-
-def test_clipping_bounds_the_norm_that_reaches_adam():
-    config = TrainingConfig(batch_size=1, clip=0.01, adam_epsilon=1.0)
-    transform = training.optimizer(config, 1)
-    gradient = jnp.array([30.0, 40.0])
-    update, _ = transform.update(gradient, transform.init(gradient))
-    clipped = np.array([0.006, 0.008])
-    np.testing.assert_allclose(update, -1e-3 * clipped / (clipped + 1), rtol=1e-4)
-
-
-# --- the loop ---------------------------------------------------------------------------------
-
-
-def test_every_pass_has_its_own_order_of_all_examples():
-    orders = [np.asarray(training.order_of_pass(s, i, 50)) for s, i in ((0, 0), (0, 1), (1, 0))]
-    for order in orders:
-        np.testing.assert_array_equal(np.sort(order), np.arange(50))
-    assert not any(np.array_equal(a, b) for a, b in combinations(orders, 2))
-    np.testing.assert_array_equal(orders[1], training.order_of_pass(0, 1, 50))
-
-
-@cache
-def loop(make_model, observe, **settings):
-    """(maker of fresh states, advance) for batches of 2."""
-    config = TrainingConfig(batch_size=2, **settings)
-    params, static = eqx.partition(make_model(), eqx.is_inexact_array)
-    transform = training.optimizer(config, 30)
-    objective = ObjectiveConfig("iwae", k=3)
-    advance = training.make_advance(static, objective, config, transform, observe, seed=6)
-    return lambda: training.init(params, transform, average=config.average is not None), advance
-
-
-BITS_LOOP = (small_model, Observer(255.0, dynamic=True))
-DECAY = 0.15
-
-
-def pca():
-    return orthogonal_chain(1).model
-
-
-def detuned_pca():
-    return orthogonal_chain(1, inflate=3.0).model
-
-
-PIXELS = np.random.default_rng(7).integers(0, 256, (60, 5)).astype(np.uint8)
-
-
-def test_a_step_returns_what_it_takes_so_that_it_is_compiled_once():
-    fresh, advance = loop(*BITS_LOOP, average=DECAY)
-    before = [jax.typeof(a) for a in jax.tree.leaves(fresh())]
-    after = advance(fresh(), jnp.asarray(PIXELS), jnp.arange(60), 0, 1)
-    assert [jax.typeof(a) for a in jax.tree.leaves(after)] == before
-
-
-def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit():
-    fresh, advance = loop(*BITS_LOOP, average=DECAY)
-    images, order = jnp.asarray(PIXELS), training.order_of_pass(0, 0, 60)
-    whole = advance(fresh(), images, order, 0, 30)
-    cut = fresh()
-    for stop in (10, 20, 30):
-        cut = advance(cut, images, order, 0, stop)
-    assert int(cut.step) == 30
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
-        np.testing.assert_array_equal(a, b)
-    start = jax.tree.leaves(fresh().params)
-    moved = [np.any(a != b) for a, b in zip(jax.tree.leaves(whole.params), start, strict=True)]
-    assert all(moved)
-
-
-def test_each_step_sees_its_own_rows_of_the_order():
-    """With the exact posterior the bound is log p(x) for any draws, so it names the batch."""
-    oracle = orthogonal_chain(1)
-    x, n = oracle.draw(10, seed=8), 5
-    fresh, advance = loop(pca, AS_IS, learning_rate=1e-12)
-    exact, state = oracle.log_evidence(x), fresh()
-    for number in range(2):
-        order = training.order_of_pass(1, number, 10)
-        expected = exact[np.asarray(order)].reshape(n, 2).mean(1)
-        before = float(state.total)
-        for i in range(n):
-            state = advance(state, jnp.asarray(x), order, number * n, number * n + i + 1)
-            np.testing.assert_allclose(state.value, expected[i], rtol=1e-5)
-        np.testing.assert_allclose(float(state.total) - before, expected.sum(), rtol=1e-5)
-
-
-def test_a_nan_in_the_data_stops_the_loop_at_its_step():
-    x, order = orthogonal_chain(1).draw(10, seed=8), training.order_of_pass(1, 0, 10)
-    x[order[7]] = np.nan
-    fresh, advance = loop(pca, AS_IS, learning_rate=1e-12)
-    state = advance(fresh(), jnp.asarray(x), order, 0, 5)
-    assert int(state.step) == 4
-    assert np.isnan(state.value)
-    assert not training.all_finite(state.params)
-    again = advance(state, jnp.asarray(x), order, 0, 5)
-    assert int(again.step) == 4
-    before = advance(fresh(), jnp.asarray(x), order, 0, 3)
-    assert training.all_finite(before.params)
-
-
-def test_training_a_detuned_encoder_brings_the_bound_to_the_likelihood():
-    """The ELBO's gap is KL(q‖p(h|x)) = 3 · (3 − 1 − ln 3)/2 at the start: Adam closes it."""
-    oracle = orthogonal_chain(1, inflate=3.0)
-    x = oracle.draw(60, seed=9)
-    fresh, advance = loop(detuned_pca, AS_IS, learning_rate=0.01)
-    state = fresh()
-    for number in range(20):
-        state = replace(state, total=jnp.zeros(()))
-        order = training.order_of_pass(2, number, 60)
-        state = advance(state, jnp.asarray(x), order, 30 * number, 30 * (number + 1))
-        if number == 0:
-            first = float(state.total) / 30
-    assert first < oracle.log_evidence(x).mean() - 0.3
-    assert float(state.total) / 30 > oracle.log_evidence(x).mean() - 0.05
-
-
-def test_the_moving_average_is_the_one_worked_out_by_hand():
-    """a ← r p + (1 − r) a, 1 − r = min(decay, (1 + t)/(10 + t)): 0.1 at t = 0, then the decay."""
-    fresh, advance = loop(*BITS_LOOP, average=DECAY)
-    state = fresh()
-    by_hand = [np.asarray(a, np.float64) for a in jax.tree.leaves(state.params)]
-    images, order = jnp.asarray(PIXELS), jnp.arange(60)
-    for t in range(4):
-        state = advance(state, images, order, 0, t + 1)
-        keep = min(DECAY, (1 + t) / (10 + t))
-        params = jax.tree.leaves(state.params)
-        by_hand = [keep * a + (1 - keep) * p for a, p in zip(by_hand, params, strict=True)]
-    for got, expected in zip(jax.tree.leaves(state.average), by_hand, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
-
-
-# --- observation ------------------------------------------------------------------------------
-
-
-def test_a_dynamic_observation_is_a_fresh_bit_with_the_pixels_intensity():
-    pixels, n = jnp.array([0, 1, 64, 128, 200, 255], jnp.uint8), 20_000
-    observe = Observer(255.0, dynamic=True)
-    bits = np.asarray(
-        jax.vmap(lambda key: observe(pixels, key))(jax.random.split(jax.random.key(10), n))
-    )
-    assert set(np.unique(bits)) == {0.0, 1.0}
-    p = np.asarray(pixels) / 255
-    assert np.all(np.abs(bits.mean(0) - p) <= 4.5 * np.sqrt(p * (1 - p) / n))
-    np.testing.assert_allclose(
-        Observer(255.0, dynamic=False)(pixels, jax.random.key(0)), p, rtol=1e-6
-    )
+def test_a_jackknife_that_explodes_is_refused():
+    with refused(
+        "order = 5 was given with K = 50 draws, which takes all 2,118,760 subsets of 45 draws; "
+        "give an order of at most 2, or fewer draws."
+    ):
+        jvi(jnp.zeros(50), order=5)

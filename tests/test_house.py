@@ -13,19 +13,19 @@ SOURCE = Path(iwae.__file__).parent
 
 ROWS = [
     ("errors",),
-    ("flags",),
     ("files", "config", "data"),
     ("observation", "likelihoods", "networks"),
     ("model",),
-    ("bounds",),
-    ("gradients", "evaluation"),
+    ("jackknife", "bounds"),
+    ("gradients", "evaluation", "posterior", "svi", "laboratory"),
     ("training", "checkpoint"),
     ("trained", "folder"),
     ("runs",),
     ("figures",),
     ("report",),
     ("experiments",),
-    ("progress",),
+    ("flags", "progress"),
+    ("research",),
     ("cli",),
 ]
 """From the ground up; a module may import from its own row's left neighbours and from below."""

@@ -22,6 +22,7 @@ from iwae.config import RunConfig, override
 from iwae.errors import InputError, Interrupted
 from iwae.runs import NonFiniteError
 from iwae.trained import Trained
+from refusals import refused
 
 
 def same_models(a: Path, b: Path) -> bool:
@@ -38,10 +39,6 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     return load_file(path)
-
-
-def refused(sentence: str) -> pytest.RaisesExc:
-    return pytest.raises(InputError, match=f"^{re.escape(sentence)}$")
 
 
 def test_a_run_folder_holds_everything(tiny_run: Trained, tiny: RunConfig) -> None:

@@ -1,26 +1,207 @@
 """Bounds on log p(x), as functions of K log-weights.
 
-Each takes an array whose leading axis is K and returns one value per example, in nats.
+Each takes an array whose leading axis is K and returns one value per example, in nats. What shapes
+a bound is given by keyword: `partial(vr_iwae, alpha=0.5)` is again a bound. Each knows its diagonal
+second derivatives (`curvature`), from which `iwae.gradients` builds the doubly reparametrised
+gradient.
+
+Concrete log-weights that are nan, +inf, or -inf for all draws of an example raise `InputError`;
+inside `jit` or `vmap`, where values are not known, such an example's bound is nan or infinite.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial, wraps
+from inspect import signature
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-Bound = Callable[[Float[Array, "k *batch"]], Float[Array, "*batch"]]
+from iwae import jackknife
+from iwae.errors import InputError
+
+LogWeights = Float[Array, "k *batch"]
+Bound = Callable[[LogWeights], Float[Array, "*batch"]]
 
 
-def elbo(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
+class Pair(NamedTuple):
+    """A bound for the generative parameters θ and one for the recognition parameters φ."""
+
+    theta: Bound
+    phi: Bound
+
+
+CURVATURES: dict[Any, Callable[..., Array]] = {}
+"""Diagonal second derivatives by bound, with the bound's own keywords."""
+
+
+def _bound(curvature: Callable[..., Array]) -> Callable[[Any], Any]:
+    """Check concrete log-weights before the bound, and note its diagonal second derivatives."""
+
+    def decorate(function: Callable[..., Array]) -> Callable[..., Array]:
+        @wraps(function)
+        def checked(log_w: LogWeights, **shape: Any) -> Float[Array, "*batch"]:
+            log_w = jnp.asarray(log_w)
+            if not isinstance(log_w, jax.core.Tracer):
+                _check(np.asarray(log_w))
+            return function(log_w, **shape)
+
+        CURVATURES[checked] = curvature
+        return checked
+
+    return decorate
+
+
+def _check(log_w: np.ndarray) -> None:
+    if log_w.ndim == 0 or len(log_w) == 0:
+        raise InputError(
+            f"Log-weights of shape {log_w.shape} were given, but a bound needs at least 1 draw; "
+            f"give an array whose leading axis is K."
+        )
+    if np.isnan(log_w).any() or np.isposinf(log_w).any():
+        raise InputError(
+            "The log-weights hold nan or +inf, of which there is no bound; check the model's "
+            "log-densities where the proposal draws."
+        )
+    if np.isneginf(log_w).all(axis=0).any():
+        raise InputError(
+            "All log-weights of an example are -inf, so none of its draws can have produced it; "
+            "use a proposal that covers the posterior, or more draws."
+        )
+
+
+def curvature(bound: Bound, log_w: Float[Array, " k"]) -> Float[Array, " k"]:
+    """H_ii = ∂²bound / ∂(log w_i)², [K].
+
+    In closed form for the bounds of this module and their `partial`s; for any other bound by K
+    Hessian-vector products, one after the other, so that no K × K array is held.
+    """
+    function: Any = bound
+    shape: dict[str, Any] = {}
+    while isinstance(function, partial):
+        function, shape = function.func, {**function.keywords, **shape}
+    if function in CURVATURES:
+        return CURVATURES[function](log_w, **shape)
+    diagonal = lambda i: jax.jvp(jax.grad(bound), (log_w,), (jax.nn.one_hot(i, len(log_w)),))[1][i]
+    return jax.lax.map(diagonal, jnp.arange(len(log_w)))
+
+
+# --- means of log-weights and powers of weights -----------------------------------------------
+
+
+@_bound(lambda log_w: jnp.zeros_like(log_w))
+def elbo(log_w: LogWeights) -> Float[Array, "*batch"]:
     """The evidence lower bound, (1/K) Σ_i log w_i (Kingma & Welling 2014; Burda et al. §2)."""
     return jnp.mean(log_w, axis=0)
 
 
-def iwae(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
+def _spread(log_w: LogWeights, power: float = 1.0) -> LogWeights:
+    """a v_i (1 − v_i), v = softmax(a log w): H_ii of (1/a) log Σ_i w_i^a."""
+    v = jax.nn.softmax(power * log_w, axis=0)
+    return power * v * (1 - v)
+
+
+@_bound(_spread)
+def iwae(log_w: LogWeights) -> Float[Array, "*batch"]:
     """L_K = log (1/K) Σ_i w_i (Burda, Grosse & Salakhutdinov 2016, Eq. 8)."""
-    return jax.nn.logsumexp(log_w, axis=0) - jnp.log(log_w.shape[0])
+    return jax.nn.logsumexp(log_w, axis=0) - math.log(len(log_w))
 
 
-BOUNDS: dict[str, Bound] = {"vae": elbo, "iwae": iwae}
-"""Objectives by the name that `--objective` takes."""
+@_bound(lambda log_w, *, alpha: _spread(log_w, 1 - alpha))
+def vr_iwae(log_w: LogWeights, *, alpha: float) -> Float[Array, "*batch"]:
+    """1/(1−α) · log (1/K) Σ_i w_i^(1−α) (Li & Turner 2016; Daudel et al. 2023, VR-IWAE).
+
+    α = 0 is L_K, α → 1 the ELBO; a lower bound for 0 ≤ α ≤ 1, while a negative α can exceed
+    log p(x). `InputError` if α is not finite.
+    """
+    if not math.isfinite(alpha):
+        raise InputError(f"alpha = {alpha} was given, but α must be finite; give 1 for the ELBO.")
+    a = 1 - alpha
+    return elbo(log_w) if a == 0 else _log_power_mean(log_w, a)
+
+
+def _log_power_mean(log_w: LogWeights, a: float) -> Float[Array, "*batch"]:
+    """(1/a) log (1/K) Σ_i w_i^a, accurate for every a ≠ 0, tiny ones too."""
+    top = jax.lax.stop_gradient(jnp.max(a * log_w, axis=0)) / a
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    d = a * (log_w - top)
+    near = jnp.min(d, axis=0) > -1
+    close = jnp.log1p(jnp.mean(jnp.expm1(jnp.where(near, d, 0)), axis=0))
+    return top + jnp.where(near, close, jnp.log(jnp.mean(jnp.exp(d), axis=0))) / a
+
+
+def _miwae_curvature(log_w: LogWeights, *, m: int) -> LogWeights:
+    groups = _groups(log_w, m)
+    return jax.vmap(_spread)(groups).reshape(log_w.shape) / m
+
+
+@_bound(_miwae_curvature)
+def miwae(log_w: LogWeights, *, m: int) -> Float[Array, "*batch"]:
+    """(1/M) Σ_m L_{K/M}, over M groups of successive draws (Rainforth et al. 2018, MIWAE).
+
+    `InputError` if K is not divisible by M.
+    """
+    return jnp.mean(jax.vmap(iwae)(_groups(log_w, m)), axis=0)
+
+
+def _groups(log_w: LogWeights, m: int) -> Float[Array, "m per_group *batch"]:
+    k = len(log_w)
+    if m < 1 or k % m:
+        raise InputError(
+            f"m = {m} was given with K = {k} draws, but MIWAE needs M groups of equal size; "
+            f"give an m that divides {k}."
+        )
+    return log_w.reshape(m, k // m, *log_w.shape[1:])
+
+
+@_bound(lambda log_w, *, beta: (1 - beta) * _spread(log_w))
+def ciwae(log_w: LogWeights, *, beta: float) -> Float[Array, "*batch"]:
+    """β · ELBO + (1 − β) · L_K (Rainforth et al. 2018, CIWAE); `InputError` unless 0 ≤ β ≤ 1."""
+    if not 0 <= beta <= 1:
+        raise InputError(
+            f"beta = {beta} was given, but CIWAE's β is a weight between 0 (IWAE) and 1 (ELBO); "
+            f"give one in [0, 1]."
+        )
+    return beta * elbo(log_w) + (1 - beta) * iwae(log_w)
+
+
+@_bound(jackknife.curvature)
+def jvi(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
+    """The jackknife of L_K, Σ_{j=0..m} c_j · mean over subsets of size K−j of L_{K−j}.
+
+    c_j = (−1)^j (K−j)^m / ((m−j)! j!), m the order (Nowozin 2018, Eq. 21). Its bias is O(K^−(m+1));
+    it is NOT a lower bound. Orders 1 and 2 need K and K² sums; higher ones enumerate the subsets.
+    Where a subset's weights are all 0, the value is the limit: often +∞. `InputError` unless
+    0 ≤ m < K, or if there would be too many subsets to enumerate.
+    """
+    return jackknife.value(log_w, order=order)
+
+
+# --- by name ----------------------------------------------------------------------------------
+
+BOUNDS: dict[str, Callable[..., Array]] = {
+    "vae": elbo,
+    "iwae": iwae,
+    "miwae": miwae,
+    "ciwae": ciwae,
+    "vr-iwae": vr_iwae,
+    "jvi": jvi,
+}
+"""Bounds by the name that `--objective` takes, beside "piwae", which is a pair."""
+
+
+def named(name: str, **settings: Any) -> Pair:
+    """The bounds for θ and for φ that `--objective name` stands for; mostly one and the same.
+
+    Of `settings` (m, alpha, beta, order) it takes what it needs. PIWAE(M, K) has L_MK for θ and
+    MIWAE(M, K) for φ (Rainforth et al. 2018).
+    """
+    if name == "piwae":
+        return Pair(iwae, partial(miwae, m=settings["m"]))
+    bound = BOUNDS[name]
+    needed = [p.name for p in signature(bound).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    bound = partial(bound, **{n: settings[n] for n in needed}) if needed else bound
+    return Pair(bound, bound)

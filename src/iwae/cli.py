@@ -14,13 +14,11 @@ from tyro.conf import Positional
 
 from iwae.config import RunConfig, recipe, recipe_names
 from iwae.errors import InputError, Interrupted, nearest
+from iwae.flags import DataDir, Overwrite, Seed, check_output
+from iwae.research import Compare, Gradients, Posterior
 
 if TYPE_CHECKING:
     import numpy as np
-
-DataDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
-Seed = Annotated[int, tyro.conf.arg(help="Seed of the draws.")]
-Overwrite = Annotated[bool, tyro.conf.arg(help="Replace an existing file.")]
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Evaluate:
         from iwae import runs
         from iwae.progress import counting, print_evaluation
 
-        _check_output(self.per_example, (".npy", ".csv"), overwrite=self.overwrite)
+        check_output(self.per_example, (".npy", ".csv"), overwrite=self.overwrite)
         with counting("evaluating", quiet=self.json) as progress:
             result = runs.evaluate(
                 self.run_folder,
@@ -112,7 +110,7 @@ class Sample:
     def run(self) -> None:
         from iwae import runs
 
-        _check_output(self.out, (".png", ".npy"), overwrite=self.overwrite)
+        check_output(self.out, (".png", ".npy"), overwrite=self.overwrite)
         images = runs.load(self.run_folder).sample(
             self.n, seed=self.seed, mean=self.values == "mean"
         )
@@ -138,7 +136,7 @@ class Reconstruct:
         from iwae import figures, runs
         from iwae.files import write_atomic
 
-        _check_output(self.out, (".png",), overwrite=self.overwrite)
+        check_output(self.out, (".png",), overwrite=self.overwrite)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
         picture = figures.reconstruction_picture(
             trained, n=self.n, seed=self.seed, split=self.split
@@ -164,7 +162,7 @@ class Encode:
     def run(self) -> None:
         from iwae import runs
 
-        _check_output(self.out, (".npy",), overwrite=self.overwrite)
+        check_output(self.out, (".npy",), overwrite=self.overwrite)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
         codes = trained.encode(self.data, layer=self.layer, seed=self.seed)
         _write_array(self.out, codes)
@@ -189,7 +187,7 @@ class Score:
         from iwae import runs
         from iwae.progress import counting
 
-        _check_output(self.out, (".csv", ".npy"), overwrite=self.overwrite)
+        check_output(self.out, (".csv", ".npy"), overwrite=self.overwrite)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
         with counting("scoring") as progress:
             scores = trained.score(self.data, k=self.k, seed=self.seed, progress=progress)
@@ -256,9 +254,9 @@ class Demo:
         print(f"Report: {page}")
 
 
+EVERYDAY = (Train, Evaluate, Sample, Reconstruct, Encode, Score, Report, Data, Demo)
 COMMANDS: dict[str, type] = {
-    c.__name__.lower(): c
-    for c in (Train, Evaluate, Sample, Reconstruct, Encode, Score, Report, Data, Demo)
+    c.__name__.lower(): c for c in (*EVERYDAY, Gradients, Posterior, Compare)
 }
 
 
@@ -296,19 +294,28 @@ def parse(name: str, arguments: list[str]) -> Any:
     from iwae import flags
 
     command = COMMANDS[name]
-    default: Any = _train_default(arguments) if command is Train else None
+    default: Any = None
+    if command is Train:
+        default = _train_default(arguments)
+    elif command is Compare:
+        default = Compare(name=tyro.MISSING, out=tyro.MISSING, config=_recipe(arguments, "paper"))
     return flags.parse(command, arguments, prog=f"iwae {name}", default=default)
 
 
 def _train_default(arguments: list[str]) -> Train:
     """What the flags of `iwae train` start from: the run that is resumed, a recipe, or nothing."""
-    given, out = _option(arguments, "--recipe"), _option(arguments, "--out")
-    config = RunConfig() if given is None else recipe(given)
+    out, config = _option(arguments, "--out"), _recipe(arguments, None)
     if "--resume" in arguments and out is not None and Path(out).exists():
         from iwae.folder import read_config
 
         config = read_config(Path(out))
     return Train(config=config, out=tyro.MISSING)
+
+
+def _recipe(arguments: list[str], otherwise: str | None) -> RunConfig:
+    """The settings of the recipe that is asked for, or of `otherwise`."""
+    name = _option(arguments, "--recipe") or otherwise
+    return RunConfig() if name is None else recipe(name)
 
 
 def _option(arguments: list[str], name: str) -> str | None:
@@ -338,21 +345,6 @@ def _overview() -> str:
 def _leave(sentence: str, code: int) -> None:
     print(f"iwae: {sentence}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def _check_output(path: Path | None, suffixes: tuple[str, ...], *, overwrite: bool) -> None:
-    """Before any work: the format is known, and nothing would be overwritten."""
-    from iwae.files import refuse_existing
-
-    if path is None:
-        return
-    if path.suffix not in suffixes:
-        raise InputError(f"{path} ends in no known format; give a file ending in {_or(suffixes)}.")
-    refuse_existing(path, overwrite=overwrite)
-
-
-def _or(words: tuple[str, ...]) -> str:
-    return " or ".join(words)
 
 
 def _write_array(path: Path, array: "np.ndarray") -> None:

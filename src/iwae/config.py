@@ -5,6 +5,7 @@ A run is a pure function of its `RunConfig`. Recipes, `config.toml` in a run fol
 """
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -87,21 +88,101 @@ class ModelConfig:
         return self.hidden or hidden, self.latents or latents
 
 
+Objective = Literal["vae", "iwae", "miwae", "ciwae", "piwae", "vr-iwae", "jvi"]
+
+PARAMETERS = {"miwae": "m", "piwae": "m", "ciwae": "beta", "vr-iwae": "alpha", "jvi": "order"}
+"""What shapes an objective, beside k."""
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Which bound is maximised, with how many draws."""
+    """Which bound is maximised, with how many draws, and how its gradient is estimated."""
 
-    objective: Literal["vae", "iwae"] = "iwae"
-    """vae: the ELBO averaged over k draws; iwae: log of the mean of k importance weights."""
-    estimator: Literal["reparam"] = "reparam"
-    """How the bound's gradient reaches the encoder."""
+    objective: Objective = "iwae"
+    """vae: the ELBO averaged over k draws; iwae: log of the mean of k importance weights; miwae:
+    the mean of the IWAE bounds of --m groups of draws; ciwae: --beta of vae and the rest of iwae;
+    piwae: iwae for the decoder, miwae for the encoder; vr-iwae: Rényi's bound of order --alpha;
+    jvi: the jackknife of iwae of order --order."""
+    encoder_objective: Objective | None = None
+    """The encoder's objective, where it is another than the decoder's."""
+    estimator: Literal[
+        "reparam", "stl", "dreg", "rws", "rws-sleep", "rws-dreg", "aisle-kl", "aisle-chi2"
+    ] = "reparam"
+    """How the bound's gradient reaches the encoder; dreg suits every objective."""
     k: int = 50
-    """Number of draws K per image."""
+    """Number of draws K per image, in all groups together."""
+    m: int | None = None
+    """Number of groups M of miwae and piwae; divides k."""
+    alpha: float | None = None
+    """Order α of vr-iwae: 0 is iwae, 1 is vae."""
+    beta: float | None = None
+    """Weight β of the ELBO in ciwae, from 0 to 1."""
+    order: int | None = None
+    """Order of jvi, at most k - 1: up to so many draws are left out."""
 
     def __post_init__(self) -> None:
         _require(
             self.k >= 1,
             f"k = {self.k} was given, but a bound needs at least 1 draw; give --k 1 or more.",
+        )
+        _require(
+            self.encoder_objective != "piwae",
+            "encoder_objective = piwae was given, but piwae is a pair itself; give "
+            "--encoder-objective miwae.",
+        )
+        _require(
+            self.objective != "piwae" or self.encoder_objective is None,
+            f"encoder_objective = {self.encoder_objective} was given with objective = piwae, whose "
+            f"encoder follows miwae; leave it out, or give --objective iwae.",
+        )
+        self._check_parameters()
+        self._check_estimator()
+
+    def _check_parameters(self) -> None:
+        names = [n for n in (self.objective, self.encoder_objective) if n is not None]
+        needed = {PARAMETERS[n]: n for n in names if n in PARAMETERS}
+        for parameter in sorted(set(PARAMETERS.values())):
+            value = getattr(self, parameter)
+            _require(
+                parameter in needed or value is None,
+                f"{parameter} = {value} was given, but {' and '.join(names)} take no {parameter}; "
+                f"leave it out, or choose another objective.",
+            )
+            _require(
+                parameter not in needed or value is not None,
+                f"objective = {needed.get(parameter)} needs a {parameter}; give --{parameter}.",
+            )
+        _require(
+            self.m is None or (self.m >= 1 and self.k % self.m == 0),
+            f"m = {self.m} was given with k = {self.k}, but the draws form m groups of equal size; "
+            f"give an m that divides {self.k}.",
+        )
+        _require(
+            self.alpha is None or math.isfinite(self.alpha),
+            f"alpha = {self.alpha} was given, but α must be finite; give 1 for the ELBO.",
+        )
+        _require(
+            self.beta is None or 0 <= self.beta <= 1,
+            f"beta = {self.beta} was given, but β is a weight; give one from 0 to 1.",
+        )
+        _require(
+            self.order is None or 0 <= self.order < self.k,
+            f"order = {self.order} was given with k = {self.k}, but a jackknife leaves out fewer "
+            f"draws than there are; give an order from 0 to {self.k - 1}.",
+        )
+
+    def _check_estimator(self) -> None:
+        own = self.estimator.startswith(("rws", "aisle"))
+        _require(
+            not own or (self.objective != "piwae" and self.encoder_objective is None),
+            f"estimator = {self.estimator} was given with an objective for the encoder, but it "
+            f"updates the encoder by a divergence of its own; give --estimator reparam, stl or "
+            f"dreg, or one objective for both.",
+        )
+        _require(
+            self.estimator not in ("rws", "rws-dreg") or self.k >= 2,
+            f"estimator = {self.estimator} was given with k = {self.k}, where the encoder's "
+            f"gradient has mean zero; give --k 2 or more, or --estimator dreg.",
         )
 
 

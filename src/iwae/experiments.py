@@ -1,44 +1,49 @@
 """Experiments as data: cells, the runs they make, and the tables they end in."""
 
-from dataclasses import dataclass
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from iwae import report, runs
-from iwae.config import RunConfig, override, recipe
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import iwae
+from iwae import laboratory, report, runs, training
+from iwae.config import ObjectiveConfig, RunConfig, flatten, override, recipe
+from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.folder import CONFIG
+from iwae.laboratory import Measurement, Slope
 from iwae.runs import Watcher
 from iwae.trained import Trained
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a table: an objective with K draws."""
+    """One entry of a table: what it is called, its folder, and the settings that are its own."""
 
-    objective: str
-    k: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.objective.upper()}, K = {self.k}" if self.k > 1 else "VAE = IWAE, K = 1"
-
-    @property
-    def folder(self) -> str:
-        return f"{self.objective}-{self.k}"
-
-
-DEMO_CELLS = (Cell("vae", 1), Cell("vae", 5), Cell("vae", 50), Cell("iwae", 5), Cell("iwae", 50))
-DEMO_K = 1000
+    name: str
+    folder: str
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Result:
     """A cell's evaluation, and its NLL less the first cell's: (mean, standard error), paired."""
 
-    name: str
+    cell: Cell
     evaluation: dict[str, Any]
     difference: tuple[float, float] | None
+    seconds: float = field(compare=False)
+    """Training time."""
+
+    @property
+    def name(self) -> str:
+        return self.cell.name
 
 
 class Watchers(Protocol):
@@ -47,31 +52,156 @@ class Watchers(Protocol):
     def cell(self, name: str, epochs: int) -> Watcher: ...
 
 
-def demo(out: Path, *, watch: Watchers) -> tuple[list[Result], Path]:
-    """Train and evaluate every cell of the demonstration in `out`, and write the report there.
+def _bound_cell(objective: str, k: int) -> Cell:
+    name = f"{objective.upper()}, K = {k}" if k > 1 else "VAE = IWAE, K = 1"
+    return Cell(name, f"{objective}-{k}", {"objective": objective, "k": k})
 
-    A finished cell is reused and an interrupted one resumed. Every model sees the same binarised
-    test images, so NLLs are compared image by image.
-    """
-    evaluations = []
-    for cell in DEMO_CELLS:
-        config = override(recipe("demo"), objective=cell.objective, k=cell.k)
-        trained = finished(out / cell.folder, config, watch.cell(cell.name, config.training.epochs))
-        evaluations.append(runs.evaluate(trained, k=DEMO_K))
-    first = evaluations[0].log_likelihoods
-    results = [
-        Result(
-            cell.name,
-            e.to_json(),
-            None if e is evaluations[0] else mean_and_error(first - e.log_likelihoods),
-        )
-        for cell, e in zip(DEMO_CELLS, evaluations, strict=True)
-    ]
+
+DEMO_CELLS = tuple(
+    _bound_cell(*of) for of in (("vae", 1), ("vae", 5), ("vae", 50), ("iwae", 5), ("iwae", 50))
+)
+DEMO_K = 1000
+
+
+def demo(out: Path, *, watch: Watchers) -> tuple[list[Result], Path]:
+    """Train and evaluate every cell of the demonstration in `out`, and write the report there."""
+    results = compare(DEMO_CELLS, recipe("demo"), out, k=DEMO_K, watch=watch)
     page = out / "report.html"
     report.write([out / cell.folder for cell in DEMO_CELLS], page, overwrite=True)
     return results, page
 
 
-def finished(path: Path, config: RunConfig, watch: Watcher) -> Trained:
+def _estimator_cell(estimator: str) -> Cell:
+    settings = {"objective": "iwae", "estimator": estimator}
+    return Cell(f"IWAE, {estimator}", f"iwae-{estimator}", settings)
+
+
+def _objective_cell(name: str, objective: str, **shape: Any) -> Cell:
+    return Cell(name, name.lower(), {"objective": objective, "estimator": "reparam", **shape})
+
+
+COMPARISONS = {
+    "estimators": tuple(
+        _estimator_cell(e)
+        for e in ("reparam", "stl", "dreg", "rws-dreg", "aisle-kl", "aisle-chi2", "rws")
+    ),
+    "objectives": (
+        _objective_cell("IWAE", "iwae"),
+        _objective_cell("VAE", "vae"),
+        _objective_cell("CIWAE-0.5", "ciwae", beta=0.5),
+        _objective_cell("MIWAE-5", "miwae", m=5),
+        _objective_cell("PIWAE-5", "piwae", m=5),
+        _objective_cell("VR-IWAE-0.5", "vr-iwae", alpha=0.5),
+        _objective_cell("JVI-1", "jvi", order=1),
+    ),
+}
+"""What `iwae compare` knows: IWAE under every estimator, every objective under reparam."""
+
+
+def comparison(name: str) -> tuple[Cell, ...]:
+    """The cells of a comparison; `InputError` for an unknown name."""
+    if name not in COMPARISONS:
+        known = nearest(name, list(COMPARISONS))
+        raise InputError(f"There is no comparison {name!r}; {known}.")
+    return COMPARISONS[name]
+
+
+def compare(
+    cells: Sequence[Cell],
+    config: RunConfig,
+    out: Path,
+    *,
+    k: int,
+    watch: Watchers,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+) -> list[Result]:
+    """Train every cell's run in `out` with `config` and its own settings, and evaluate L_k.
+
+    A finished cell is reused and an interrupted one resumed. Every model sees the same binarised
+    test images, so NLLs are compared with the first cell's image by image.
+    """
+    configs = [override(config, **cell.settings) for cell in cells]
+    results: list[Result] = []
+    first: np.ndarray | None = None
+    for cell, own in zip(cells, configs, strict=True):
+        watcher = watch.cell(cell.name, own.training.epochs)
+        trained = finished(out / cell.folder, own, watcher, data_dir)
+        e = runs.evaluate(trained, k=k, limit=limit)
+        values = e.log_likelihoods
+        apart = None if first is None else mean_and_error(first - values)
+        first = values if first is None else first
+        results.append(Result(cell, e.to_json(), apart, runs.training_seconds(trained)))
+    return results
+
+
+def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
+    """The results with all that is needed to have them again."""
+    settings = {n: v for n, v in flatten(config).items() if v is not None}
+    for result in results:
+        for name in result.cell.settings:
+            settings.pop(name, None)
+    return {
+        "iwae": iwae.__version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "settings": settings,
+        "cells": [
+            {
+                "name": r.name,
+                "settings": r.cell.settings,
+                **{n: r.evaluation[n] for n in ("k", "n", "nll", "nll_se", "active_units", "seed")},
+                "difference": r.difference,
+                "training_seconds": r.seconds,
+            }
+            for r in results
+        ],
+    }
+
+
+def gradients(
+    source: Path | RunConfig,
+    objectives: Mapping[int, ObjectiveConfig],
+    estimators: Sequence[str],
+    *,
+    repeats: int,
+    examples: int,
+    seed: int,
+    data_dir: str | Path | None = None,
+) -> tuple[list[Measurement], list[Slope]]:
+    """The gradient laboratory on the model of a run, or on the untrained one of a configuration."""
+    if isinstance(source, RunConfig):
+        trained = runs.untrained(source, data_dir=data_dir)
+    else:
+        trained = runs.load(source, data_dir=data_dir)
+    if examples < 1:
+        raise InputError(f"examples = {examples} was given, but at least 1 is needed.")
+    images = jnp.asarray(trained.data().train[:examples])
+    keys = jax.random.split(jax.random.key(seed), len(images))
+    measured = laboratory.measure(
+        trained.model,
+        jax.vmap(trained.seen.observer)(images, keys),
+        bounds=lambda k: training.objective_bounds(objectives[k]),
+        estimators=estimators,
+        ks=objectives,
+        repeats=repeats,
+        seed=seed,
+    )
+    return measured, laboratory.slopes(measured)
+
+
+def gradients_json(measured: list[Measurement], slopes: list[Slope]) -> str:
+    """Both lists as JSON, an object for each row."""
+    plain = {
+        "measurements": [dataclasses.asdict(m) for m in measured],
+        "slopes": [dataclasses.asdict(s) for s in slopes],
+    }
+    return json.dumps(plain, indent=1)
+
+
+def finished(
+    path: Path, config: RunConfig, watch: Watcher, data_dir: str | Path | None = None
+) -> Trained:
     """The run in `path`, trained, resumed or simply loaded as need be."""
-    return runs.train(config, out=path, resume=(path / CONFIG).exists(), watch=watch)
+    resume = (path / CONFIG).exists()
+    return runs.train(config, out=path, resume=resume, watch=watch, data_dir=data_dir)

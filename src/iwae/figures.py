@@ -11,10 +11,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE
+from iwae.laboratory import Measurement
+from iwae.posterior import densities
 from iwae.trained import Trained
 
 CELL, GAP, SEPARATOR = 64, 2, 128
@@ -241,6 +245,61 @@ def _histogram(axes: Any, values: np.ndarray) -> None:
     axes.set_ylim(0, max(1, counts.max()) * 1.1)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
     axes.set_ylabel("units")
+
+
+def snr_curves(measured: Sequence[Measurement]) -> bytes:
+    """SNR against K of every estimator, for θ and for φ, as an SVG."""
+    names = list(dict.fromkeys(m.estimator for m in measured))
+    with _drawing():
+        figure = _figure(6.0, 3.4)
+        for axes, part in zip(figure.subplots(1, 2, sharex=True), ("theta", "phi"), strict=True):
+            for colour, name in zip(COLOURS, names, strict=False):
+                rows = [m for m in measured if (m.estimator, m.parameters) == (name, part)]
+                ks, snr, error = np.array([(m.k, m.snr, m.snr_se) for m in rows]).T
+                axes.errorbar(ks, snr, error, color=colour, marker="o", markersize=3, linewidth=1.2)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xlabel("K")
+            axes.set_title({"theta": "θ, the decoder", "phi": "φ, the encoder"}[part])
+            axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+        figure.axes[0].set_ylabel("SNR of the gradient")
+        handles = [figure.axes[0].containers[i] for i in range(len(names))]
+        _legend(figure, handles, names)
+        return _svg(figure)
+
+
+def posterior_picture(
+    trained: Trained, *, n: int = 4, k: int = 10, side: float = 4.0, seed: int = 0
+) -> bytes:
+    """A row per test image: the image, q(h|x), q_EW(h|x) and p(h|x), as a PNG.
+
+    `InputError` unless the model has 2 latent units in one layer.
+    """
+    if n < 1:
+        raise InputError(f"n = {n} was given, but a picture needs at least 1 image; give more.")
+    images = trained.data().test[:n]
+    keys = jax.random.split(jax.random.key(seed), len(images))
+    rows = []
+    for image, key in zip(images, keys, strict=True):
+        key_x, key_h = jax.random.split(key)
+        x = trained.seen.observer(jnp.asarray(image), key_x)
+        rows.append((x, densities(trained.model, x, key_h, k=k, side=side)))
+    with _drawing():
+        figure = _figure(7.0, 1.8 * len(rows))
+        table = figure.subplots(len(rows), 4, squeeze=False)
+        for axes, (x, row) in zip(table, rows, strict=True):
+            axes[0].imshow(grid(np.asarray(x).reshape(1, *trained.seen.shape)), cmap="gray")
+            top = max(float(a.max()) for a in row)
+            for one, density in zip(axes[1:], row, strict=True):
+                one.imshow(density, origin="lower", extent=(-side, side) * 2, vmin=0, vmax=top)
+        for one in table.flat:
+            one.set_xticks([])
+            one.set_yticks([])
+        for one, title in zip(table[0], ("x", "q(h|x)", f"q_EW, K = {k}", "p(h|x)"), strict=True):
+            one.set_title(title)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _lines(rows: list[np.ndarray], columns: int = 10) -> bytes:

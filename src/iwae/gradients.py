@@ -1,32 +1,93 @@
 """Gradient estimators: from a bound and a model to a surrogate loss for autodiff.
 
-An estimator is a function (model, x, h, log_q, bound) → (loss, value) of ONE example and its K
-draws: the gradient of `loss` with respect to the model is the estimate of −∇bound, and `value` is
-the bound itself. `log_q` is log q(h|x) as it came with the draws.
+With ℓ_i = log w_i, c = ∇bound(ℓ) and H its Hessian, both held constant, every estimator here is
+
+    θ:  Σ_i c_i ∇θ log p(x, h_i)
+    φ:  Σ_i b_i path_i + Σ_i s_i ∇φ log q(h_i|x) at fixed h_i,
+
+where path_i = (∂ℓ_i/∂h_i)(∂h_i/∂φ) holds the parameters inside log q fixed. An `Estimator` is the
+choice of the weights b and s. That b = c − H_ii is unbiased for every smooth bound of independent
+draws follows from integrating the score term by parts once more, as Tucker et al. do for L_K.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.bounds import Bound
+from iwae.bounds import Bound, Pair, curvature
+from iwae.errors import InputError, nearest
 from iwae.model import Model, draw
 
 Scalar = Float[Array, ""]
-Estimator = Callable[[Model, Array, Any, Float[Array, " k"], Bound], tuple[Scalar, Scalar]]
+PerDraw = Float[Array, " k"]
 
 
-def reparam(
-    model: Model, x: Array, h: Any, log_q: Float[Array, " k"], bound: Bound
-) -> tuple[Scalar, Scalar]:
-    """∇θ,φ bound(log w(x, h_φ(ε); θ, φ)): plain reparametrisation (Burda et al. Eq. 13)."""
-    value = bound(model.log_joint(x, h) - log_q)
-    return -value, value
+@dataclass(frozen=True)
+class Weights:
+    """What an estimator weighs the K draws of one example with."""
+
+    log_w: PerDraw
+    phi: Bound
+    """The bound that the recognition parameters follow."""
+
+    @property
+    def c(self) -> PerDraw:
+        """∂bound/∂log w_i."""
+        return jax.grad(lambda log_w: self.phi(log_w))(self.log_w)
+
+    @property
+    def h(self) -> PerDraw:
+        """H_ii = ∂²bound/∂(log w_i)²."""
+        return curvature(self.phi, self.log_w)
+
+    @property
+    def w(self) -> PerDraw:
+        """w̃_i = w_i / Σ_j w_j."""
+        return jax.nn.softmax(self.log_w)
 
 
-ESTIMATORS: dict[str, Estimator] = {"reparam": reparam}
-"""Estimators by the name that `--estimator` takes."""
+@dataclass(frozen=True)
+class Estimator:
+    """The weights b of the paths and s of the scores of log q."""
+
+    path: Callable[[Weights], PerDraw] | None = None
+    score: Callable[[Weights], PerDraw] | None = None
+    dreams: bool = False
+    """φ ascends log q(h|x) of draws (x, h) from the model (the sleep phase), not of the data."""
+    independent: bool = False
+    """It holds for independent draws only."""
+    own_phi: bool = False
+    """φ follows a divergence of its own and not the bound."""
+    least_k: int = 1
+    """Draws below which φ would not learn."""
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "reparam": Estimator(path=lambda w: w.c, score=lambda w: -w.c),
+    "stl": Estimator(path=lambda w: w.c),
+    "dreg": Estimator(path=lambda w: w.c - w.h, independent=True),
+    "rws": Estimator(score=lambda w: w.w, own_phi=True, least_k=2),
+    "rws-sleep": Estimator(dreams=True, own_phi=True),
+    "rws-dreg": Estimator(path=lambda w: w.w - w.w**2, independent=True, own_phi=True, least_k=2),
+    "aisle-kl": Estimator(path=lambda w: w.w, own_phi=True),
+    "aisle-chi2": Estimator(path=lambda w: 2 * len(w.w) * w.w**2, own_phi=True),
+}
+"""Estimators by the name that `--estimator` takes:
+
+- `reparam`: plain reparametrisation (Burda et al. Eq. 13); unbiased.
+- `stl`: the score dropped (Roeder et al. 2017); unbiased for the ELBO only.
+- `dreg`: doubly reparametrised, b = c − H_ii: w̃² for L_K (Tucker et al. 2018), αw̃ + (1−α)w̃² for
+  VR-IWAE (Daudel et al. 2023), and the like for every other bound; unbiased.
+- `rws`, `rws-sleep`: wake-φ Σ w̃ ∇φ log q(h) and sleep-φ (Bornschein & Bengio 2015).
+- `rws-dreg`: wake-φ doubly reparametrised, b = w̃ − w̃² (Tucker et al. 2018).
+- `aisle-kl`, `aisle-chi2`: b = w̃ and b = 2K w̃² (Finke & Thiery 2019).
+"""
 
 
 def surrogate_loss(
@@ -34,10 +95,116 @@ def surrogate_loss(
     x: Array,
     key: PRNGKeyArray,
     *,
-    bound: Bound,
+    bound: Bound | Pair,
     k: int,
-    estimator: Estimator = reparam,
+    estimator: str | Estimator = "reparam",
 ) -> tuple[Scalar, Scalar]:
-    """(loss, value) of one example with K fresh draws; differentiate `loss` in the model."""
+    """(loss, value) of one example with K fresh draws; differentiate `loss` in the model.
+
+    The gradient of `loss` is the estimate of −∇bound; `value` is the bound (that of θ, if they
+    differ). `model` is anything with `propose`, `log_joint` and `log_proposal`. `InputError` if the
+    estimator does not exist, or means nothing for this bound, K or model.
+    """
+    pair = bound if isinstance(bound, Pair) else Pair(bound, bound)
+    chosen = named(estimator)
+    check(chosen, pair, k, model)
     h, log_q = draw(model, x, k, key)
-    return estimator(model, x, h, log_q, bound)
+    if chosen == ESTIMATORS["reparam"] and pair.theta is pair.phi:
+        value = pair.theta(model.log_joint(x, h) - log_q)
+        return -value, value
+    log_w = jax.lax.stop_gradient(model.log_joint(x, h) - log_q)
+    loss = _loss(model, x, h, Weights(log_w, pair.phi), pair.theta, chosen)
+    if chosen.dreams:
+        loss -= _sleep(model, k, jax.random.fold_in(key, 1))
+    return loss, pair.theta(log_w)
+
+
+def _loss(
+    model: Model, x: Array, h: Any, weights: Weights, theta: Bound, estimator: Estimator
+) -> Scalar:
+    """−Σ c_i [log p(x, h̃_i) − log q̄(h̃_i|x)] − Σ s_i log q(h̄_i|x), bars held constant.
+
+    h̃ is h, but what comes back to it is scaled from c_i to b_i.
+    """
+    c = jax.grad(lambda log_w: theta(log_w))(weights.log_w)
+    c = jnp.where(c == 0, TINY, c)
+    loss = jnp.zeros(())
+    if estimator.path is None:
+        loss -= jnp.sum(c * model.log_joint(x, jax.lax.stop_gradient(h)))
+    else:
+        ratio = estimator.path(weights) / c
+        scaled = jax.tree.map(partial(_scaled, ratio), h)
+        log_w = model.log_joint(x, scaled) - frozen(model).log_proposal(x, scaled)
+        loss -= jnp.sum(c * log_w)
+    if estimator.score is not None:
+        log_q = model.log_proposal(x, jax.lax.stop_gradient(h))
+        loss -= jnp.sum(estimator.score(weights) * log_q)
+    return loss
+
+
+TINY = 1e-20
+"""Stands for c_i = 0, so that b_i / c_i exists: their product is b_i again."""
+
+
+@jax.custom_vjp
+def _scaled(ratio: PerDraw, h: Float[Array, "k ..."]) -> Float[Array, "k ..."]:
+    """h, whose gradient is multiplied by a ratio for each draw."""
+    return h
+
+
+def _scaled_forward(ratio: PerDraw, h: Array) -> tuple[Array, PerDraw]:
+    return h, ratio
+
+
+def _scaled_backward(ratio: PerDraw, gradient: Array) -> tuple[PerDraw, Array]:
+    return jnp.zeros_like(ratio), gradient * ratio.reshape(-1, *[1] * (gradient.ndim - 1))
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
+
+
+def frozen(model: Any) -> Any:
+    """The model with its parameters held constant: gradients pass through its inputs only."""
+    return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a, model)
+
+
+def _sleep(model: Any, k: int, key: PRNGKeyArray) -> Scalar:
+    """(1/K) Σ log q(h_i|x_i) over K dreams (x_i, h_i) ~ p(x, h)."""
+    x, h = jax.lax.stop_gradient(model.dream(k, key))
+    one = lambda x, h: model.log_proposal(x, jax.tree.map(lambda a: a[None], h))[0]
+    return jnp.mean(jax.vmap(one)(x, h))
+
+
+def named(estimator: str | Estimator) -> Estimator:
+    """The estimator of a name; `InputError` if there is none."""
+    if isinstance(estimator, Estimator):
+        return estimator
+    if estimator not in ESTIMATORS:
+        known = nearest(estimator, list(ESTIMATORS))
+        raise InputError(f"There is no estimator {estimator!r}; {known}.")
+    return ESTIMATORS[estimator]
+
+
+def check(estimator: Estimator, pair: Pair, k: int, model: Any) -> None:
+    """`InputError` for a combination without meaning, with what would work."""
+    name = next((n for n, e in ESTIMATORS.items() if e == estimator), "of your own")
+    if estimator.own_phi and pair.theta is not pair.phi:
+        raise InputError(
+            f"Estimator {name} updates φ by a divergence of its own, so a bound of its own for φ "
+            f"would never be used; give reparam, stl or dreg, or one bound for θ and φ."
+        )
+    if k < estimator.least_k:
+        raise InputError(
+            f"Estimator {name} was given K = {k} draw, where its φ gradient has mean zero; give "
+            f"K = {estimator.least_k} or more, or use dreg."
+        )
+    if estimator.independent and not getattr(model, "independent_draws", True):
+        raise InputError(
+            f"Estimator {name} needs independent draws, but this model's proposal makes dependent "
+            f"ones; give reparam or stl."
+        )
+    if estimator.dreams and not hasattr(model, "dream"):
+        raise InputError(
+            f"Estimator {name} needs draws (x, h) from the model, but it has no method "
+            f"dream(k, key); write one, or use rws."
+        )

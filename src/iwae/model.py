@@ -54,6 +54,39 @@ def draw_log_weights(model: Model, x: Array, k: int, key: PRNGKeyArray) -> Float
     return model.log_joint(x, h) - log_q
 
 
+class FromFunctions(eqx.Module):
+    """A model from your own functions, each of which takes the parameters first.
+
+    `propose(params, x, k, key)` makes K reparametrised draws h, any pytree whose leaves lead with
+    the axis K; `log_joint(params, x, h)` and `log_proposal(params, x, h)` return [K], in nats.
+    """
+
+    params: Any
+    proposal: Callable[[Any, Array, int, PRNGKeyArray], Any] = eqx.field(static=True)
+    joint: Callable[[Any, Array, Any], Float[Array, " k"]] = eqx.field(static=True)
+    density: Callable[[Any, Array, Any], Float[Array, " k"]] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        propose: Callable[[Any, Array, int, PRNGKeyArray], Any],
+        log_joint: Callable[[Any, Array, Any], Float[Array, " k"]],
+        log_proposal: Callable[[Any, Array, Any], Float[Array, " k"]],
+    ):
+        self.params = params
+        self.proposal, self.joint, self.density = propose, log_joint, log_proposal
+
+    def propose(self, x: Array, k: int, key: PRNGKeyArray) -> Any:
+        return self.proposal(self.params, x, k, key)
+
+    def log_joint(self, x: Array, h: Any) -> Float[Array, " k"]:
+        return self.joint(self.params, x, h)
+
+    def log_proposal(self, x: Array, h: Any) -> Float[Array, " k"]:
+        return self.density(self.params, x, h)
+
+
 def log_normal(
     h: Float[Array, "*b d"], mu: Float[Array, "*#b d"], log_sigma: Float[Array, "*#b d"]
 ) -> Float[Array, "*b"]:
@@ -137,23 +170,26 @@ class Autoencoder(eqx.Module):
         """The likelihood's parameters at h_1."""
         return self.observation(h1).reshape(self.likelihood.n_parameters, -1)
 
-    def prior(self, n: int, key: PRNGKeyArray) -> Float[Array, "n d1"]:
-        """n ancestral draws of h_1, through p(h_L) … p(h_1|h_2)."""
+    def prior(self, n: int, key: PRNGKeyArray) -> Latents:
+        """n ancestral draws through p(h_L) … p(h_1|h_2), from the image up."""
         keys = jax.random.split(key, len(self.encoder))
-        h = jax.random.normal(keys[0], (n, self.latents[-1]))
+        draws = [jax.random.normal(keys[0], (n, self.latents[-1]))]
         for conditional, key_l in zip(reversed(self.decoder), keys[1:], strict=True):
-            mu, log_sigma = jax.vmap(conditional)(h)
-            h = mu + jnp.exp(log_sigma) * jax.random.normal(key_l, mu.shape)
-        return h
+            mu, log_sigma = jax.vmap(conditional)(draws[0])
+            draws.insert(0, mu + jnp.exp(log_sigma) * jax.random.normal(key_l, mu.shape))
+        return tuple(draws)
+
+    def dream(self, n: int, key: PRNGKeyArray) -> tuple[Float[Array, "n d"], Latents]:
+        """n draws (x, h) ~ p(x, h)."""
+        key_h, key_x = jax.random.split(key)
+        h = self.prior(n, key_h)
+        return jax.vmap(self.draw)(h[0], jax.random.split(key_x, n)), h
 
     def sample(self, n: int, key: PRNGKeyArray, *, mean: bool = True) -> Float[Array, "n d"]:
         """n images from the model: E[x|h_1] of ancestral draws, or x itself with `mean=False`."""
-        key_h, key_x = jax.random.split(key)
-        h1 = self.prior(n, key_h)
         if mean:
-            return jax.vmap(self.expected)(h1)
-        keys = jax.random.split(key_x, n)
-        return jax.vmap(self.draw)(h1, keys)
+            return jax.vmap(self.expected)(self.prior(n, jax.random.split(key)[0])[0])
+        return self.dream(n, key)[0]
 
     def draw(self, h1: Float[Array, " d1"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """x ~ p(x|h_1)."""

@@ -150,6 +150,51 @@ def print_files(found: list[FileStatus]) -> None:
         console.print(Text(f"looked in {place}"))
 
 
+def print_comparison(results: list[Any]) -> None:
+    """The table of a comparison."""
+    k, n = (results[0].evaluation[name] for name in ("k", "n"))
+    table = Table("model", f"NLL (L_{k}, nats)", f"Δ to {results[0].name}", "active units", "s")
+    for r in results:
+        e = r.evaluation
+        table.add_row(
+            Text(r.name),
+            nats(e["nll"], e["nll_se"]),
+            "" if r.difference is None else nats(*r.difference),
+            " + ".join(map(str, e["active_units"])),
+            f"{r.seconds:.0f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{n:,} test images of {results[0].evaluation['dataset']}; ± is a standard error over "
+        "images, of Δ over paired differences; s is the training time."
+    )
+
+
+def print_gradients(measured: list[Any], slopes: list[Any]) -> None:
+    """SNR, variance and bias of every estimator, then how SNR grows with K."""
+    table = Table("estimator", "K", "of", "SNR", "‖E g‖", "tr Cov g", "relative bias²")
+    for m in measured:
+        table.add_row(
+            m.estimator,
+            f"{m.k}",
+            {"theta": "θ", "phi": "φ"}[m.parameters],
+            f"{m.snr:.3g} ± {m.snr_se:.1g}",
+            f"{m.norm:.3g}",
+            f"{m.variance:.3g}",
+            f"{m.bias:.2g} ± {m.bias_se:.1g}",
+        )
+    console = Console()
+    console.print(table)
+    for s in slopes:
+        name = {"theta": "θ", "phi": "φ"}[s.parameters]
+        console.print(f"{s.estimator}, {name}: SNR ∝ K^({s.slope:.2f} ± {s.slope_se:.2f})")
+    console.print(
+        f"{measured[0].repeats:,} draws of each gradient; bias against the mean of dreg, which is "
+        "unbiased for the bound; rws and aisle follow a divergence of their own."
+    )
+
+
 def print_demo(results: list[Any]) -> None:
     """The table of the demonstration."""
     k = results[0].evaluation["k"]

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae import checkpoint, data, evaluation, training
-from iwae.bounds import BOUNDS
 from iwae.config import RunConfig, TrainingConfig, override
 from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
@@ -33,6 +32,7 @@ from iwae.folder import (
     opened,
     read_config,
     read_evaluations,
+    read_metrics,
 )
 from iwae.model import Autoencoder, build
 from iwae.observation import Observation, observation, prepare
@@ -120,13 +120,7 @@ class Run:
                 f"batch_size = {t.batch_size} was given, but there are only {self.n} training "
                 f"examples; give --batch-size {self.n} or less."
             )
-        model = eqx.filter_jit(build)(
-            config.model,
-            kind=self.seen.model_kind,
-            mean=self.dataset.mean(),
-            spread=self.dataset.std(),
-            key=training.stream(config.seed, training.INIT),
-        )
+        model = _initial(config, self.dataset, self.seen)
         params, self.static = eqx.partition(model, eqx.is_inexact_array)
         transform = training.optimizer(t, self.steps_per_pass)
         state = training.init(params, transform, average=t.average is not None)
@@ -137,7 +131,7 @@ class Run:
         self.schedule = training.learning_rate(t, self.steps_per_pass)
         self.bound_function = eqx.Partial(
             evaluation.bound_value,
-            bound=BOUNDS[config.objective.objective],
+            bound=training.objective_bounds(config.objective).theta,
             k=config.objective.k,
         )
         self.images = jnp.asarray(self.dataset.train)
@@ -276,6 +270,31 @@ class Run:
             f"Try a smaller --learning-rate or --clip 10, and check that the data fit the "
             f"likelihood."
         )
+
+
+def _initial(config: RunConfig, dataset: Dataset, seen: Observation) -> Autoencoder:
+    """The model before the first step."""
+    return eqx.filter_jit(build)(
+        config.model,
+        kind=seen.model_kind,
+        mean=dataset.mean(),
+        spread=dataset.std(),
+        key=training.stream(config.seed, training.INIT),
+    )
+
+
+def untrained(config: RunConfig, *, data_dir: str | Path | None = None) -> Trained:
+    """The model with which a run of this configuration starts."""
+    dataset = _dataset(config, None, data_dir)
+    seen = observation(dataset, config.data, config.model)
+    dataset = prepare(dataset, seen)
+    return Trained(config, _initial(config, dataset, seen), seen, 0, dataset=dataset)
+
+
+def training_seconds(trained: Trained) -> float:
+    """The training time behind a run in a folder."""
+    rows = [] if trained.path is None else read_metrics(trained.path)
+    return float(rows[-1]["seconds"]) if rows else 0.0
 
 
 def _is_over(progress: Progress, config: TrainingConfig) -> bool:

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from iwae.bounds import BOUNDS
+from iwae import bounds
+from iwae.bounds import Pair
 from iwae.config import ObjectiveConfig, TrainingConfig
-from iwae.gradients import ESTIMATORS, surrogate_loss
+from iwae.gradients import surrogate_loss
 from iwae.observation import Observer
 
 INIT, ORDER, STEPS, VALIDATION = range(4)
@@ -94,6 +95,15 @@ def copied(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
+def objective_bounds(config: ObjectiveConfig) -> Pair:
+    """The bounds for θ and φ; one and the same object where they do not differ."""
+    shape = {"m": config.m, "alpha": config.alpha, "beta": config.beta, "order": config.order}
+    pair = bounds.named(config.objective, **shape)
+    if config.encoder_objective is None:
+        return pair
+    return Pair(pair.theta, bounds.named(config.encoder_objective, **shape).phi)
+
+
 def order_of_pass(seed: int, number: int, n: int) -> Int[Array, " n"]:
     """The order in which pass `number` visits the n training examples."""
     return _permutation(stream(seed, ORDER), jnp.uint32(number), n)
@@ -122,14 +132,14 @@ def make_advance(
     ends early when the bound is not finite. `state` is consumed.
     """
     key = stream(seed, STEPS)
-    bound, estimator = BOUNDS[objective.objective], ESTIMATORS[objective.estimator]
+    bound = objective_bounds(objective)
     batch = config.batch_size
 
     def loss(params: PyTree, x: Array, keys: Key[Array, " batch"]) -> tuple[Array, Array]:
         model = eqx.combine(params, static)
         losses, values = jax.vmap(
             lambda x, key: surrogate_loss(
-                model, x, key, bound=bound, k=objective.k, estimator=estimator
+                model, x, key, bound=bound, k=objective.k, estimator=objective.estimator
             )
         )(x, keys)
         return jnp.mean(losses), jnp.mean(values)

@@ -1,0 +1,281 @@
+"""The gradient laboratory: bias, variance and signal-to-noise ratio of gradient estimators.
+
+The gradient g of the bound on a few examples is drawn many times over, and its moments are streamed
+in blocks, so that memory does not grow with the repeats. Of θ and of φ, as vectors,
+
+    SNR = ‖E g‖ / √tr Cov g,    relative bias² = ‖E g − ∇bound‖² / ‖∇bound‖²,
+
+both with the squared errors of the means subtracted, and with jackknife standard errors over blocks
+(the figures are those of Rainforth et al. 2018 and of Tucker et al. 2018).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from iwae import gradients
+from iwae.bounds import Bound, Pair
+from iwae.errors import InputError
+from iwae.gradients import surrogate_loss
+
+BLOCKS = 10
+"""Blocks of repeats, between which standard errors are taken."""
+
+REFERENCE = "dreg"
+"""Unbiased for every smooth bound, with the least variance: it stands for ∇bound."""
+
+PARTS = ("theta", "phi")
+
+Where = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Streamed moments of a random vector, by block."""
+
+    means: np.ndarray
+    """[BLOCKS, P]."""
+    squares: np.ndarray
+    """Σ ‖g − block mean‖², [BLOCKS]."""
+    repeats: int
+    """Draws in each block."""
+
+    def without(self, block: int) -> "Moments":
+        """The moments of the other blocks."""
+        return Moments(
+            np.delete(self.means, block, 0), np.delete(self.squares, block), self.repeats
+        )
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[P]."""
+        return self.means.mean(axis=0, dtype=np.float64)
+
+    @property
+    def variance(self) -> float:
+        """tr Cov g."""
+        between = self.repeats * np.sum((self.means - self.mean) ** 2, dtype=np.float64)
+        return float((self.squares.sum() + between) / (self.repeats * len(self.means) - 1))
+
+    @property
+    def error(self) -> float:
+        """E‖mean − E g‖²."""
+        return self.variance / (self.repeats * len(self.means))
+
+    @property
+    def signal(self) -> float:
+        """‖E g‖², unbiased, at least 0."""
+        return max(float(np.sum(self.mean**2)) - self.error, 0.0)
+
+    @property
+    def snr(self) -> float:
+        """‖E g‖ / √tr Cov g; nan where g is 0 throughout, ∞ where it does not vary."""
+        if self.variance == 0:
+            return math.inf if self.signal > 0 else math.nan
+        return math.sqrt(self.signal / self.variance)
+
+    def bias(self, reference: "Moments") -> float:
+        """‖E g − E g_ref‖² / ‖E g_ref‖², unbiased: it can come out below 0."""
+        apart = float(np.sum((self.mean - reference.mean) ** 2))
+        return (apart - self.error - reference.error) / reference.signal
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one estimator's gradient is worth at one K, for θ or for φ."""
+
+    estimator: str
+    k: int
+    parameters: str
+    """theta or phi."""
+    snr: float
+    snr_se: float
+    variance: float
+    """tr Cov g."""
+    norm: float
+    """‖E g‖."""
+    bias: float
+    """Relative bias², against the mean of the reference."""
+    bias_se: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Slope:
+    """d log SNR / d log K with its standard error."""
+
+    estimator: str
+    parameters: str
+    slope: float
+    slope_se: float
+
+
+def encoder(model: Any) -> Any:
+    """φ of the built-in autoencoder; `InputError` for a model without an `encoder`."""
+    if not hasattr(model, "encoder"):
+        raise InputError(
+            f"{type(model).__name__} has no encoder to tell φ from θ; give phi=, a function from "
+            f"the model to its recognition parameters."
+        )
+    return model.encoder
+
+
+def moments(
+    model: Any,
+    x: Float[Array, "n d"],
+    key: PRNGKeyArray,
+    *,
+    bound: Bound | Pair,
+    k: int,
+    estimator: str = "reparam",
+    repeats: int = 1000,
+    phi: Where = encoder,
+) -> dict[str, Moments]:
+    """Moments of the mean gradient over the examples x, for "theta" and "phi".
+
+    `InputError` for fewer than 2 repeats in each of the 10 blocks.
+    """
+    if repeats < 2 * BLOCKS:
+        raise InputError(
+            f"repeats = {repeats} was given, but moments with standard errors need at least "
+            f"{2 * BLOCKS}; give more."
+        )
+    each = repeats // BLOCKS
+    draw = eqx.Partial(_gradient, bound=bound, k=k, estimator=estimator, phi=phi)
+    means, squares = _streamed(draw, model, jnp.asarray(x), key, each)
+    return {
+        part: Moments(np.asarray(mean), np.asarray(square, np.float64), each)
+        for part, mean, square in zip(PARTS, means, squares, strict=True)
+    }
+
+
+def _gradient(
+    model: Any,
+    x: Array,
+    key: PRNGKeyArray,
+    *,
+    bound: Bound | Pair,
+    k: int,
+    estimator: str,
+    phi: Where,
+) -> tuple[Array, Array]:
+    """One draw of the gradient of the bound, mean over x: (θ, φ), flat."""
+    keys = jax.random.split(key, len(x))
+
+    def loss(model: Any) -> Array:
+        one = partial(surrogate_loss, model, bound=bound, k=k, estimator=estimator)
+        return -jnp.mean(jax.vmap(lambda x, key: one(x, key)[0])(x, keys))
+
+    gradient = eqx.filter_grad(loss)(model)
+    theta = eqx.tree_at(phi, gradient, replace_fn=lambda _: None, is_leaf=lambda leaf: leaf is None)
+    return ravel_pytree(theta)[0], ravel_pytree(phi(gradient))[0]
+
+
+@eqx.filter_jit
+def _streamed(
+    draw: Any, model: Any, x: Array, key: PRNGKeyArray, each: int
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Welford's means and sums of squares of `each` draws in every block."""
+    sizes = jax.eval_shape(lambda: draw(model, x, key))
+    start = jax.tree.map(lambda s: (jnp.zeros(s.shape), jnp.zeros(())), sizes)
+
+    def add(state: Any, count: Array, key: PRNGKeyArray) -> Any:
+        def one(moments: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+            mean, square = moments
+            apart = g - mean
+            mean = mean + apart / (count + 1)
+            return mean, square + jnp.sum(apart * (g - mean))
+
+        return tuple(one(m, g) for m, g in zip(state, draw(model, x, key), strict=True))
+
+    def block(key: PRNGKeyArray) -> Any:
+        step = lambda state, count: (add(state, count, jax.random.fold_in(key, count)), None)
+        return jax.lax.scan(step, start, jnp.arange(each))[0]
+
+    (theta, phi) = jax.lax.map(block, jax.random.split(key, BLOCKS))
+    return (theta[0], phi[0]), (theta[1], phi[1])
+
+
+def measure(
+    model: Any,
+    x: Float[Array, "n d"],
+    *,
+    bounds: Callable[[int], Bound | Pair],
+    estimators: Iterable[str],
+    ks: Iterable[int],
+    repeats: int = 1000,
+    seed: int = 0,
+    phi: Where = encoder,
+    progress: Callable[[str, int], None] | None = None,
+) -> list[Measurement]:
+    """Every estimator at every K against the reference, which has 4 times the repeats.
+
+    `bounds(k)` is the bound of K draws. `progress` is called before each estimator and K.
+    """
+    estimators = list(estimators)
+    for name in estimators:
+        gradients.named(name)
+    results: list[Measurement] = []
+    for number, k in enumerate(ks):
+        draw = partial(moments, model, x, bound=bounds(k), k=k, phi=phi)
+        root = jax.random.fold_in(jax.random.key(seed), number)
+        keys = jax.random.split(root, 1 + len(estimators))
+        if progress is not None:
+            progress("reference", k)
+        reference = draw(keys[0], estimator=REFERENCE, repeats=4 * repeats)
+        for name, key in zip(estimators, keys[1:], strict=True):
+            if progress is not None:
+                progress(name, k)
+            drawn = draw(key, estimator=name, repeats=repeats)
+            results += [_measured(name, k, p, drawn[p], reference[p]) for p in PARTS]
+    return results
+
+
+def _measured(name: str, k: int, part: str, drawn: Moments, reference: Moments) -> Measurement:
+    return Measurement(
+        estimator=name,
+        k=k,
+        parameters=part,
+        snr=drawn.snr,
+        snr_se=jackknife([drawn.without(b).snr for b in range(BLOCKS)]),
+        variance=drawn.variance,
+        norm=math.sqrt(drawn.signal),
+        bias=drawn.bias(reference),
+        bias_se=jackknife([drawn.without(b).bias(reference.without(b)) for b in range(BLOCKS)]),
+        repeats=drawn.repeats * BLOCKS,
+    )
+
+
+def jackknife(values: list[float]) -> float:
+    """The standard error of a statistic from its values without each block."""
+    n = len(values)
+    return float(np.sqrt((n - 1) / n * np.sum((np.array(values) - np.mean(values)) ** 2)))
+
+
+def slopes(measurements: Iterable[Measurement]) -> list[Slope]:
+    """Least squares of log SNR on log K, weighted by the errors; those with 3 or more K."""
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for m in measurements:
+        if m.snr > 2 * m.snr_se and math.isfinite(m.snr):
+            groups.setdefault((m.estimator, m.parameters), []).append(m)
+    return [_slope(*names, rows) for names, rows in groups.items() if len(rows) >= 3]
+
+
+def _slope(estimator: str, parameters: str, rows: list[Measurement]) -> Slope:
+    log_k, log_snr = np.log([m.k for m in rows]), np.log([m.snr for m in rows])
+    weight = np.array([(m.snr / max(m.snr_se, 1e-6 * m.snr)) ** 2 for m in rows])
+    centre = np.average(log_k, weights=weight)
+    spread = np.sum(weight * (log_k - centre) ** 2)
+    slope = np.sum(weight * (log_k - centre) * log_snr) / spread
+    fitted = np.average(log_snr, weights=weight) + slope * (log_k - centre)
+    misfit = np.sum(weight * (log_snr - fitted) ** 2) / (len(rows) - 2)
+    return Slope(estimator, parameters, float(slope), float(np.sqrt(max(1.0, misfit) / spread)))

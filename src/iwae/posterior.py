@@ -1,0 +1,103 @@
+"""What K weighted draws say of the posterior p(h|x) (Cremer, Morris & Duvenaud 2017).
+
+L_K is the ELBO of an implicit posterior q_EW: draw K from q and keep one with probability w̃_i.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from iwae.errors import InputError
+from iwae.model import Model, draw
+
+
+def expectation(
+    model: Model, x: Array, f: Callable[[Any], Array], key: PRNGKeyArray, *, k: int
+) -> Array:
+    """E[f(h)|x] ≈ Σ_i w̃_i f(h_i) with K draws from q; f takes ONE draw.
+
+    Self-normalised: consistent in K, with a bias of O(1/K).
+    """
+    h, log_w = _weighted(model, x, key, k)
+    values = jax.vmap(f)(h)
+    return jnp.tensordot(jax.nn.softmax(log_w), values, axes=1)
+
+
+def resample(model: Model, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -> Any:
+    """n independent draws h ~ q_EW(h|x), each by importance resampling of K fresh draws from q."""
+
+    def one(key: PRNGKeyArray) -> Any:
+        key_h, key_i = jax.random.split(key)
+        h, log_w = _weighted(model, x, key_h, k)
+        i = jax.random.categorical(key_i, log_w)
+        return jax.tree.map(lambda a: a[i], h)
+
+    return jax.lax.map(one, jax.random.split(key, n), batch_size=100)
+
+
+def _weighted(model: Model, x: Array, key: PRNGKeyArray, k: int) -> tuple[Any, Float[Array, " k"]]:
+    if k < 1:
+        raise InputError(f"k = {k} was given, but at least 1 draw is needed; give k = 1 or more.")
+    h, log_q = draw(model, x, k, key)
+    return h, model.log_joint(x, h) - log_q
+
+
+class Densities(NamedTuple):
+    """Three densities over the points of a grid, each [n, n]; the exact one sums to 1 on it."""
+
+    q: Float[Array, "n n"]
+    q_ew: Float[Array, "n n"]
+    exact: Float[Array, "n n"]
+
+
+def square(side: float, n: int) -> Float[Array, "n n 2"]:
+    """The centres of n × n cells of the square [−side, side]², [row, column, (h_1, h_2)]."""
+    centre = (jnp.arange(n) + 0.5) / n * 2 * side - side
+    return jnp.stack(jnp.meshgrid(centre, centre, indexing="xy"), axis=-1)
+
+
+def densities(
+    model: Any,
+    x: Float[Array, " d"],
+    key: PRNGKeyArray,
+    *,
+    k: int,
+    side: float = 4.0,
+    n: int = 100,
+    repeats: int = 200,
+) -> Densities:
+    """q(h|x), q_EW(h|x) and p(h|x) on a grid, for a model with one layer of 2 latent units.
+
+    q_EW(h|x) = E[ p(x,h) / ((p(x,h)/q(h|x) + Σ_{j≥2} w_j) / K) ] over h_2 … h_K ~ q, the mean of
+    `repeats` of them; p(h|x) is p(x,h) divided by its sum over the grid. `InputError` for a model
+    of other latents.
+    """
+    if tuple(model.latents) != (2,):
+        raise InputError(
+            f"The model has {' + '.join(map(str, model.latents))} latent units, but densities are "
+            f"drawn of exactly 2; train one with --layers 1 --latents 2."
+        )
+    points = square(side, n).reshape(-1, 2)
+    log_q = model.log_proposal(x, (points,))
+    log_p = _in_parts(lambda h: model.log_joint(x, (h,)), points)
+
+    def q_ew(total: Array, key: PRNGKeyArray) -> tuple[Array, None]:
+        if k == 1:
+            return total + jnp.exp(log_q), None
+        _, others = _weighted(model, x, key, k - 1)
+        mean = jnp.logaddexp(log_p - log_q, jax.nn.logsumexp(others)) - jnp.log(k)
+        return total + jnp.exp(log_p - mean), None
+
+    start = jnp.zeros(len(points))
+    total, _ = jax.lax.scan(q_ew, start, jax.random.split(key, repeats))
+    cell = (2 * side / n) ** 2
+    exact = jax.nn.softmax(log_p) / cell
+    return Densities(*(a.reshape(n, n) for a in (jnp.exp(log_q), total / repeats, exact)))
+
+
+def _in_parts(f: Callable[[Array], Array], points: Float[Array, "p 2"]) -> Float[Array, " p"]:
+    """f of all points, 500 at a time."""
+    return jax.lax.map(lambda h: f(h[None])[0], points, batch_size=500)

@@ -1,0 +1,152 @@
+"""Commands of the researcher: gradients, posteriors, comparisons."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from iwae.config import Objective, ObjectiveConfig, RunConfig, recipe
+from iwae.errors import InputError
+from iwae.flags import DataDir, Overwrite, Seed, check_output
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Measure bias, variance and signal-to-noise ratio of gradient estimators."""
+
+    run_folder: Annotated[Positional[Path | None], tyro.conf.arg(metavar="RUN")] = None
+    """The trained model to measure; left out: the untrained one of --recipe."""
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
+    """Settings whose model is measured before its first step."""
+    estimators: str = "reparam,stl,dreg"
+    """Names, separated by commas."""
+    ks: tuple[int, ...] = (1, 4, 16, 64)
+    """Numbers of draws K."""
+    objective: Objective = "iwae"
+    """The bound whose gradient is estimated."""
+    m: int | None = None
+    """Number of groups of miwae and piwae."""
+    alpha: float | None = None
+    """Order of vr-iwae."""
+    beta: float | None = None
+    """Weight of the ELBO in ciwae."""
+    order: int | None = None
+    """Order of jvi."""
+    repeats: int = 1000
+    """Draws of each gradient; the reference takes four times as many."""
+    examples: int = 20
+    """Training examples over which a gradient is the mean."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.svg|.json")] = None
+    """Also draw SNR against K, or write all figures."""
+    seed: Seed = 0
+    overwrite: Overwrite = False
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae import experiments, figures
+        from iwae.files import write_atomic
+        from iwae.progress import print_gradients
+
+        check_output(self.out, (".svg", ".json"), overwrite=self.overwrite)
+        objectives = {
+            k: ObjectiveConfig(
+                self.objective, k=k, m=self.m, alpha=self.alpha, beta=self.beta, order=self.order
+            )
+            for k in self.ks
+        }
+        source = self.run_folder if self.recipe is None else recipe(self.recipe)
+        if source is None or (self.run_folder is not None and self.recipe is not None):
+            raise InputError(
+                "Gradients are measured of one model; give either the folder of a run or --recipe."
+            )
+        measured, slopes = experiments.gradients(
+            source,
+            objectives,
+            self.estimators.split(","),
+            repeats=self.repeats,
+            examples=self.examples,
+            seed=self.seed,
+            data_dir=self.data_dir,
+        )
+        print_gradients(measured, slopes)
+        if self.out is not None and self.out.suffix == ".json":
+            write_atomic(self.out, experiments.gradients_json(measured, slopes))
+        elif self.out is not None:
+            write_atomic(self.out, figures.snr_curves(measured))
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Draw q(h|x), the implied q_EW(h|x) and the exact posterior of a model with 2 latents."""
+
+    run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.png")]
+    n: int = 4
+    """Number of test images, a row each."""
+    k: int = 10
+    """Draws behind q_EW."""
+    side: float = 4.0
+    """The square [-side, side]² is drawn."""
+    seed: Seed = 0
+    overwrite: Overwrite = False
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae import figures, runs
+        from iwae.files import write_atomic
+
+        check_output(self.out, (".png",), overwrite=self.overwrite)
+        trained = runs.load(self.run_folder, data_dir=self.data_dir)
+        picture = figures.posterior_picture(
+            trained, n=self.n, k=self.k, side=self.side, seed=self.seed
+        )
+        write_atomic(self.out, picture)
+        print(f"Wrote q, q_EW (K = {self.k}) and the posterior of {self.n} images to {self.out}.")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train and evaluate a set of objectives or estimators at equal budgets, and print a table."""
+
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="estimators|objectives")]
+    """What is compared."""
+    config: RunConfig
+    """Settings that all share."""
+    out: Path
+    """Folder of the runs; finished ones in it are reused, interrupted ones resumed."""
+    recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE.toml")] = "paper"
+    """Settings to start from; flags replace them."""
+    draws: int = 5000
+    """K of the evaluation."""
+    limit: int | None = None
+    """Only the first so many test examples."""
+    record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Also write the results with their settings."""
+    overwrite: Overwrite = False
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae import experiments
+        from iwae.files import write_atomic
+        from iwae.progress import DemoBars, print_comparison
+
+        check_output(self.record, (".json",), overwrite=self.overwrite)
+        cells = experiments.comparison(self.name)
+        with DemoBars(len(cells)) as bars:
+            results = experiments.compare(
+                cells,
+                self.config,
+                self.out,
+                k=self.draws,
+                limit=self.limit,
+                data_dir=self.data_dir,
+                watch=bars,
+            )
+        print_comparison(results)
+        if self.record is not None:
+            write_atomic(
+                self.record, json.dumps(experiments.record(self.config, results), indent=1)
+            )

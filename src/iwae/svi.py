@@ -1,0 +1,117 @@
+"""NumPyro models and guides under any bound and estimator of this package.
+
+`numpyro.infer.SVI(model, guide, optimizer, ImportanceELBO(iwae, "dreg", num_particles=50))` trains
+the parameters of a model (θ) and of a reparametrised guide (φ).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer import RenyiELBO
+
+from iwae.bounds import Bound, Pair, iwae
+from iwae.errors import InputError
+from iwae.gradients import Estimator, Weights, check, named
+
+Params = dict[str, Any]
+
+
+class ImportanceELBO(RenyiELBO):
+    """A bound on the log-evidence with K = `num_particles`, and an estimator of its gradient.
+
+    As in NumPyro's `RenyiELBO`, whose log-weights and plates these are, the bound is taken for each
+    entry of the plates that enclose every site, and summed. With the bound `iwae` the loss equals
+    that of `RenyiELBO(alpha=0)` on the same draws. The surrogate is
+
+    −Σ c_i ℓ_i(θ, φ̄, h̄) − Σ b_i ℓ_i(θ̄, φ̄, h_φ) + Σ s_i ℓ_i(θ̄, φ, h̄),
+
+    ℓ the log-weights and bars held constant; b, c and s are those of `iwae.gradients`. `InputError`
+    if the estimator means nothing here, or if the guide has draws that are not reparametrised.
+    """
+
+    def __init__(
+        self,
+        bound: Bound | Pair = iwae,
+        estimator: str | Estimator = "reparam",
+        num_particles: int = 2,
+    ) -> None:
+        super().__init__(alpha=0, num_particles=num_particles)
+        self.pair = bound if isinstance(bound, Pair) else Pair(bound, bound)
+        self.estimator = named(estimator)
+        check(self.estimator, self.pair, num_particles, self)
+
+    def loss(
+        self,
+        rng_key: Array,
+        param_map: Params,
+        model: Any,
+        guide: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Array:
+        """−bound, whose gradient is the estimator's."""
+        plate_key, rng_key = jax.random.split(rng_key)
+        hidden = ["sample", "prng_key", "control_flow"]
+        model, guide = (seed(f, plate_key, hide_types=hidden) for f in (model, guide))
+        keys = jax.random.split(rng_key, self.num_particles)
+        h = jax.vmap(lambda key: _draw(guide, param_map, key, args, kwargs))(keys)
+
+        def log_weights(theta: Params, phi: Params, h: Params) -> tuple[Array, Array]:
+            def one(key: Array, h: Params) -> tuple[Array, Any]:
+                fixed = substitute(substitute(guide, data=phi), data=h)
+                posed = substitute(model, data=theta)
+                return self._single_particle_elbo(posed, fixed, {}, args, kwargs, key)
+
+            log_w, scale = jax.vmap(one)(keys, h)
+            return log_w, scale[0]
+
+        still, h_still = jax.lax.stop_gradient((param_map, h))
+        log_w, scale = jax.lax.stop_gradient(log_weights(still, still, h_still))
+        b, c, s = _per_column(log_w, self.pair, self.estimator)
+        surrogate = -jnp.sum(c * log_weights(param_map, still, h_still)[0])
+        if b is not None:
+            surrogate -= jnp.sum(b * log_weights(still, still, h)[0])
+        if s is not None:
+            surrogate += jnp.sum(s * log_weights(still, param_map, h_still)[0])
+        value = -jnp.sum(self.pair.theta(log_w))
+        return scale * (value + surrogate - jax.lax.stop_gradient(surrogate))
+
+
+def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Params:
+    """The guide's draws by site, with the key that `RenyiELBO` gives it."""
+    _, guide_key = jax.random.split(key)
+    sites = trace(substitute(seed(guide, guide_key), data=params)).get_trace(*args, **kwargs)
+    draws = {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
+    for name, site in draws.items():
+        if not getattr(site["fn"], "has_rsample", False):
+            raise InputError(
+                f"The guide's site {name!r} draws from {type(site['fn']).__name__}, which is not "
+                f"reparametrised, so no gradient passes through it; use a reparametrised "
+                f"distribution there, or numpyro.infer.TraceGraph_ELBO."
+            )
+    return {name: site["value"] for name, site in draws.items()}
+
+
+def _per_column(
+    log_w: Array, pair: Pair, estimator: Estimator
+) -> tuple[Array | None, Array, Array | None]:
+    """(b, c, s) [K, *plates]; b or s is None where the estimator has none."""
+
+    def column(log_w: Array) -> tuple[Array | None, Array, Array | None]:
+        weights = Weights(log_w, pair.phi)
+        b = None if estimator.path is None else estimator.path(weights)
+        s = None if estimator.score is None else estimator.score(weights)
+        return b, jax.grad(lambda log_w: pair.theta(log_w))(log_w), s
+
+    columns = log_w.reshape(len(log_w), -1)
+    return jax.tree.map(
+        partial(jnp.reshape, shape=log_w.shape), jax.vmap(column, in_axes=1, out_axes=1)(columns)
+    )

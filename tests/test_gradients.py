@@ -1,0 +1,427 @@
+"""Estimators: by hand, identities, agreement in the mean, variances, SNR laws, and refusals."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from iwae import laboratory
+from iwae.bounds import Pair, ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
+from iwae.config import ModelConfig, ObjectiveConfig
+from iwae.gradients import ESTIMATORS, Estimator, surrogate_loss
+from iwae.model import Autoencoder, FromFunctions, build, log_weights
+from linear_gaussian import LinearGaussian, orthogonal_chain, random_model
+from refusals import refused
+
+SMOOTH = {
+    "elbo": elbo,
+    "iwae": iwae,
+    "miwae": partial(miwae, m=2),
+    "ciwae": partial(ciwae, beta=0.4),
+    "vr-iwae": partial(vr_iwae, alpha=0.5),
+    "vr-iwae, negative": partial(vr_iwae, alpha=-0.5),
+    "jvi-1": partial(jvi, order=1),
+    "jvi-2": partial(jvi, order=2),
+}
+
+# --- by hand ----------------------------------------------------------------------------------
+
+X = jnp.array([1.2, 0.4, -0.5])
+
+
+def user_model():
+    mu, e = jnp.array([0.3, -1.0, 0.5]), jnp.array([0.6, -0.2, 0.1])
+    return LinearGaussian(mu, e, jnp.array(-0.3))
+
+
+@eqx.filter_jit
+def gradients(model, x, key, k, bounds=(elbo, iwae), estimator="reparam"):
+    """(value, ∇loss) of one example, for each bound."""
+
+    def one(bound):
+        def loss(model):
+            return surrogate_loss(model, x, key, bound=bound, k=k, estimator=estimator)
+
+        (_, value), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
+        return value, gradient
+
+    return [one(bound) for bound in bounds]
+
+
+def test_the_gradients_are_those_worked_out_by_hand():
+    """Σ_i c_i ∇log w_i with z = e + s ε: q's density moves with its draws, so
+    ∂/∂e = μ + x − 2z, ∂/∂μ = z − μ, ∂/∂log s = d + (μ + x − 2z)·s ε; c_i = w̃_i or 1/K."""
+    model, key, k = user_model(), jax.random.key(1), 6
+    z = model.propose(X, k, key)
+    log_w = log_weights(model, X, z)
+    pull = np.asarray(model.mu + X - 2 * z, np.float64)
+    by_scale = 3 + np.sum(pull * np.asarray(z - model.e), axis=1)
+    coefficients = np.full(k, 1 / k), softmax(np.asarray(log_w, np.float64))
+    results = gradients(model, X, key, k)
+    for bound, c, (value, gradient) in zip((elbo, iwae), coefficients, results, strict=True):
+        np.testing.assert_allclose(value, bound(log_w), rtol=1e-6)
+        np.testing.assert_allclose(-gradient.e, c @ pull, rtol=1e-4)
+        np.testing.assert_allclose(-gradient.mu, c @ np.asarray(z - model.mu), rtol=1e-4)
+        np.testing.assert_allclose(-gradient.log_s, c @ by_scale, rtol=1e-4)
+
+
+def small_model(layers=1):
+    config = ModelConfig(layers, ((4,), (4,))[:layers], (3, 2)[:layers], "bernoulli")
+    return random_model(config, 5, seed=2)
+
+
+def test_the_gradient_of_an_autoencoder_weighs_that_of_each_draw():
+    """Σ_i w̃_i ∇ log w(x, h_i), the K gradients taken one by one (Burda et al. Eq. 13)."""
+    model, x, key = small_model(2), jnp.array([1.0, 0, 0, 1, 1]), jax.random.key(3)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    @jax.jit
+    def each(params):
+        def log_w(params):
+            model = eqx.combine(params, static)
+            return log_weights(model, x, model.propose(x, 4, key))
+
+        return log_w(params), jax.jacrev(log_w)(params)
+
+    log_w, jacobian = each(params)
+    weighted = jax.tree.map(lambda g: -jnp.tensordot(jax.nn.softmax(log_w), g, 1), jacobian)
+    ((_, gradient),) = gradients(model, x, key, 4, (iwae,))
+    for got, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(weighted), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def weights_of_the_papers(name, bound, log_w):
+    """(c, b, s) in numpy; that c and H are right is for the tests of bounds."""
+    k, w = len(log_w), softmax(np.asarray(log_w, np.float64))
+    c = np.asarray(jax.jit(jax.grad(bound))(log_w), np.float64)
+    h = np.asarray(jax.jit(partial(curvature, bound))(log_w), np.float64)
+    zero = np.zeros(k)
+    table = {
+        "reparam": (c, -c),
+        "stl": (c, zero),
+        "dreg": (c - h, zero),
+        "rws": (zero, w),
+        "rws-dreg": (w - w**2, zero),
+        "aisle-kl": (w, zero),
+        "aisle-chi2": (2 * k * w**2, zero),
+    }
+    return c, *table[name]
+
+
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"rws-sleep"}))
+def test_every_estimator_weighs_paths_and_scores_as_its_paper_says(name):
+    """z = e + s ε: path of e is ∂log w/∂z, of log s is that · s ε; scores at fixed z."""
+    model, key, k = user_model(), jax.random.key(1), 6
+    z = model.propose(X, k, key)
+    log_w = log_weights(model, X, z)
+    scaled = np.asarray(z - model.e, np.float64)
+    precision = np.exp(-2 * float(model.log_s))
+    path = np.asarray(model.mu + X - 2 * z, np.float64) + scaled * precision
+    score = scaled * precision
+    close = partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4)
+    results = gradients(model, X, key, k, tuple(SMOOTH.values()), name)
+    for bound, (value, gradient) in zip(SMOOTH.values(), results, strict=True):
+        c, b, s = weights_of_the_papers(name, bound, log_w)
+        close(value, bound(log_w))
+        close(-gradient.e, b @ path + s @ score)
+        close(-gradient.log_s, b @ (path * scaled).sum(1) + s @ ((score * scaled).sum(1) - 3))
+        close(-gradient.mu, c @ np.asarray(z - model.mu))
+
+
+def test_with_one_draw_iwae_and_elbo_have_the_same_gradient():
+    results = gradients(user_model(), X, jax.random.key(4), 1)
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+# --- identities -------------------------------------------------------------------------------
+
+
+def flat(gradient):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
+
+
+def of_autoencoder(bound, estimator, k=5):
+    """−∇loss of a two-layer autoencoder: (θ, φ), flat."""
+    model, x = small_model(2), jnp.array([1.0, 0, 0, 1, 1])
+    ((_, gradient),) = gradients(model, x, jax.random.key(8), k, (bound,), estimator)
+    return -flat((gradient.decoder, gradient.observation)), -flat(gradient.encoder)
+
+
+def test_aisle_is_stl_and_2k_dreg_of_iwae():
+    theta, stl = of_autoencoder(iwae, "stl")
+    same, kl = of_autoencoder(iwae, "aisle-kl")
+    np.testing.assert_allclose(kl, stl, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(same, theta, rtol=1e-5, atol=1e-7)
+    _, dreg = of_autoencoder(iwae, "dreg")
+    _, chi2 = of_autoencoder(iwae, "aisle-chi2")
+    np.testing.assert_allclose(chi2, 2 * 5 * dreg, rtol=1e-4, atol=1e-6)
+    _, wake = of_autoencoder(iwae, "rws-dreg")
+    np.testing.assert_allclose(wake + dreg, stl, rtol=1e-4, atol=1e-6)
+
+
+def test_dreg_of_the_elbo_is_stl():
+    for a, b in zip(of_autoencoder(elbo, "dreg"), of_autoencoder(elbo, "stl"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_theta_has_the_same_gradient_under_every_estimator():
+    expected, _ = of_autoencoder(iwae, "reparam")
+    for name in ESTIMATORS:
+        theta, phi = of_autoencoder(iwae, name)
+        np.testing.assert_allclose(theta, expected, rtol=2e-5, atol=1e-7)
+        assert np.any(phi != 0)
+
+
+@pytest.mark.parametrize("estimator", ["reparam", "stl", "dreg"])
+def test_a_pair_takes_each_gradient_from_its_own_bound(estimator):
+    theta, phi = of_autoencoder(Pair(iwae, partial(miwae, m=3)), estimator, k=6)
+    alone, _ = of_autoencoder(iwae, estimator, k=6)
+    _, own = of_autoencoder(partial(miwae, m=3), estimator, k=6)
+    np.testing.assert_allclose(theta, alone, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(phi, own, rtol=2e-5, atol=1e-6)
+
+
+def test_a_weight_that_underflows_keeps_its_path():
+    """c_i = 0 and b_i = 0 give 0, not 0/0."""
+    model = LinearGaussian(jnp.full(2, 40.0), jnp.full(2, -40.0), jnp.array(0.0))
+    ((value, gradient),) = gradients(model, jnp.zeros(2), jax.random.key(0), 9, (iwae,), "dreg")
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(flat(gradient)))
+
+
+# --- a user's own model -----------------------------------------------------------------------
+
+
+def test_plain_functions_make_a_model():
+    model = user_model()
+    params = {"mu": model.mu, "e": model.e, "log_s": model.log_s}
+    of = lambda p: LinearGaussian(p["mu"], p["e"], p["log_s"])
+    plain = FromFunctions(
+        params,
+        propose=lambda p, x, k, key: of(p).propose(x, k, key),
+        log_joint=lambda p, x, h: of(p).log_joint(x, h),
+        log_proposal=lambda p, x, h: of(p).log_proposal(x, h),
+    )
+    for name in ("reparam", "dreg"):
+        ((value, got),) = gradients(plain, X, jax.random.key(2), 4, (iwae,), name)
+        ((same, expected),) = gradients(model, X, jax.random.key(2), 4, (iwae,), name)
+        np.testing.assert_array_equal(value, same)
+        np.testing.assert_allclose(got.params["e"], expected.e, rtol=1e-6)
+        np.testing.assert_allclose(got.params["mu"], expected.mu, rtol=1e-6)
+
+
+# --- in the mean ------------------------------------------------------------------------------
+
+
+def autoencoder(layers, kind):
+    if kind == "binary":
+        return random_model(ModelConfig(layers, ((4,), (4,))[:layers], (3, 2)[:layers]), 5, seed=2)
+    config = ModelConfig(layers, ((4,), (4,))[:layers], (3, 2)[:layers], "gaussian")
+    model = build(config, kind="real", mean=np.zeros(5), spread=np.ones(5), key=jax.random.key(1))
+    params, rest = eqx.partition((*model.encoder, model.observation), eqx.is_inexact_array)
+    noise = jax.random.key(2)
+    shaken = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(noise, a.shape), params)
+    *encoder, observation = eqx.combine(shaken, rest)
+    return eqx.tree_at(lambda m: (m.encoder, m.observation), model, (tuple(encoder), observation))
+
+
+def moments_of(model, x, key, bounds, estimators, *, k, repeats, chunk=500):
+    """{(bound, estimator): laboratory.Moments of θ and φ}, every gradient from one program."""
+
+    @jax.jit
+    def draws(key):
+        def one(key, bound, estimator):
+            gradient = eqx.filter_grad(
+                lambda m: -surrogate_loss(m, x, key, bound=bound, k=k, estimator=estimator)[0]
+            )(model)
+            phi = flat_jax(gradient.encoder)
+            return flat_jax((gradient.decoder, gradient.observation)), phi
+
+        keys = jax.random.split(key, chunk)
+        every = {}
+        for i, (name, bound) in enumerate(bounds.items()):
+            for j, estimator in enumerate(estimators):
+                own = jax.vmap(partial(jax.random.fold_in, data=10 * i + j))(keys)
+                g = jax.vmap(partial(one, bound=bound, estimator=estimator))(own)
+                every[name, estimator] = [(a.mean(0), jnp.sum((a - a.mean(0)) ** 2)) for a in g]
+        return every
+
+    n = repeats // chunk
+    blocks = [draws(jax.random.fold_in(key, i)) for i in range(n)]
+    return {
+        which: [
+            laboratory.Moments(
+                np.stack([b[which][part][0] for b in blocks]),
+                np.array([float(b[which][part][1]) for b in blocks]),
+                chunk,
+            )
+            for part in (0, 1)
+        ]
+        for which in blocks[0]
+    }
+
+
+def flat_jax(tree):
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+CASES = [
+    pytest.param(2, "binary"),
+    pytest.param(1, "binary", marks=pytest.mark.slow),
+    pytest.param(1, "real", marks=pytest.mark.slow),
+    pytest.param(2, "real", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("layers", "kind"), CASES)
+def test_dreg_agrees_with_autodiff_in_the_mean_and_varies_less(layers, kind):
+    """For every smooth bound; ‖difference‖² within 3 standard errors of 0, θ and φ."""
+    model, k = autoencoder(layers, kind), 6
+    x = jnp.array([1.0, 0, 0, 1, 1]) if kind == "binary" else jnp.array([0.3, -1, 2, 0.1, -0.4])
+    every = moments_of(
+        model, x, jax.random.key(9), SMOOTH, ("reparam", "dreg"), k=k, repeats=20_000
+    )
+    for name in SMOOTH:
+        for part, (plain, dreg) in enumerate(
+            zip(every[name, "reparam"], every[name, "dreg"], strict=True)
+        ):
+            apart = dreg.bias(plain)
+            each = [dreg.without(b).bias(plain.without(b)) for b in range(len(plain.means))]
+            error = laboratory.jackknife(each)
+            assert abs(apart) < 3.5 * error, (name, part)
+            assert error < 0.05
+            if part == 1:
+                assert dreg.variance < plain.variance, name
+
+
+def test_stl_is_biased_for_iwae_and_not_for_the_elbo():
+    model, x = autoencoder(1, "binary"), jnp.array([1.0, 0, 0, 1, 1])
+    bounds = {"iwae": iwae, "elbo": elbo}
+    every = moments_of(model, x, jax.random.key(9), bounds, ("dreg", "stl"), k=6, repeats=20_000)
+    for name in bounds:
+        dreg, stl = every[name, "dreg"][1], every[name, "stl"][1]
+        each = [stl.without(b).bias(dreg.without(b)) for b in range(len(dreg.means))]
+        error = laboratory.jackknife(each)
+        if name == "iwae":
+            assert stl.bias(dreg) > 10 * error
+            assert stl.bias(dreg) > 0.01
+        else:
+            assert abs(stl.bias(dreg)) < 4 * error + 1e-6
+
+
+@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+def test_at_the_exact_posterior_phi_has_no_variance(estimator):
+    """log w_i = log p(x) for every draw, so each path is 0, while the plain gradient is not."""
+    oracle = orthogonal_chain(1)
+    x, bounds = jnp.asarray(oracle.draw(1, seed=3)[0]), tuple(SMOOTH.values())
+    ((_, plain),) = gradients(oracle.model, x, jax.random.key(5), 6, (elbo,), "reparam")
+    size = np.abs(flat(plain.encoder)).max()
+    assert size > 1e-3
+    for _, gradient in gradients(oracle.model, x, jax.random.key(5), 6, bounds, estimator):
+        assert np.abs(flat(gradient.encoder)).max() < 1e-3 * size
+
+
+# --- signal to noise --------------------------------------------------------------------------
+
+
+def test_snr_laws():
+    """φ falls as K^−½ under reparam and does not fall under DReG; θ rises as K^½."""
+    model = LinearGaussian(jnp.array([0.3, -1.0]), jnp.array([0.2, 0.1]), jnp.array(-0.2))
+    measured = laboratory.measure(
+        model,
+        X[None, :2],
+        bounds=lambda k: iwae,
+        estimators=["reparam", "dreg"],
+        ks=[8, 32, 128],
+        repeats=40_000,
+        phi=lambda m: (m.e, m.log_s),
+    )
+    found = {(s.estimator, s.parameters): s for s in laboratory.slopes(measured)}
+    for which, slope in found.items():
+        print(*which, f"{slope.slope:.3f} ± {slope.slope_se:.3f}")
+    plain, theta = found["reparam", "phi"], found["reparam", "theta"]
+    assert abs(plain.slope + 0.5) < 0.1
+    assert abs(theta.slope - 0.5) < 0.1
+    assert found["dreg", "phi"].slope > 0.3
+    assert max(s.slope_se for s in found.values()) < 0.06
+    for m in measured:
+        assert abs(m.bias) < 4 * m.bias_se
+
+
+def test_moments_are_those_of_all_draws_together():
+    model = user_model()
+    phi = lambda m: (m.e, m.log_s)
+    streamed = laboratory.moments(
+        model, X[None], jax.random.key(3), bound=iwae, k=3, repeats=40, phi=phi
+    )["phi"]
+    keys = jax.random.split(jax.random.key(3), laboratory.BLOCKS)
+
+    def one(key):
+        (key,) = jax.random.split(key, 1)
+        loss = lambda m: -surrogate_loss(m, X, key, bound=iwae, k=3)[0]
+        gradient = eqx.filter_grad(loss)(model)
+        return jnp.append(gradient.e, gradient.log_s)
+
+    each = np.array([[one(jax.random.fold_in(k, i)) for i in range(4)] for k in keys])
+    np.testing.assert_allclose(streamed.means, each.mean(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(streamed.variance, np.cov(each.reshape(40, 4).T).trace(), rtol=1e-4)
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+def test_combinations_without_meaning_are_refused():
+    model, key = user_model(), jax.random.key(0)
+    loss = partial(surrogate_loss, model, X, key)
+    with refused(
+        "Estimator rws was given K = 1 draw, where its φ gradient has mean zero; give K = 2 or "
+        "more, or use dreg."
+    ):
+        loss(bound=iwae, k=1, estimator="rws")
+    with refused(
+        "Estimator aisle-kl updates φ by a divergence of its own, so a bound of its own for φ "
+        "would never be used; give reparam, stl or dreg, or one bound for θ and φ."
+    ):
+        loss(bound=Pair(iwae, elbo), k=4, estimator="aisle-kl")
+    with refused(
+        "Estimator rws-sleep needs draws (x, h) from the model, but it has no method "
+        "dream(k, key); write one, or use rws."
+    ):
+        loss(bound=iwae, k=4, estimator="rws-sleep")
+    with refused(
+        "There is no estimator 'dregs'; did you mean 'dreg'? Known are aisle-chi2, aisle-kl, "
+        "dreg, reparam, rws, rws-dreg, rws-sleep, stl."
+    ):
+        loss(bound=iwae, k=4, estimator="dregs")
+
+    class Dependent(LinearGaussian):
+        independent_draws = False
+
+    with refused(
+        "Estimator dreg needs independent draws, but this model's proposal makes dependent ones; "
+        "give reparam or stl."
+    ):
+        surrogate_loss(
+            Dependent(model.mu, model.e, model.log_s), X, key, bound=iwae, k=4, estimator="dreg"
+        )
+    with refused(
+        "repeats = 5 was given, but moments with standard errors need at least 20; give more."
+    ):
+        laboratory.moments(model, X[None], key, bound=iwae, k=2, repeats=5)
+
+
+def test_the_names_of_the_command_line_are_those_of_the_library():
+    from typing import get_args, get_type_hints
+
+    from iwae.bounds import BOUNDS
+
+    hints = get_type_hints(ObjectiveConfig)
+    assert set(get_args(hints["estimator"])) == set(ESTIMATORS)
+    assert set(get_args(hints["objective"])) == set(BOUNDS) | {"piwae"}
+    assert isinstance(small_model(), Autoencoder)
+    assert Estimator() != ESTIMATORS["stl"]

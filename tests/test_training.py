@@ -1,0 +1,211 @@
+"""From gradients to steps: schedules, Adam, and the compiled loop."""
+
+from dataclasses import replace
+from functools import cache
+from itertools import combinations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from iwae import training
+from iwae.config import ModelConfig, ObjectiveConfig, TrainingConfig
+from iwae.observation import Observer
+from linear_gaussian import orthogonal_chain, random_model
+
+AS_IS = Observer(1.0, dynamic=False)
+
+
+def small_model(layers=1):
+    config = ModelConfig(layers, ((4,), (4,))[:layers], (3, 2)[:layers], "bernoulli")
+    return random_model(config, 5, seed=2)
+
+
+# --- schedules and Adam -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps_per_pass", [1, 7])
+def test_stages_are_the_papers(steps_per_pass):
+    """3,280 passes: 1 at 1e-3, 3 at 1e-3·10^(−1/7), … 2,187 at 1e-4."""
+    config = TrainingConfig(epochs=3280, schedule="stages")
+    rate = training.learning_rate(config, steps_per_pass)
+    passes = [1, 3, 9, 27, 81, 243, 729, 2187]
+    expected = np.repeat(1e-3 * 10 ** (-np.arange(8) / 7), passes).repeat(steps_per_pass)
+    got = jax.jit(jax.vmap(rate))(jnp.arange(len(expected)))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_constant_and_cosine_schedules(schedule):
+    config = TrainingConfig(epochs=10, schedule=schedule, learning_rate=0.02)
+    steps = jnp.arange(41)
+    cosine = 0.01 * (1 + np.cos(np.pi * np.arange(41) / 40))
+    expected = {"constant": np.full(41, 0.02), "cosine": cosine}[schedule]
+    rate = jax.vmap(lambda step: jnp.asarray(training.learning_rate(config, 4)(step)))
+    got = np.broadcast_to(rate(steps), 41)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_adam_on_the_mean_steps_like_the_papers_adam_on_the_sum():
+    """Gradients of the size of ε, so that a wrong ε shows."""
+    sums = 1e-3 * jax.random.normal(jax.random.key(5), (15, 8))
+
+    def updates(transform, gradients):
+        _, every = jax.lax.scan(
+            lambda s, g: transform.update(g, s)[::-1], transform.init(sums[0]), gradients
+        )
+        return every
+
+    mine = updates(training.optimizer(TrainingConfig(batch_size=20), 100), sums / 20)
+    np.testing.assert_allclose(mine, updates(optax.adam(1e-3, eps=1e-4), sums), rtol=1e-5)
+    wrong = updates(optax.adam(1e-3, eps=1e-4), sums / 20)
+    assert not np.any(np.isclose(mine, wrong, rtol=0.1))
+
+
+def test_clipping_bounds_the_norm_that_reaches_adam():
+    config = TrainingConfig(batch_size=1, clip=0.01, adam_epsilon=1.0)
+    transform = training.optimizer(config, 1)
+    gradient = jnp.array([30.0, 40.0])
+    update, _ = transform.update(gradient, transform.init(gradient))
+    clipped = np.array([0.006, 0.008])
+    np.testing.assert_allclose(update, -1e-3 * clipped / (clipped + 1), rtol=1e-4)
+
+
+# --- the loop ---------------------------------------------------------------------------------
+
+
+def test_every_pass_has_its_own_order_of_all_examples():
+    orders = [np.asarray(training.order_of_pass(s, i, 50)) for s, i in ((0, 0), (0, 1), (1, 0))]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(50))
+    assert not any(np.array_equal(a, b) for a, b in combinations(orders, 2))
+    np.testing.assert_array_equal(orders[1], training.order_of_pass(0, 1, 50))
+
+
+@cache
+def loop(make_model, observe, **settings):
+    """(maker of fresh states, advance) for batches of 2."""
+    config = TrainingConfig(batch_size=2, **settings)
+    params, static = eqx.partition(make_model(), eqx.is_inexact_array)
+    transform = training.optimizer(config, 30)
+    objective = ObjectiveConfig("iwae", k=3)
+    advance = training.make_advance(static, objective, config, transform, observe, seed=6)
+    return lambda: training.init(params, transform, average=config.average is not None), advance
+
+
+BITS_LOOP = (small_model, Observer(255.0, dynamic=True))
+DECAY = 0.15
+
+
+def pca():
+    return orthogonal_chain(1).model
+
+
+def detuned_pca():
+    return orthogonal_chain(1, inflate=3.0).model
+
+
+PIXELS = np.random.default_rng(7).integers(0, 256, (60, 5)).astype(np.uint8)
+
+
+def test_a_step_returns_what_it_takes_so_that_it_is_compiled_once():
+    fresh, advance = loop(*BITS_LOOP, average=DECAY)
+    before = [jax.typeof(a) for a in jax.tree.leaves(fresh())]
+    after = advance(fresh(), jnp.asarray(PIXELS), jnp.arange(60), 0, 1)
+    assert [jax.typeof(a) for a in jax.tree.leaves(after)] == before
+
+
+def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit():
+    fresh, advance = loop(*BITS_LOOP, average=DECAY)
+    images, order = jnp.asarray(PIXELS), training.order_of_pass(0, 0, 60)
+    whole = advance(fresh(), images, order, 0, 30)
+    cut = fresh()
+    for stop in (10, 20, 30):
+        cut = advance(cut, images, order, 0, stop)
+    assert int(cut.step) == 30
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
+        np.testing.assert_array_equal(a, b)
+    start = jax.tree.leaves(fresh().params)
+    moved = [np.any(a != b) for a, b in zip(jax.tree.leaves(whole.params), start, strict=True)]
+    assert all(moved)
+
+
+def test_each_step_sees_its_own_rows_of_the_order():
+    """With the exact posterior the bound is log p(x) for any draws, so it names the batch."""
+    oracle = orthogonal_chain(1)
+    x, n = oracle.draw(10, seed=8), 5
+    fresh, advance = loop(pca, AS_IS, learning_rate=1e-12)
+    exact, state = oracle.log_evidence(x), fresh()
+    for number in range(2):
+        order = training.order_of_pass(1, number, 10)
+        expected = exact[np.asarray(order)].reshape(n, 2).mean(1)
+        before = float(state.total)
+        for i in range(n):
+            state = advance(state, jnp.asarray(x), order, number * n, number * n + i + 1)
+            np.testing.assert_allclose(state.value, expected[i], rtol=1e-5)
+        np.testing.assert_allclose(float(state.total) - before, expected.sum(), rtol=1e-5)
+
+
+def test_a_nan_in_the_data_stops_the_loop_at_its_step():
+    x, order = orthogonal_chain(1).draw(10, seed=8), training.order_of_pass(1, 0, 10)
+    x[order[7]] = np.nan
+    fresh, advance = loop(pca, AS_IS, learning_rate=1e-12)
+    state = advance(fresh(), jnp.asarray(x), order, 0, 5)
+    assert int(state.step) == 4
+    assert np.isnan(state.value)
+    assert not training.all_finite(state.params)
+    again = advance(state, jnp.asarray(x), order, 0, 5)
+    assert int(again.step) == 4
+    before = advance(fresh(), jnp.asarray(x), order, 0, 3)
+    assert training.all_finite(before.params)
+
+
+def test_training_a_detuned_encoder_brings_the_bound_to_the_likelihood():
+    """The ELBO's gap is KL(q‖p(h|x)) = 3 · (3 − 1 − ln 3)/2 at the start: Adam closes it."""
+    oracle = orthogonal_chain(1, inflate=3.0)
+    x = oracle.draw(60, seed=9)
+    fresh, advance = loop(detuned_pca, AS_IS, learning_rate=0.01)
+    state = fresh()
+    for number in range(20):
+        state = replace(state, total=jnp.zeros(()))
+        order = training.order_of_pass(2, number, 60)
+        state = advance(state, jnp.asarray(x), order, 30 * number, 30 * (number + 1))
+        if number == 0:
+            first = float(state.total) / 30
+    assert first < oracle.log_evidence(x).mean() - 0.3
+    assert float(state.total) / 30 > oracle.log_evidence(x).mean() - 0.05
+
+
+def test_the_moving_average_is_the_one_worked_out_by_hand():
+    """a ← r p + (1 − r) a, 1 − r = min(decay, (1 + t)/(10 + t)): 0.1 at t = 0, then the decay."""
+    fresh, advance = loop(*BITS_LOOP, average=DECAY)
+    state = fresh()
+    by_hand = [np.asarray(a, np.float64) for a in jax.tree.leaves(state.params)]
+    images, order = jnp.asarray(PIXELS), jnp.arange(60)
+    for t in range(4):
+        state = advance(state, images, order, 0, t + 1)
+        keep = min(DECAY, (1 + t) / (10 + t))
+        params = jax.tree.leaves(state.params)
+        by_hand = [keep * a + (1 - keep) * p for a, p in zip(by_hand, params, strict=True)]
+    for got, expected in zip(jax.tree.leaves(state.average), by_hand, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+# --- observation ------------------------------------------------------------------------------
+
+
+def test_a_dynamic_observation_is_a_fresh_bit_with_the_pixels_intensity():
+    pixels, n = jnp.array([0, 1, 64, 128, 200, 255], jnp.uint8), 20_000
+    observe = Observer(255.0, dynamic=True)
+    bits = np.asarray(
+        jax.vmap(lambda key: observe(pixels, key))(jax.random.split(jax.random.key(10), n))
+    )
+    assert set(np.unique(bits)) == {0.0, 1.0}
+    p = np.asarray(pixels) / 255
+    assert np.all(np.abs(bits.mean(0) - p) <= 4.5 * np.sqrt(p * (1 - p) / n))
+    np.testing.assert_allclose(
+        Observer(255.0, dynamic=False)(pixels, jax.random.key(0)), p, rtol=1e-6
+    )
