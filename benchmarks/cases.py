@@ -13,7 +13,8 @@ import torch
 
 from benchmarks import iwae_steps, torch_iwae
 from benchmarks.images import synthetic
-from benchmarks.timing import Contestant, Effort, Times, fastest, interleaved
+from benchmarks.timing import Contestant, Effort, Times, fastest, interleaved, ratios
+from iwae.config import ObjectiveConfig
 
 IMAGES = 60_000
 K_EVALUATION = 5000
@@ -83,6 +84,33 @@ def training(effort: Effort, *, layers: int, k: int, batch: int) -> Result:
     }
     times = interleaved(contestants, effort)
     return Result("ms/step", _scaled(times, 1e3), f"tuned: threads = {threads}")
+
+
+OBJECTIVES = {
+    "iwae": ObjectiveConfig(k=50),
+    **{
+        e: ObjectiveConfig(estimator=e, k=50)
+        for e in ("stl", "dreg", "rws", "rws-dreg", "aisle-chi2")
+    },
+    "vae": ObjectiveConfig("vae", k=50),
+    "miwae": ObjectiveConfig("miwae", m=5, k=50),
+    "jvi-1": ObjectiveConfig("jvi", order=1, k=50),
+    "jvi-1 dreg": ObjectiveConfig("jvi", order=1, k=50, estimator="dreg"),
+}
+"""Of the K = 50 step: "iwae" is L_K under reparam, to which the others are compared."""
+
+
+def estimators(effort: Effort, *, layers: int) -> Result:
+    """The training step under every estimator and under other objectives, to that of reparam."""
+    contestants = {
+        name: iwae_steps.TrainingLoop(
+            iwae_steps.new_model(layers, images()), images(), k=50, batch=20, objective=objective
+        )
+        for name, objective in OBJECTIVES.items()
+    }
+    times = interleaved(contestants, effort)
+    parts = [f"{n} {r['median']:.2f}" for n, r in ratios(times).items()]
+    return Result("ms/step", _scaled(times, 1e3), f"time to reparam's: {', '.join(parts)}")
 
 
 def evaluation(effort: Effort) -> Result:
@@ -168,6 +196,8 @@ CASES: dict[str, Callable[[Effort], Result]] = {
     "training step, 1 layer, K = 50": _training(1, 50, 20),
     "training step, 2 layers, K = 50": _training(2, 50, 20),
     "training step, 1 layer, K = 50, batch 100": _training(1, 50, 100),
+    "estimators, 1 layer, K = 50": partial(estimators, layers=1),
+    "estimators, 2 layers, K = 50": partial(estimators, layers=2),
     "evaluation of L_5000, 1 layer": evaluation,
     "import": _fresh("s", 0, iwae="import_iwae", torch="import_torch"),
     "first step, 1 layer": _fresh("s", 1, iwae="first_step_iwae", torch="first_step_torch"),

@@ -40,8 +40,16 @@ def parameters(model: Autoencoder) -> list[np.ndarray]:
 class TrainingLoop:
     """Called with n, takes n training steps in one compiled program for each pass."""
 
-    def __init__(self, model: Autoencoder, images: np.ndarray, *, k: int, batch: int):
-        config = TrainingConfig(batch_size=batch)
+    def __init__(
+        self,
+        model: Autoencoder,
+        images: np.ndarray,
+        *,
+        k: int,
+        batch: int,
+        objective: ObjectiveConfig | None = None,
+    ):
+        config, objective = TrainingConfig(batch_size=batch), objective or ObjectiveConfig(k=k)
         self.steps_per_pass, self.step = len(images) // batch, 0
         params, static = eqx.partition(model, eqx.is_inexact_array)
         transform = training.optimizer(config, self.steps_per_pass)
@@ -49,7 +57,7 @@ class TrainingLoop:
         self.images = jnp.asarray(images)
         self.order = training.order_of_pass(SEED, 0, len(images))
         self.advance = training.make_advance(
-            static, ObjectiveConfig("iwae", k=k), config, transform, Observer(255, True), SEED
+            static, objective, config, transform, Observer(255, True), SEED
         )
 
     def __call__(self, steps: int) -> None:

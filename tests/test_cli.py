@@ -134,7 +134,7 @@ def test_every_command_explains_itself(name: str, capsys) -> None:
 
 def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("IWAE_DATA_DIR", raising=False)
-    listed = "data, demo, encode, evaluate, reconstruct, report, sample, score, train"
+    listed = ", ".join(sorted(COMMANDS))
     cases = [
         (("trian",), f"There is no command 'trian'; did you mean 'train'? Known are {listed}."),
         (
@@ -169,6 +169,37 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (("score", trained, tmp_path / "none.npy", "--out", tmp_path / "s1.csv"), None),
         (("data", "mnits"), None),
+        *(
+            (
+                (name, trained, *rest, "--seed", "-1"),
+                "seed = -1 was given, but a seed is a whole number from 0 to 2^32 - 1.",
+            )
+            for name, *rest in (
+                ("evaluate",),
+                ("sample", "--out", tmp_path / "a.npy"),
+                ("score", "digits", "--out", tmp_path / "b.npy"),
+                ("encode", "digits", "--out", tmp_path / "c.npy"),
+                ("reconstruct", "--out", tmp_path / "d.png"),
+            )
+        ),
+        (("evaluate", trained, "--memory", "0"), None),
+        (
+            ("sample", trained, "--n", "1000000000", "--out", tmp_path / "e.npy"),
+            "This needs more memory than there is; give a smaller --n, --batch-size or --memory.",
+        ),
+        (
+            ("gradients",),
+            "Gradients are measured of one model; give either the folder of a run or --recipe.",
+        ),
+        (
+            ("compare", "foo", "--out", tmp_path / "f"),
+            "There is no comparison 'foo'; known are estimators, objectives.",
+        ),
+        (
+            ("posterior", trained, "--out", tmp_path / "p.png"),
+            "The model has 3 latent units, but densities are drawn of exactly 2; train one with "
+            "--layers 1 --latents 2.",
+        ),
     ]
     for arguments, sentence in cases:
         said = refusal(capsys, *arguments)
@@ -181,7 +212,7 @@ def test_existing_output_is_kept(trained: Path, tmp_path: Path, capsys) -> None:
     kept = tmp_path / "s.npy"
     kept.write_text("precious")
     said = refusal(capsys, "sample", trained, "--n", "2", "--out", kept)
-    assert said == f"{kept} exists; choose another --out, or give --overwrite to replace it."
+    assert said == f"{kept} exists; choose another name, or give --overwrite to replace it."
     assert kept.read_text() == "precious"
     assert run("sample", trained, "--n", "2", "--out", kept, "--overwrite") == 0
     assert np.load(kept).shape == (2, 8, 8)
@@ -211,13 +242,14 @@ def test_flags_that_do_not_fit_are_one_sentence(trained: Path, tmp_path: Path, c
             "k = 0 was given, but a bound needs at least 1 draw; give --k 1 or more.",
         ),
         (["--kk", "5", *out], f"iwae train does not take --kk; did you mean --k? {helped}"),
+        (["--lr", "1"], f"iwae train does not take --lr; did you mean --learning-rate? {helped}"),
         (["--kk", "5"], f"iwae train does not take --kk; did you mean --k? {helped}"),
         (["--xyzzy", *out], f"iwae train does not take --xyzzy; {helped}"),
         (["--k", "5"], f"iwae train needs --out PATH; {helped}"),
         (
             ["--objective", "iwaee", *out],
             "--objective iwaee was given, which is not a choice; did you mean 'iwae'? Known are "
-            "iwae, vae.",
+            "ciwae, iwae, jvi, miwae, piwae, vae, vr-iwae.",
         ),
         (["--k", "five", *out], f"--k takes INT, not 'five'; {helped}"),
         ([*out, "--k"], f"--k was given without a value; {helped}"),

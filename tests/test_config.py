@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from iwae.config import RunConfig, flatten, override, parse, recipe, recipe_names
+from iwae.config import PARAMETERS, RunConfig, flatten, override, parse, recipe, recipe_names
 from iwae.errors import InputError
 
 
@@ -14,9 +14,17 @@ def test_recipes_survive_toml(name: str) -> None:
     assert parse(config.to_toml(), "copy") == config
 
 
-def test_every_field_survives_toml() -> None:
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        {"objective": "miwae", "m": 5, "encoder_objective": "ciwae", "beta": 0.25},
+        {"objective": "vr-iwae", "alpha": -0.5, "encoder_objective": "jvi", "order": 2},
+    ],
+)
+def test_every_field_survives_toml(objectives: dict) -> None:
     config = override(
         RunConfig(),
+        **objectives,
         layers=3,
         hidden=((5, 4), (3,), ()),
         latents=(4, 3, 2),
@@ -26,7 +34,8 @@ def test_every_field_survives_toml() -> None:
         patience=3,
         checkpoint_every=2,
     )
-    assert None not in flatten(config).values()
+    given = {name for name, value in flatten(config).items() if value is not None}
+    assert set(flatten(config)) - given <= set(PARAMETERS.values())
     assert parse(config.to_toml(), "copy") == config
 
 
@@ -66,12 +75,57 @@ def test_names_of_settings_are_unique() -> None:
         (
             {"latents": (3, 4)},
             "latents describes 2 stochastic layers where layers = 1; give one entry for each "
-            "layer, from the image up.",
+            "layer, from the image up, or --layers 2.",
         ),
         (
             {"latents": (0,)},
             "A layer of width 0 was given, but every width must be at least 1; correct hidden or "
             "latents.",
+        ),
+        ({"objective": "miwae"}, "objective = miwae needs m; give --m."),
+        (
+            {"objective": "miwae", "m": 7},
+            "m = 7 was given with k = 50, but the draws form m groups of equal size; give an m "
+            "that divides 50.",
+        ),
+        (
+            {"alpha": 0.5},
+            "alpha = 0.5 was given, but iwae takes no alpha; leave it out, or choose another "
+            "objective.",
+        ),
+        (
+            {"objective": "vr-iwae", "alpha": float("nan")},
+            "alpha = nan was given, but α must be finite; give 1 for the ELBO.",
+        ),
+        (
+            {"objective": "ciwae", "beta": 2.0},
+            "beta = 2.0 was given, but β is a weight; give one from 0 to 1.",
+        ),
+        (
+            {"objective": "jvi", "order": 5, "k": 5},
+            "order = 5 was given with k = 5, but a jackknife leaves out fewer draws than there "
+            "are; give an order from 0 to 4.",
+        ),
+        (
+            {"objective": "piwae", "m": 5, "encoder_objective": "vae"},
+            "encoder_objective = vae was given with objective = piwae, whose encoder follows "
+            "miwae; leave it out, or give --objective iwae.",
+        ),
+        (
+            {"encoder_objective": "piwae", "m": 5},
+            "encoder_objective = piwae was given, but piwae is a pair itself; give "
+            "--encoder-objective miwae.",
+        ),
+        (
+            {"estimator": "rws", "encoder_objective": "vae"},
+            "estimator = rws was given with an objective for the encoder, but it updates the "
+            "encoder by a divergence of its own; give --estimator reparam, stl or dreg, or one "
+            "objective for both.",
+        ),
+        (
+            {"estimator": "rws-dreg", "k": 1},
+            "estimator = rws-dreg was given with k = 1, where the encoder's gradient has mean "
+            "zero; give --k 2 or more, or --estimator dreg.",
         ),
         ({"seed": -1}, "seed = -1 was given, but a seed is a whole number from 0 to 2^32 - 1."),
         ({"k": 2.5}, "k = 2.5 was given, but it must be a whole number."),

@@ -832,11 +832,11 @@ def test_csv_with_and_without_a_header(tmp_path, head):
     [
         (
             "a,b\n1,2\n3,x y \n",
-            "Line 3 of {path} holds 'x y': give a number in every cell.",
+            "Line 3 of {path} holds 'x y': give numbers separated by commas.",
         ),
-        ("1,2\n\n3,\n", "Line 3 of {path} holds '': give a number in every cell."),
-        ("id,1\n3,4\n", "Line 1 of {path} holds 'id': give a number in every cell."),
-        ("1,2\n1_0,4\n", "Line 2 of {path} holds '1_0': give a number in every cell."),
+        ("1,2\n\n3,\n", "Line 3 of {path} holds '': give numbers separated by commas."),
+        ("id,1\n3,4\n", "Line 1 of {path} holds 'id': give numbers separated by commas."),
+        ("1,2\n1_0,4\n", "Line 2 of {path} holds '1_0': give numbers separated by commas."),
         (
             "a,b\n1,2\n3\n",
             "Line 3 of {path} has 1 cells and line 2 has 2: give the same number in every line.",

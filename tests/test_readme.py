@@ -1,17 +1,38 @@
-"""The README's claims that can be run."""
+"""What the README and the documentation show can be run."""
 
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from iwae.cli import COMMANDS, parse
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def examples(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_examples_of_gradients_train_to_the_maximum() -> None:
+    values, own, interop = examples((ROOT / "docs" / "gradients.md").read_text())
+    exec(values, {})
+    names: dict = {}
+    exec(own, names)
+    params = names["model"].params
+    np.testing.assert_allclose(params["prior"], names["x"].mean(0), atol=0.15)
+    np.testing.assert_allclose(params["gain"], 0.5, atol=0.1)
+    np.testing.assert_allclose(params["log_s"], np.log(0.5) / 2, atol=0.1)
+    exec(interop, names)
+    fitted = names["result"].params
+    assert fitted["prior"] == pytest.approx(0.9, abs=0.1)
+    assert fitted["scale"] == pytest.approx(np.sqrt(0.5), abs=0.1)
 
 
 def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (code,) = examples(README)
     assert len(code.splitlines()) <= 15
     monkeypatch.chdir(tmp_path)
     names: dict = {}

@@ -260,7 +260,7 @@ def test_writing_refuses_to_overwrite(others: list[Path], tmp_path: Path) -> Non
     report.write(others[1:], out)
     first = out.read_text()
     out.write_text("mine")
-    sentence = f"{out} exists; choose another --out, or give --overwrite to replace it."
+    sentence = f"{out} exists; choose another name, or give --overwrite to replace it."
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
         report.write(others[1:], out)
     assert out.read_text() == "mine"

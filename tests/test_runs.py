@@ -93,7 +93,8 @@ import sys
 from pathlib import Path
 import iwae
 from iwae.config import read
-iwae.train(read(Path(sys.argv[1])), out=sys.argv[2], resume=True)
+out = Path(sys.argv[2])
+iwae.train(read(Path(sys.argv[1])), out=out, resume=out.exists())
 """
 
 DYING = """
@@ -215,6 +216,22 @@ def test_existing_folders_are_not_touched(tiny_run: Trained, tiny: RunConfig, tm
         iwae.train(tiny, out=tmp_path, resume=True)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
     assert before == {p.name: p.read_bytes() for p in tiny_run.path.iterdir()}
+
+
+def test_a_refused_start_leaves_nothing_in_the_way(tiny: RunConfig, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with refused(
+        f"{out} does not exist, so there is no run to resume; leave out --resume to start one."
+    ):
+        iwae.train(tiny, out=out, resume=True)
+    for wrong in ({"likelihood": "bernouli"}, {"batch_size": 5000}, {"learning_rate": 1e30}):
+        with pytest.raises(InputError):
+            iwae.train(override(tiny, **wrong), out=out)
+        assert not out.exists()
+    out.mkdir()
+    with pytest.raises(InputError):
+        iwae.train(override(tiny, likelihood="bernouli"), out=out)
+    assert iwae.train(override(tiny, epochs=1), out=out).passes == 1
 
 
 def test_only_a_constant_schedule_can_be_prolonged(tiny: RunConfig, tmp_path: Path) -> None:

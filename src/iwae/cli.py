@@ -31,7 +31,7 @@ class Train:
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
     """Settings to start from; flags replace them. Built in: paper, demo, smoke."""
     resume: bool = False
-    """Continue the run in --out with its own settings."""
+    """Continue the run in --out with its own settings; --epochs or --minutes can make it longer."""
     data_dir: DataDir = None
     """Where to look first for the files of data sets."""
 
@@ -142,7 +142,8 @@ class Reconstruct:
             trained, n=self.n, seed=self.seed, split=self.split
         )
         write_atomic(self.out, picture)
-        print(f"Wrote {self.n} images, as the model saw them and reconstructed, to {self.out}.")
+        shown = min(self.n, len(trained.data().split(self.split)))
+        print(f"Wrote {shown} images, as the model saw them and reconstructed, to {self.out}.")
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Report:
 class Data:
     """List the data sets: which files are there, where they were looked for, whether intact."""
 
-    name: Annotated[Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+    name: Annotated[Positional[str | None], tyro.conf.arg(metavar="[NAME]")] = None
     """One data set; left out: all."""
     verify: bool = False
     """Read the files and check their content."""
@@ -269,6 +270,12 @@ def main(argv: list[str] | None = None) -> None:
         _leave(str(error), 2)
     except KeyboardInterrupt:
         _leave("Interrupted.", 130)
+    except MemoryError:
+        _leave(_too_large(), 2)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _leave(_too_large(), 2)
     except OSError as error:
         _leave(f"{error.filename or 'A file'} could not be used: {error.strerror}.", 2)
     except Interrupted as error:
@@ -340,6 +347,10 @@ def _overview() -> str:
             f"Recipes: {', '.join(recipe_names())}. Options: iwae COMMAND --help.",
         ]
     )
+
+
+def _too_large() -> str:
+    return "This needs more memory than there is; give a smaller --n, --batch-size or --memory."
 
 
 def _leave(sentence: str, code: int) -> None:

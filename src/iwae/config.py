@@ -67,7 +67,8 @@ class ModelConfig:
             _require(
                 given is None or len(given) == self.layers,
                 f"{name} describes {len(given or ())} stochastic layers where layers = "
-                f"{self.layers}; give one entry for each layer, from the image up.",
+                f"{self.layers}; give one entry for each layer, from the image up, or --layers "
+                f"{len(given or ())}.",
             )
         _require(
             self.layers in PRESETS or None not in (self.hidden, self.latents),
@@ -145,12 +146,12 @@ class ObjectiveConfig:
             value = getattr(self, parameter)
             _require(
                 parameter in needed or value is None,
-                f"{parameter} = {value} was given, but {' and '.join(names)} take no {parameter}; "
+                f"{parameter} = {value} was given, but {' and '.join(names)} takes no {parameter}; "
                 f"leave it out, or choose another objective.",
             )
             _require(
                 parameter not in needed or value is not None,
-                f"objective = {needed.get(parameter)} needs a {parameter}; give --{parameter}.",
+                f"objective = {needed.get(parameter)} needs {parameter}; give --{parameter}.",
             )
         _require(
             self.m is None or (self.m >= 1 and self.k % self.m == 0),
@@ -249,6 +250,14 @@ def _at_least_one(name: str, value: int) -> None:
     _require(value >= 1, f"{name} = {value} was given, but --{flag} must be at least 1.")
 
 
+def check_seed(seed: int) -> None:
+    """`InputError` unless 0 ≤ seed < 2^32."""
+    _require(
+        0 <= seed < 2**32,
+        f"seed = {seed} was given, but a seed is a whole number from 0 to 2^32 - 1.",
+    )
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that determines a run."""
@@ -261,10 +270,7 @@ class RunConfig:
     """Seed of every draw of the run."""
 
     def __post_init__(self) -> None:
-        _require(
-            0 <= self.seed < 2**32,
-            f"seed = {self.seed} was given, but a seed is a whole number from 0 to 2^32 - 1.",
-        )
+        check_seed(self.seed)
 
     def to_toml(self) -> str:
         """The configuration as TOML; fields that are None are left out."""

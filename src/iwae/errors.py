@@ -14,9 +14,11 @@ class Interrupted(Exception):  # noqa: N818
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The part of a sentence that suggests the closest of `known`, or lists them all."""
+    """The part of a sentence that suggests the closest of `known`; a short list is given whole."""
     import difflib
 
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     listed = ", ".join(sorted(known))
+    if match and len(known) > 15:
+        return f"did you mean {match[0]!r}"
     return f"did you mean {match[0]!r}? Known are {listed}" if match else f"known are {listed}"

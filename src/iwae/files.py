@@ -48,7 +48,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """`InputError` if `path` exists and must not be overwritten, or has no folder to lie in."""
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; choose another --out, or give --overwrite to replace it.")
+        raise InputError(f"{path} exists; choose another name, or give --overwrite to replace it.")
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent} to write {path.name} into; create it.")
 

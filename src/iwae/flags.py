@@ -17,6 +17,17 @@ Seed = Annotated[int, tyro.conf.arg(help="Seed of the draws.")]
 Overwrite = Annotated[bool, tyro.conf.arg(help="Replace an existing file.")]
 
 
+SHORT = {
+    "--lr": "--learning-rate",
+    "--batch": "--batch-size",
+    "--loss": "--objective",
+    "--samples": "--k",
+    "--data": "--dataset",
+    "--output": "--out",
+}
+"""What is often typed for a flag that difflib would not come upon."""
+
+
 def parse(command: type, arguments: list[str], *, prog: str, default: Any = None) -> Any:
     """An instance of the dataclass `command`; `InputError` if the arguments do not make one.
 
@@ -111,7 +122,8 @@ def _sentence(event: Any, options: list[str]) -> str:
 
 
 def _unknown(token: str, prog: str, options: list[str]) -> str:
-    near = difflib.get_close_matches(token, options, n=1, cutoff=0.5)
+    near = [o for o in options if o == SHORT.get(token)]
+    near = near or difflib.get_close_matches(token, options, n=1, cutoff=0.5)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"{prog} does not take {token}; {meant}`{prog} --help` lists what it takes."
 

@@ -80,21 +80,32 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool) -> Iterat
     """The locked folder of a run: made for a first start, checked for a resume.
 
     `InputError` if `out` exists and is not to be resumed, is no run, was configured otherwise, or
-    is in use.
+    is in use, or if there is nothing to resume. A start that is refused before its first
+    checkpoint leaves no folder behind.
     """
     if out is None:
         yield Folder(None)
         return
     path = Path(out)
-    if resume and not _is_blank(path):
-        _check_resumable(path, config)
-    else:
+    if resume and not path.exists():
+        raise InputError(
+            f"{path} does not exist, so there is no run to resume; leave out --resume to start one."
+        )
+    fresh = not resume or _is_blank(path)
+    if fresh:
         _make(path)
+    else:
+        _check_resumable(path, config)
     with _locked(path):
         for leftover in path.glob(f".*{TEMPORARY}"):
             leftover.unlink()
         write_atomic(path / CONFIG, config.to_toml())
-        yield Folder(path)
+        try:
+            yield Folder(path)
+        except InputError:
+            if fresh and not (path / CHECKPOINT).exists():
+                _unmake(path)
+            raise
 
 
 def _is_blank(path: Path) -> bool:
@@ -118,6 +129,14 @@ def _make(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"The folder {path} cannot be made: {error.strerror}.") from error
+
+
+def _unmake(path: Path) -> None:
+    """Take away what a start without a checkpoint has written, so that the next is not refused."""
+    for name in (METRICS, CONFIG, LOCK):
+        (path / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def _check_resumable(path: Path, config: RunConfig) -> None:

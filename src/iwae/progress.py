@@ -141,7 +141,8 @@ def print_evaluation(result: Evaluation) -> None:
 
 def print_files(found: list[FileStatus]) -> None:
     """The files of data sets, a line each, and where they were looked for."""
-    table = Table("data set", "file", "state", Column("where", overflow="fold"), "remark")
+    names = ("data set", "file", "state", "where", "remark")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for f in found:
         table.add_row(*map(Text, (f.dataset, f.file, f.state, str(f.path or "—"), f.detail)))
     console = Console()

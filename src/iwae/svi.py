@@ -91,9 +91,12 @@ def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Par
         if site["type"] == "sample" and not site["is_observed"]
     }
     for name, site in draws.items():
-        if not getattr(site["fn"], "has_rsample", False):
+        distribution = site["fn"]
+        while hasattr(distribution, "base_dist"):
+            distribution = distribution.base_dist
+        if not distribution.has_rsample:
             raise InputError(
-                f"The guide's site {name!r} draws from {type(site['fn']).__name__}, which is not "
+                f"The guide's site {name!r} draws from {type(distribution).__name__}, which is not "
                 f"reparametrised, so no gradient passes through it; use a reparametrised "
                 f"distribution there, or numpyro.infer.TraceGraph_ELBO."
             )

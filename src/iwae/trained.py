@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae import data, evaluation
-from iwae.config import RunConfig
+from iwae.config import RunConfig, check_seed
 from iwae.data import Dataset
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, mean_and_error, over_examples
@@ -115,6 +115,12 @@ class Trained:
         progress: Progress | None = None,
     ) -> np.ndarray:
         """L_K of prepared examples [n, d], in nats, [n]."""
+        check_seed(seed)
+        if memory is not None and memory < 1:
+            raise InputError(
+                f"memory = {memory} was given, but a block of draws needs some; give more, or "
+                f"leave it out."
+            )
         if k < 1:
             raise InputError(
                 f"k = {k} was given, but L_K needs at least 1 draw; give k = 1 or more."
@@ -150,6 +156,7 @@ class Trained:
         self, source: str | Path | np.ndarray, *, layer: int = 1, seed: int = 0
     ) -> np.ndarray:
         """E_q[h_l|x] of your own examples, [n, d_l]; layers are counted from the image."""
+        check_seed(seed)
         layers = len(self.model.latents)
         if not 1 <= layer <= layers:
             raise InputError(
@@ -161,13 +168,15 @@ class Trained:
 
     def sample(self, n: int, *, seed: int = 0, mean: bool = True) -> np.ndarray:
         """n images from the model [n, *shape]: E[x|h_1], or with `mean=False` draws of x."""
+        check_seed(seed)
         if n < 1:
-            raise InputError(f"n = {n} was given, but at least 1 sample is needed.")
+            raise InputError(f"n = {n} was given, but a sample is at least 1; give n = 1 or more.")
         images = eqx.filter_jit(Autoencoder.sample)(self.model, n, jax.random.key(seed), mean=mean)
         return np.asarray(images).reshape(n, *self.seen.shape)
 
     def reconstruct(self, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """(x as the model sees it, E[x'|h_1] at one draw h_1 ~ q), each [n, *shape]."""
+        check_seed(seed)
         seen, again = over_examples(
             _reconstruction, self.model, images, self.seen.observer, seed=seed, draws=1
         )
@@ -203,7 +212,9 @@ class Trained:
         """
         images = self.data().split(split)
         if limit is not None and limit < 1:
-            raise InputError(f"limit = {limit} was given, but at least 1 example is needed.")
+            raise InputError(
+                f"limit = {limit} was given, but at least 1 is needed; give 1 or more."
+            )
         images = images[:limit]
         began = time.monotonic()
         values = self.log_likelihoods(images, k=k, seed=seed, memory=memory, progress=progress)

@@ -183,7 +183,8 @@ def _bad_line(path: Path, lines: list[tuple[int, str]]) -> str:
         cells = line.split(",")
         bad = [cell for cell in cells if not _is_number(cell)]
         if bad:
-            return f"Line {i} of {path} holds {bad[0].strip()!r}: give a number in every cell."
+            cell = bad[0].strip() if len(bad[0]) <= 40 else f"{bad[0].strip()[:40]}…"
+            return f"Line {i} of {path} holds {cell!r}: give numbers separated by commas."
         if len(cells) != width:
             what = f"Line {i} of {path} has {len(cells)} cells and line {lines[0][0]} has {width}"
             return f"{what}: give the same number in every line."
