@@ -12,7 +12,7 @@ demo: $(VENV)/.base  ## train a VAE and IWAEs on digits, compare them, write a r
 	$(VENV)/bin/iwae demo
 
 test: $(VENV)/.dev  ## the default suite
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto
 
 test-slow: $(VENV)/.dev  ## what takes minutes
 	$(VENV)/bin/python -m pytest -m slow

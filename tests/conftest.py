@@ -9,7 +9,10 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-CHECKED = "bounds checkpoint evaluation gradients likelihoods model networks observation training"
+CHECKED = (
+    "bounds checkpoint evaluation gradients jackknife laboratory likelihoods model networks "
+    "observation posterior training"
+)
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):
     import iwae.runs
 from iwae.config import RunConfig, override, recipe

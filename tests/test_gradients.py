@@ -187,11 +187,17 @@ def test_a_pair_takes_each_gradient_from_its_own_bound(estimator):
 
 
 def test_a_weight_that_underflows_keeps_its_path():
-    """c_i = 0 and b_i = 0 give 0, not 0/0."""
+    """θ by L_K, where most w̃_i are 0 or denormal, and φ by the ELBO, where each path counts 1/K."""
     model = LinearGaussian(jnp.full(2, 40.0), jnp.full(2, -40.0), jnp.array(0.0))
-    ((value, gradient),) = gradients(model, jnp.zeros(2), jax.random.key(0), 9, (iwae,), "dreg")
-    assert np.isfinite(value)
-    assert np.all(np.isfinite(flat(gradient)))
+    args = jnp.zeros(2), jax.random.key(0), 40
+    ((value, both),) = gradients(model, *args, (Pair(iwae, elbo),), "dreg")
+    ((_, alone),) = gradients(model, *args, (elbo,), "dreg")
+    ((same, theta),) = gradients(model, *args, (iwae,), "dreg")
+    assert value == same
+    np.testing.assert_allclose(both.e, alone.e, rtol=1e-4)
+    np.testing.assert_allclose(both.mu, theta.mu, rtol=1e-5)
+    w = jax.nn.softmax(log_weights(model, args[0], model.propose(args[0], 40, args[1])))
+    assert float(w.min()) < 1e-30
 
 
 # --- a user's own model -----------------------------------------------------------------------

@@ -20,5 +20,5 @@ def nearest(name: str, known: list[str]) -> str:
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     listed = ", ".join(sorted(known))
     if match and len(known) > 15:
-        return f"did you mean {match[0]!r}"
+        return f"the nearest is {match[0]!r}"
     return f"did you mean {match[0]!r}? Known are {listed}" if match else f"known are {listed}"

@@ -127,7 +127,7 @@ def _loss(
     h̃ is h, but what comes back to it is scaled from c_i to b_i.
     """
     c = jax.grad(lambda log_w: theta(log_w))(weights.log_w)
-    c = jnp.where(c == 0, TINY, c)
+    c = jnp.where(jnp.abs(c) < TINY, TINY, c)
     loss = jnp.zeros(())
     if estimator.path is None:
         loss -= jnp.sum(c * model.log_joint(x, jax.lax.stop_gradient(h)))
@@ -143,7 +143,7 @@ def _loss(
 
 
 TINY = 1e-20
-"""Stands for c_i = 0, so that b_i / c_i exists: their product is b_i again."""
+"""Stands for a c_i near 0, so that b_i / c_i is finite and their product b_i again."""
 
 
 @jax.custom_vjp
