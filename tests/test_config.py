@@ -48,6 +48,22 @@ def test_paper_recipe_is_the_paper() -> None:
     assert two.model.widths == (((200, 200), (100, 100)), (100, 50))
 
 
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({}, "IWAE"),
+        ({"estimator": "dreg"}, "IWAE by dreg"),
+        ({"objective": "vr-iwae", "alpha": 0.5}, "VR-IWAE-0.5"),
+        (
+            {"objective": "jvi", "order": 1, "encoder_objective": "vae", "estimator": "stl"},
+            "JVI-1 / VAE by stl",
+        ),
+    ],
+)
+def test_labels_tell_objectives_apart(settings: dict, label: str) -> None:
+    assert override(RunConfig(), **settings).objective.label == label
+
+
 def test_names_of_settings_are_unique() -> None:
     sections = ("data", "model", "objective", "training")
     leaves = sum(len(flatten(getattr(RunConfig(), section))) for section in sections)

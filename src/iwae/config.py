@@ -139,6 +139,17 @@ class ObjectiveConfig:
         self._check_parameters()
         self._check_estimator()
 
+    @property
+    def label(self) -> str:
+        """What was maximised, and how if not plainly: IWAE, MIWAE-5, IWAE / VAE, IWAE by dreg."""
+        names = [self._shaped(n) for n in (self.objective, self.encoder_objective) if n]
+        how = "" if self.estimator == "reparam" else f" by {self.estimator}"
+        return " / ".join(names) + how
+
+    def _shaped(self, name: str) -> str:
+        shape = f"-{getattr(self, PARAMETERS[name]):g}" if name in PARAMETERS else ""
+        return name.upper() + shape
+
     def _check_parameters(self) -> None:
         names = [n for n in (self.objective, self.encoder_objective) if n is not None]
         needed = {PARAMETERS[n]: n for n in names if n in PARAMETERS}

@@ -50,10 +50,11 @@ def coefficients(k: int, m: int) -> list[float]:
             f"order = {m} was given with K = {k} draws, but JVI leaves out up to m of them and "
             f"needs one to stay; give an order from 0 to {k - 1}."
         )
-    if m > 2 and math.comb(k, m) > MOST_SUBSETS:
+    subsets = max((math.comb(k, j) for j in range(3, m + 1)), default=0)
+    if subsets > MOST_SUBSETS:
         raise InputError(
-            f"order = {m} was given with K = {k} draws, which takes all {math.comb(k, m):,} "
-            f"subsets of {k - m} draws; give an order of at most 2, or fewer draws."
+            f"order = {m} was given with K = {k} draws, which takes up to {subsets:,} subsets of "
+            f"them; give an order of at most 2, or fewer draws."
         )
     return [
         (-1) ** j * (k - j) ** m / (math.factorial(m - j) * math.factorial(j)) for j in range(m + 1)

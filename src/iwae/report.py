@@ -166,7 +166,7 @@ def _rows(entry: Entry) -> list[dict[str, Any]]:
     model, objective = entry.config.model, entry.config.objective
     run = {
         "run": entry.name,
-        "objective": objective.objective.upper(),
+        "objective": objective.label,
         "k": objective.k,
         "layers": model.layers,
         "best": False,
@@ -250,7 +250,7 @@ def _card(entry: Entry) -> dict[str, Any]:
     """What the page shows of one run: each figure is a picture with a caption, or a sentence."""
     objective, layers = entry.config.objective, entry.config.model.layers
     summary = [
-        f"{objective.objective.upper()}, K = {objective.k}",
+        f"{objective.label}, K = {objective.k}",
         f"{layers} stochastic {'layer' if layers == 1 else 'layers'}",
         f"{_count(entry.passes)} of {_count(entry.config.training.epochs)} passes",
     ]
