@@ -13,7 +13,7 @@ import numpy as np
 
 import iwae
 from iwae import laboratory, report, runs, training
-from iwae.config import ObjectiveConfig, RunConfig, flatten, override, recipe
+from iwae.config import PARAMETERS, ObjectiveConfig, RunConfig, flatten, override, recipe
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.folder import CONFIG
@@ -71,18 +71,14 @@ def demo(out: Path, *, watch: Watchers) -> tuple[list[Result], Path]:
     return results, page
 
 
-def _estimator_cell(estimator: str) -> Cell:
-    settings = {"objective": "iwae", "estimator": estimator}
-    return Cell(f"IWAE, {estimator}", f"iwae-{estimator}", settings)
-
-
 def _objective_cell(name: str, objective: str, **shape: Any) -> Cell:
-    return Cell(name, name.lower(), {"objective": objective, "estimator": "reparam", **shape})
+    unshaped = dict.fromkeys(PARAMETERS.values())
+    return Cell(name, name.lower(), {**unshaped, "objective": objective, **shape})
 
 
 COMPARISONS = {
     "estimators": tuple(
-        _estimator_cell(e)
+        Cell(e, e, {"estimator": e})
         for e in ("reparam", "stl", "dreg", "rws-dreg", "aisle-kl", "aisle-chi2", "rws")
     ),
     "objectives": (
@@ -95,14 +91,23 @@ COMPARISONS = {
         _objective_cell("JVI-1", "jvi", order=1),
     ),
 }
-"""What `iwae compare` knows: IWAE under every estimator, every objective under reparam."""
+"""What `iwae compare` knows: estimators of one objective, objectives under one estimator."""
 
 
-def comparison(name: str) -> tuple[Cell, ...]:
-    """The cells of a comparison; `InputError` for an unknown name."""
+def comparison(name: str, config: RunConfig) -> tuple[Cell, ...]:
+    """The cells of a comparison; `InputError` if there is none, or if `config` sets what it varies.
+
+    """
     if name not in COMPARISONS:
         known = nearest(name, list(COMPARISONS))
         raise InputError(f"There is no comparison {name!r}; {known}.")
+    varied = name.removesuffix("s")
+    given = getattr(config.objective, varied)
+    if given != getattr(ObjectiveConfig(), varied):
+        raise InputError(
+            f"{varied} = {given} was given, but a comparison of {name} trains every one of them; "
+            f"leave it out."
+        )
     return COMPARISONS[name]
 
 
@@ -149,7 +154,7 @@ def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
         "cells": [
             {
                 "name": r.name,
-                "settings": r.cell.settings,
+                "settings": {n: v for n, v in r.cell.settings.items() if v is not None},
                 **{n: r.evaluation[n] for n in ("k", "n", "nll", "nll_se", "active_units", "seed")},
                 "difference": r.difference,
                 "training_seconds": r.seconds,

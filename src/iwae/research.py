@@ -134,7 +134,7 @@ class Compare:
         from iwae.progress import DemoBars, print_comparison
 
         check_output(self.record, (".json",), overwrite=self.overwrite)
-        cells = experiments.comparison(self.name)
+        cells = experiments.comparison(self.name, self.config)
         with DemoBars(len(cells)) as bars:
             results = experiments.compare(
                 cells,
