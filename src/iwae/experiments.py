@@ -95,9 +95,7 @@ COMPARISONS = {
 
 
 def comparison(name: str, config: RunConfig) -> tuple[Cell, ...]:
-    """The cells of a comparison; `InputError` if there is none, or if `config` sets what it varies.
-
-    """
+    """The cells of a comparison; `InputError` if there is none, or `config` sets what it varies."""
     if name not in COMPARISONS:
         known = nearest(name, list(COMPARISONS))
         raise InputError(f"There is no comparison {name!r}; {known}.")
