@@ -1,7 +1,6 @@
 """Experiments as data: cells, the runs they make, and the tables they end in."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,9 +144,7 @@ def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
         for name in result.cell.settings:
             settings.pop(name, None)
     return {
-        "iwae": iwae.__version__,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        **_versions(),
         "settings": settings,
         "cells": [
             {
@@ -171,7 +168,7 @@ def gradients(
     examples: int,
     seed: int,
     data_dir: str | Path | None = None,
-) -> tuple[list[Measurement], list[Slope]]:
+) -> tuple[Trained, list[Measurement], list[Slope]]:
     """The gradient laboratory on the model of a run, or on the untrained one of a configuration."""
     if isinstance(source, RunConfig):
         trained = runs.untrained(source, data_dir=data_dir)
@@ -190,16 +187,32 @@ def gradients(
         repeats=repeats,
         seed=seed,
     )
-    return measured, laboratory.slopes(measured)
+    return trained, measured, laboratory.slopes(measured)
 
 
-def gradients_json(measured: list[Measurement], slopes: list[Slope]) -> str:
-    """Both lists as JSON, an object for each row."""
-    plain = {
+def gradients_record(
+    trained: Trained,
+    measured: list[Measurement],
+    slopes: list[Slope],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The laboratory's results with all that is needed to have them again."""
+    return {
+        **_versions(),
+        "settings": dict(about),
+        "model": {n: v for n, v in flatten(trained.config).items() if v is not None},
+        "passes": trained.passes,
         "measurements": [dataclasses.asdict(m) for m in measured],
         "slopes": [dataclasses.asdict(s) for s in slopes],
     }
-    return json.dumps(plain, indent=1)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "iwae": iwae.__version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
 
 
 def finished(

@@ -12,6 +12,9 @@ from iwae.config import Objective, ObjectiveConfig, RunConfig, recipe
 from iwae.errors import InputError
 from iwae.flags import DataDir, Overwrite, Seed, check_output
 
+PLACES = ("out", "data_dir", "overwrite", "run_folder")
+"""Flags that say where things are, and nothing of what they are."""
+
 
 @dataclass(frozen=True)
 class Gradients:
@@ -62,7 +65,7 @@ class Gradients:
             raise InputError(
                 "Gradients are measured of one model; give either the folder of a run or --recipe."
             )
-        measured, slopes = experiments.gradients(
+        trained, measured, slopes = experiments.gradients(
             source,
             objectives,
             self.estimators.split(","),
@@ -73,7 +76,9 @@ class Gradients:
         )
         print_gradients(measured, slopes)
         if self.out is not None and self.out.suffix == ".json":
-            write_atomic(self.out, experiments.gradients_json(measured, slopes))
+            about = {n: v for n, v in vars(self).items() if v is not None and n not in PLACES}
+            record = experiments.gradients_record(trained, measured, slopes, about)
+            write_atomic(self.out, json.dumps(record, indent=1, default=str))
         elif self.out is not None:
             write_atomic(self.out, figures.snr_curves(measured))
 
