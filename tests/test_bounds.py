@@ -219,6 +219,31 @@ def test_all_but_one_weight_zero(bound):
         assert value == np.inf
 
 
+@pytest.mark.parametrize(("k", "order"), [(50, 1), (50, 2), (100, 2)])
+def test_jvi_keeps_its_digits_far_from_zero(k, order):
+    """Log-weights near −90, as of images, in float32 against float64."""
+    log_w = np.random.default_rng(k).normal(-90, 2, size=k)
+    bound = partial(jvi, order=order)
+    single, double = jnp.asarray(log_w, jnp.float32), np.asarray(log_w, np.float32)
+    values = jax.jit(bound)(single), jax.jit(jax.grad(bound))(single), curvature(bound, single)
+    with jax.enable_x64(True):
+        exact = jnp.asarray(double, jnp.float64)
+        expected = bound(exact), jax.grad(bound)(exact), curvature(bound, exact)
+        np.testing.assert_allclose(values[0], expected[0], atol=3e-3)
+        for got, wanted in zip(values[1:], expected[1:], strict=True):
+            np.testing.assert_allclose(got, wanted, atol=2e-3 * np.abs(wanted).max())
+
+
+@every_bound
+def test_one_weight_of_zero_leaves_curvatures_finite(bound):
+    log_w = jnp.array([0.5, -jnp.inf, -0.2, 0.1])
+    if bound in (SHAPED["vr-iwae, above 1"], SHAPED["jvi-3"]):
+        return  # infinite there
+    assert np.all(np.isfinite(curvature(bound, log_w)))
+    np.testing.assert_allclose(ciwae(log_w, beta=0.0), iwae(log_w), rtol=1e-6)
+    assert np.all(curvature(partial(vr_iwae, alpha=1.0), log_w) == 0)
+
+
 def test_a_weight_of_zero_among_others_counts_as_zero():
     log_w = jnp.array([0.5, -jnp.inf, -0.2, 0.1, -jnp.inf])
     w = np.exp([0.5, -0.2, 0.1])

@@ -12,7 +12,7 @@ from scipy.special import softmax
 from iwae import laboratory
 from iwae.bounds import Pair, ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
 from iwae.config import ModelConfig, ObjectiveConfig
-from iwae.gradients import ESTIMATORS, Estimator, surrogate_loss
+from iwae.gradients import ESTIMATORS, Estimator, Weights, surrogate_loss
 from iwae.model import Autoencoder, FromFunctions, build, log_weights
 from linear_gaussian import LinearGaussian, orthogonal_chain, random_model
 from refusals import refused
@@ -136,6 +136,18 @@ def test_with_one_draw_iwae_and_elbo_have_the_same_gradient():
     results = gradients(user_model(), X, jax.random.key(4), 1)
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_doubly_reparametrised_weights_are_those_of_the_papers():
+    """c − H_ii: w̃² for L_K (Tucker et al.), αw̃ + (1−α)w̃² for VR-IWAE (Daudel et al.), 1/K."""
+    log_w = np.random.default_rng(1).normal(size=7)
+    weights = lambda bound: ESTIMATORS["dreg"].path(Weights(jnp.asarray(log_w, jnp.float32), bound))
+    close = partial(np.testing.assert_allclose, rtol=1e-4)
+    close(weights(iwae), softmax(log_w) ** 2)
+    close(weights(elbo), np.full(7, 1 / 7))
+    for alpha in (0.3, -0.5, 1.0):
+        v = softmax((1 - alpha) * log_w)
+        close(weights(partial(vr_iwae, alpha=alpha)), alpha * v + (1 - alpha) * v**2)
 
 
 # --- identities -------------------------------------------------------------------------------
@@ -378,6 +390,21 @@ def test_moments_are_those_of_all_draws_together():
     np.testing.assert_allclose(streamed.variance, np.cov(each.reshape(40, 4).T).trace(), rtol=1e-4)
 
 
+def test_at_an_optimum_there_is_no_relative_bias():
+    """θ has no signal at μ = (μ + x)/2 …: nan instead of noise over nothing."""
+    model = LinearGaussian(X[:2], X[:2], jnp.asarray(0.5 * np.log(0.5)))
+    measured = laboratory.measure(
+        model,
+        X[None, :2],
+        bounds=lambda k: iwae,
+        estimators=["reparam"],
+        ks=[3],
+        repeats=200,
+        phi=lambda m: (m.e, m.log_s),
+    )
+    assert all(np.isnan(m.bias) for m in measured)
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 
@@ -416,7 +443,8 @@ def test_combinations_without_meaning_are_refused():
             Dependent(model.mu, model.e, model.log_s), X, key, bound=iwae, k=4, estimator="dreg"
         )
     with refused(
-        "repeats = 5 was given, but moments with standard errors need at least 20; give more."
+        "repeats = 5 was given, but moments with standard errors need a multiple of 10, at least "
+        "20; give one."
     ):
         laboratory.moments(model, X[None], key, bound=iwae, k=2, repeats=5)
 

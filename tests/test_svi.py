@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
-from numpyro.infer import RenyiELBO
+from numpyro.infer import SVI, RenyiELBO
+from numpyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 from iwae.bounds import Pair, elbo, iwae, jvi, vr_iwae
 from iwae.svi import ImportanceELBO
@@ -109,4 +111,67 @@ def test_guides_that_are_not_reparametrised_are_refused():
         "passes through it; use a reparametrised distribution there, or "
         "numpyro.infer.TraceGraph_ELBO."
     ):
-        ImportanceELBO(iwae).loss(jax.random.key(0), {}, model, discrete, DATA)
+        ImportanceELBO(iwae, "dreg").loss(jax.random.key(0), {}, model, discrete, DATA)
+
+
+def whole(data):
+    z = numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
+    s = numpyro.sample("s", dist.LogNormal(0, 1))
+    with numpyro.plate("n", len(data)):
+        numpyro.sample("x", dist.Normal(z.sum(), s), obs=data)
+
+
+@pytest.mark.parametrize("automatic", [AutoNormal, AutoDiagonalNormal])
+def test_automatic_guides(automatic):
+    """Plain gradients are RenyiELBO's; DReG's have the same mean and are finite."""
+    its = automatic(whole)
+    svi = SVI(whole, its, optax.sgd(1.0), RenyiELBO(0, num_particles=4))
+    params = svi.get_params(svi.init(jax.random.key(0), DATA))
+    keys = jax.random.split(jax.random.key(1), 4000)
+
+    def gradients(objective):
+        one = jax.grad(lambda params, key: objective.loss(key, params, whole, its, DATA))
+        draws = jax.jit(jax.vmap(partial(one, params)))(keys)
+        return np.concatenate([np.reshape(g, (len(keys), -1)) for g in draws.values()], axis=1)
+
+    theirs = gradients(RenyiELBO(0, num_particles=4))
+    plain = gradients(ImportanceELBO(iwae, num_particles=4))
+    np.testing.assert_allclose(plain, theirs, rtol=2e-3, atol=1e-4)
+    dreg = gradients(ImportanceELBO(iwae, "dreg", num_particles=4))
+    assert np.all(np.isfinite(dreg))
+    error = np.sqrt((plain.var(0) + dreg.var(0)) / len(keys))
+    assert np.all(np.abs(plain.mean(0) - dreg.mean(0)) < 4.5 * error)
+
+
+def test_guides_that_cannot_be_evaluated_again_are_refused_but_for_reparam():
+    def dropping(data):
+        key = numpyro.prng_key()
+        shift = jax.random.bernoulli(key).astype(float)
+        numpyro.sample("z", dist.Normal(shift, jnp.ones(2)).to_event(1))
+        numpyro.sample("s", dist.LogNormal(0, 1))
+
+    def point(data):
+        numpyro.sample("z", dist.Delta(numpyro.param("m", jnp.zeros(2)), event_dim=1))
+        numpyro.sample("s", dist.Delta(1.0))
+
+    loss = lambda o, its: o.loss(jax.random.key(2), {}, whole, its, DATA)
+    for its in (dropping, point):
+        same = loss(RenyiELBO(0, num_particles=3), its)
+        np.testing.assert_allclose(
+            loss(ImportanceELBO(iwae, num_particles=3), its), same, rtol=1e-6
+        )
+    with refused(
+        "The guide draws a random key for itself, which would be another one when its density is "
+        "evaluated; use the estimator reparam."
+    ):
+        loss(ImportanceELBO(iwae, "dreg"), dropping)
+    with refused(
+        "The guide is a point mass, of which there is no density to differentiate; use the "
+        "estimator reparam."
+    ):
+        loss(ImportanceELBO(iwae, "dreg"), point)
+    with refused(
+        "The sleep phase needs draws (x, h) from the model, which NumPyro's models do not give by "
+        "themselves; use rws for the wake phase, or dreg."
+    ):
+        ImportanceELBO(iwae, "rws-sleep")

@@ -100,6 +100,8 @@ def elbo(log_w: LogWeights) -> Float[Array, "*batch"]:
 
 def _spread(log_w: LogWeights, power: float = 1.0) -> LogWeights:
     """a v_i (1 − v_i), v = softmax(a log w): H_ii of (1/a) log Σ_i w_i^a."""
+    if power == 0:
+        return jnp.zeros_like(log_w)
     v = jax.nn.softmax(power * log_w, axis=0)
     return power * v * (1 - v)
 
@@ -165,6 +167,8 @@ def ciwae(log_w: LogWeights, *, beta: float) -> Float[Array, "*batch"]:
             f"beta = {beta} was given, but CIWAE's β is a weight between 0 (IWAE) and 1 (ELBO); "
             f"give one in [0, 1]."
         )
+    if beta in (0, 1):
+        return elbo(log_w) if beta == 1 else iwae(log_w)
     return beta * elbo(log_w) + (1 - beta) * iwae(log_w)
 
 

@@ -142,13 +142,10 @@ class ObjectiveConfig:
     @property
     def label(self) -> str:
         """What was maximised, and how if not plainly: IWAE, MIWAE-5, IWAE / VAE, IWAE by dreg."""
-        names = [self._shaped(n) for n in (self.objective, self.encoder_objective) if n]
+        names = [n for n in (self.objective, self.encoder_objective) if n]
+        shape = {n: f"-{getattr(self, PARAMETERS[n]):g}" for n in names if n in PARAMETERS}
         how = "" if self.estimator == "reparam" else f" by {self.estimator}"
-        return " / ".join(names) + how
-
-    def _shaped(self, name: str) -> str:
-        shape = f"-{getattr(self, PARAMETERS[name]):g}" if name in PARAMETERS else ""
-        return name.upper() + shape
+        return " / ".join(n.upper() + shape.get(n, "") for n in names) + how
 
     def _check_parameters(self) -> None:
         names = [n for n in (self.objective, self.encoder_objective) if n is not None]
@@ -263,10 +260,8 @@ def _at_least_one(name: str, value: int) -> None:
 
 def check_seed(seed: int) -> None:
     """`InputError` unless 0 ≤ seed < 2^32."""
-    _require(
-        0 <= seed < 2**32,
-        f"seed = {seed} was given, but a seed is a whole number from 0 to 2^32 - 1.",
-    )
+    range_ = "a seed is a whole number from 0 to 2^32 - 1"
+    _require(0 <= seed < 2**32, f"seed = {seed} was given, but {range_}.")
 
 
 @dataclass(frozen=True)

@@ -174,9 +174,13 @@ def gradients(
         trained = runs.untrained(source, data_dir=data_dir)
     else:
         trained = runs.load(source, data_dir=data_dir)
-    if examples < 1:
-        raise InputError(f"examples = {examples} was given, but at least 1 is needed.")
-    images = jnp.asarray(trained.data().train[:examples])
+    train = trained.data().train
+    if not 1 <= examples <= len(train):
+        raise InputError(
+            f"examples = {examples} was given, but there are {len(train)} to train on; give 1 to "
+            f"{len(train)}."
+        )
+    images = jnp.asarray(train[:examples])
     keys = jax.random.split(jax.random.key(seed), len(images))
     measured = laboratory.measure(
         trained.model,

@@ -105,7 +105,7 @@ def surrogate_loss(
     differ). `model` is anything with `propose`, `log_joint` and `log_proposal`. `InputError` if the
     estimator does not exist, or means nothing for this bound, K or model.
     """
-    pair = bound if isinstance(bound, Pair) else Pair(bound, bound)
+    pair = paired(bound)
     chosen = named(estimator)
     check(chosen, pair, k, model)
     h, log_q = draw(model, x, k, key)
@@ -173,6 +173,11 @@ def _sleep(model: Any, k: int, key: PRNGKeyArray) -> Scalar:
     x, h = jax.lax.stop_gradient(model.dream(k, key))
     one = lambda x, h: model.log_proposal(x, jax.tree.map(lambda a: a[None], h))[0]
     return jnp.mean(jax.vmap(one)(x, h))
+
+
+def paired(bound: Bound | Pair) -> Pair:
+    """One bound for θ and φ, unless it is a pair already."""
+    return bound if isinstance(bound, Pair) else Pair(bound, bound)
 
 
 def named(estimator: str | Estimator) -> Estimator:

@@ -26,21 +26,30 @@ MOST_SUBSETS = 20_000
 def value(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
     """Σ_j c_j · mean over subsets of size K−j of L_{K−j}; its limit where a subset weighs 0."""
     k = len(log_w)
+    log_w, top = _centred(log_w)
     total, slope = jnp.zeros(log_w.shape[1:]), jnp.zeros(log_w.shape[1:])
     for j, c in enumerate(coefficients(k, order)):
         mean, zero = LeftOut(log_w, j).mean()
         total, slope = total + c * (mean - math.log(k - j)), slope + c * zero
-    return jnp.where(slope == 0, total, -jnp.sign(slope) * jnp.inf)
+    return jnp.where(slope == 0, top + total, -jnp.sign(slope) * jnp.inf)
 
 
 def curvature(log_w: LogWeights, *, order: int) -> LogWeights:
     """∂²value/∂(log w_i)² = Σ_j c_j · mean over subsets S of v_i (1 − v_i), v = w / Σ_S w."""
     k = len(log_w)
+    log_w, _ = _centred(log_w)
     total = jnp.zeros_like(log_w)
     for j, c in enumerate(coefficients(k, order)):
         sums = LeftOut(log_w, j)
         total += c * (sums.normalised(1) - sums.normalised(2)) / math.comb(k, j)
     return total
+
+
+def _centred(log_w: LogWeights) -> tuple[LogWeights, Float[Array, "*batch"]]:
+    """Log-weights less their maximum, and it: coefficients of O(K²) multiply what is left."""
+    top = jax.lax.stop_gradient(jnp.max(log_w, axis=0))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    return log_w - top, top
 
 
 def coefficients(k: int, m: int) -> list[float]:

@@ -6,7 +6,7 @@ in blocks, so that memory does not grow with the repeats. Of θ and of φ, as ve
     SNR = ‖E g‖ / √tr Cov g,    relative bias² = ‖E g − ∇bound‖² / ‖∇bound‖²,
 
 both with the squared errors of the means subtracted, and with jackknife standard errors over blocks
-(the figures are those of Rainforth et al. 2018 and of Tucker et al. 2018).
+(Rainforth et al. 2018 and Tucker et al. 2018 show such ratios parameter by parameter).
 """
 
 import math
@@ -31,7 +31,10 @@ BLOCKS = 10
 """Blocks of repeats, between which standard errors are taken."""
 
 REFERENCE = "dreg"
-"""Unbiased for every smooth bound, with the least variance: it stands for ∇bound."""
+"""Unbiased for every smooth bound: its mean stands for ∇bound, where the draws are independent."""
+
+CLEAR = 10.0
+"""How many times its squared error a reference must measure for a bias relative to it."""
 
 PARTS = ("theta", "phi")
 
@@ -84,7 +87,12 @@ class Moments:
         return math.sqrt(self.signal / self.variance)
 
     def bias(self, reference: "Moments") -> float:
-        """‖E g − E g_ref‖² / ‖E g_ref‖², unbiased: it can come out below 0."""
+        """‖E g − E g_ref‖² / ‖E g_ref‖², unbiased: it can come out below 0.
+
+        nan where the reference does not rise above its own error, as at an optimum.
+        """
+        if reference.signal <= CLEAR * reference.error:
+            return math.nan
         apart = float(np.sum((self.mean - reference.mean) ** 2))
         return (apart - self.error - reference.error) / reference.signal
 
@@ -117,6 +125,8 @@ class Slope:
     parameters: str
     slope: float
     slope_se: float
+    points: int
+    """Numbers of draws K behind it."""
 
 
 def encoder(model: Any) -> Any:
@@ -142,12 +152,12 @@ def moments(
 ) -> dict[str, Moments]:
     """Moments of the mean gradient over the examples x, for "theta" and "phi".
 
-    `InputError` for fewer than 2 repeats in each of the 10 blocks.
+    `InputError` unless the repeats fill 10 blocks of 2 or more.
     """
-    if repeats < 2 * BLOCKS:
+    if repeats < 2 * BLOCKS or repeats % BLOCKS:
         raise InputError(
-            f"repeats = {repeats} was given, but moments with standard errors need at least "
-            f"{2 * BLOCKS}; give more."
+            f"repeats = {repeats} was given, but moments with standard errors need a multiple of "
+            f"{BLOCKS}, at least {2 * BLOCKS}; give one."
         )
     each = repeats // BLOCKS
     draw = eqx.Partial(_gradient, bound=bound, k=k, estimator=estimator, phi=phi)
@@ -221,9 +231,11 @@ def measure(
 
     `bounds(k)` is the bound of K draws. `progress` is called before each estimator and K.
     """
-    estimators = list(estimators)
-    for name in estimators:
-        gradients.named(name)
+    estimators, ks = list(estimators), list(ks)
+    for k in ks:
+        for name in estimators:
+            gradients.check(gradients.named(name), gradients.paired(bounds(k)), k, model)
+    reference_estimator = REFERENCE if getattr(model, "independent_draws", True) else "reparam"
     results: list[Measurement] = []
     for number, k in enumerate(ks):
         draw = partial(moments, model, x, bound=bounds(k), k=k, phi=phi)
@@ -231,7 +243,7 @@ def measure(
         keys = jax.random.split(root, 1 + len(estimators))
         if progress is not None:
             progress("reference", k)
-        reference = draw(keys[0], estimator=REFERENCE, repeats=4 * repeats)
+        reference = draw(keys[0], estimator=reference_estimator, repeats=4 * repeats)
         for name, key in zip(estimators, keys[1:], strict=True):
             if progress is not None:
                 progress(name, k)
@@ -262,7 +274,11 @@ def jackknife(values: list[float]) -> float:
 
 
 def slopes(measurements: Iterable[Measurement]) -> list[Slope]:
-    """Least squares of log SNR on log K, weighted by the errors; those with 3 or more K."""
+    """Least squares of log SNR on log K, weighted by the errors.
+
+    Only SNRs above twice their standard error have a usable logarithm; `points` counts them, and
+    with fewer than 3 there is no slope. Where some are missing the slope is too flat.
+    """
     groups: dict[tuple[str, str], list[Measurement]] = {}
     for m in measurements:
         if m.snr > 2 * m.snr_se and math.isfinite(m.snr):
@@ -278,4 +294,6 @@ def _slope(estimator: str, parameters: str, rows: list[Measurement]) -> Slope:
     slope = np.sum(weight * (log_k - centre) * log_snr) / spread
     fitted = np.average(log_snr, weights=weight) + slope * (log_k - centre)
     misfit = np.sum(weight * (log_snr - fitted) ** 2) / (len(rows) - 2)
-    return Slope(estimator, parameters, float(slope), float(np.sqrt(max(1.0, misfit) / spread)))
+    return Slope(
+        estimator, parameters, float(slope), float(np.sqrt(max(1.0, misfit) / spread)), len(rows)
+    )

@@ -1,6 +1,7 @@
 """What K weighted draws say of the posterior p(h|x) (Cremer, Morris & Duvenaud 2017).
 
-L_K is the ELBO of an implicit posterior q_EW: draw K from q and keep one with probability w̃_i.
+L_K bounds from below the ELBO of an implicit posterior q_EW: draw K from q and keep one with
+probability w̃_i.
 """
 
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def _weighted(model: Model, x: Array, key: PRNGKeyArray, k: int) -> tuple[Any, F
 
 
 class Densities(NamedTuple):
-    """Three densities over the points of a grid, each [n, n]; the exact one sums to 1 on it."""
+    """Three densities over the points of a grid, each [n, n]; the exact one integrates to 1."""
 
     q: Float[Array, "n n"]
     q_ew: Float[Array, "n n"]
@@ -72,7 +73,8 @@ def densities(
     """q(h|x), q_EW(h|x) and p(h|x) on a grid, for a model with one layer of 2 latent units.
 
     q_EW(h|x) = E[ p(x,h) / ((p(x,h)/q(h|x) + Σ_{j≥2} w_j) / K) ] over h_2 … h_K ~ q, the mean of
-    `repeats` of them; p(h|x) is p(x,h) divided by its sum over the grid. `InputError` for a model
+    `repeats` of them; p(h|x) is p(x,h) divided by its integral over
+    the grid. `InputError` for a model
     of other latents.
     """
     if tuple(model.latents) != (2,):

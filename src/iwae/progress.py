@@ -183,16 +183,18 @@ def print_gradients(measured: list[Any], slopes: list[Any]) -> None:
             f"{m.snr:.3g} ± {m.snr_se:.1g}",
             f"{m.norm:.3g}",
             f"{m.variance:.3g}",
-            f"{m.bias:.2g} ± {m.bias_se:.1g}",
+            "–" if math.isnan(m.bias) else f"{m.bias:.2g} ± {m.bias_se:.1g}",
         )
     console = Console()
     console.print(table)
     for s in slopes:
         name = {"theta": "θ", "phi": "φ"}[s.parameters]
-        console.print(f"{s.estimator}, {name}: SNR ∝ K^({s.slope:.2f} ± {s.slope_se:.2f})")
+        console.print(
+            f"{s.estimator}, {name}: SNR ∝ K^({s.slope:.2f} ± {s.slope_se:.2f}), {s.points} K"
+        )
     console.print(
         f"{measured[0].repeats:,} draws of each gradient; bias against the mean of dreg, which is "
-        "unbiased for the bound; rws and aisle follow a divergence of their own."
+        "unbiased for a smooth bound; rws and aisle follow a divergence of their own."
     )
 
 

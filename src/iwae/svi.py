@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+from numpyro.distributions import Delta
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import RenyiELBO
+from numpyro.primitives import Messenger
 
 from iwae.bounds import Bound, Pair, iwae
 from iwae.errors import InputError
-from iwae.gradients import Estimator, Weights, check, named
+from iwae.gradients import ESTIMATORS, Estimator, Weights, check, named, paired
 
 Params = dict[str, Any]
 
@@ -29,8 +31,11 @@ class ImportanceELBO(RenyiELBO):
 
     −Σ c_i ℓ_i(θ, φ̄, h̄) − Σ b_i ℓ_i(θ̄, φ̄, h_φ) + Σ s_i ℓ_i(θ̄, φ, h̄),
 
-    ℓ the log-weights and bars held constant; b, c and s are those of `iwae.gradients`. `InputError`
-    if the estimator means nothing here, or if the guide has draws that are not reparametrised.
+    ℓ the log-weights and bars held constant; b, c and s are those of `iwae.gradients`. Plain
+    reparametrisation of one bound differentiates the log-weights themselves, for any guide that
+    `RenyiELBO` takes. The others evaluate the guide's density at draws made before: `InputError`
+    for draws that are not reparametrised, point masses, and random keys that a guide draws for
+    itself.
     """
 
     def __init__(
@@ -40,8 +45,12 @@ class ImportanceELBO(RenyiELBO):
         num_particles: int = 2,
     ) -> None:
         super().__init__(alpha=0, num_particles=num_particles)
-        self.pair = bound if isinstance(bound, Pair) else Pair(bound, bound)
-        self.estimator = named(estimator)
+        self.pair, self.estimator = paired(bound), named(estimator)
+        if self.estimator.dreams:
+            raise InputError(
+                "The sleep phase needs draws (x, h) from the model, which NumPyro's models do not "
+                "give by themselves; use rws for the wake phase, or dreg."
+            )
         check(self.estimator, self.pair, num_particles, self)
 
     def loss(
@@ -58,6 +67,10 @@ class ImportanceELBO(RenyiELBO):
         hidden = ["sample", "prng_key", "control_flow"]
         model, guide = (seed(f, plate_key, hide_types=hidden) for f in (model, guide))
         keys = jax.random.split(rng_key, self.num_particles)
+        if self.estimator == ESTIMATORS["reparam"] and self.pair.theta is self.pair.phi:
+            one = lambda key: self._single_particle_elbo(model, guide, param_map, args, kwargs, key)
+            log_w, scale = jax.vmap(one)(keys)
+            return -scale[0] * jnp.sum(self.pair.theta(log_w))
         h = jax.vmap(lambda key: _draw(guide, param_map, key, args, kwargs))(keys)
 
         def log_weights(theta: Params, phi: Params, h: Params) -> tuple[Array, Array]:
@@ -81,16 +94,33 @@ class ImportanceELBO(RenyiELBO):
         return scale * (value + surrogate - jax.lax.stop_gradient(surrogate))
 
 
+class _OwnKeys(Messenger):
+    """Notes whether `numpyro.prng_key` is called within."""
+
+    drawn = False
+
+    def process_message(self, msg: Any) -> None:
+        self.drawn = self.drawn or msg["type"] == "prng_key"
+
+
 def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Params:
-    """The guide's draws by site, with the key that `RenyiELBO` gives it."""
+    """The guide's draws by site, with the key that `RenyiELBO` gives it.
+
+    Point masses are left out: those that a transform of other draws makes are made again of them.
+    """
     _, guide_key = jax.random.split(key)
-    sites = trace(substitute(seed(guide, guide_key), data=params)).get_trace(*args, **kwargs)
-    draws = {
-        name: site
-        for name, site in sites.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
-    for name, site in draws.items():
+    own = _OwnKeys()
+    with own:
+        sites = trace(substitute(seed(guide, guide_key), data=params)).get_trace(*args, **kwargs)
+    if own.drawn:
+        raise InputError(
+            "The guide draws a random key for itself, which would be another one when its density "
+            "is evaluated; use the estimator reparam."
+        )
+    draws: Params = {}
+    for name, site in sites.items():
+        if site["type"] != "sample" or site["is_observed"]:
+            continue
         distribution = site["fn"]
         while hasattr(distribution, "base_dist"):
             distribution = distribution.base_dist
@@ -100,7 +130,14 @@ def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Par
                 f"reparametrised, so no gradient passes through it; use a reparametrised "
                 f"distribution there, or numpyro.infer.TraceGraph_ELBO."
             )
-    return {name: site["value"] for name, site in draws.items()}
+        if not isinstance(distribution, Delta):
+            draws[name] = site["value"]
+    if not draws:
+        raise InputError(
+            "The guide is a point mass, of which there is no density to differentiate; use the "
+            "estimator reparam."
+        )
+    return draws
 
 
 def _per_column(
