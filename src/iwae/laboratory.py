@@ -75,6 +75,15 @@ class Moments:
         return self.variance / (self.repeats * len(self.means))
 
     @property
+    def concentration(self) -> float:
+        """√tr Cov(mean)², between `error` / √P and `error`, from pairs of blocks."""
+        apart = self.means - self.mean
+        products = (apart @ apart.T) ** 2
+        n = len(products)
+        pairs = (products.sum() - np.trace(products)) / (n * (n - 1))
+        return float(np.sqrt(pairs)) / n
+
+    @property
     def signal(self) -> float:
         """‖E g‖², unbiased, at least 0."""
         return max(float(np.sum(self.mean**2)) - self.error, 0.0)
@@ -95,6 +104,20 @@ class Moments:
             return math.nan
         apart = float(np.sum((self.mean - reference.mean) ** 2))
         return (apart - self.error - reference.error) / reference.signal
+
+
+def relative_bias(drawn: Moments, reference: Moments) -> tuple[float, float]:
+    """`Moments.bias` and its standard error.
+
+    The jackknife alone would call a difference of 0 by chance certain: near 0 the estimate is a
+    quadratic form, whose standard deviation is √2 √tr Cov(difference)².
+    """
+    blocks = range(len(drawn.means))
+    error = jackknife([drawn.without(b).bias(reference.without(b)) for b in blocks])
+    if not reference.signal > 0:
+        return math.nan, math.nan
+    least = math.sqrt(2) * (drawn.concentration + reference.concentration) / reference.signal
+    return drawn.bias(reference), max(error, least)
 
 
 @dataclass(frozen=True)
@@ -253,6 +276,7 @@ def measure(
 
 
 def _measured(name: str, k: int, part: str, drawn: Moments, reference: Moments) -> Measurement:
+    bias, error = relative_bias(drawn, reference)
     return Measurement(
         estimator=name,
         k=k,
@@ -261,8 +285,8 @@ def _measured(name: str, k: int, part: str, drawn: Moments, reference: Moments) 
         snr_se=jackknife([drawn.without(b).snr for b in range(BLOCKS)]),
         variance=drawn.variance,
         norm=math.sqrt(drawn.signal),
-        bias=drawn.bias(reference),
-        bias_se=jackknife([drawn.without(b).bias(reference.without(b)) for b in range(BLOCKS)]),
+        bias=bias,
+        bias_se=error,
         repeats=drawn.repeats * BLOCKS,
     )
 
