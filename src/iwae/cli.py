@@ -255,6 +255,8 @@ class Demo:
         print(f"Report: {page}")
 
 
+TOO_LARGE = "This needs more memory than there is; give a smaller --n, --batch-size or --memory."
+
 EVERYDAY = (Train, Evaluate, Sample, Reconstruct, Encode, Score, Report, Data, Demo)
 COMMANDS: dict[str, type] = {
     c.__name__.lower(): c for c in (*EVERYDAY, Gradients, Posterior, Compare)
@@ -271,11 +273,11 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _leave("Interrupted.", 130)
     except MemoryError:
-        _leave(_too_large(), 2)
+        _leave(TOO_LARGE, 2)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        _leave(_too_large(), 2)
+        _leave(TOO_LARGE, 2)
     except OSError as error:
         _leave(f"{error.filename or 'A file'} could not be used: {error.strerror}.", 2)
     except Interrupted as error:
@@ -347,10 +349,6 @@ def _overview() -> str:
             f"Recipes: {', '.join(recipe_names())}. Options: iwae COMMAND --help.",
         ]
     )
-
-
-def _too_large() -> str:
-    return "This needs more memory than there is; give a smaller --n, --batch-size or --memory."
 
 
 def _leave(sentence: str, code: int) -> None:

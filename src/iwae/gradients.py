@@ -42,7 +42,7 @@ class Weights:
         return jax.grad(lambda log_w: self.phi(log_w))(self.log_w)
 
     @property
-    def h(self) -> PerDraw:
+    def h_ii(self) -> PerDraw:
         """H_ii = ∂²bound/∂(log w_i)²."""
         return curvature(self.phi, self.log_w)
 
@@ -71,7 +71,7 @@ class Estimator:
 ESTIMATORS: dict[str, Estimator] = {
     "reparam": Estimator(path=lambda w: w.c, score=lambda w: -w.c),
     "stl": Estimator(path=lambda w: w.c),
-    "dreg": Estimator(path=lambda w: w.c - w.h, independent=True),
+    "dreg": Estimator(path=lambda w: w.c - w.h_ii, independent=True),
     "rws": Estimator(score=lambda w: w.w, own_phi=True, least_k=2),
     "rws-sleep": Estimator(dreams=True, own_phi=True),
     "rws-dreg": Estimator(path=lambda w: w.w - w.w**2, independent=True, own_phi=True, least_k=2),

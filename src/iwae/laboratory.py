@@ -113,7 +113,7 @@ def relative_bias(drawn: Moments, reference: Moments) -> tuple[float, float]:
     quadratic form, whose standard deviation is √2 √tr Cov(difference)².
     """
     blocks = range(len(drawn.means))
-    error = jackknife([drawn.without(b).bias(reference.without(b)) for b in blocks])
+    error = jackknife_error([drawn.without(b).bias(reference.without(b)) for b in blocks])
     if not reference.signal > 0:
         return math.nan, math.nan
     least = math.sqrt(2) * (drawn.concentration + reference.concentration) / reference.signal
@@ -282,7 +282,7 @@ def _measured(name: str, k: int, part: str, drawn: Moments, reference: Moments) 
         k=k,
         parameters=part,
         snr=drawn.snr,
-        snr_se=jackknife([drawn.without(b).snr for b in range(BLOCKS)]),
+        snr_se=jackknife_error([drawn.without(b).snr for b in range(BLOCKS)]),
         variance=drawn.variance,
         norm=math.sqrt(drawn.signal),
         bias=bias,
@@ -291,7 +291,7 @@ def _measured(name: str, k: int, part: str, drawn: Moments, reference: Moments) 
     )
 
 
-def jackknife(values: list[float]) -> float:
+def jackknife_error(values: list[float]) -> float:
     """The standard error of a statistic from its values without each block."""
     n = len(values)
     return float(np.sqrt((n - 1) / n * np.sum((np.array(values) - np.mean(values)) ** 2)))
