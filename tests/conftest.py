@@ -1,11 +1,18 @@
 """Shared fixtures. Shapes and types of every call in the numerical modules are checked.
 
-No test reads or writes the user's cache, or downloads anything.
+No test reads or writes the user's cache, or downloads anything. What one test compiles, in whatever
+process, the others load from a folder of this session, or from JAX_COMPILATION_CACHE_DIR.
 """
 
+import os
+import tempfile
 from pathlib import Path
 
-import jax
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="iwae-programs-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
 import pytest
 from jaxtyping import install_import_hook
 
@@ -19,13 +26,6 @@ from iwae.config import RunConfig, override, recipe
 from iwae.trained import Trained
 
 TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Programs that several tests compile are compiled once a session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax-cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(autouse=True)

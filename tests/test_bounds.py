@@ -199,7 +199,7 @@ def test_jvi_is_stable_when_one_weight_dominates(order):
         expected += c * np.mean([logsumexp(log_w[list(s)]) - np.log(k - j) for s in subsets])
     got = jvi(jnp.asarray(log_w, jnp.float32), order=order)
     np.testing.assert_allclose(got, expected, rtol=1e-4)
-    gradient = jax.grad(partial(jvi, order=order))(jnp.asarray(log_w, jnp.float32))
+    gradient = jax.jit(jax.grad(partial(jvi, order=order)))(jnp.asarray(log_w, jnp.float32))
     np.testing.assert_allclose(gradient.sum(), 1, atol=2e-3)
 
 
@@ -225,10 +225,18 @@ def test_jvi_keeps_its_digits_far_from_zero(k, order):
     log_w = np.random.default_rng(k).normal(-90, 2, size=k)
     bound = partial(jvi, order=order)
     single, double = jnp.asarray(log_w, jnp.float32), np.asarray(log_w, np.float32)
-    values = jax.jit(bound)(single), jax.jit(jax.grad(bound))(single), curvature(bound, single)
+    values = (
+        jax.jit(bound)(single),
+        jax.jit(jax.grad(bound))(single),
+        jax.jit(partial(curvature, bound))(single),
+    )
     with jax.enable_x64(True):
         exact = jnp.asarray(double, jnp.float64)
-        expected = bound(exact), jax.grad(bound)(exact), curvature(bound, exact)
+        expected = (
+            jax.jit(bound)(exact),
+            jax.jit(jax.grad(bound))(exact),
+            jax.jit(partial(curvature, bound))(exact),
+        )
         np.testing.assert_allclose(values[0], expected[0], atol=3e-3)
         for got, wanted in zip(values[1:], expected[1:], strict=True):
             np.testing.assert_allclose(got, wanted, atol=2e-3 * np.abs(wanted).max())
@@ -253,7 +261,7 @@ def test_a_weight_of_zero_among_others_counts_as_zero():
     one = np.mean([np.log((w.sum() - r) / 4) for r in [*w, 0, 0]])
     np.testing.assert_allclose(jvi(log_w, order=1), 5 * iwae(log_w) - 4 * one, rtol=1e-4)
     for order in (0, 1, 2):
-        assert np.all(np.isfinite(jax.grad(partial(jvi, order=order))(log_w)))
+        assert np.all(np.isfinite(jax.jit(jax.grad(partial(jvi, order=order)))(log_w)))
 
 
 # --- derivatives ------------------------------------------------------------------------------
@@ -269,15 +277,30 @@ def test_first_derivatives():
     np.testing.assert_array_equal(jax.grad(iwae)(jnp.array([1e4, 0.0, -np.inf])), [1, 0, 0])
 
 
+def test_vr_iwae_above_1_follows_the_draws_of_weight_0():
+    """The limit of α > 1 as one weight, or two alike, go to 0."""
+    bound = partial(vr_iwae, alpha=1.7)
+    for log_w, share in (
+        ([0.3, -np.inf, 1.2], [0, 1, 0]),
+        ([-np.inf, 0.3, -np.inf], [0.5, 0, 0.5]),
+    ):
+        zero = jnp.array(log_w)
+        near = jnp.maximum(zero, -200.0)
+        assert bound(zero) == -np.inf
+        for at in (zero, near):
+            np.testing.assert_allclose(jax.grad(bound)(at), share, atol=1e-6)
+        np.testing.assert_allclose(curvature(bound, zero), curvature(bound, near), atol=1e-6)
+
+
 @every_bound
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
 def test_curvature_is_the_diagonal_of_the_hessian(bound, scale):
     """In float64 against the full Hessian, and against the product-by-product way."""
     with jax.enable_x64(True):
         log_w = scale * jnp.asarray(np.random.default_rng(5).normal(size=6))
-        exact = np.diag(jax.hessian(bound)(log_w))
+        exact = np.diag(jax.jit(jax.hessian(bound))(log_w))
         np.testing.assert_allclose(curvature(bound, log_w), exact, rtol=1e-6, atol=1e-10)
-        one_by_one = curvature(lambda log_w: bound(log_w), log_w)
+        one_by_one = jax.jit(partial(curvature, lambda log_w: bound(log_w)))(log_w)
         np.testing.assert_allclose(one_by_one, exact, rtol=1e-9, atol=1e-12)
 
 

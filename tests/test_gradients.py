@@ -350,7 +350,7 @@ def test_snr_laws():
         bounds=lambda k: iwae,
         estimators=["reparam", "dreg"],
         ks=[8, 32, 128],
-        repeats=40_000,
+        repeats=16_000,
         phi=lambda m: (m.e, m.log_s),
     )
     found = {(s.estimator, s.parameters): s for s in laboratory.slopes(measured)}

@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro.distributions.flows import BlockNeuralAutoregressiveTransform
 from numpyro.infer import SVI, RenyiELBO
 from numpyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
@@ -154,8 +155,15 @@ def test_guides_that_cannot_be_evaluated_again_are_refused_but_for_reparam():
         numpyro.sample("z", dist.Delta(numpyro.param("m", jnp.zeros(2)), event_dim=1))
         numpyro.sample("s", dist.Delta(1.0))
 
+    def flow(data):
+        doubled = BlockNeuralAutoregressiveTransform(lambda z: (2 * z, jnp.full(2, jnp.log(2.0))))
+        numpyro.sample(
+            "z", dist.TransformedDistribution(dist.Normal(jnp.zeros(2)).to_event(1), doubled)
+        )
+        numpyro.sample("s", dist.LogNormal(0, 1))
+
     loss = lambda o, its: o.loss(jax.random.key(2), {}, whole, its, DATA)
-    for its in (dropping, point):
+    for its in (dropping, point, flow):
         same = loss(RenyiELBO(0, num_particles=3), its)
         np.testing.assert_allclose(
             loss(ImportanceELBO(iwae, num_particles=3), its), same, rtol=1e-6
@@ -170,6 +178,11 @@ def test_guides_that_cannot_be_evaluated_again_are_refused_but_for_reparam():
         "estimator reparam."
     ):
         loss(ImportanceELBO(iwae, "dreg"), point)
+    with refused(
+        "The guide's site 'z' draws through a transform without an inverse, so its "
+        "density cannot be evaluated at draws made before; use the estimator reparam."
+    ):
+        loss(ImportanceELBO(iwae, "dreg"), flow)
     with refused(
         "The sleep phase needs draws (x, h) from the model, which NumPyro's models do not give by "
         "themselves; use rws for the wake phase, or dreg."

@@ -102,7 +102,9 @@ def _spread(log_w: LogWeights, power: float = 1.0) -> LogWeights:
     """a v_i (1 − v_i), v = softmax(a log w): H_ii of (1/a) log Σ_i w_i^a."""
     if power == 0:
         return jnp.zeros_like(log_w)
-    v = jax.nn.softmax(power * log_w, axis=0)
+    endless = jnp.isposinf(power * log_w)
+    scaled = jnp.where(jnp.any(endless, axis=0), jnp.where(endless, 0, -jnp.inf), power * log_w)
+    v = jax.nn.softmax(scaled, axis=0)
     return power * v * (1 - v)
 
 
@@ -126,7 +128,20 @@ def vr_iwae(log_w: LogWeights, *, alpha: float) -> Float[Array, "*batch"]:
 
 
 def _log_power_mean(log_w: LogWeights, a: float) -> Float[Array, "*batch"]:
-    """(1/a) log (1/K) Σ_i w_i^a, accurate for every a ≠ 0, tiny ones too."""
+    """(1/a) log (1/K) Σ_i w_i^a, accurate for every a ≠ 0, tiny ones too.
+
+    Where a < 0 and weights are 0, it is −∞, and its gradient the limit, shared between those.
+    """
+    if a < 0:
+        endless = jnp.isneginf(log_w)
+        count = jnp.sum(endless, axis=0)
+        limit = jnp.sum(jnp.where(endless, log_w, 0), axis=0) / jnp.maximum(count, 1)
+        rest = _finite_log_power_mean(jnp.where(count > 0, 0, log_w), a)
+        return jnp.where(count > 0, limit, rest)
+    return _finite_log_power_mean(log_w, a)
+
+
+def _finite_log_power_mean(log_w: LogWeights, a: float) -> Float[Array, "*batch"]:
     top = jax.lax.stop_gradient(jnp.max(a * log_w, axis=0)) / a
     top = jnp.where(jnp.isfinite(top), top, 0)
     d = a * (log_w - top)

@@ -5,7 +5,10 @@ log Σ_{j≠i} w_j as log(Σ w − w_i) would lose everything where w_i dominate
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import combinations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,11 @@ MOST_SUBSETS = 20_000
 
 def value(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
     """Σ_j c_j · mean over subsets of size K−j of L_{K−j}; its limit where a subset weighs 0."""
+    return _value(log_w, order)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _value(log_w: LogWeights, order: int) -> Float[Array, "*batch"]:
     k = len(log_w)
     log_w, top = _centred(log_w)
     total, slope = jnp.zeros(log_w.shape[1:]), jnp.zeros(log_w.shape[1:])
@@ -34,14 +42,29 @@ def value(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
     return jnp.where(slope == 0, top + total, -jnp.sign(slope) * jnp.inf)
 
 
+@_value.defjvp
+def _value_and_tangent(order: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """∂value/∂log w_i = Σ_j c_j · mean over subsets S of v_i, v = w / Σ_S w."""
+    (log_w,), (tangent,) = primals, tangents
+    slope = _mean_over_subsets(log_w, order, lambda sums: sums.normalised(1))
+    return _value(log_w, order), jnp.sum(slope * tangent, axis=0)
+
+
 def curvature(log_w: LogWeights, *, order: int) -> LogWeights:
     """∂²value/∂(log w_i)² = Σ_j c_j · mean over subsets S of v_i (1 − v_i), v = w / Σ_S w."""
+    spread = lambda sums: sums.normalised(1) - sums.normalised(2)
+    return _mean_over_subsets(log_w, order, spread)
+
+
+def _mean_over_subsets(
+    log_w: LogWeights, order: int, summed: Callable[["LeftOut"], LogWeights]
+) -> LogWeights:
+    """Σ_j c_j · mean over subsets that leave out j draws."""
     k = len(log_w)
     log_w, _ = _centred(log_w)
     total = jnp.zeros_like(log_w)
     for j, c in enumerate(coefficients(k, order)):
-        sums = LeftOut(log_w, j)
-        total += c * (sums.normalised(1) - sums.normalised(2)) / math.comb(k, j)
+        total += c / math.comb(k, j) * summed(LeftOut(log_w, j))
     return total
 
 

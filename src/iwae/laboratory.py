@@ -184,7 +184,7 @@ def moments(
         )
     each = repeats // BLOCKS
     draw = eqx.Partial(_gradient, bound=bound, k=k, estimator=estimator, phi=phi)
-    means, squares = _streamed(draw, model, jnp.asarray(x), key, each)
+    means, squares = _streamed(draw, model, jnp.asarray(x), key, jnp.asarray(each))
     return {
         part: Moments(np.asarray(mean), np.asarray(square, np.float64), each)
         for part, mean, square in zip(PARTS, means, squares, strict=True)
@@ -215,7 +215,7 @@ def _gradient(
 
 @eqx.filter_jit
 def _streamed(
-    draw: Any, model: Any, x: Array, key: PRNGKeyArray, each: int
+    draw: Any, model: Any, x: Array, key: PRNGKeyArray, each: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Welford's means and sums of squares of `each` draws in every block."""
     sizes = jax.eval_shape(lambda: draw(model, x, key))
@@ -231,8 +231,8 @@ def _streamed(
         return tuple(one(m, g) for m, g in zip(state, draw(model, x, key), strict=True))
 
     def block(key: PRNGKeyArray) -> Any:
-        step = lambda state, count: (add(state, count, jax.random.fold_in(key, count)), None)
-        return jax.lax.scan(step, start, jnp.arange(each))[0]
+        step = lambda count, state: add(state, count, jax.random.fold_in(key, count))
+        return jax.lax.fori_loop(0, each, step, start)
 
     (theta, phi) = jax.lax.map(block, jax.random.split(key, BLOCKS))
     return (theta[0], phi[0]), (theta[1], phi[1])

@@ -34,8 +34,8 @@ class ImportanceELBO(RenyiELBO):
     ℓ the log-weights and bars held constant; b, c and s are those of `iwae.gradients`. Plain
     reparametrisation of one bound differentiates the log-weights themselves, for any guide that
     `RenyiELBO` takes. The others evaluate the guide's density at draws made before: `InputError`
-    for draws that are not reparametrised, point masses, and random keys that a guide draws for
-    itself.
+    for draws that are not reparametrised, point masses, transforms without an inverse, and random
+    keys that a guide draws for itself.
     """
 
     def __init__(
@@ -131,6 +131,7 @@ def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Par
                 f"distribution there, or numpyro.infer.TraceGraph_ELBO."
             )
         if not isinstance(distribution, Delta):
+            _check_density(name, site)
             draws[name] = site["value"]
     if not draws:
         raise InputError(
@@ -138,6 +139,17 @@ def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Par
             "estimator reparam."
         )
     return draws
+
+
+def _check_density(name: str, site: Any) -> None:
+    """`InputError` if the site's density is known where it draws only, as of some flows."""
+    try:
+        jax.eval_shape(site["fn"].log_prob, site["value"])
+    except NotImplementedError as e:
+        raise InputError(
+            f"The guide's site {name!r} draws through a transform without an inverse, so its "
+            f"density cannot be evaluated at draws made before; use the estimator reparam."
+        ) from e
 
 
 def _per_column(
