@@ -15,7 +15,7 @@ test: $(VENV)/.dev  ## the default suite
 	$(VENV)/bin/python -m pytest -n auto
 
 test-slow: $(VENV)/.dev  ## what takes minutes
-	$(VENV)/bin/python -m pytest -m slow
+	XLA_FLAGS= $(VENV)/bin/python -m pytest -m slow
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,8 @@
 """Shared fixtures. Shapes and types of every call in the numerical modules are checked.
 
 No test reads or writes the user's cache, or downloads anything. What one test compiles, in whatever
-process, the others load from a folder of this session, or from JAX_COMPILATION_CACHE_DIR.
+process, the others load from a folder of this session, or from JAX_COMPILATION_CACHE_DIR. Compiling
+takes longer than running here, so LLVM does not optimise, unless XLA_FLAGS say otherwise.
 """
 
 import os
@@ -12,6 +13,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="iwae-programs-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import pytest
 from jaxtyping import install_import_hook

@@ -36,7 +36,7 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(code.splitlines()) <= 15
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(code.replace("epochs=50", "epochs=2").replace("k=1000", "k=10"), names)
+    exec(code.replace('"epochs": 50', '"epochs": 2').replace("k=1000", "k=10"), names)
     assert len(capsys.readouterr().out.split()) == 2
     assert names["scores"].shape == (400,)
     assert names["codes"].shape == (400, 20)

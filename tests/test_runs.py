@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import random
 import re
 import signal
@@ -114,7 +113,10 @@ os.fsync = fsync
 def long_run(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> tuple[Path, Path]:
     """(configuration file, uninterrupted run) with a checkpoint at every one of many passes."""
     base = tmp_path_factory.mktemp("long")
-    config = override(tiny, epochs=120, checkpoint_every=1, validate_every=10)
+    np.save(base / "images.npy", iwae.data.load("digits").train)
+    config = override(
+        tiny, dataset=f"{base}/images.npy", epochs=120, checkpoint_every=1, validate_every=10
+    )
     (base / "config.toml").write_text(config.to_toml())
     iwae.train(config, out=base / "whole")
     return base / "config.toml", base / "whole"
@@ -123,7 +125,6 @@ def long_run(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> tuple
 def start(code: str, *arguments: str | Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
         stderr=subprocess.PIPE,
     )
 
