@@ -57,7 +57,7 @@ class TrainingLoop:
         self.images = jnp.asarray(images)
         self.order = training.order_of_pass(SEED, 0, len(images))
         self.advance = training.make_advance(
-            static, objective, config, transform, Observer(255, True), SEED
+            static, objective, config, transform, Observer(255, True)
         )
 
     def __call__(self, steps: int) -> None:
@@ -68,7 +68,9 @@ class TrainingLoop:
             if self.step == start:
                 self.order = training.order_of_pass(SEED, number, len(self.images))
             self.step = min(until, start + self.steps_per_pass)
-            self.state = self.advance(self.state, self.images, self.order, start, self.step)
+            (self.state,) = self.advance(
+                (self.state,), self.images, (self.order,), (jnp.uint32(SEED),), start, self.step
+            )
         if int(self.state.step) != self.step or not np.isfinite(float(self.state.value)):
             raise RuntimeError(f"Training stopped at step {int(self.state.step)}: not finite.")
 

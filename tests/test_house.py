@@ -20,6 +20,7 @@ ROWS = [
     ("gradients", "evaluation", "posterior", "svi", "laboratory"),
     ("training", "checkpoint"),
     ("trained", "folder"),
+    ("loop",),
     ("runs",),
     ("figures",),
     ("report",),

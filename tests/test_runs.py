@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import checkpoint, files, folder, runs
+from iwae import checkpoint, files, folder
 from iwae.config import RunConfig, override
 from iwae.errors import InputError, Interrupted
-from iwae.runs import NonFiniteError
+from iwae.loop import NonFiniteError, Silent
 from iwae.trained import Trained
 from refusals import refused
 
@@ -68,7 +68,7 @@ def test_a_run_is_a_function_of_its_configuration(tiny_run: Trained, tiny, tmp_p
 
 
 def test_training_does_not_depend_on_the_size_of_chunks(tiny_run, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 1e-9)
     iwae.train(tiny, out=tmp_path / "steps")
     assert same_models(tiny_run.path, tmp_path / "steps")
 
@@ -168,18 +168,20 @@ def test_killed_in_the_middle_of_a_write(long_run, tmp_path: Path, write: int) -
 
 
 def test_interrupt_saves_and_says_how_to_resume(tiny: RunConfig, tmp_path: Path) -> None:
-    class Impatient(runs.Silent):
+    class Impatient(Silent):
         def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
             if step > 70:
                 signal.raise_signal(signal.SIGINT)
 
     out = tmp_path / "run"
-    sentence = (
-        f"Interrupted after 1 of 3 passes; the run is saved, and "
+    with pytest.raises(Interrupted) as error:
+        iwae.train(tiny, out=out, watch=Impatient())
+    passes = _passes(out)
+    assert passes in (1, 2)
+    assert str(error.value) == (
+        f"Interrupted after {passes} of 3 passes; the run is saved, and "
         f"`iwae train --out {out} --resume` continues it."
     )
-    with pytest.raises(Interrupted, match=f"^{re.escape(sentence)}$"):
-        iwae.train(tiny, out=out, watch=Impatient())
     with refused(
         f"{out} holds no trained model yet; finish it with `iwae train --out {out} --resume`."
     ):
@@ -328,7 +330,7 @@ def test_a_bound_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny, tm
 
 
 def test_patience_keeps_the_best_model(tiny: RunConfig) -> None:
-    class Rows(runs.Silent):
+    class Rows(Silent):
         def __init__(self) -> None:
             self.valid: list[float] = []
 
@@ -411,7 +413,7 @@ def test_a_larger_budget_in_minutes_goes_on(tiny: RunConfig, tmp_path: Path) -> 
 def test_checkpoints_by_time_come_within_a_pass(tiny: RunConfig, tmp_path: Path) -> None:
     steps: list[int] = []
 
-    class Looking(runs.Silent):
+    class Looking(Silent):
         def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
             path = tmp_path / "run" / folder.CHECKPOINT
             if path.exists():

@@ -8,10 +8,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iwae.runs import evaluate, load, train
+    from iwae.runs import evaluate, load, train, train_replicas
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "load", "train"]
+__all__ = ["__version__", "evaluate", "load", "train", "train_replicas"]
 
 _MODULES = (
     "bounds",
@@ -23,6 +23,7 @@ _MODULES = (
     "gradients",
     "laboratory",
     "likelihoods",
+    "loop",
     "model",
     "networks",
     "observation",
@@ -36,7 +37,7 @@ _MODULES = (
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluate", "load", "train"):
+    if name in ("evaluate", "load", "train", "train_replicas"):
         return getattr(importlib.import_module("iwae.runs"), name)
     if name in _MODULES:
         return importlib.import_module(f"iwae.{name}")

@@ -32,18 +32,33 @@ class Train:
     """Settings to start from; flags replace them. Built in: paper, demo, smoke."""
     resume: bool = False
     """Continue the run in --out with its own settings; --epochs or --minutes can make it longer."""
+    seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
+    """Train replicas in one program, each a run in OUT/seed-…: how many, or which seeds."""
     data_dir: DataDir = None
     """Where to look first for the files of data sets."""
 
     def run(self) -> None:
-        from iwae import runs
-        from iwae.progress import TrainingBar
+        from iwae import folder, runs
+        from iwae.progress import TrainingBars
 
-        with TrainingBar(self.config.training.epochs) as bar:
-            trained = runs.train(
-                self.config, out=self.out, resume=self.resume, data_dir=self.data_dir, watch=bar
-            )
-        print(f"Trained {trained.path}. Next: iwae evaluate {trained.path}")
+        seeds: Any = self.seeds
+        if seeds is None and self.resume:
+            seeds = [folder.read_config(p).seed for p in folder.replicas(self.out)] or None
+        elif seeds is not None and len(seeds) == 1:
+            seeds = seeds[0]
+        where: dict[str, Any] = {
+            "out": self.out,
+            "resume": self.resume,
+            "data_dir": self.data_dir,
+        }
+        epochs = self.config.training.epochs
+        with TrainingBars() as bars:
+            if seeds is None:
+                runs.train(self.config, watch=bars.one("training", epochs), **where)
+            else:
+                watch = lambda seed: bars.one(f"seed {seed}", epochs)
+                runs.train_replicas(self.config, seeds=seeds, watch=watch, **where)
+        print(f"Trained {self.out}. Next: iwae evaluate {self.out}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,7 @@ class Evaluate:
     """Estimate the log-likelihood by L_K, with its standard error, and count active units."""
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run, or a folder of replicas."""
     k: int = 5000
     """Draws per example; the bound tightens with K."""
     split: str = "test"
@@ -70,12 +86,18 @@ class Evaluate:
     data_dir: DataDir = None
 
     def run(self) -> None:
-        from iwae import runs
-        from iwae.progress import counting, print_evaluation
+        from iwae import folder, runs
+        from iwae.progress import counting, print_evaluation, print_replicas
 
         check_output(self.per_example, (".npy", ".csv"), overwrite=self.overwrite)
+        several = bool(folder.replicas(self.run_folder))
+        if several and self.per_example is not None:
+            raise InputError(
+                f"{self.run_folder} holds replicas, of which --per-example takes one; give "
+                f"{folder.replicas(self.run_folder)[0]}."
+            )
         with counting("evaluating", quiet=self.json) as progress:
-            result = runs.evaluate(
+            result: Any = (runs.evaluate_replicas if several else runs.evaluate)(
                 self.run_folder,
                 data_dir=self.data_dir,
                 k=self.k,
@@ -91,7 +113,7 @@ class Evaluate:
         if self.json:
             print(json.dumps(result.to_json()))
         else:
-            print_evaluation(result)
+            (print_replicas if several else print_evaluation)(result)
 
 
 @dataclass(frozen=True)
@@ -208,12 +230,12 @@ class Report:
 
     def run(self) -> None:
         from iwae import report
+        from iwae.folder import replicas
 
         if not self.run_folders:
             raise InputError("No run was given; name at least one folder of `iwae train`.")
-        report.write(
-            list(self.run_folders), self.out, data_dir=self.data_dir, overwrite=self.overwrite
-        )
+        paths = [p for path in self.run_folders for p in replicas(path) or [path]]
+        report.write(paths, self.out, data_dir=self.data_dir, overwrite=self.overwrite)
         print(f"Wrote {self.out}.")
 
 
@@ -247,9 +269,9 @@ class Demo:
 
     def run(self) -> None:
         from iwae import experiments
-        from iwae.progress import DemoBars, print_demo
+        from iwae.progress import TrainingBars, print_demo
 
-        with DemoBars(len(experiments.DEMO_CELLS)) as bars:
+        with TrainingBars(len(experiments.DEMO_CELLS)) as bars:
             results, page = experiments.demo(self.out, watch=bars)
         print_demo(results)
         print(f"Report: {page}")
@@ -315,9 +337,9 @@ def _train_default(arguments: list[str]) -> Train:
     """What the flags of `iwae train` start from: the run that is resumed, a recipe, or nothing."""
     out, config = _option(arguments, "--out"), _recipe(arguments, None)
     if "--resume" in arguments and out is not None and Path(out).exists():
-        from iwae.folder import read_config
+        from iwae.folder import read_config, replicas
 
-        config = read_config(Path(out))
+        config = read_config(next(iter(replicas(Path(out))), Path(out)))
     return Train(config=config, out=tyro.MISSING)
 
 

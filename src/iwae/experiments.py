@@ -17,7 +17,7 @@ from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.folder import CONFIG
 from iwae.laboratory import Measurement, Slope
-from iwae.runs import Watcher
+from iwae.loop import Watcher
 from iwae.trained import Trained
 
 

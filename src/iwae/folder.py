@@ -7,7 +7,7 @@ time trains in it.
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from iwae.observation import Observation
 
 CONFIG, METRICS, CHECKPOINT = "config.toml", "metrics.jsonl", "checkpoint.safetensors"
 MODEL, EVALUATION, LOCK = "model.safetensors", "evaluation.json", ".lock"
+
+REPLICA = "seed-"
+"""What the folder of a replica is called, before its seed."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,34 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool) -> Iterat
             raise
 
 
+@contextlib.contextmanager
+def opened_replicas(
+    out: str | Path | None, configs: Mapping[int, RunConfig], *, resume: bool
+) -> Iterator[dict[int, Folder]]:
+    """`opened` for a run of each seed, in out/seed-…; `resume` also starts those not there yet.
+
+    `InputError` as of `opened`, and if `out` is itself a run.
+    """
+    parent = None if out is None else Path(out)
+    if parent is not None and (parent / CONFIG).exists():
+        raise InputError(f"{parent} holds a single run; give another --out for replicas.")
+    if parent is not None and resume and not replicas(parent):
+        raise InputError(f"{parent} holds no replicas to resume; leave out --resume to start them.")
+    with contextlib.ExitStack() as stack:
+        folders = {}
+        for seed, config in configs.items():
+            path = None if parent is None else parent / f"{REPLICA}{seed}"
+            again = resume and path is not None and path.exists()
+            folders[seed] = stack.enter_context(opened(path, config, resume=again))
+        yield folders
+
+
+def replicas(path: Path) -> list[Path]:
+    """The runs of `iwae train --seeds` in a folder, by seed."""
+    found = [p for p in path.glob(f"{REPLICA}*") if (p / CONFIG).is_file()]
+    return sorted(found, key=lambda p: read_config(p).seed)
+
+
 def _is_blank(path: Path) -> bool:
     """Whether there is nothing at `path`, or only what a start that was killed at once leaves."""
     if not path.is_dir():
@@ -171,6 +202,8 @@ def _locked(path: Path) -> Iterator[None]:
 def read_config(path: Path) -> RunConfig:
     """The configuration of a run folder; `InputError` if it is not one."""
     if not (path / CONFIG).is_file():
+        if several := replicas(path):
+            raise InputError(f"{path} holds replicas, not a run; give one of them: {several[0]}.")
         exists = "is not the folder of a run" if path.exists() else "does not exist"
         raise InputError(f"{path} {exists}; give a folder that `iwae train --out` made.")
     return read(path / CONFIG)

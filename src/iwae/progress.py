@@ -12,6 +12,7 @@ from rich.text import Text
 
 from iwae.data import FileStatus
 from iwae.evaluation import Progress as Counter
+from iwae.runs import OverSeeds
 from iwae.trained import Evaluation
 
 
@@ -30,17 +31,10 @@ def _bar() -> Progress:
 class TrainingBar:
     """A watcher: passes, bound, validation bound, examples per second, time left."""
 
-    def __init__(self, epochs: int, description: str = "training", bar: Progress | None = None):
-        self.epochs, self.bar, self.owned = epochs, bar or _bar(), bar is None
-        self.description, self.valid = description, ""
+    def __init__(self, epochs: int, description: str, bar: Progress):
+        self.epochs, self.description, self.bar = epochs, description, bar
+        self.valid = ""
         self.task: Any = None
-
-    def __enter__(self) -> "TrainingBar":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.owned:
-            _stop(self.bar)
 
     def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
         if self.task is None:
@@ -93,23 +87,27 @@ def counting(what: str, *, quiet: bool = False) -> Iterator[Counter | None]:
         _stop(bar)
 
 
-class DemoBars:
-    """Bars for the cells of the demonstration, one after the other."""
+class TrainingBars:
+    """Bars of several runs, one below the other."""
 
-    def __init__(self, cells: int):
+    def __init__(self, cells: int = 0):
         self.cells, self.started = cells, 0
         self.bar = _bar()
 
-    def __enter__(self) -> "DemoBars":
+    def __enter__(self) -> "TrainingBars":
         return self
 
     def __exit__(self, *exception: object) -> None:
         _stop(self.bar)
 
+    def one(self, description: str, epochs: int) -> TrainingBar:
+        """The watcher of a run."""
+        return TrainingBar(epochs, description, self.bar)
+
     def cell(self, name: str, epochs: int) -> TrainingBar:
-        """The watcher of the next cell."""
+        """The watcher of the next cell of `cells`."""
         self.started += 1
-        return TrainingBar(epochs, f"{self.started}/{self.cells} {name}", self.bar)
+        return self.one(f"{self.started}/{self.cells} {name}", epochs)
 
 
 def nats(value: float, error: float) -> str:
@@ -137,6 +135,24 @@ def print_evaluation(result: Evaluation) -> None:
     for name, value in rows:
         table.add_row(Text(name), Text(value))
     Console().print(table)
+
+
+def print_replicas(result: OverSeeds) -> None:
+    """NLL and active units of every seed, and their means."""
+    first = result.evaluations[0]
+    table = Table("seed", f"NLL (L_{first.k}, nats)", "ELBO", "active units")
+    for seed, e in zip(result.seeds, result.evaluations, strict=True):
+        units = " + ".join(map(str, e.active_units))
+        table.add_row(f"{seed}", nats(e.nll, e.nll_se), f"{e.elbo:.2f}", units)
+    table.add_section()
+    units = " + ".join(nats(*u) for u in result.active_units)
+    table.add_row("mean", nats(*result.nll), nats(*result.elbo), units)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{first.dataset}, {first.split}, {first.n:,} examples; ± is a standard error over "
+        "examples, of the means over seeds."
+    )
 
 
 def print_files(found: list[FileStatus]) -> None:

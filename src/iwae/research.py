@@ -136,11 +136,11 @@ class Compare:
     def run(self) -> None:
         from iwae import experiments
         from iwae.files import write_atomic
-        from iwae.progress import DemoBars, print_comparison
+        from iwae.progress import TrainingBars, print_comparison
 
         check_output(self.record, (".json",), overwrite=self.overwrite)
         cells = experiments.comparison(self.name, self.config)
-        with DemoBars(len(cells)) as bars:
+        with TrainingBars(len(cells)) as bars:
             results = experiments.compare(
                 cells,
                 self.config,

@@ -3,66 +3,36 @@
 A run that was killed continues exactly where its last checkpoint stood.
 """
 
-import contextlib
 import json
-import signal
-import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from iwae import checkpoint, data, evaluation, training
-from iwae.config import RunConfig, TrainingConfig, override
+from iwae import checkpoint, data
+from iwae.config import RunConfig, check_seed, override
 from iwae.data import Dataset
-from iwae.errors import InputError, Interrupted
-from iwae.evaluation import over_examples
+from iwae.errors import InputError
+from iwae.evaluation import mean_and_error
 from iwae.files import write_atomic
 from iwae.folder import (
-    CHECKPOINT,
     EVALUATION,
     MODEL,
-    Folder,
-    Progress,
     opened,
+    opened_replicas,
     read_config,
     read_evaluations,
     read_metrics,
+    replicas,
 )
-from iwae.model import Autoencoder, build
+from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
+from iwae.model import build
 from iwae.observation import Observation, observation, prepare
 from iwae.trained import Evaluation, Trained
-
-CHUNK_SECONDS = 0.5
-"""Time between two looks at the clock, the progress bar and a pending Ctrl-C."""
-
-
-class NonFiniteError(InputError):
-    """The bound became nan or infinite; the message names the step and what to try."""
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """What training reports to."""
-
-    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
-        """After some steps: bound on the last batch in nats, examples per second."""
-
-    def on_pass(self, row: dict[str, Any]) -> None:
-        """After a pass: the row that goes to metrics.jsonl."""
-
-
-class Silent:
-    """A watcher that does nothing."""
-
-    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None: ...
-
-    def on_pass(self, row: dict[str, Any]) -> None: ...
 
 
 def train(
@@ -81,13 +51,64 @@ def train(
     folder that `load` reads; `resume` continues it. Raises `InputError` for unusable input,
     `NonFiniteError` when the bound is not finite, `Interrupted` after Ctrl-C.
     """
-    config = override(config or RunConfig(), **settings)
-    dataset = _dataset(config, data, data_dir)
-    if data is not None:
-        config = override(config, dataset=dataset.name)
+    config, observed = _observed(override(config or RunConfig(), **settings), data, data_dir)
     with opened(out, config, resume=resume) as folder:
-        trained = _train(config, dataset, folder, watch or Silent())
-    return replace(trained, data_dir=data_dir)
+        run = Run(config, observed, folder, watch or Silent())
+        Together([run], folder.path).train()
+    return replace(run.trained(), data_dir=data_dir)
+
+
+def train_replicas(
+    config: RunConfig | None = None,
+    *,
+    seeds: int | Sequence[int],
+    data: Dataset | np.ndarray | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    data_dir: str | Path | None = None,
+    watch: Callable[[int], Watcher] | None = None,
+    **settings: Any,
+) -> list[Trained]:
+    """`train` for several seeds in one compiled program: 5 stands for the seeds 0 … 4.
+
+    Replica s is the run that `train(seed=s)` makes: bit for bit on a CPU, on a GPU, where all
+    replicas make one batched product of each matrix product, up to rounding. With `out` it lies in
+    out/seed-s. `watch` gives each seed its watcher. Raises what `train` raises.
+    """
+    config, observed = _observed(override(config or RunConfig(), **settings), data, data_dir)
+    configs = {seed: override(config, seed=seed) for seed in listed(seeds)}
+    with opened_replicas(out, configs, resume=resume) as folders:
+        runs = [
+            Run(own, observed, folders[seed], Silent() if watch is None else watch(seed))
+            for seed, own in configs.items()
+        ]
+        Together(runs, None if out is None else Path(out)).train()
+    return [replace(run.trained(), data_dir=data_dir) for run in runs]
+
+
+def listed(seeds: int | Sequence[int]) -> list[int]:
+    """The seeds that are meant; `InputError` if there are none, or one comes twice."""
+    if isinstance(seeds, int):
+        seeds = range(seeds)
+    if len(seeds) == 0 or len(set(seeds)) < len(seeds):
+        raise InputError(
+            f"seeds = {','.join(map(str, seeds)) or 0} was given, but replicas need seeds that "
+            f"differ; give how many (5), or which (0,3,7)."
+        )
+    for seed in seeds:
+        check_seed(seed)
+    return list(seeds)
+
+
+def _observed(
+    config: RunConfig, given: Any, data_dir: str | Path | None
+) -> tuple[RunConfig, Observed]:
+    """The configuration with the name of its data, and these as the model sees them."""
+    dataset = _dataset(config, given, data_dir)
+    if given is not None:
+        config = override(config, dataset=dataset.name)
+    seen = observation(dataset, config.data, config.model)
+    return config, Observed(prepare(dataset, seen), seen)
 
 
 def _dataset(config: RunConfig, given: Any, data_dir: str | Path | None) -> Dataset:
@@ -97,234 +118,16 @@ def _dataset(config: RunConfig, given: Any, data_dir: str | Path | None) -> Data
     return data.load(source, data_dir=data_dir, values=config.data.values)
 
 
-def _train(config: RunConfig, dataset: Dataset, folder: Folder, watch: Watcher) -> Trained:
-    run = Run(config, dataset, folder, watch)
-    with _signals() as interrupted:
-        while not run.progress.finished:
-            run.advance_pass(interrupted)
-    return run.trained()
-
-
-class Run:
-    """One run in progress: its state, the compiled steps, and what has been saved of it."""
-
-    def __init__(self, config: RunConfig, dataset: Dataset, folder: Folder, watch: Watcher):
-        t = config.training
-        self.config, self.folder, self.watch = config, folder, watch
-        self.seen = observation(dataset, config.data, config.model)
-        self.dataset = prepare(dataset, self.seen)
-        self.n = len(self.dataset.train)
-        self.steps_per_pass = self.n // t.batch_size
-        if self.steps_per_pass == 0:
-            raise InputError(
-                f"batch_size = {t.batch_size} was given, but there are only {self.n} training "
-                f"examples; give --batch-size {self.n} or less."
-            )
-        model = _initial(config, self.dataset, self.seen)
-        params, self.static = eqx.partition(model, eqx.is_inexact_array)
-        transform = training.optimizer(t, self.steps_per_pass)
-        state = training.init(params, transform, average=t.average is not None)
-        best = training.copied(params) if t.patience is not None else None
-        (self.state, self.best), self.progress = folder.restore((state, best))
-        if not _is_over(self.progress, t):
-            self.progress = replace(self.progress, finished="")
-        self.schedule = training.learning_rate(t, self.steps_per_pass)
-        self.bound_function = eqx.Partial(
-            evaluation.bound_value,
-            bound=training.objective_bounds(config.objective).theta,
-            k=config.objective.k,
-        )
-        self.images = jnp.asarray(self.dataset.train)
-        self.advance = training.make_advance(
-            self.static, config.objective, t, transform, self.seen.observer, config.seed
-        )
-        self.chunk, self.saved = 1, time.monotonic()
-
-    def advance_pass(self, interrupted: list[int]) -> None:
-        """The rest of the current pass, its metrics, and a checkpoint when one is due."""
-        order = training.order_of_pass(self.config.seed, self.progress.passes, self.n)
-        start = self.progress.passes * self.steps_per_pass
-        stop = start + self.steps_per_pass
-        while int(self.state.step) < stop and not self.progress.finished:
-            self._advance_chunk(order, start, stop)
-            if interrupted:
-                self._leave()
-            if time.monotonic() - self.saved >= 60 * self.config.training.checkpoint_minutes:
-                self._save()
-        if int(self.state.step) == stop:
-            self._end_pass()
-        every = self.config.training.checkpoint_every
-        if self.progress.finished:
-            self.folder.save_model(self.model(), self.seen, self.progress.passes)
-            self._save()
-        elif every is not None and self.progress.passes % every == 0:
-            self._save()
-
-    def _advance_chunk(self, order: Any, start: int, stop: int) -> None:
-        began, before = time.monotonic(), int(self.state.step)
-        until = min(stop, before + self.chunk)
-        self.state = self.advance(self.state, self.images, order, start, until)
-        bound, step = float(self.state.value), int(self.state.step)
-        took = time.monotonic() - began
-        if not np.isfinite(bound):
-            raise NonFiniteError(self._non_finite_message(step))
-        self.chunk = max(1, min(2 * self.chunk, int(CHUNK_SECONDS * (step - before) / took)))
-        self.progress = replace(self.progress, seconds=self.progress.seconds + took)
-        t = self.config.training
-        rate = (step - before) * t.batch_size / took
-        self.watch.on_chunk(step, t.epochs * self.steps_per_pass, bound, rate)
-        if t.minutes is not None and self.progress.seconds >= 60 * t.minutes:
-            self.progress = replace(self.progress, finished="minutes")
-
-    def _end_pass(self) -> None:
-        t, p = self.config.training, self.progress
-        passes = p.passes + 1
-        row: dict[str, Any] = {
-            "pass": passes,
-            "step": int(self.state.step),
-            "seconds": round(p.seconds, 3),
-            "learning_rate": float(self.schedule(self.state.step - 1)),
-            "train_bound": float(self.state.total) / self.steps_per_pass,
-        }
-        self.progress = replace(p, passes=passes)
-        self.state = eqx.tree_at(lambda s: s.total, self.state, jnp.zeros((), jnp.float32))
-        if passes >= t.epochs:
-            self.progress = replace(self.progress, finished="epochs")
-        if passes % t.validate_every == 0 or self.progress.finished:
-            row["valid_bound"] = self._validate()
-        self.folder.append(row)
-        self.watch.on_pass(row)
-
-    def _validate(self) -> float:
-        """The training bound on the validation split, with the same draws each time."""
-        values = over_examples(
-            self.bound_function,
-            self._current(),
-            self.dataset.valid,
-            self.seen.observer,
-            seed=self.config.seed,
-            draws=self.config.objective.k,
-        )
-        value, p = float(np.mean(values)), self.progress
-        if p.best is None or value > p.best:
-            self.progress = replace(p, best=value, stale=0)
-            if self.best is not None:
-                self.best = training.copied(self._kept())
-        else:
-            self.progress = replace(p, stale=p.stale + 1)
-        patience = self.config.training.patience
-        if patience is not None and self.progress.stale >= patience:
-            self.progress = replace(self.progress, finished="patience")
-        return value
-
-    def _kept(self) -> Any:
-        return self.state.params if self.state.average is None else self.state.average
-
-    def _current(self) -> Autoencoder:
-        return eqx.combine(self._kept(), self.static)
-
-    def model(self) -> Autoencoder:
-        """The model that the run yields: the best on validation, the average, or the last."""
-        if self.best is not None and self.progress.best is not None:
-            return eqx.combine(self.best, self.static)
-        return self._current()
-
-    def trained(self) -> Trained:
-        return Trained(
-            self.config,
-            self.model(),
-            self.seen,
-            self.progress.passes,
-            path=self.folder.path,
-            dataset=self.dataset,
-        )
-
-    def _save(self) -> None:
-        """A checkpoint, unless the parameters are not finite: the last good one is kept.
-
-        The last of a run is written after the model, so that a finished run always has one.
-        """
-        if not training.all_finite(self.state.params):
-            raise NonFiniteError(self._non_finite_message(int(self.state.step)))
-        self.folder.save((self.state, self.best), self.progress)
-        self.saved = time.monotonic()
-
-    def _leave(self) -> None:
-        self._save()
-        done = f"{self.progress.passes} of {self.config.training.epochs} passes"
-        if self.folder.path is None:
-            raise Interrupted(
-                f"Interrupted after {done}; nothing was saved, since no out was given."
-            )
-        raise Interrupted(
-            f"Interrupted after {done}; the run is saved, and "
-            f"`iwae train --out {self.folder.path} --resume` continues it."
-        )
-
-    def _non_finite_message(self, step: int) -> str:
-        kept = "nothing was saved"
-        if self.folder.path is not None and (self.folder.path / CHECKPOINT).exists():
-            kept = f"the last good checkpoint is kept in {self.folder.path}"
-        return (
-            f"The bound is not finite at step {step} (pass {self.progress.passes + 1}); {kept}. "
-            f"Try a smaller --learning-rate or --clip 10, and check that the data fit the "
-            f"likelihood."
-        )
-
-
-def _initial(config: RunConfig, dataset: Dataset, seen: Observation) -> Autoencoder:
-    """The model before the first step."""
-    return eqx.filter_jit(build)(
-        config.model,
-        kind=seen.model_kind,
-        mean=dataset.mean(),
-        spread=dataset.std(),
-        key=training.stream(config.seed, training.INIT),
-    )
-
-
 def untrained(config: RunConfig, *, data_dir: str | Path | None = None) -> Trained:
     """The model with which a run of this configuration starts."""
-    dataset = _dataset(config, None, data_dir)
-    seen = observation(dataset, config.data, config.model)
-    dataset = prepare(dataset, seen)
-    return Trained(config, _initial(config, dataset, seen), seen, 0, dataset=dataset)
+    config, observed = _observed(config, None, data_dir)
+    return Trained(config, initial(config, observed), observed.seen, 0, dataset=observed.dataset)
 
 
 def training_seconds(trained: Trained) -> float:
     """The training time behind a run in a folder."""
     rows = [] if trained.path is None else read_metrics(trained.path)
     return float(rows[-1]["seconds"]) if rows else 0.0
-
-
-def _is_over(progress: Progress, config: TrainingConfig) -> bool:
-    """Whether a run that has finished is so still, now that its budget may have grown."""
-    if progress.finished == "epochs":
-        return progress.passes >= config.epochs
-    if progress.finished == "minutes":
-        return config.minutes is not None and progress.seconds >= 60 * config.minutes
-    return bool(progress.finished)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C or SIGTERM arrives; a second one acts at once."""
-    received: list[int] = []
-    previous: dict[signal.Signals, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        for name, handler in previous.items():
-            signal.signal(name, handler)
-
-    with contextlib.suppress(ValueError):  # only the main thread may handle signals
-        for name in (signal.SIGINT, signal.SIGTERM):
-            previous[name] = signal.signal(name, note)
-    try:
-        yield received
-    finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
 
 
 def load(
@@ -373,3 +176,50 @@ def evaluate(
         kept = read_evaluations(trained.path) | {name: result.to_json()}
         write_atomic(trained.path / EVALUATION, json.dumps(kept, indent=1))
     return result
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """The evaluations of replicas; means are over seeds, each with its standard error."""
+
+    seeds: list[int]
+    evaluations: list[Evaluation]
+
+    @property
+    def nll(self) -> tuple[float, float]:
+        return mean_and_error(np.array([e.nll for e in self.evaluations]))
+
+    @property
+    def elbo(self) -> tuple[float, float]:
+        return mean_and_error(np.array([e.elbo for e in self.evaluations]))
+
+    @property
+    def active_units(self) -> list[tuple[float, float]]:
+        """Per layer."""
+        counts = np.array([e.active_units for e in self.evaluations])
+        return [mean_and_error(layer) for layer in counts.T]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with the evaluation of each seed."""
+        return {
+            "nll": self.nll,
+            "elbo": self.elbo,
+            "active_units": self.active_units,
+            "replicas": {s: e.to_json() for s, e in zip(self.seeds, self.evaluations, strict=True)},
+        }
+
+
+def evaluate_replicas(
+    path: str | Path, *, data_dir: str | Path | None = None, **options: Any
+) -> OverSeeds:
+    """`evaluate` of every run of `train_replicas` in a folder; `InputError` if there are none.
+
+    All see the same binarised images and draws of the latents.
+    """
+    paths = replicas(Path(path))
+    if not paths:
+        raise InputError(f"{path} holds no replicas; give a folder that `iwae train --seeds` made.")
+    return OverSeeds(
+        seeds=[read_config(p).seed for p in paths],
+        evaluations=[evaluate(p, data_dir=data_dir, **options) for p in paths],
+    )

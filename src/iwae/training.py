@@ -6,6 +6,7 @@ data, and a resumed run continues exactly.
 
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import equinox as eqx
@@ -26,7 +27,7 @@ INIT, ORDER, STEPS, VALIDATION = range(4)
 STAGES = 8
 
 
-def stream(seed: int, purpose: int) -> PRNGKeyArray:
+def stream(seed: int | Array, purpose: int) -> PRNGKeyArray:
     """The key of one purpose of a run."""
     return jax.random.fold_in(jax.random.key(seed), purpose)
 
@@ -114,7 +115,10 @@ def _permutation(key: PRNGKeyArray, number: Array, n: int) -> Int[Array, " n"]:
     return jax.random.permutation(jax.random.fold_in(key, number), n)
 
 
-Advance = Callable[[TrainState, Array, Array, int, int], TrainState]
+Replicas = tuple[Any, ...]
+"""Something of each replica."""
+
+Advance = Callable[..., Replicas]
 
 
 def make_advance(
@@ -123,15 +127,17 @@ def make_advance(
     config: TrainingConfig,
     transform: optax.GradientTransformation,
     observe: Observer,
-    seed: int,
+    *,
+    vectorized: bool = False,
 ) -> Advance:
-    """Compile `advance(state, images, order, start, stop)`: steps up to `stop` of a pass.
+    """Compile `advance(states, images, orders, seeds, start, stop)`: steps up to `stop` of a pass.
 
-    `start` is the step at which the pass began, `order` its order. The loop's length is an argument
-    of the compiled program, so every step runs the same code however a run is cut into chunks. It
-    ends early when the bound is not finite. `state` is consumed.
+    One state, order and seed (uint32) for each replica, all at the same step. A replica takes the
+    same steps as alone, bit for bit on a CPU; `vectorized`, where all make one batched product of
+    each matrix product, up to rounding. `start` is the step at which the pass began. The loop's
+    length is an argument of the compiled program, so every step runs the same code however a run is
+    cut into chunks. It ends early when a bound is not finite. `states` are consumed.
     """
-    key = stream(seed, STEPS)
     bound = objective_bounds(objective)
     batch = config.batch_size
 
@@ -144,8 +150,11 @@ def make_advance(
         )(x, keys)
         return jnp.mean(losses), jnp.mean(values)
 
-    def one_step(state: TrainState, images: Array, order: Array, start: Array) -> TrainState:
-        keys = jax.random.split(jax.random.fold_in(key, state.step), (2, batch))
+    def one_step(
+        state: TrainState, order: Array, seed: Array, images: Array, start: Array
+    ) -> TrainState:
+        key = jax.random.fold_in(stream(seed, STEPS), state.step)
+        keys = jax.random.split(key, (2, batch))
         rows = jax.lax.dynamic_slice(order, ((state.step - start) * batch,), (batch,))
         x = jax.vmap(observe)(images[rows], keys[0])
         (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, x, keys[1])
@@ -161,15 +170,33 @@ def make_advance(
         )
 
     def advance(
-        state: TrainState, images: Array, order: Array, start: Array, stop: Array
-    ) -> TrainState:
-        return jax.lax.while_loop(
-            lambda s: (s.step < stop) & jnp.isfinite(s.value),
-            lambda s: one_step(s, images, order, start),
-            state,
+        states: Replicas,
+        images: Array,
+        orders: Replicas,
+        seeds: Replicas,
+        start: Array,
+        stop: Array,
+    ) -> Replicas:
+        def going(states: Replicas) -> Array:
+            return jnp.all(jnp.stack([(s.step < stop) & jnp.isfinite(s.value) for s in states]))
+
+        def step(state: TrainState, order: Array, seed: Array) -> TrainState:
+            return one_step(state, order, seed, images, start)
+
+        if not vectorized:
+            each = lambda states: tuple(map(step, states, orders, seeds))
+            return jax.lax.while_loop(going, each, states)
+        order, seed = _stacked(orders), _stacked(seeds)
+        (stacked,) = jax.lax.while_loop(
+            going, lambda s: (jax.vmap(step)(s[0], order, seed),), (_stacked(states),)
         )
+        return tuple(jax.tree.map(itemgetter(i), stacked) for i in range(len(states)))
 
     return jax.jit(advance, donate_argnums=0)
+
+
+def _stacked(replicas: Replicas) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicas)
 
 
 def _averaged(average: PyTree, params: PyTree, step: Array, decay: float | None) -> PyTree:

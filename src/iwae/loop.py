@@ -1,0 +1,333 @@
+"""Runs in progress: one, or several that one compiled program advances together."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from iwae import evaluation, training
+from iwae.config import RunConfig, TrainingConfig
+from iwae.data import Dataset
+from iwae.errors import InputError, Interrupted
+from iwae.evaluation import over_examples
+from iwae.folder import CHECKPOINT, Folder, Progress
+from iwae.model import Autoencoder, build
+from iwae.observation import Observation
+from iwae.trained import Trained
+from iwae.training import TrainState
+
+CHUNK_SECONDS = 0.5
+"""Time between two looks at the clock, the progress bar and a pending Ctrl-C."""
+
+
+class NonFiniteError(InputError):
+    """The bound became nan or infinite; the message names the step and what to try."""
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """What training reports to."""
+
+    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+        """After some steps: bound on the last batch in nats, examples per second."""
+
+    def on_pass(self, row: dict[str, Any]) -> None:
+        """After a pass: the row that goes to metrics.jsonl."""
+
+
+class Silent:
+    """A watcher that does nothing."""
+
+    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None: ...
+
+    def on_pass(self, row: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A data set as it lies on the device, and how it reaches the model."""
+
+    dataset: Dataset
+    seen: Observation
+
+
+class Run:
+    """One run: its state, and what has been recorded and saved of it."""
+
+    def __init__(self, config: RunConfig, data: Observed, folder: Folder, watch: Watcher):
+        t = config.training
+        self.config, self.data, self.folder, self.watch = config, data, folder, watch
+        self.n = len(data.dataset.train)
+        self.steps_per_pass = self.n // t.batch_size
+        if self.steps_per_pass == 0:
+            raise InputError(
+                f"batch_size = {t.batch_size} was given, but there are only {self.n} training "
+                f"examples; give --batch-size {self.n} or less."
+            )
+        params, self.static = eqx.partition(initial(config, data), eqx.is_inexact_array)
+        self.transform = training.optimizer(t, self.steps_per_pass)
+        state = training.init(params, self.transform, average=t.average is not None)
+        best = training.copied(params) if t.patience is not None else None
+        (self.state, self.best), self.progress = folder.restore((state, best))
+        if not _is_over(self.progress, t):
+            self.progress = replace(self.progress, finished="")
+        self.schedule = training.learning_rate(t, self.steps_per_pass)
+        self.bound_function = eqx.Partial(
+            evaluation.bound_value,
+            bound=training.objective_bounds(config.objective).theta,
+            k=config.objective.k,
+        )
+        self.seed = jnp.uint32(config.seed)
+        self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
+        self.saved = time.monotonic()
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+    @property
+    def end_of_pass(self) -> int:
+        return (self.progress.passes + 1) * self.steps_per_pass
+
+    def order_of_pass(self) -> Array:
+        """The order of the current pass."""
+        if self.ordered != self.progress.passes:
+            self.ordered = self.progress.passes
+            self.order = training.order_of_pass(self.config.seed, self.ordered, self.n)
+        return self.order
+
+    def arrive(self, state: TrainState, before: int, took: float) -> None:
+        """Take over the state that the steps from `before` on have led to, `took` seconds later.
+
+        `NonFiniteError` if the bound is not finite.
+        """
+        self.state, t = state, self.config.training
+        bound, step = float(state.value), self.step
+        if not np.isfinite(bound):
+            raise NonFiniteError(self._non_finite_message(step))
+        self.progress = replace(self.progress, seconds=self.progress.seconds + took)
+        rate = (step - before) * t.batch_size / took
+        self.watch.on_chunk(step, t.epochs * self.steps_per_pass, bound, rate)
+        if t.minutes is not None and self.progress.seconds >= 60 * t.minutes:
+            self.progress = replace(self.progress, finished="minutes")
+        ended = step == self.end_of_pass
+        if ended:
+            self._end_pass()
+        if self.progress.finished:
+            self.folder.save_model(self.model(), self.data.seen, self.progress.passes)
+        if self.progress.finished or self._save_is_due(ended):
+            self.save()
+
+    def _save_is_due(self, ended: bool) -> bool:
+        t = self.config.training
+        counted = t.checkpoint_every is not None and self.progress.passes % t.checkpoint_every == 0
+        return (ended and counted) or time.monotonic() - self.saved >= 60 * t.checkpoint_minutes
+
+    def _end_pass(self) -> None:
+        t, p = self.config.training, self.progress
+        passes = p.passes + 1
+        row: dict[str, Any] = {
+            "pass": passes,
+            "step": self.step,
+            "seconds": round(p.seconds, 3),
+            "learning_rate": float(self.schedule(self.state.step - 1)),
+            "train_bound": float(self.state.total) / self.steps_per_pass,
+        }
+        self.progress = replace(p, passes=passes)
+        self.state = eqx.tree_at(lambda s: s.total, self.state, jnp.zeros((), jnp.float32))
+        if passes >= t.epochs:
+            self.progress = replace(self.progress, finished="epochs")
+        if passes % t.validate_every == 0 or self.progress.finished:
+            row["valid_bound"] = self._validate()
+        self.folder.append(row)
+        self.watch.on_pass(row)
+
+    def _validate(self) -> float:
+        """The training bound on the validation split, with the same draws each time."""
+        values = over_examples(
+            self.bound_function,
+            self._current(),
+            self.data.dataset.valid,
+            self.data.seen.observer,
+            seed=self.config.seed,
+            draws=self.config.objective.k,
+        )
+        value, p = float(np.mean(values)), self.progress
+        if p.best is None or value > p.best:
+            self.progress = replace(p, best=value, stale=0)
+            if self.best is not None:
+                self.best = training.copied(self._kept())
+        else:
+            self.progress = replace(p, stale=p.stale + 1)
+        patience = self.config.training.patience
+        if patience is not None and self.progress.stale >= patience:
+            self.progress = replace(self.progress, finished="patience")
+        return value
+
+    def _kept(self) -> Any:
+        return self.state.params if self.state.average is None else self.state.average
+
+    def _current(self) -> Autoencoder:
+        return eqx.combine(self._kept(), self.static)
+
+    def model(self) -> Autoencoder:
+        """The model that the run yields: the best on validation, the average, or the last."""
+        if self.best is not None and self.progress.best is not None:
+            return eqx.combine(self.best, self.static)
+        return self._current()
+
+    def trained(self) -> Trained:
+        return Trained(
+            self.config,
+            self.model(),
+            self.data.seen,
+            self.progress.passes,
+            path=self.folder.path,
+            dataset=self.data.dataset,
+        )
+
+    def save(self) -> None:
+        """A checkpoint, unless the parameters are not finite: the last good one is kept.
+
+        The last of a run is written after the model, so that a finished run always has one.
+        """
+        if not training.all_finite(self.state.params):
+            raise NonFiniteError(self._non_finite_message(self.step))
+        self.folder.save((self.state, self.best), self.progress)
+        self.saved = time.monotonic()
+
+    def _non_finite_message(self, step: int) -> str:
+        kept = "nothing was saved"
+        if self.folder.path is not None and (self.folder.path / CHECKPOINT).exists():
+            kept = f"the last good checkpoint is kept in {self.folder.path}"
+        return (
+            f"The bound is not finite at step {step} (pass {self.progress.passes + 1}); {kept}. "
+            f"Try a smaller --learning-rate or --clip 10, and check that the data fit the "
+            f"likelihood."
+        )
+
+
+class Together:
+    """Runs that one compiled program advances; they differ in nothing but their seed.
+
+    Those at the same step go on together. One that is ahead, after a crash between two
+    checkpoints, waits for the others.
+    """
+
+    def __init__(self, runs: Sequence[Run], out: Path | None):
+        first = runs[0]
+        config = first.config
+        self.runs, self.out, self.chunk = list(runs), out, 1
+        self.failed: dict[Run, NonFiniteError] = {}
+        self.images = jnp.asarray(first.data.dataset.train)
+        self.advance = training.make_advance(
+            first.static,
+            config.objective,
+            config.training,
+            first.transform,
+            first.data.seen.observer,
+            vectorized=len(self.runs) > 1 and jax.default_backend() != "cpu",
+        )
+
+    def train(self) -> None:
+        """Train all to their end.
+
+        `Interrupted` after Ctrl-C, with all saved. A run that is no longer finite is left behind;
+        its `NonFiniteError` is raised when the others have ended.
+        """
+        with _signals() as interrupted:
+            while going := self._going():
+                self._advance(going)
+                if interrupted and (going := self._going()):
+                    _leave(going, self.out)
+        for error in self.failed.values():
+            raise error
+
+    def _going(self) -> list[Run]:
+        return [r for r in self.runs if not r.progress.finished and r not in self.failed]
+
+    def _advance(self, going: list[Run]) -> None:
+        """A chunk of steps, of the runs that are furthest behind."""
+        before = min(r.step for r in going)
+        group = [r for r in going if r.step == before]
+        ahead = [r.step for r in going if r.step > before]
+        until = min(before + self.chunk, group[0].end_of_pass, *ahead)
+        began = time.monotonic()
+        states = self.advance(
+            tuple(r.state for r in group),
+            self.images,
+            tuple(r.order_of_pass() for r in group),
+            tuple(r.seed for r in group),
+            group[0].end_of_pass - group[0].steps_per_pass,
+            until,
+        )
+        reached = int(states[0].step)
+        took = time.monotonic() - began
+        for run, state in zip(group, states, strict=True):
+            try:
+                run.arrive(state, before, took)
+            except NonFiniteError as error:
+                self.failed[run] = error
+        fitting = int(CHUNK_SECONDS * (reached - before) / took)
+        self.chunk = max(1, min(2 * self.chunk, fitting))
+
+
+def _leave(runs: list[Run], out: Path | None) -> None:
+    """Save, and say how to go on."""
+    for run in runs:
+        run.save()
+    progress, epochs = runs[0].progress, runs[0].config.training.epochs
+    kept = "nothing was saved, since no out was given"
+    if out is not None:
+        kept = f"the run is saved, and `iwae train --out {out} --resume` continues it"
+    raise Interrupted(f"Interrupted after {progress.passes} of {epochs} passes; {kept}.")
+
+
+def initial(config: RunConfig, data: Observed) -> Autoencoder:
+    """The model before the first step."""
+    return eqx.filter_jit(build)(
+        config.model,
+        kind=data.seen.model_kind,
+        mean=data.dataset.mean(),
+        spread=data.dataset.std(),
+        key=training.stream(config.seed, training.INIT),
+    )
+
+
+def _is_over(progress: Progress, config: TrainingConfig) -> bool:
+    """Whether a run that has finished is so still, now that its budget may have grown."""
+    if progress.finished == "epochs":
+        return progress.passes >= config.epochs
+    if progress.finished == "minutes":
+        return config.minutes is not None and progress.seconds >= 60 * config.minutes
+    return bool(progress.finished)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that fills when Ctrl-C or SIGTERM arrives; a second one acts at once."""
+    received: list[int] = []
+    previous: dict[signal.Signals, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+    with contextlib.suppress(ValueError):  # only the main thread may handle signals
+        for name in (signal.SIGINT, signal.SIGTERM):
+            previous[name] = signal.signal(name, note)
+    try:
+        yield received
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)

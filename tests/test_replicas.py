@@ -1,0 +1,192 @@
+"""Replicas: each is the run of its own seed, however many are trained together."""
+
+import json
+import signal
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import iwae
+from iwae import checkpoint, folder, loop, runs, training
+from iwae.cli import main
+from iwae.config import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig, override
+from iwae.errors import Interrupted
+from iwae.loop import NonFiniteError, Silent
+from iwae.observation import Observer
+from iwae.trained import Trained
+from linear_gaussian import random_model
+from refusals import refused
+
+
+def same(a: Trained, b: Trained) -> None:
+    for ours, theirs in zip(*map(jax.tree.leaves, (a.model, b.model)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: RunConfig) -> dict[int, Trained]:
+    """Solo runs."""
+    return {seed: iwae.train(tiny, seed=seed) for seed in (0, 3)}
+
+
+def test_a_replica_is_the_run_of_its_seed_bit_for_bit(tiny, alone, tmp_path: Path) -> None:
+    together = iwae.train_replicas(tiny, seeds=(3, 0), out=tmp_path / "out")
+    for trained, seed in zip(together, (3, 0), strict=True):
+        assert trained.path == tmp_path / "out" / f"seed-{seed}"
+        assert trained.config == override(tiny, seed=seed)
+        same(trained, alone[seed])
+        same(iwae.load(trained.path), alone[seed])
+    assert [p.name for p in folder.replicas(tmp_path / "out")] == ["seed-0", "seed-3"]
+
+
+@pytest.mark.parametrize("estimator", ["reparam", "dreg"])
+def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> None:
+    """As on a GPU, after 20 steps of Adam at its full rate."""
+    objective = ObjectiveConfig("iwae", k=3, estimator=estimator)
+    config = TrainingConfig(batch_size=2)
+    images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (60, 5)), jnp.uint8)
+    models = [
+        random_model(ModelConfig(2, ((4,), (4,)), (3, 2), "bernoulli"), 5, seed=seed)
+        for seed in (1, 2, 3)
+    ]
+    static = eqx.partition(models[0], eqx.is_inexact_array)[1]
+    transform = training.optimizer(config, 30)
+
+    def after(vectorized: bool) -> tuple:
+        advance = training.make_advance(
+            static, objective, config, transform, Observer(255.0, True), vectorized=vectorized
+        )
+        params = [eqx.filter(m, eqx.is_inexact_array) for m in models]
+        return advance(
+            tuple(training.init(p, transform, average=False) for p in params),
+            images,
+            tuple(training.order_of_pass(seed, 0, 60) for seed in range(3)),
+            tuple(jnp.uint32(seed) for seed in range(3)),
+            0,
+            20,
+        )
+
+    each, batched = after(vectorized=False), after(vectorized=True)
+    for a, b in zip(*map(jax.tree.leaves, (each, batched)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    first, second = (jax.tree.leaves(s.params) for s in each[:2])
+    assert all(np.any(a != b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_replica_that_is_behind_catches_up_and_ends_as_it_would_alone(
+    tiny, alone, tmp_path: Path
+) -> None:
+    """Seed 3 has been interrupted in its second pass; seed 0 has not begun."""
+
+    class Impatient(Silent):
+        def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+            if step > 70:
+                raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    config = override(tiny, checkpoint_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        iwae.train(config, seed=3, out=out / "seed-3", watch=Impatient())
+    assert folder.read_config(out / "seed-3").seed == 3
+    again = iwae.train_replicas(config, seeds=(0, 3), out=out, resume=True)
+    for trained in again:
+        same(trained, alone[trained.config.seed])
+        assert len(folder.read_metrics(trained.path)) == 3
+
+
+def test_interrupted_replicas_are_saved_and_resumed_by_the_command_it_names(
+    tiny, alone, tmp_path: Path, capsys
+) -> None:
+    class Impatient(Silent):
+        def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+            if step > 70:
+                signal.raise_signal(signal.SIGINT)
+
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted) as error:
+        iwae.train_replicas(tiny, seeds=(0, 3), out=out, watch={0: Impatient(), 3: Silent()}.get)
+    passes = checkpoint.read_header(out / "seed-0" / folder.CHECKPOINT)["passes"]
+    assert passes in (1, 2)
+    assert str(error.value) == (
+        f"Interrupted after {passes} of 3 passes; the run is saved, and `iwae train --out {out} "
+        f"--resume` continues it."
+    )
+    main(["train", "--out", str(out), "--resume"])
+    assert capsys.readouterr().out == f"Trained {out}. Next: iwae evaluate {out}\n"
+    for seed in (0, 3):
+        same(iwae.load(out / f"seed-{seed}"), alone[seed])
+
+
+def test_a_replica_that_is_not_finite_leaves_the_others_to_their_end(
+    tiny, alone, tmp_path: Path, monkeypatch
+) -> None:
+    real = loop.initial
+
+    def poisoned(config: RunConfig, data: loop.Observed):
+        model = real(config, data)
+        if config.seed != 7:
+            return model
+        bias = model.observation.linear.bias
+        return eqx.tree_at(lambda m: m.observation.linear.bias, model, bias * jnp.nan)
+
+    monkeypatch.setattr(loop, "initial", poisoned)
+    out = tmp_path / "out"
+    with pytest.raises(NonFiniteError, match=r"^The bound is not finite at step 1 \(pass 1\); "):
+        iwae.train_replicas(tiny, seeds=(7, 3), out=out)
+    same(iwae.load(out / "seed-3"), alone[3])
+
+
+def test_replicas_at_the_command_line(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    flags = ["--recipe", "smoke", "--epochs", "1", "--hidden", "8", "--latents", "3", "--k", "2"]
+    main(["train", *flags, "--seeds", "2", "--out", str(out)])
+    form = ["evaluate", str(out), "--k", "5", "--limit", "30"]
+    capsys.readouterr()
+    main(form)
+    table = capsys.readouterr().out
+    main([*form, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    a, b = (found["replicas"][seed]["nll"] for seed in ("0", "1"))
+    assert a != b
+    assert found["nll"] == pytest.approx([(a + b) / 2, abs(a - b) / 2])
+    assert f"{(a + b) / 2:.2f} ± {abs(a - b) / 2:.2f}" in table
+    main(["report", str(out), "--out", str(tmp_path / "r.html")])
+    assert "seed-1" in (tmp_path / "r.html").read_text()
+    with pytest.raises(SystemExit):
+        main([*form, "--per-example", str(tmp_path / "s.npy")])
+    assert capsys.readouterr().err == (
+        f"iwae: {out} holds replicas, of which --per-example takes one; give {out}/seed-0.\n"
+    )
+
+
+def test_refusals(tiny, tiny_run: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with refused(
+        "seeds = 3,3 was given, but replicas need seeds that differ; give how many (5), or which "
+        "(0,3,7)."
+    ):
+        iwae.train_replicas(tiny, seeds=(3, 3), out=out)
+    with refused(
+        "seeds = 0 was given, but replicas need seeds that differ; give how many (5), or which "
+        "(0,3,7)."
+    ):
+        iwae.train_replicas(tiny, seeds=0, out=out)
+    with refused(f"{tiny_run.path} holds a single run; give another --out for replicas."):
+        iwae.train_replicas(tiny, seeds=2, out=tiny_run.path)
+    with refused(f"{out} holds no replicas to resume; leave out --resume to start them."):
+        iwae.train_replicas(tiny, seeds=2, out=out, resume=True)
+    with refused(f"{out} holds no replicas; give a folder that `iwae train --seeds` made."):
+        runs.evaluate_replicas(out)
+    assert not out.exists()
+    iwae.train(tiny, seed=1, epochs=1, out=out / "seed-1")
+    with refused(
+        f"{out}/seed-1 holds a run already; give --resume to continue it, or another --out."
+    ):
+        iwae.train_replicas(tiny, seeds=2, out=out)
+    assert not (out / "seed-0").exists()
+    with refused(f"{out} holds replicas, not a run; give one of them: {out}/seed-1."):
+        iwae.load(out)
