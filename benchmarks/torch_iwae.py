@@ -94,7 +94,8 @@ class Autoencoder(nn.Module):
 class TrainingLoop:
     """Called with n, takes n training steps on `threads` cores.
 
-    `fused`: Adam in one kernel for each parameter, in place of one for each operation.
+    `fused`: Adam in one kernel for each parameter, in place of one for each operation. `compiled`:
+    the bound and its gradient through torch.compile.
     """
 
     def __init__(
@@ -104,11 +105,13 @@ class TrainingLoop:
         *,
         k: int,
         batch: int,
-        threads: int,
-        fused: bool,
+        threads: int = THREADS,
+        fused: bool = False,
+        compiled: bool = False,
     ):
         self.net, self.k, self.batch_size, self.threads = net, k, batch, threads
         self.images = torch.from_numpy(images)
+        self.bound_of = torch.compile(net.bound) if compiled else net.bound
         self.optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, eps=1e-4 / batch, fused=fused)
         self.order, self.next = torch.randperm(len(images)), 0
 
@@ -128,9 +131,11 @@ class TrainingLoop:
 
     def step(self, x: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = -self.net.bound(x, self.k).mean()
-        loss.backward()
+        self.loss(x).backward()
         self.optimizer.step()
+
+    def loss(self, x: Tensor) -> Tensor:
+        return -self.bound_of(x, self.k).mean()
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import checkpoint, files, folder
+from iwae import checkpoint, files, folder, loop
 from iwae.config import RunConfig, override
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
