@@ -297,6 +297,19 @@ def test_bernoulli_is_exact_at_extreme_logits():
     np.testing.assert_array_equal(each, [0, 0, -1e4, -1e4])
 
 
+@pytest.mark.parametrize("d", [1, 13, 64, 100, 784])
+def test_bernoulli_is_the_same_with_and_without_a_gradient(d):
+    """Its value alone multiplies before it takes logarithms."""
+    rng = np.random.default_rng(d)
+    z, x = rng.normal(0, 20, d), (rng.random(d) < 0.4) * 1.0
+    exact = np.sum(x * z - np.logaddexp(0, z))
+    log_prob = likelihoods.Bernoulli().log_prob
+    alone = jax.jit(log_prob)(jnp.asarray(z[None], jnp.float32), jnp.asarray(x, jnp.float32))
+    beside, _ = jax.value_and_grad(log_prob)(jnp.asarray(z[None]), jnp.asarray(x))
+    np.testing.assert_allclose(alone, exact, rtol=2e-6)
+    np.testing.assert_allclose(beside, exact, rtol=2e-6)
+
+
 def test_bernoulli_equals_numpyros_and_its_gradient_is_x_minus_sigmoid():
     z = jnp.array([-1e4, -30.0, -3.0, -0.1, 0.0, 0.0, 0.1, 3.0, 30.0, 1e4])
     x = jnp.array([0.0, 1, 0, 1, 0, 1, 1, 0, 1, 0])

@@ -6,7 +6,9 @@ with one parameter per pixel and argument comes through `Numpyro`.
 """
 
 import abc
+import functools
 import inspect
+import operator
 
 import equinox as eqx
 import jax
@@ -62,9 +64,7 @@ class Bernoulli(AbstractLikelihood):
         return dist.Bernoulli(logits=parameters[0])
 
     def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
-        z = parameters[0]
-        minus_abs = jnp.minimum(z, -z)  # unlike −|z|, it has derivative 0 at z = 0
-        return jnp.sum(x * z - jnp.maximum(z, 0) - jnp.log1p(jnp.exp(minus_abs)))
+        return _log_bernoulli(parameters[0], x)
 
     def initial_bias(
         self, mean: Float[Array, " d"], spread: Float[Array, " d"]
@@ -72,6 +72,34 @@ class Bernoulli(AbstractLikelihood):
         """logit of the mean training pixel, clipped to [0.001, 0.999] (the authors' code)."""
         mean = jnp.clip(mean, 0.001, 0.999)
         return jnp.log(mean / (1 - mean))[None]
+
+
+MOST_FACTORS = 16
+"""Factors 1 + exp(−|z|) ≤ 2 behind one logarithm."""
+
+
+@jax.custom_jvp
+def _log_bernoulli(z: Float[Array, " d"], x: Float[Array, " d"]) -> Float[Array, ""]:
+    """Σ_j x_j z_j − max(z_j, 0) − log(1 + exp(−|z_j|)), with a logarithm for many pixels at once.
+
+    A product of slices needs no reduction across a vector register; the gradient is better off with
+    the plain formula, which shares its exponentials.
+    """
+    divisors = [n for n in range(1, MOST_FACTORS + 1) if len(z) % n == 0]
+    rows = max([n for n in divisors if len(z) // n % 8 == 0] or divisors)
+    z, x = z.reshape(rows, -1), x.reshape(rows, -1)
+    factors = functools.reduce(operator.mul, 1 + jnp.exp(-jnp.abs(z)))
+    linear = functools.reduce(operator.add, x * z - jnp.maximum(z, 0))
+    return (linear - jnp.log(factors)) @ jnp.ones_like(linear)
+
+
+@_log_bernoulli.defjvp
+def _plain(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    def plain(z: Array, x: Array) -> Array:
+        minus_abs = jnp.minimum(z, -z)  # unlike −|z|, it has derivative 0 at z = 0
+        return jnp.sum(x * z - jnp.maximum(z, 0) - jnp.log1p(jnp.exp(minus_abs)))
+
+    return jax.jvp(plain, primals, tangents)
 
 
 class Gaussian(AbstractLikelihood):
