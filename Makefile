@@ -22,7 +22,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/.bench  ## our training step and evaluation against PyTorch's, as ratios
+bench: $(VENV)/.bench  ## our training step and evaluation against others', as ratios, in docs/performance.md
 	$(VENV)/bin/python -m benchmarks
 
 $(VENV)/bin/python:

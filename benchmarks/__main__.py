@@ -11,6 +11,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 import iwae
+from benchmarks import page
 from benchmarks.cases import CASES, SMOKE, DisagreementError, Result
+from benchmarks.floor import rates
 from benchmarks.timing import FULL, QUICK, Effort, medians, ratios, shortest
 
 OUT = Path("results/benchmarks/cpu.json")
@@ -45,8 +48,10 @@ def main() -> None:
         rows[name] = record(result, others.share)
     console.print(table(rows), *notes(about, rows), sep="\n", highlight=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": about, "effort": asdict(effort), "cases": rows}
+    content = {"machine": about, "effort": asdict(effort), "rates": asdict(rates()), "cases": rows}
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    if arguments.out == OUT:
+        page.write(content)
 
 
 def selected(pattern: str, *, quick: bool) -> dict[str, Callable[[Effort], Result]]:
@@ -76,6 +81,9 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
         "torch": torch.__version__,
+        "pythae": version("pythae"),
+        "pyro": version("pyro-ppl"),
+        "numpyro": version("numpyro"),
         "iwae": iwae.__version__,
     }
 
@@ -124,20 +132,28 @@ def record(result: Result, others: float | None) -> dict[str, Any]:
         "median": medians(result.times),
         "shortest": shortest(result.times),
         "ratio": ratios(result.times),
+        "multiple": _multiple(result),
         "others": others,
     }
 
 
+def _multiple(result: Result) -> float | None:
+    """How many times its floor iwae takes."""
+    return medians(result.times)["iwae"] / sum(result.floor.values()) if result.floor else None
+
+
+RIVALS = ("torch", "torch tuned", "pythae", "pyro", "numpyro", "one by one")
+
+
 def table(rows: dict[str, dict[str, Any]]) -> Table:
-    """One line per case: medians over turns, and how many times longer the rivals took."""
-    rivals = ("torch", "torch tuned")
-    heads = ("", "iwae", *rivals, "", *(f"{name} / iwae" for name in rivals), "others")
-    grid = Table(*heads, title="medians over turns; ratio (min–max) within turns")
+    """One line per case: our median over turns, and how many times longer the rivals took."""
+    heads = ("", "iwae", "", "/ floor", *(f"{name} / iwae" for name in RIVALS), "others")
+    grid = Table(*heads, title="medians over turns; ratios within turns")
     for name, row in rows.items():
-        middle = [_number(row["median"].get(n)) for n in ("iwae", *rivals)]
-        ratio = [_spread(row["ratio"].get(n)) for n in rivals]
+        ratio = [row["ratio"].get(n, {}).get("median") for n in RIVALS]
         others = "" if row["others"] is None else f"{row['others']:.0%}"
-        grid.add_row(name, *middle, row["unit"], *ratio, others)
+        figures = [_number(row["median"]["iwae"]), row["unit"], _number(row["multiple"])]
+        grid.add_row(name, *figures, *map(_number, ratio), others)
     grid.caption = "others: the cores' time that other processes took; above 5 %, distrust the row"
     return grid
 
@@ -150,12 +166,6 @@ def notes(about: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:#.3g}".rstrip(".")
-
-
-def _spread(ratio: dict[str, float] | None) -> str:
-    if ratio is None:
-        return ""
-    return f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})"
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import iwae_steps, torch_iwae
+from benchmarks import floor, iwae_steps, rivals, torch_iwae
+from benchmarks.floor import Floor
 from benchmarks.images import synthetic
 from benchmarks.timing import Contestant, Effort, Times, fastest, interleaved, ratios
 from iwae.config import ObjectiveConfig
@@ -29,6 +30,8 @@ class Result:
     unit: str
     times: Times
     note: str = ""
+    floor: Floor = field(default_factory=dict)
+    """What iwae needs at least, by purpose, in `unit`."""
 
 
 class DisagreementError(Exception):
@@ -62,28 +65,91 @@ def check(layers: int, k: int = 5) -> None:
             raise DisagreementError(f"The gradients of a {own.shape} differ by {difference:.1e}.")
 
 
-def training(effort: Effort, *, layers: int, k: int, batch: int) -> Result:
-    """One training step of iwae, of plain PyTorch, and of PyTorch tuned.
+@cache
+def check_libraries(k: int = 5) -> None:
+    """`DisagreementError` unless the libraries compute L_K, or its gradient, of the same model."""
+    x = (images()[:20] > 127).astype(np.float32)
+    model, net = pair(1)
+    eps, _, _ = iwae_steps.bound_and_gradient(model, x, k)
+    theirs = rivals.Pythae(net, images(), k=k, batch=20).gradient(x, eps[0])
+    _, net = pair(1)
+    noise = [torch.from_numpy(e) for e in eps]
+    (-net.bound(torch.from_numpy(x), k, noise).mean()).backward()
+    for own, other in zip((p.grad for p in net.parameters()), theirs, strict=True):
+        difference = (own - other).abs().max() / own.abs().max()
+        if not difference < TOLERANCE:
+            raise DisagreementError(f"pythae's gradients differ by {difference:.1e}.")
+    torch.manual_seed(0)
+    draws = range(200)
+    with torch.no_grad():
+        exact = np.array([net.bound(torch.from_numpy(x), k).mean().item() for _ in draws])
+    for rival in (
+        rivals.Pyro(pair(1)[1], images(), k=k, batch=20),
+        rivals.NumPyro(model, images(), k=k, batch=20),
+    ):
+        values = np.array([rival.bound(x, seed) for seed in draws])
+        error = np.sqrt((values.var() + exact.var()) / len(draws))
+        if not abs(values.mean() - exact.mean()) < 5 * error:
+            name = type(rival).__name__
+            raise DisagreementError(f"L_K is {values.mean()} in {name}, not {exact.mean()}.")
 
-    Tuned is with Adam fused and on one core or all, whichever a trial finds faster.
+
+def training(effort: Effort, *, layers: int, k: int, batch: int, libraries: bool) -> Result:
+    """One training step of iwae, of plain PyTorch, of PyTorch tuned, and of the libraries.
+
+    Tuned is with Adam fused, on one core or all, compiled or not, whichever a trial finds fastest.
     """
     check(layers)
 
-    def rival(threads: int, *, fused: bool) -> torch_iwae.TrainingLoop:
+    def rival(threads: int, *, fused: bool, compiled: bool = False) -> torch_iwae.TrainingLoop:
         net = pair(layers)[1]
-        return torch_iwae.TrainingLoop(
-            net, images(), k=k, batch=batch, threads=threads, fused=fused
-        )
+        options = {"threads": threads, "fused": fused, "compiled": compiled}
+        return torch_iwae.TrainingLoop(net, images(), k=k, batch=batch, **options)
 
-    tuned = {str(threads): rival(threads, fused=True) for threads in {1, torch_iwae.THREADS}}
-    threads = fastest(tuned)
-    contestants = {
-        "iwae": iwae_steps.TrainingLoop(pair(layers)[0], images(), k=k, batch=batch),
+    tuned = {f"threads = {n}": rival(n, fused=True) for n in {1, torch_iwae.THREADS}}
+    tuned["compiled"] = rival(torch_iwae.THREADS, fused=True, compiled=True)
+    best = fastest(tuned)
+    model = pair(layers)[0]
+    contestants: dict[str, Contestant] = {
+        "iwae": iwae_steps.TrainingLoop(model, images(), k=k, batch=batch),
         "torch": rival(torch_iwae.THREADS, fused=False),
-        "torch tuned": tuned[threads],
+        "torch tuned": tuned[best],
     }
+    if libraries:
+        check_libraries()
+        contestants |= {
+            "pythae": rivals.Pythae(pair(1)[1], images(), k=k, batch=batch),
+            "pyro": rivals.Pyro(pair(1)[1], images(), k=k, batch=batch),
+            "numpyro": rivals.NumPyro(model, images(), k=k, batch=batch),
+        }
     times = interleaved(contestants, effort)
-    return Result("ms/step", _scaled(times, 1e3), f"tuned: threads = {threads}")
+    least = floor.step(model, k=k, batch=batch)
+    return Result("ms/step", _scaled(times, 1e3), f"tuned: {best}", _scaled_floor(least, 1e3))
+
+
+def alone(
+    effort: Effort, *, k: int = 5, batch: int = 20, n: int = IMAGES, units: int = 50
+) -> Result:
+    """iwae's training step where no rival is compared: a point of a scaling curve."""
+    model = iwae_steps.new_model(1, images()[:n], latents=units)
+    loop = iwae_steps.TrainingLoop(model, images()[:n], k=k, batch=batch)
+    times = interleaved({"iwae": loop}, effort)
+    least = floor.step(model, k=k, batch=batch)
+    return Result("ms/step", _scaled(times, 1e3), floor=_scaled_floor(least, 1e3))
+
+
+def replicas(effort: Effort, *, k: int, count: int = 5) -> Result:
+    """A step of five replicas in one program, and of five runs one after the other."""
+    model = iwae_steps.new_model(1, images())
+    one = partial(iwae_steps.TrainingLoop, model, images(), k=k, batch=20)
+    runs = [one() for _ in range(count)]
+
+    def in_turn(steps: int) -> None:
+        for run in runs:
+            run(steps)
+
+    times = interleaved({"iwae": one(replicas=count), "one by one": in_turn}, effort)
+    return Result("ms/step", _scaled(times, 1e3), f"{count} replicas")
 
 
 OBJECTIVES = {
@@ -143,7 +209,8 @@ def evaluation(effort: Effort) -> Result:
     )
     times = interleaved(contestants, effort)
     note = f"extrapolated from {len(x)} images; tuned: {tuned}"
-    return Result("s per 10,000 images", _scaled(times, 10_000 / len(x)), note)
+    least = _scaled_floor(floor.evaluation(model, k=K_EVALUATION), 10_000)
+    return Result("s per 10,000 images", _scaled(times, 10_000 / len(x)), note, least)
 
 
 def _repeated(function: Callable[..., Any], *arguments: Any) -> Contestant:
@@ -165,6 +232,10 @@ def _scaled(times: Times, factor: float) -> Times:
     return {name: [factor * t for t in turns] for name, turns in times.items()}
 
 
+def _scaled_floor(least: Floor, factor: float) -> Floor:
+    return {purpose: factor * seconds for purpose, seconds in least.items()}
+
+
 def fresh(unit: str, measurement: dict[str, str], argument: int, effort: Effort) -> Result:
     """A measurement of `benchmarks.child` by contestant, in a new process each time."""
     turns = min(3, effort.turns) if unit == "s" else 1
@@ -183,7 +254,7 @@ def _child(function: str, argument: int) -> float:
 
 
 def _training(layers: int, k: int, batch: int) -> Callable[[Effort], Result]:
-    return partial(training, layers=layers, k=k, batch=batch)
+    return partial(training, layers=layers, k=k, batch=batch, libraries=layers == 1)
 
 
 def _fresh(unit: str, argument: int, **measurement: str) -> Callable[[Effort], Result]:
@@ -195,7 +266,11 @@ CASES: dict[str, Callable[[Effort], Result]] = {
     "training step, 1 layer, K = 5": _training(1, 5, 20),
     "training step, 1 layer, K = 50": _training(1, 50, 20),
     "training step, 2 layers, K = 50": _training(2, 50, 20),
+    "training step, 1 layer, K = 5, batch 100": _training(1, 5, 100),
     "training step, 1 layer, K = 50, batch 100": _training(1, 50, 100),
+    "five replicas, K = 1": partial(replicas, k=1),
+    "five replicas, K = 5": partial(replicas, k=5),
+    "five replicas, K = 50": partial(replicas, k=50),
     "estimators, 1 layer, K = 50": partial(estimators, layers=1),
     "estimators, 2 layers, K = 50": partial(estimators, layers=2),
     "evaluation of L_5000, 1 layer": evaluation,
@@ -204,6 +279,10 @@ CASES: dict[str, Callable[[Effort], Result]] = {
     "first step, 2 layers": _fresh("s", 2, iwae="first_step_iwae", torch="first_step_torch"),
     "peak memory of L_5000": _fresh("MiB", 5000, iwae="memory_of_evaluation"),
     "peak memory of L_50000": _fresh("MiB", 50_000, iwae="memory_of_evaluation"),
+    **{f"scaling, K = {k}": partial(alone, k=k) for k in (1, 2, 5, 10, 20, 50, 100, 200)},
+    **{f"scaling, batch {b}, K = 5": partial(alone, batch=b) for b in (10, 20, 50, 100, 500)},
+    **{f"scaling, {u} latents, K = 5": partial(alone, units=u) for u in (2, 10, 50, 200)},
+    **{f"scaling, {n:,} images, K = 5": partial(alone, n=n) for n in (1000, 10_000, 60_000)},
 }
 
 SMOKE = (

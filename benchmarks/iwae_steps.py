@@ -20,11 +20,14 @@ from iwae.observation import Observer
 SEED = 0
 
 
-def new_model(layers: int, images: np.ndarray) -> Autoencoder:
-    """The paper's model with 1 or 2 stochastic layers, as a run on these images would start."""
+def new_model(layers: int, images: np.ndarray, latents: int | None = None) -> Autoencoder:
+    """The paper's model with 1 or 2 stochastic layers, as a run on these images would start.
+
+    With `latents`, one layer of so many units.
+    """
     intensity = images[:5000] / np.float32(255)
     return build(
-        ModelConfig(layers=layers),
+        ModelConfig(layers=layers, latents=None if latents is None else (latents,)),
         kind="binary",
         mean=intensity.mean(axis=0),
         spread=intensity.std(axis=0),
@@ -48,17 +51,24 @@ class TrainingLoop:
         k: int,
         batch: int,
         objective: ObjectiveConfig | None = None,
+        replicas: int = 1,
     ):
         config, objective = TrainingConfig(batch_size=batch), objective or ObjectiveConfig(k=k)
         self.steps_per_pass, self.step = len(images) // batch, 0
         params, static = eqx.partition(model, eqx.is_inexact_array)
         transform = training.optimizer(config, self.steps_per_pass)
-        self.state = training.init(params, transform, average=False)
+        self.states = tuple(
+            training.init(params, transform, average=False) for _ in range(replicas)
+        )
+        self.seeds = tuple(jnp.uint32(SEED + i) for i in range(replicas))
         self.images = jnp.asarray(images)
-        self.order = training.order_of_pass(SEED, 0, len(images))
+        self.orders = self.orders_of_pass(0)
         self.advance = training.make_advance(
             static, objective, config, transform, Observer(255, True)
         )
+
+    def orders_of_pass(self, number: int) -> tuple[jax.Array, ...]:
+        return tuple(training.order_of_pass(int(s), number, len(self.images)) for s in self.seeds)
 
     def __call__(self, steps: int) -> None:
         until = self.step + steps
@@ -66,13 +76,14 @@ class TrainingLoop:
             number = self.step // self.steps_per_pass
             start = number * self.steps_per_pass
             if self.step == start:
-                self.order = training.order_of_pass(SEED, number, len(self.images))
+                self.orders = self.orders_of_pass(number)
             self.step = min(until, start + self.steps_per_pass)
-            (self.state,) = self.advance(
-                (self.state,), self.images, (self.order,), (jnp.uint32(SEED),), start, self.step
+            self.states = self.advance(
+                self.states, self.images, self.orders, self.seeds, start, self.step
             )
-        if int(self.state.step) != self.step or not np.isfinite(float(self.state.value)):
-            raise RuntimeError(f"Training stopped at step {int(self.state.step)}: not finite.")
+        state = self.states[0]
+        if int(state.step) != self.step or not np.isfinite(float(state.value)):
+            raise RuntimeError(f"Training stopped at step {int(state.step)}: not finite.")
 
 
 def log_likelihoods(model: Autoencoder, images: np.ndarray, k: int) -> np.ndarray:

@@ -7,7 +7,6 @@ one compiled loop, as `SVI.run` has, which is kinder to it than a call for each 
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +67,14 @@ class Pythae(torch_iwae.TrainingLoop):
     def loss(self, x: Tensor) -> Tensor:
         return self.model({"data": x}).loss
 
+    def gradient(self, x: np.ndarray, eps: np.ndarray) -> list[Tensor]:
+        """∇ of its loss with given noise [K, B, d_1], in the order of the net's parameters."""
+        noise = torch.from_numpy(eps).transpose(0, 1)
+        self.model._sample_gauss = lambda mu, std: (mu + noise * std, noise)
+        return list(
+            torch.autograd.grad(self.loss(torch.from_numpy(x)), list(self.net.parameters()))
+        )
+
 
 class Pyro(torch_iwae.TrainingLoop):
     """Pyro's SVI with RenyiELBO(α = 0), particles vectorised and validation off."""
@@ -76,7 +83,9 @@ class Pyro(torch_iwae.TrainingLoop):
         super().__init__(net, images, k=k, batch=batch)
         pyro.clear_param_store()
         pyro.enable_validation(False)
-        self.elbo = pyro.infer.RenyiELBO(0.0, num_particles=k, vectorize_particles=True)
+        self.elbo = pyro.infer.RenyiELBO(
+            0.0, num_particles=k, max_plate_nesting=1, vectorize_particles=True
+        )
         adam = pyro.optim.Adam({"lr": 1e-3, "eps": 1e-4})
         self.svi = pyro.infer.SVI(self.model, self.guide, adam, loss=self.elbo)
 
@@ -99,9 +108,10 @@ class Pyro(torch_iwae.TrainingLoop):
     def step(self, x: Tensor) -> None:
         self.svi.step(x)
 
-    def bound(self, x: Tensor) -> float:
+    def bound(self, x: np.ndarray, seed: int) -> float:
         """Its estimate of L_K, mean over x."""
-        return -self.elbo.loss(self.model, self.guide, x) / len(x)
+        pyro.set_rng_seed(seed)
+        return -self.elbo.loss(self.model, self.guide, torch.from_numpy(x)) / len(x)
 
 
 class NumPyro:
@@ -114,6 +124,9 @@ class NumPyro:
         self.svi = numpyro.infer.SVI(self.model, self.guide, adam, self.elbo)
         self.state = self.svi.init(jax.random.key(0), jnp.zeros((batch, images.shape[1])))
         self.advance: Callable = jax.jit(self._advance)
+        self.loss: Callable = jax.jit(
+            lambda params, key, x: self.elbo.loss(key, params, self.model, self.guide, x)
+        )
 
     def model(self, x: jax.Array) -> None:
         decode = eqx_module("decoder", self.net.observation)
@@ -139,8 +152,7 @@ class NumPyro:
     def __call__(self, steps: int) -> None:
         self.state = jax.block_until_ready(self.advance(self.state, self.images, steps))
 
-    def bound(self, x: np.ndarray, key: jax.Array) -> float:
+    def bound(self, x: np.ndarray, seed: int) -> float:
         """Its estimate of L_K, mean over x."""
         params = self.svi.get_params(self.state)
-        loss = eqx.filter_jit(self.elbo.loss)
-        return -float(loss(key, params, self.model, self.guide, jnp.asarray(x))) / len(x)
+        return -float(self.loss(params, jax.random.key(seed), jnp.asarray(x))) / len(x)

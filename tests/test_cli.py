@@ -277,3 +277,15 @@ def test_console_script_exits_with_2() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("iwae: There is no command 'trian'")
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    """As of `iwae --help | head -1`."""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", "from iwae.cli import main; main(['--help'])"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1

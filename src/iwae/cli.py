@@ -4,6 +4,7 @@ JAX is imported by the command that needs it, so that `iwae --help` answers at o
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,6 +301,9 @@ def main(argv: list[str] | None = None) -> None:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _leave(TOO_LARGE, 2)
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except OSError as error:
         _leave(f"{error.filename or 'A file'} could not be used: {error.strerror}.", 2)
     except Interrupted as error:

@@ -1,0 +1,163 @@
+"""docs/performance.md from the JSON of a whole run: `python -m benchmarks.page` writes it again."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path("results/benchmarks/cpu.json")
+PAGE = Path("docs/performance.md")
+
+HEAD = """\
+# Performance
+
+`make bench` measured what follows and wrote this page from
+`{source}`. Times are of one machine and comparable with each other
+only; what travels is the ratio, taken turn by turn within one run: {turns} turns of about
+{seconds} s each for every contestant, medians, with the range over turns. A wide range tells of a
+machine that others used as well.
+
+{machine}.
+
+**Rivals.** *torch* is a plain PyTorch loop without data loader (`benchmarks/torch_iwae.py`);
+*tuned* is the fastest of Adam fused on one core or on all, or `torch.compile` as well. *pythae* is
+its IWAE in the same loop, *pyro* and *numpyro* are their RenyiELBO with α = 0
+(`benchmarks/rivals.py`); one stochastic layer only. NumPyro runs many steps in one compiled loop
+through iwae's own layers, so that nothing but the bound, the draws and Adam's call are its own: the
+arithmetic is the same, and so is the time. All hold the same weights, and before anything is timed
+bounds or gradients are compared with ours.
+
+**Floor.** Matrix products at {operations:.0f} GFLOP/s, Adam's arrays at {bytes:.0f} GB/s (they
+stay in the cache), {normals:.0f} million normal draws and {bits:.0f} million random words a second,
+each the best this machine does with it alone, one after the other (`benchmarks/floor.py`).
+Elementwise functions are not in it.
+"""
+
+
+def write(content: dict[str, Any]) -> None:
+    """Write the page."""
+    PAGE.write_text(rendered(content))
+
+
+def rendered(content: dict[str, Any]) -> str:
+    """The page as Markdown."""
+    cases = content["cases"]
+    sections = [
+        _head(content),
+        _training({n: c for n, c in cases.items() if n.startswith("training")}),
+        _floors({n: c for n, c in cases.items() if c["floor"] and not n.startswith("scaling")}),
+        _rest("Evaluation", _starting(cases, "evaluation")),
+        _replicas(_starting(cases, "five replicas")),
+        _estimators(_starting(cases, "estimators")),
+        _rest("Start-up and memory", _starting(cases, "import", "first step", "peak memory")),
+        _scaling(_starting(cases, "scaling")),
+    ]
+    return "\n".join(s for s in sections if s)
+
+
+def _starting(cases: dict[str, Any], *beginnings: str) -> dict[str, Any]:
+    return {n: c for n, c in cases.items() if n.startswith(beginnings)}
+
+
+def _head(content: dict[str, Any]) -> str:
+    r, effort = content["rates"], content["effort"]
+    return HEAD.format(
+        source=SOURCE,
+        turns=effort["turns"],
+        seconds=effort["seconds"],
+        machine=", ".join(f"{n.replace('_', ' ')} {v}" for n, v in content["machine"].items()),
+        operations=r["operations"] / 1e9,
+        bytes=r["bytes"] / 1e9,
+        normals=r["normals"] / 1e6,
+        bits=r["bits"] / 1e6,
+    )
+
+
+def _training(cases: dict[str, Any]) -> str:
+    rivals = ("torch", "torch tuned", "pythae", "pyro", "numpyro")
+    rows = [
+        [
+            n.removeprefix("training step, "),
+            _number(c["median"]["iwae"]),
+            *(_ratio(c, r) for r in rivals),
+            c["note"].removeprefix("tuned: "),
+        ]
+        for n, c in cases.items()
+    ]
+    heads = ["batch 20 unless said", "iwae, ms/step", *(f"{r} / iwae" for r in rivals), "tuned by"]
+    return _section("Training step", heads, rows)
+
+
+def _floors(cases: dict[str, Any]) -> str:
+    purposes = ("products", "memory", "normals", "bits")
+    rows = [
+        [
+            n,
+            c["unit"],
+            *(_number(c["floor"].get(p)) for p in purposes),
+            _number(c["median"]["iwae"] - sum(c["floor"].values())),
+            _number(c["median"]["iwae"]),
+            f"{c['multiple']:.2f}",
+        ]
+        for n, c in cases.items()
+    ]
+    heads = ["", "unit", *purposes, "all else", "iwae", "iwae / floor"]
+    return _section("Where the time goes", heads, rows)
+
+
+def _rest(title: str, cases: dict[str, Any]) -> str:
+    rows = [
+        [
+            n,
+            c["unit"],
+            _number(c["median"]["iwae"]),
+            *(_ratio(c, r) for r in ("torch", "torch tuned")),
+        ]
+        for n, c in cases.items()
+    ]
+    remarks = [f"{n}: {c['note']}." for n, c in cases.items() if c["note"]]
+    section = _section(title, ["", "unit", "iwae", "torch / iwae", "torch tuned / iwae"], rows)
+    return "\n".join([section, *remarks, ""]) if rows and remarks else section
+
+
+def _replicas(cases: dict[str, Any]) -> str:
+    rows = [[n, _number(c["median"]["iwae"]), _ratio(c, "one by one")] for n, c in cases.items()]
+    heads = ["", "one step of all, ms", "five runs one by one / iwae"]
+    return _section("Replicas", heads, rows)
+
+
+def _estimators(cases: dict[str, Any]) -> str:
+    rows = [[n, *(_ratio(c, e) for e in c["ratio"])] for n, c in cases.items()]
+    names = next((list(c["ratio"]) for c in cases.values()), [])
+    return _section("Estimators and objectives, time to reparam's", ["", *names], rows)
+
+
+def _scaling(cases: dict[str, Any]) -> str:
+    rows = [
+        [n.removeprefix("scaling, "), _number(c["median"]["iwae"]), f"{c['multiple']:.2f}"]
+        for n, c in cases.items()
+    ]
+    return _section("Scaling", ["", "iwae, ms/step", "iwae / floor"], rows)
+
+
+def _section(title: str, heads: list[str], rows: Iterable[list[str]]) -> str:
+    body = list(rows)
+    if not body:
+        return ""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *body)]
+    return "\n".join([f"## {title}", "", *lines, ""])
+
+
+def _ratio(case: dict[str, Any], rival: str) -> str:
+    if rival not in case["ratio"]:
+        return ""
+    r = case["ratio"][rival]
+    return f"{r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:#.3g}".rstrip(".")
+
+
+if __name__ == "__main__":
+    write(json.loads(SOURCE.read_text()))
