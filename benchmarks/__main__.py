@@ -47,11 +47,14 @@ def main() -> None:
                 sys.exit(f"{name}: PyTorch and iwae compute different things. {error}")
         rows[name] = record(result, others.share)
     console.print(table(rows), *notes(about, rows), sep="\n", highlight=False)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": about, "effort": asdict(effort), "rates": asdict(rates()), "cases": rows}
-    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
-    if arguments.out == OUT:
+    out = arguments.out
+    if out is None and not (arguments.quick or arguments.cases):
+        out = OUT
         page.write(content)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def selected(pattern: str, *, quick: bool) -> dict[str, Callable[[Effort], Result]]:
@@ -64,7 +67,8 @@ def selected(pattern: str, *, quick: bool) -> dict[str, Callable[[Effort], Resul
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--out", type=Path, default=OUT, help=f"JSON file (default: {OUT})")
+    default = f"JSON file (default: {OUT} and the page of it for all cases, none for some)"
+    parser.add_argument("--out", type=Path, help=default)
     parser.add_argument("--quick", action="store_true", help="a smoke run of one case of each kind")
     parser.add_argument("--cases", default="", metavar="PATTERN", help="cases that contain this")
     return parser.parse_args()

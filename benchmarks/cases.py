@@ -275,6 +275,7 @@ CASES: dict[str, Callable[[Effort], Result]] = {
     "estimators, 2 layers, K = 50": partial(estimators, layers=2),
     "evaluation of L_5000, 1 layer": evaluation,
     "import": _fresh("s", 0, iwae="import_iwae", torch="import_torch"),
+    "help at the command line": _fresh("s", 0, iwae="help_iwae"),
     "first step, 1 layer": _fresh("s", 1, iwae="first_step_iwae", torch="first_step_torch"),
     "first step, 2 layers": _fresh("s", 2, iwae="first_step_iwae", torch="first_step_torch"),
     "peak memory of L_5000": _fresh("MiB", 5000, iwae="memory_of_evaluation"),

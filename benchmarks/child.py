@@ -5,6 +5,7 @@ measured.
 """
 
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,14 @@ def import_torch(_: int) -> float:
     import torch  # noqa: F401
 
     return time.perf_counter() - BEGAN
+
+
+def help_iwae(_: int) -> float:
+    """Seconds that `iwae --help` takes."""
+    began = time.perf_counter()
+    command = [sys.executable, "-c", "from iwae.cli import main; main(['--help'])"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
 
 
 def first_step_iwae(layers: int) -> float:
@@ -77,6 +86,7 @@ def peak_memory() -> float:
 MEASUREMENTS = (
     import_iwae,
     import_torch,
+    help_iwae,
     first_step_iwae,
     first_step_torch,
     memory_of_evaluation,

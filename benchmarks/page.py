@@ -49,7 +49,9 @@ def rendered(content: dict[str, Any]) -> str:
         _rest("Evaluation", _starting(cases, "evaluation")),
         _replicas(_starting(cases, "five replicas")),
         _estimators(_starting(cases, "estimators")),
-        _rest("Start-up and memory", _starting(cases, "import", "first step", "peak memory")),
+        _rest(
+            "Start-up and memory", _starting(cases, "import", "help", "first step", "peak memory")
+        ),
         _scaling(_starting(cases, "scaling")),
     ]
     return "\n".join(s for s in sections if s)

@@ -25,7 +25,7 @@ ROWS = [
     ("figures",),
     ("report",),
     ("experiments",),
-    ("flags", "progress"),
+    ("outputs", "flags", "progress"),
     ("research",),
     ("cli",),
 ]

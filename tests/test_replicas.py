@@ -175,6 +175,11 @@ def test_refusals(tiny, tiny_run: Trained, tmp_path: Path) -> None:
         "(0,3,7)."
     ):
         iwae.train_replicas(tiny, seeds=0, out=out)
+    with refused(
+        "seeds = -3 was given, but replicas need seeds that differ; give how many (5), or which "
+        "(0,3,7)."
+    ):
+        iwae.train_replicas(tiny, seeds=-3, out=out)
     with refused(f"{tiny_run.path} holds a single run; give another --out for replicas."):
         iwae.train_replicas(tiny, seeds=2, out=tiny_run.path)
     with refused(f"{out} holds no replicas to resume; leave out --resume to start them."):
@@ -190,3 +195,18 @@ def test_refusals(tiny, tiny_run: Trained, tmp_path: Path) -> None:
     assert not (out / "seed-0").exists()
     with refused(f"{out} holds replicas, not a run; give one of them: {out}/seed-1."):
         iwae.load(out)
+    with refused(
+        f"{out} holds replicas already; give --resume to continue them, or another --out."
+    ):
+        iwae.train(tiny, out=out)
+    iwae.train(tiny, seed=1, epochs=1, out=out / "seed-5")
+    assert [p.name for p in folder.replicas(out)] == ["seed-1"]
+
+
+def test_a_seed_beside_seeds_is_refused(tmp_path: Path, capsys) -> None:
+    form = ["train", "--recipe", "smoke", "--seeds", "2", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main([*form, "--seed", "4"])
+    assert capsys.readouterr().err == (
+        "iwae: seed = 4 was given with --seeds, which says all; leave out --seed.\n"
+    )

@@ -8,18 +8,16 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from iwae.config import RunConfig, recipe, recipe_names
 from iwae.errors import InputError, Interrupted, nearest
-from iwae.flags import DataDir, Overwrite, Seed, check_output
+from iwae.flags import DataDir, Overwrite, Seed
+from iwae.outputs import check_output, write_array, write_images, write_scores
 from iwae.research import Compare, Gradients, Posterior
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,9 @@ class Train:
         seeds: Any = self.seeds
         if seeds is None and self.resume:
             seeds = [folder.read_config(p).seed for p in folder.replicas(self.out)] or None
-        elif seeds is not None and len(seeds) == 1:
-            seeds = seeds[0]
+        elif seeds is not None:
+            _check_no_seed(self.config, resume=self.resume)
+            seeds = seeds[0] if len(seeds) == 1 else seeds
         where: dict[str, Any] = {
             "out": self.out,
             "resume": self.resume,
@@ -110,7 +109,7 @@ class Evaluate:
                 progress=progress,
             )
         if self.per_example is not None:
-            _write_scores(self.per_example, result.log_likelihoods)
+            write_scores(self.per_example, result.log_likelihoods)
         if self.json:
             print(json.dumps(result.to_json()))
         else:
@@ -137,7 +136,7 @@ class Sample:
         images = runs.load(self.run_folder).sample(
             self.n, seed=self.seed, mean=self.values == "mean"
         )
-        _write_images(self.out, images)
+        write_images(self.out, images)
         print(f"Wrote {self.n} samples to {self.out}.")
 
 
@@ -189,7 +188,7 @@ class Encode:
         check_output(self.out, (".npy",), overwrite=self.overwrite)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
         codes = trained.encode(self.data, layer=self.layer, seed=self.seed)
-        _write_array(self.out, codes)
+        write_array(self.out, codes)
         print(f"Wrote {len(codes)} codes of {codes.shape[1]} units to {self.out}.")
 
 
@@ -215,7 +214,7 @@ class Score:
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
         with counting("scoring") as progress:
             scores = trained.score(self.data, k=self.k, seed=self.seed, progress=progress)
-        _write_scores(self.out, scores)
+        write_scores(self.out, scores)
         print(f"Wrote {len(scores)} log-likelihoods (L_{self.k}, nats) to {self.out}.")
 
 
@@ -276,6 +275,13 @@ class Demo:
             results, page = experiments.demo(self.out, watch=bars)
         print_demo(results)
         print(f"Report: {page}")
+
+
+def _check_no_seed(config: RunConfig, *, resume: bool) -> None:
+    if config.seed != RunConfig().seed and not resume:
+        raise InputError(
+            f"seed = {config.seed} was given with --seeds, which says all; leave out --seed."
+        )
 
 
 TOO_LARGE = "This needs more memory than there is; give a smaller --n, --batch-size or --memory."
@@ -380,34 +386,3 @@ def _overview() -> str:
 def _leave(sentence: str, code: int) -> None:
     print(f"iwae: {sentence}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def _write_array(path: Path, array: "np.ndarray") -> None:
-    import io
-
-    import numpy as np
-
-    from iwae.files import write_atomic
-
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_atomic(path, buffer.getvalue())
-
-
-def _write_scores(path: Path, scores: "np.ndarray") -> None:
-    from iwae.files import write_atomic
-
-    if path.suffix == ".npy":
-        return _write_array(path, scores)
-    rows = [f"{i},{value:.6f}\n" for i, value in enumerate(scores)]
-    return write_atomic(path, "".join(["index,log_likelihood\n", *rows]))
-
-
-def _write_images(path: Path, images: "np.ndarray") -> None:
-    from iwae.files import write_atomic
-
-    if path.suffix == ".npy":
-        return _write_array(path, images)
-    from iwae import figures
-
-    return write_atomic(path, figures.png(figures.grid(images)))

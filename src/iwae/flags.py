@@ -10,7 +10,6 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 from iwae.errors import InputError, nearest
-from iwae.files import refuse_existing
 
 DataDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 Seed = Annotated[int, tyro.conf.arg(help="Seed of the draws.")]
@@ -126,13 +125,3 @@ def _unknown(token: str, prog: str, options: list[str]) -> str:
     near = near or difflib.get_close_matches(token, options, n=1, cutoff=0.5)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"{prog} does not take {token}; {meant}`{prog} --help` lists what it takes."
-
-
-def check_output(path: Path | None, suffixes: tuple[str, ...], *, overwrite: bool) -> None:
-    """Before any work: the format is known, and nothing would be overwritten."""
-    if path is None:
-        return
-    if path.suffix not in suffixes:
-        known = " or ".join(suffixes)
-        raise InputError(f"{path} ends in no known format; give a file ending in {known}.")
-    refuse_existing(path, overwrite=overwrite)

@@ -136,7 +136,8 @@ def opened_replicas(
 def replicas(path: Path) -> list[Path]:
     """The runs of `iwae train --seeds` in a folder, by seed."""
     found = [p for p in path.glob(f"{REPLICA}*") if (p / CONFIG).is_file()]
-    return sorted(found, key=lambda p: read_config(p).seed)
+    seeds = {read_config(p).seed: p for p in found if p.name == f"{REPLICA}{read_config(p).seed}"}
+    return [seeds[seed] for seed in sorted(seeds)]
 
 
 def _is_blank(path: Path) -> bool:
@@ -150,6 +151,10 @@ def _make(path: Path) -> None:
     if (path / CONFIG).exists():
         raise InputError(
             f"{path} holds a run already; give --resume to continue it, or another --out."
+        )
+    if replicas(path):
+        raise InputError(
+            f"{path} holds replicas already; give --resume to continue them, or another --out."
         )
     if not _is_blank(path):
         raise InputError(

@@ -10,7 +10,8 @@ from tyro.conf import Positional
 
 from iwae.config import Objective, ObjectiveConfig, RunConfig, recipe
 from iwae.errors import InputError
-from iwae.flags import DataDir, Overwrite, Seed, check_output
+from iwae.flags import DataDir, Overwrite, Seed
+from iwae.outputs import check_output
 
 PLACES = ("out", "data_dir", "overwrite", "run_folder")
 """Flags that say where things are, and nothing of what they are."""

@@ -88,16 +88,16 @@ def train_replicas(
 
 def listed(seeds: int | Sequence[int]) -> list[int]:
     """The seeds that are meant; `InputError` if there are none, or one comes twice."""
-    if isinstance(seeds, int):
-        seeds = range(seeds)
-    if len(seeds) == 0 or len(set(seeds)) < len(seeds):
+    which = list(range(seeds) if isinstance(seeds, int) else seeds)
+    if not which or len(set(which)) < len(which):
+        given = seeds if isinstance(seeds, int) else ",".join(map(str, seeds))
         raise InputError(
-            f"seeds = {','.join(map(str, seeds)) or 0} was given, but replicas need seeds that "
-            f"differ; give how many (5), or which (0,3,7)."
+            f"seeds = {given} was given, but replicas need seeds that differ; give how many (5), "
+            f"or which (0,3,7)."
         )
-    for seed in seeds:
+    for seed in which:
         check_seed(seed)
-    return list(seeds)
+    return which
 
 
 def _observed(
