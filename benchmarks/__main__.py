@@ -36,6 +36,8 @@ def main() -> None:
     cases = selected(arguments.cases, quick=arguments.quick)
     effort = QUICK if arguments.quick else FULL
     console, about, rows = Console(), machine(), {}
+    with console.status("rates"):
+        rates()
     if not console.is_terminal:
         console = Console(width=WIDTH)
     for name, case in cases.items():

@@ -20,6 +20,9 @@ ADAM_ARRAYS = 8
 """Arrays of the size of the parameters that Adam reads (θ, g, m, v) and writes (θ, m, v; g)."""
 
 
+TURNS = 30
+
+
 @dataclass(frozen=True)
 class Rates:
     """Per second."""
@@ -53,14 +56,14 @@ def rates(parameters: int = 424_000) -> Rates:
 
 
 def _seconds(function: Callable, *arguments: jax.Array) -> float:
-    """Of a call: the shortest of five turns."""
+    """Of a call: the shortest of many turns, since a rate is what the machine can do."""
     call = lambda: jax.block_until_ready(function(*arguments))
     call()
     began = time.perf_counter()
     call()
     calls = max(1, round(0.05 / (time.perf_counter() - began)))
     turns = []
-    for _ in range(5):
+    for _ in range(TURNS):
         began = time.perf_counter()
         for _ in range(calls):
             call()
