@@ -14,7 +14,7 @@ demo: $(VENV)/.base  ## train a VAE and IWAEs on digits, compare them, write a r
 test: $(VENV)/.dev  ## the default suite
 	$(VENV)/bin/python -m pytest -n auto
 
-test-slow: $(VENV)/.dev  ## what takes minutes
+test-slow: $(VENV)/.dev  ## what the default suite leaves out
 	XLA_FLAGS= $(VENV)/bin/python -m pytest -m slow
 
 lint: $(VENV)/.dev

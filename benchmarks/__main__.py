@@ -24,6 +24,7 @@ import iwae
 from benchmarks import page
 from benchmarks.cases import CASES, SMOKE, DisagreementError, Result
 from benchmarks.floor import rates
+from benchmarks.page import number
 from benchmarks.timing import FULL, QUICK, Effort, medians, ratios, shortest
 
 OUT = Path("results/benchmarks/cpu.json")
@@ -46,7 +47,7 @@ def main() -> None:
                 with Others() as others:
                     result = case(effort)
             except DisagreementError as error:
-                sys.exit(f"{name}: PyTorch and iwae compute different things. {error}")
+                sys.exit(f"{name}: the rivals compute different things. {error}")
         rows[name] = record(result, others.share)
     console.print(table(rows), *notes(about, rows), sep="\n", highlight=False)
     content = {"machine": about, "effort": asdict(effort), "rates": asdict(rates()), "cases": rows}
@@ -158,8 +159,8 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
     for name, row in rows.items():
         ratio = [row["ratio"].get(n, {}).get("median") for n in RIVALS]
         others = "" if row["others"] is None else f"{row['others']:.0%}"
-        figures = [_number(row["median"]["iwae"]), row["unit"], _number(row["multiple"])]
-        grid.add_row(name, *figures, *map(_number, ratio), others)
+        figures = [number(row["median"]["iwae"]), row["unit"], number(row["multiple"])]
+        grid.add_row(name, *figures, *map(number, ratio), others)
     grid.caption = "others: the cores' time that other processes took; above 5 %, distrust the row"
     return grid
 
@@ -168,10 +169,6 @@ def notes(about: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
     """The machine, and the remark of each case that has one."""
     remarks = [f"{name}: {row['note']}" for name, row in rows.items() if row["note"]]
     return [", ".join(f"{name} {value}" for name, value in about.items()), *remarks]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:#.3g}".rstrip(".")
 
 
 if __name__ == "__main__":

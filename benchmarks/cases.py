@@ -94,8 +94,8 @@ def check_libraries(k: int = 5) -> None:
             raise DisagreementError(f"L_K is {values.mean()} in {name}, not {exact.mean()}.")
 
 
-def training(effort: Effort, *, layers: int, k: int, batch: int, libraries: bool) -> Result:
-    """One training step of iwae, of plain PyTorch, of PyTorch tuned, and of the libraries.
+def training(effort: Effort, *, layers: int, k: int, batch: int) -> Result:
+    """A training step of iwae, of PyTorch plain and tuned, and, of one layer, of the libraries.
 
     Tuned is with Adam fused, on one core or all, compiled or not, whichever a trial finds fastest.
     """
@@ -115,7 +115,7 @@ def training(effort: Effort, *, layers: int, k: int, batch: int, libraries: bool
         "torch": rival(torch_iwae.THREADS, fused=False),
         "torch tuned": tuned[best],
     }
-    if libraries:
+    if layers == 1:
         check_libraries()
         contestants |= {
             "pythae": rivals.Pythae(pair(1)[1], images(), k=k, batch=batch),
@@ -254,7 +254,7 @@ def _child(function: str, argument: int) -> float:
 
 
 def _training(layers: int, k: int, batch: int) -> Callable[[Effort], Result]:
-    return partial(training, layers=layers, k=k, batch=batch, libraries=layers == 1)
+    return partial(training, layers=layers, k=k, batch=batch)
 
 
 def _fresh(unit: str, argument: int, **measurement: str) -> Callable[[Effort], Result]:

@@ -15,7 +15,7 @@ HEAD = """\
 `{source}`. Times are of one machine and comparable with each other
 only; what travels is the ratio, taken turn by turn within one run: {turns} turns of about
 {seconds} s each for every contestant, medians, with the range over turns. A wide range tells of a
-machine that others used as well.
+machine whose speed fluctuated.
 
 {machine}.
 
@@ -23,13 +23,13 @@ machine that others used as well.
 *tuned* is the fastest of Adam fused on one core or on all, or `torch.compile` as well. *pythae* is
 its IWAE in the same loop, *pyro* and *numpyro* are their RenyiELBO with α = 0
 (`benchmarks/rivals.py`); one stochastic layer only. NumPyro runs many steps in one compiled loop
-through iwae's own layers, so that nothing but the bound, the draws and Adam's call are its own: the
-arithmetic is the same, and so is the time. All hold the same weights, and before anything is timed
+through iwae's own layers, so that it does the same arithmetic and nothing but the bound, the draws
+and the call of Adam are its own. All hold the same weights, and before anything is timed
 bounds or gradients are compared with ours.
 
 **Floor.** Matrix products at {operations:.0f} GFLOP/s, Adam's arrays at {bytes:.0f} GB/s (they
 stay in the cache), {normals:.0f} million normal draws and {bits:.0f} million random words a second,
-each the best this machine does with it alone, one after the other (`benchmarks/floor.py`).
+each as fast as this machine did it alone, one after the other (`benchmarks/floor.py`).
 Elementwise functions are not in it.
 """
 
@@ -80,7 +80,7 @@ def _training(cases: dict[str, Any]) -> str:
     rows = [
         [
             n.removeprefix("training step, "),
-            _number(c["median"]["iwae"]),
+            number(c["median"]["iwae"]),
             *(_ratio(c, r) for r in rivals),
             c["note"].removeprefix("tuned: "),
         ]
@@ -96,9 +96,9 @@ def _floors(cases: dict[str, Any]) -> str:
         [
             n,
             c["unit"],
-            *(_number(c["floor"].get(p)) for p in purposes),
-            _number(c["median"]["iwae"] - sum(c["floor"].values())),
-            _number(c["median"]["iwae"]),
+            *(number(c["floor"].get(p)) for p in purposes),
+            number(c["median"]["iwae"] - sum(c["floor"].values())),
+            number(c["median"]["iwae"]),
             f"{c['multiple']:.2f}",
         ]
         for n, c in cases.items()
@@ -112,7 +112,7 @@ def _rest(title: str, cases: dict[str, Any]) -> str:
         [
             n,
             c["unit"],
-            _number(c["median"]["iwae"]),
+            number(c["median"]["iwae"]),
             *(_ratio(c, r) for r in ("torch", "torch tuned")),
         ]
         for n, c in cases.items()
@@ -123,7 +123,7 @@ def _rest(title: str, cases: dict[str, Any]) -> str:
 
 
 def _replicas(cases: dict[str, Any]) -> str:
-    rows = [[n, _number(c["median"]["iwae"]), _ratio(c, "one by one")] for n, c in cases.items()]
+    rows = [[n, number(c["median"]["iwae"]), _ratio(c, "one by one")] for n, c in cases.items()]
     heads = ["", "one step of all, ms", "five runs one by one / iwae"]
     return _section("Replicas", heads, rows)
 
@@ -136,7 +136,7 @@ def _estimators(cases: dict[str, Any]) -> str:
 
 def _scaling(cases: dict[str, Any]) -> str:
     rows = [
-        [n.removeprefix("scaling, "), _number(c["median"]["iwae"]), f"{c['multiple']:.2f}"]
+        [n.removeprefix("scaling, "), number(c["median"]["iwae"]), f"{c['multiple']:.2f}"]
         for n, c in cases.items()
     ]
     return _section("Scaling", ["", "iwae, ms/step", "iwae / floor"], rows)
@@ -157,7 +157,8 @@ def _ratio(case: dict[str, Any], rival: str) -> str:
     return f"{r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three digits."""
     return "" if value is None else f"{value:#.3g}".rstrip(".")
 
 

@@ -1,7 +1,6 @@
 """Replicas: each is the run of its own seed, however many are trained together."""
 
 import json
-import signal
 from pathlib import Path
 
 import equinox as eqx
@@ -20,6 +19,7 @@ from iwae.observation import Observer
 from iwae.trained import Trained
 from linear_gaussian import random_model
 from refusals import refused
+from watchers import Interrupting
 
 
 def same(a: Trained, b: Trained) -> None:
@@ -82,15 +82,10 @@ def test_a_replica_that_is_behind_catches_up_and_ends_as_it_would_alone(
 ) -> None:
     """Seed 3 has been interrupted in its second pass; seed 0 has not begun."""
 
-    class Impatient(Silent):
-        def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
-            if step > 70:
-                raise KeyboardInterrupt
-
     out = tmp_path / "out"
     config = override(tiny, checkpoint_every=1)
-    with pytest.raises(KeyboardInterrupt):
-        iwae.train(config, seed=3, out=out / "seed-3", watch=Impatient())
+    with pytest.raises(Interrupted):
+        iwae.train(config, seed=3, out=out / "seed-3", watch=Interrupting(70))
     assert folder.read_config(out / "seed-3").seed == 3
     again = iwae.train_replicas(config, seeds=(0, 3), out=out, resume=True)
     for trained in again:
@@ -101,14 +96,11 @@ def test_a_replica_that_is_behind_catches_up_and_ends_as_it_would_alone(
 def test_interrupted_replicas_are_saved_and_resumed_by_the_command_it_names(
     tiny, alone, tmp_path: Path, capsys
 ) -> None:
-    class Impatient(Silent):
-        def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
-            if step > 70:
-                signal.raise_signal(signal.SIGINT)
-
     out = tmp_path / "out"
     with pytest.raises(Interrupted) as error:
-        iwae.train_replicas(tiny, seeds=(0, 3), out=out, watch={0: Impatient(), 3: Silent()}.get)
+        iwae.train_replicas(
+            tiny, seeds=(0, 3), out=out, watch={0: Interrupting(70), 3: Silent()}.get
+        )
     passes = checkpoint.read_header(out / "seed-0" / folder.CHECKPOINT)["passes"]
     assert passes in (1, 2)
     assert str(error.value) == (

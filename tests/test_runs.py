@@ -22,6 +22,7 @@ from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
 from iwae.trained import Trained
 from refusals import refused
+from watchers import Interrupting
 
 
 def same_models(a: Path, b: Path) -> bool:
@@ -168,14 +169,9 @@ def test_killed_in_the_middle_of_a_write(long_run, tmp_path: Path, write: int) -
 
 
 def test_interrupt_saves_and_says_how_to_resume(tiny: RunConfig, tmp_path: Path) -> None:
-    class Impatient(Silent):
-        def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
-            if step > 70:
-                signal.raise_signal(signal.SIGINT)
-
     out = tmp_path / "run"
     with pytest.raises(Interrupted) as error:
-        iwae.train(tiny, out=out, watch=Impatient())
+        iwae.train(tiny, out=out, watch=Interrupting(70))
     passes = _passes(out)
     assert passes in (1, 2)
     assert str(error.value) == (

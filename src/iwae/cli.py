@@ -90,11 +90,11 @@ class Evaluate:
         from iwae.progress import counting, print_evaluation, print_replicas
 
         check_output(self.per_example, (".npy", ".csv"), overwrite=self.overwrite)
-        several = bool(folder.replicas(self.run_folder))
+        several = folder.replicas(self.run_folder)
         if several and self.per_example is not None:
             raise InputError(
                 f"{self.run_folder} holds replicas, of which --per-example takes one; give "
-                f"{folder.replicas(self.run_folder)[0]}."
+                f"{several[0]}."
             )
         with counting("evaluating", quiet=self.json) as progress:
             result: Any = (runs.evaluate_replicas if several else runs.evaluate)(

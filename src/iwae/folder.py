@@ -136,8 +136,9 @@ def opened_replicas(
 def replicas(path: Path) -> list[Path]:
     """The runs of `iwae train --seeds` in a folder, by seed."""
     found = [p for p in path.glob(f"{REPLICA}*") if (p / CONFIG).is_file()]
-    seeds = {read_config(p).seed: p for p in found if p.name == f"{REPLICA}{read_config(p).seed}"}
-    return [seeds[seed] for seed in sorted(seeds)]
+    seeds = {p: read_config(p).seed for p in found}
+    own = [p for p in found if p.name == f"{REPLICA}{seeds[p]}"]
+    return sorted(own, key=lambda p: seeds[p])
 
 
 def _is_blank(path: Path) -> bool:

@@ -71,8 +71,8 @@ def train_replicas(
 ) -> list[Trained]:
     """`train` for several seeds in one compiled program: 5 stands for the seeds 0 … 4.
 
-    Replica s is the run that `train(seed=s)` makes: bit for bit on a CPU, on a GPU, where all
-    replicas make one batched product of each matrix product, up to rounding. With `out` it lies in
+    Replica s is the run that `train(seed=s)` makes, bit for bit on a CPU; elsewhere all replicas
+    make one batched product of each matrix product, which rounds differently. With `out` it lies in
     out/seed-s. `watch` gives each seed its watcher. Raises what `train` raises.
     """
     config, observed = _observed(override(config or RunConfig(), **settings), data, data_dir)

@@ -151,10 +151,9 @@ def make_advance(
         return jnp.mean(losses), jnp.mean(values)
 
     def one_step(
-        state: TrainState, order: Array, seed: Array, images: Array, start: Array
+        state: TrainState, order: Array, key: PRNGKeyArray, images: Array, start: Array
     ) -> TrainState:
-        key = jax.random.fold_in(stream(seed, STEPS), state.step)
-        keys = jax.random.split(key, (2, batch))
+        keys = jax.random.split(jax.random.fold_in(key, state.step), (2, batch))
         rows = jax.lax.dynamic_slice(order, ((state.step - start) * batch,), (batch,))
         x = jax.vmap(observe)(images[rows], keys[0])
         (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, x, keys[1])
@@ -180,15 +179,16 @@ def make_advance(
         def going(states: Replicas) -> Array:
             return jnp.all(jnp.stack([(s.step < stop) & jnp.isfinite(s.value) for s in states]))
 
-        def step(state: TrainState, order: Array, seed: Array) -> TrainState:
-            return one_step(state, order, seed, images, start)
+        def step(state: TrainState, order: Array, key: PRNGKeyArray) -> TrainState:
+            return one_step(state, order, key, images, start)
 
+        keys = tuple(stream(seed, STEPS) for seed in seeds)
         if not vectorized:
-            each = lambda states: tuple(map(step, states, orders, seeds))
+            each = lambda states: tuple(map(step, states, orders, keys))
             return jax.lax.while_loop(going, each, states)
-        order, seed = _stacked(orders), _stacked(seeds)
+        order, key = _stacked(orders), _stacked(keys)
         (stacked,) = jax.lax.while_loop(
-            going, lambda s: (jax.vmap(step)(s[0], order, seed),), (_stacked(states),)
+            going, lambda s: (jax.vmap(step)(s[0], order, key),), (_stacked(states),)
         )
         return tuple(jax.tree.map(itemgetter(i), stacked) for i in range(len(states)))
 
