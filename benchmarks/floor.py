@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from iwae import threefry
 from iwae.model import Autoencoder
 
 ADAM_ARRAYS = 8
@@ -46,7 +47,7 @@ def rates(parameters: int = 424_000) -> Rates:
         2 * m * k * n / _seconds(product, jnp.ones((m, k)), jnp.ones((k, n))) for m, k, n in shapes
     )
     state = jnp.ones(ADAM_ARRAYS // 2 * parameters)
-    key, n = jax.random.key(0), 100_000
+    key, n = threefry.key(0), 100_000
     return Rates(
         operations=operations,
         bytes=2 * state.nbytes / _seconds(jax.jit(lambda a: a + 1), state),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from iwae import threefry
 from iwae.bounds import Bound
 from iwae.model import Autoencoder, Model, draw_log_weights
 from iwae.observation import Observer
@@ -154,7 +155,7 @@ def _over_group(
     block: int,
 ) -> Any:
     def one(row: tuple[Array, Array]) -> Any:
-        key_x, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), row[1]))
+        key_x, key = jax.random.split(jax.random.fold_in(threefry.key(seed), row[1]))
         return function(model, observe(row[0], key_x), key)
 
     return jax.lax.map(one, (images, index), batch_size=block)

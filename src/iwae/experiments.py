@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import iwae
-from iwae import laboratory, report, runs, training
+from iwae import laboratory, report, runs, threefry, training
 from iwae.config import PARAMETERS, ObjectiveConfig, RunConfig, flatten, override, recipe
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
@@ -181,7 +181,7 @@ def gradients(
             f"{len(train)}."
         )
     images = jnp.asarray(train[:examples])
-    keys = jax.random.split(jax.random.key(seed), len(images))
+    keys = jax.random.split(threefry.key(seed), len(images))
     measured = laboratory.measure(
         trained.model,
         jax.vmap(trained.seen.observer)(images, keys),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iwae import threefry
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE
 from iwae.laboratory import Measurement
@@ -278,7 +279,7 @@ def posterior_picture(
     if n < 1:
         raise InputError(f"n = {n} was given, but a picture needs at least 1 image; give more.")
     images = trained.data().test[:n]
-    keys = jax.random.split(jax.random.key(seed), len(images))
+    keys = jax.random.split(threefry.key(seed), len(images))
     rows = []
     for image, key in zip(images, keys, strict=True):
         key_x, key_h = jax.random.split(key)

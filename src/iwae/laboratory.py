@@ -22,7 +22,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae import gradients
+from iwae import gradients, threefry
 from iwae.bounds import Bound, Pair
 from iwae.errors import InputError
 from iwae.gradients import surrogate_loss
@@ -262,7 +262,7 @@ def measure(
     results: list[Measurement] = []
     for number, k in enumerate(ks):
         draw = partial(moments, model, x, bound=bounds(k), k=k, phi=phi)
-        root = jax.random.fold_in(jax.random.key(seed), number)
+        root = jax.random.fold_in(threefry.key(seed), number)
         keys = jax.random.split(root, 1 + len(estimators))
         if progress is not None:
             progress("reference", k)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae import data, evaluation
+from iwae import data, evaluation, threefry
 from iwae.config import RunConfig, check_seed
 from iwae.data import Dataset
 from iwae.errors import InputError
@@ -171,7 +171,7 @@ class Trained:
         check_seed(seed)
         if n < 1:
             raise InputError(f"n = {n} was given, but a sample is at least 1; give n = 1 or more.")
-        images = eqx.filter_jit(Autoencoder.sample)(self.model, n, jax.random.key(seed), mean=mean)
+        images = eqx.filter_jit(Autoencoder.sample)(self.model, n, threefry.key(seed), mean=mean)
         return np.asarray(images).reshape(n, *self.seen.shape)
 
     def reconstruct(self, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from iwae import bounds
+from iwae import bounds, threefry
 from iwae.bounds import Pair
 from iwae.config import ObjectiveConfig, TrainingConfig
 from iwae.gradients import surrogate_loss
@@ -29,7 +29,7 @@ STAGES = 8
 
 def stream(seed: int | Array, purpose: int) -> PRNGKeyArray:
     """The key of one purpose of a run."""
-    return jax.random.fold_in(jax.random.key(seed), purpose)
+    return jax.random.fold_in(threefry.key(seed), purpose)
 
 
 class TrainState(eqx.Module):
