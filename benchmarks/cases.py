@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import floor, iwae_steps, rivals, torch_iwae
+from benchmarks import floor, iwae_steps, rivals, torch_iwae, tracing
 from benchmarks.floor import Floor
 from benchmarks.images import synthetic
 from benchmarks.timing import Contestant, Effort, Times, fastest, interleaved, ratios
@@ -21,6 +22,7 @@ IMAGES = 60_000
 K_EVALUATION = 5000
 BLOCKS = ((1, 1000), (4, 250), (10, 500))
 TOLERANCE = 1e-3
+TRACED_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Result:
     note: str = ""
     floor: Floor = field(default_factory=dict)
     """What iwae needs at least, by purpose, in `unit`."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """What iwae's time is spent on, in `unit`."""
 
 
 class DisagreementError(Exception):
@@ -66,8 +70,8 @@ def check(layers: int, k: int = 5) -> None:
 
 
 @cache
-def check_libraries(k: int = 5) -> None:
-    """`DisagreementError` unless the libraries compute L_K, or its gradient, of the same model."""
+def check_pythae(k: int = 5) -> None:
+    """`DisagreementError` unless pythae computes the gradient of L_K of the same model."""
     x = (images()[:20] > 127).astype(np.float32)
     model, net = pair(1)
     eps, _, _ = iwae_steps.bound_and_gradient(model, x, k)
@@ -79,12 +83,19 @@ def check_libraries(k: int = 5) -> None:
         difference = (own - other).abs().max() / own.abs().max()
         if not difference < TOLERANCE:
             raise DisagreementError(f"pythae's gradients differ by {difference:.1e}.")
+
+
+@cache
+def check_libraries(layers: int, k: int = 5) -> None:
+    """`DisagreementError` unless Pyro and NumPyro estimate L_K of the same model."""
+    x = (images()[:20] > 127).astype(np.float32)
+    model, net = pair(layers)
     torch.manual_seed(0)
     draws = range(200)
     with torch.no_grad():
         exact = np.array([net.bound(torch.from_numpy(x), k).mean().item() for _ in draws])
     for rival in (
-        rivals.Pyro(pair(1)[1], images(), k=k, batch=20),
+        rivals.Pyro(pair(layers)[1], images(), k=k, batch=20),
         rivals.NumPyro(model, images(), k=k, batch=20),
     ):
         values = np.array([rival.bound(x, seed) for seed in draws])
@@ -95,7 +106,7 @@ def check_libraries(k: int = 5) -> None:
 
 
 def training(effort: Effort, *, layers: int, k: int, batch: int) -> Result:
-    """A training step of iwae, of PyTorch plain and tuned, and, of one layer, of the libraries.
+    """A training step of iwae, of PyTorch plain and tuned, and of the libraries.
 
     Tuned is with Adam fused, on one core or all, compiled or not, whichever a trial finds fastest.
     """
@@ -116,12 +127,13 @@ def training(effort: Effort, *, layers: int, k: int, batch: int) -> Result:
         "torch tuned": tuned[best],
     }
     if layers == 1:
-        check_libraries()
-        contestants |= {
-            "pythae": rivals.Pythae(pair(1)[1], images(), k=k, batch=batch),
-            "pyro": rivals.Pyro(pair(1)[1], images(), k=k, batch=batch),
-            "numpyro": rivals.NumPyro(model, images(), k=k, batch=batch),
-        }
+        check_pythae()
+        contestants["pythae"] = rivals.Pythae(pair(1)[1], images(), k=k, batch=batch)
+    check_libraries(layers)
+    contestants |= {
+        "pyro": rivals.Pyro(pair(layers)[1], images(), k=k, batch=batch),
+        "numpyro": rivals.NumPyro(model, images(), k=k, batch=batch),
+    }
     times = interleaved(contestants, effort)
     least = floor.step(model, k=k, batch=batch)
     return Result("ms/step", _scaled(times, 1e3), f"tuned: {best}", _scaled_floor(least, 1e3))
@@ -136,6 +148,15 @@ def alone(
     times = interleaved({"iwae": loop}, effort)
     least = floor.step(model, k=k, batch=batch)
     return Result("ms/step", _scaled(times, 1e3), floor=_scaled_floor(least, 1e3))
+
+
+def anatomy(effort: Effort, *, layers: int, k: int) -> Result:
+    """iwae's training step and its parts: their shares of a traced step, of a median one's time."""
+    loop = iwae_steps.TrainingLoop(iwae_steps.new_model(layers, images()), images(), k=k, batch=20)
+    times = _scaled(interleaved({"iwae": loop}, effort), 1e3)
+    traced = tracing.parts(loop, TRACED_STEPS)
+    share = median(times["iwae"]) / sum(traced.values())
+    return Result("ms/step", times, parts={part: share * t for part, t in traced.items()})
 
 
 def replicas(effort: Effort, *, k: int, count: int = 5) -> Result:
@@ -268,6 +289,12 @@ CASES: dict[str, Callable[[Effort], Result]] = {
     "training step, 2 layers, K = 50": _training(2, 50, 20),
     "training step, 1 layer, K = 5, batch 100": _training(1, 5, 100),
     "training step, 1 layer, K = 50, batch 100": _training(1, 50, 100),
+    **{
+        f"anatomy, {layers} layer{'s' * (layers > 1)}, K = {k}": partial(
+            anatomy, layers=layers, k=k
+        )
+        for layers, k in ((1, 1), (1, 5), (1, 50), (2, 50))
+    },
     "five replicas, K = 1": partial(replicas, k=1),
     "five replicas, K = 5": partial(replicas, k=5),
     "five replicas, K = 50": partial(replicas, k=50),

@@ -56,16 +56,25 @@ class TrainingLoop:
         config, objective = TrainingConfig(batch_size=batch), objective or ObjectiveConfig(k=k)
         self.steps_per_pass, self.step = len(images) // batch, 0
         params, static = eqx.partition(model, eqx.is_inexact_array)
-        transform = training.optimizer(config, self.steps_per_pass)
+        rates = jnp.asarray(training.rates(config))
+        transform = training.optimizer(config, self.steps_per_pass, rates)
+        step = training.make_step(
+            static, objective, config, self.steps_per_pass, Observer(255, dynamic=True)
+        )
+        self.steps, self.rates = (step,) * replicas, (rates,) * replicas
         self.states = tuple(
             training.init(params, transform, average=False) for _ in range(replicas)
         )
         self.seeds = tuple(jnp.uint32(SEED + i) for i in range(replicas))
         self.images = jnp.asarray(images)
         self.orders = self.orders_of_pass(0)
-        self.advance = training.make_advance(
-            static, objective, config, transform, Observer(255, True)
-        )
+        self.advance = training.make_advance(vectorized=jax.default_backend() != "cpu")
+
+    def compiled_text(self) -> str:
+        """XLA's program."""
+        given = (self.states, self.orders, self.seeds, self.rates)
+        lowered = self.advance.lower(self.steps, *given, self.images, 0, 1)
+        return lowered.compile().as_text()
 
     def orders_of_pass(self, number: int) -> tuple[jax.Array, ...]:
         return tuple(training.order_of_pass(int(s), number, len(self.images)) for s in self.seeds)
@@ -78,9 +87,8 @@ class TrainingLoop:
             if self.step == start:
                 self.orders = self.orders_of_pass(number)
             self.step = min(until, start + self.steps_per_pass)
-            self.states = self.advance(
-                self.states, self.images, self.orders, self.seeds, start, self.step
-            )
+            given = (self.states, self.orders, self.seeds, self.rates)
+            self.states = self.advance(self.steps, *given, self.images, start, self.step)
         state = self.states[0]
         if int(state.step) != self.step or not np.isfinite(float(state.value)):
             raise RuntimeError(f"Training stopped at step {int(state.step)}: not finite.")

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tracing import PARTS
+
 SOURCE = Path("results/benchmarks/cpu.json")
 PAGE = Path("docs/performance.md")
 
@@ -22,10 +24,10 @@ machine whose speed fluctuated.
 **Rivals.** *torch* is a plain PyTorch loop without data loader (`benchmarks/torch_iwae.py`);
 *tuned* is the fastest of Adam fused on one core or on all, or `torch.compile` as well. *pythae* is
 its IWAE in the same loop, *pyro* and *numpyro* are their RenyiELBO with α = 0
-(`benchmarks/rivals.py`); one stochastic layer only. NumPyro runs many steps in one compiled loop
-through iwae's own layers, so that it does the same arithmetic and nothing but the bound, the draws
-and the call of Adam are its own. All hold the same weights, and before anything is timed
-bounds or gradients are compared with ours.
+(`benchmarks/rivals.py`); pythae has one stochastic layer only. NumPyro runs many steps in one
+compiled loop through iwae's own layers, so that it does the same arithmetic and nothing but the
+bound, the draws and the call of Adam are its own. All hold the same weights, and before anything is
+timed bounds or gradients are compared with ours.
 
 **Floor.** Matrix products at {operations:.0f} GFLOP/s, Adam's arrays at {bytes:.0f} GB/s (they
 stay in the cache), {normals:.0f} million normal draws and {bits:.0f} million random words a second,
@@ -45,6 +47,7 @@ def rendered(content: dict[str, Any]) -> str:
     sections = [
         _head(content),
         _training({n: c for n, c in cases.items() if n.startswith("training")}),
+        _anatomy(_starting(cases, "anatomy")),
         _floors({n: c for n, c in cases.items() if c["floor"] and not n.startswith("scaling")}),
         _rest("Evaluation", _starting(cases, "evaluation")),
         _replicas(_starting(cases, "five replicas")),
@@ -104,7 +107,22 @@ def _floors(cases: dict[str, Any]) -> str:
         for n, c in cases.items()
     ]
     heads = ["", "unit", *purposes, "all else", "iwae", "iwae / floor"]
-    return _section("Where the time goes", heads, rows)
+    return _section("Distance to the floor", heads, rows)
+
+
+def _anatomy(cases: dict[str, Any]) -> str:
+    rows = [
+        [n.removeprefix("anatomy, "), *(f"{1e3 * c['parts'][p]:.0f}" for p in PARTS)]
+        for n, c in cases.items()
+    ]
+    section = _section("Where every microsecond goes", ["µs of a step", *PARTS.values()], rows)
+    return "\n".join([section, ANATOMY])
+
+
+ANATOMY = """\
+Each instruction's share of a traced step (`benchmarks/tracing.py`), of the time that a step takes
+untraced; instructions that run at once share the time.
+"""
 
 
 def _rest(title: str, cases: dict[str, Any]) -> str:

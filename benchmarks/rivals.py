@@ -76,11 +76,17 @@ class Pythae(torch_iwae.TrainingLoop):
         )
 
 
+def normal(mu: Tensor, log_sigma: Tensor) -> pyro.distributions.Distribution:
+    """N(μ, diag σ²)."""
+    return pyro.distributions.Normal(mu, log_sigma.exp()).to_event(1)
+
+
 class Pyro(torch_iwae.TrainingLoop):
     """Pyro's SVI with RenyiELBO(α = 0), particles vectorised and validation off."""
 
     def __init__(self, net: torch_iwae.Autoencoder, images: np.ndarray, *, k: int, batch: int):
         super().__init__(net, images, k=k, batch=batch)
+        self.latents = net.encoder[-1].mu.out_features
         pyro.clear_param_store()
         pyro.enable_validation(False)
         self.elbo = pyro.infer.RenyiELBO(
@@ -90,20 +96,22 @@ class Pyro(torch_iwae.TrainingLoop):
         self.svi = pyro.infer.SVI(self.model, self.guide, adam, loss=self.elbo)
 
     def model(self, x: Tensor) -> None:
-        pyro.module("features", self.net.features)
-        pyro.module("output", self.net.output)
+        pyro.module("net", self.net)
         with pyro.plate("batch", len(x)):
-            zero = x.new_zeros(len(x), self.net.encoder[0].mu.out_features)
-            h = pyro.sample("h", pyro.distributions.Normal(zero, 1.0).to_event(1))
+            zero = x.new_zeros(len(x), self.latents)
+            h = pyro.sample(f"h{len(self.net.encoder)}", normal(zero, zero))
+            for i, conditional in reversed(list(enumerate(self.net.decoder, 1))):
+                h = pyro.sample(f"h{i}", normal(*conditional(h)))
             logits = self.net.output(self.net.features(h))
             bits = pyro.distributions.Bernoulli(logits=logits, validate_args=False)
             pyro.sample("x", bits.to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        pyro.module("encoder", self.net.encoder)
+        pyro.module("net", self.net)
         with pyro.plate("batch", len(x)):
-            mu, log_sigma = self.net.encoder[0](x)
-            pyro.sample("h", pyro.distributions.Normal(mu, log_sigma.exp()).to_event(1))
+            h = x
+            for i, conditional in enumerate(self.net.encoder, 1):
+                h = pyro.sample(f"h{i}", normal(*conditional(h)))
 
     def step(self, x: Tensor) -> None:
         self.svi.step(x)
@@ -129,16 +137,23 @@ class NumPyro:
         )
 
     def model(self, x: jax.Array) -> None:
+        conditionals = [eqx_module(f"p{i}", p) for i, p in enumerate(self.net.decoder, 1)]
         decode = eqx_module("decoder", self.net.observation)
         with numpyro.plate("batch", len(x)):
-            h = numpyro.sample("h", dist.Normal().expand([self.net.latents[0]]).to_event(1))
+            top = jnp.zeros((len(x), self.net.latents[-1]))
+            h = numpyro.sample(f"h{len(self.net.encoder)}", dist.Normal(top).to_event(1))
+            for i, conditional in reversed(list(enumerate(conditionals, 1))):
+                mu, log_sigma = jax.vmap(conditional)(h)
+                h = numpyro.sample(f"h{i}", dist.Normal(mu, jnp.exp(log_sigma)).to_event(1))
             numpyro.sample("x", dist.Bernoulli(logits=jax.vmap(decode)(h)).to_event(1), obs=x)
 
     def guide(self, x: jax.Array) -> None:
-        encode = eqx_module("encoder", self.net.encoder[0])
+        conditionals = [eqx_module(f"q{i}", q) for i, q in enumerate(self.net.encoder, 1)]
         with numpyro.plate("batch", len(x)):
-            mu, log_sigma = jax.vmap(encode)(x)
-            numpyro.sample("h", dist.Normal(mu, jnp.exp(log_sigma)).to_event(1))
+            h = x
+            for i, conditional in enumerate(conditionals, 1):
+                mu, log_sigma = jax.vmap(conditional)(h)
+                h = numpyro.sample(f"h{i}", dist.Normal(mu, jnp.exp(log_sigma)).to_event(1))
 
     def _advance(self, state: numpyro.infer.svi.SVIState, images: jax.Array, steps: int):
         def step(i: int, state: numpyro.infer.svi.SVIState):

@@ -193,7 +193,7 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (
             ("compare", "foo", "--out", tmp_path / "f"),
-            "There is no comparison 'foo'; known are estimators, objectives.",
+            "There is no comparison 'foo'; known are estimators, objectives, precisions.",
         ),
         (
             ("posterior", trained, "--out", tmp_path / "p.png"),

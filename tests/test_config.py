@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from iwae.config import PARAMETERS, RunConfig, flatten, override, parse, recipe, recipe_names
+from iwae.config import PARAMETERS, RunConfig
 from iwae.errors import InputError
+from iwae.settings import flatten, override, parse, recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -13,7 +13,7 @@ SOURCE = Path(iwae.__file__).parent
 
 ROWS = [
     ("errors",),
-    ("files", "config", "threefry", "data"),
+    ("files", "config", "settings", "threefry", "data"),
     ("observation", "likelihoods", "networks"),
     ("model",),
     ("jackknife", "bounds"),

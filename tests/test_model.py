@@ -26,6 +26,7 @@ from iwae.model import (
 )
 from iwae.networks import Linear
 from linear_gaussian import random_model
+from programs import products
 from refusals import refused
 
 D, K = 7, 5
@@ -128,17 +129,6 @@ def test_log_normal_equals_numpyros():
     np.testing.assert_allclose(log_standard_normal(h), standard, rtol=1e-6)
 
 
-def dots(jaxpr):
-    """(operand shapes, output shape) of every matrix product, inside loops too."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            yield [v.aval.shape for v in equation.invars], equation.outvars[0].aval.shape
-        for parameter in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns")):
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns"):
-                yield from dots(inner)
-
-
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_encoder_sees_each_image_once_not_once_per_draw(streamed):
     """One product with the first encoder layer, which has no axis K."""
@@ -149,9 +139,10 @@ def test_the_encoder_sees_each_image_once_not_once_per_draw(streamed):
             return log_likelihood(model, x, key, k=12, chunk=5)
         return draw_log_weights(model, x, 12, key)
 
-    products = list(dots(jax.make_jaxpr(run)(X, jax.random.key(4)).jaxpr))
-    (first,) = (out for shapes, out in products if (D, 11) in shapes)
-    (second,) = (out for shapes, out in products if (4, 6) in shapes)
+    found = products(jax.make_jaxpr(run)(X, jax.random.key(4)).jaxpr)
+    shapes = [([v.aval.shape for v in p.invars], p.outvars[0].aval.shape) for p in found]
+    (first,) = (out for factors, out in shapes if (D, 11) in factors)
+    (second,) = (out for factors, out in shapes if (4, 6) in factors)
     assert first == (11,)
     assert second == (5 if streamed else 12, 6)
 

@@ -12,10 +12,11 @@ import pytest
 import iwae
 from iwae import checkpoint, folder, loop, runs, training
 from iwae.cli import main
-from iwae.config import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig, override
+from iwae.config import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from iwae.errors import Interrupted
 from iwae.loop import NonFiniteError, Silent
 from iwae.observation import Observer
+from iwae.settings import override
 from iwae.trained import Trained
 from linear_gaussian import random_model
 from refusals import refused
@@ -45,27 +46,32 @@ def test_a_replica_is_the_run_of_its_seed_bit_for_bit(tiny, alone, tmp_path: Pat
 
 @pytest.mark.parametrize("estimator", ["reparam", "dreg"])
 def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> None:
-    """As on a GPU, after 20 steps of Adam at its full rate."""
-    objective = ObjectiveConfig("iwae", k=3, estimator=estimator)
+    """As on a GPU, after 20 steps of Adam at its full rate; one replica has a step of its own."""
     config = TrainingConfig(batch_size=2)
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (60, 5)), jnp.uint8)
     models = [
         random_model(ModelConfig(2, ((4,), (4,)), (3, 2), "bernoulli"), 5, seed=seed)
-        for seed in (1, 2, 3)
+        for seed in range(4)
     ]
     static = eqx.partition(models[0], eqx.is_inexact_array)[1]
-    transform = training.optimizer(config, 30)
+    rates = [jnp.asarray([rate]) for rate in (1e-3, 1e-3, 3e-4, 1e-3)]
+    observe = Observer(255.0, dynamic=True)
+    shared, own = (
+        training.make_step(static, objective, config, 30, observe)
+        for objective in (ObjectiveConfig("iwae", k=3, estimator=estimator), ObjectiveConfig("vae"))
+    )
 
     def after(vectorized: bool) -> tuple:
-        advance = training.make_advance(
-            static, objective, config, transform, Observer(255.0, True), vectorized=vectorized
-        )
+        advance = training.make_advance(vectorized=vectorized)
+        transform = training.optimizer(config, 30, rates[0])
         params = [eqx.filter(m, eqx.is_inexact_array) for m in models]
         return advance(
+            (shared, own, shared, shared),
             tuple(training.init(p, transform, average=False) for p in params),
+            tuple(training.order_of_pass(seed, 0, 60) for seed in range(4)),
+            tuple(jnp.uint32(seed) for seed in range(4)),
+            tuple(rates),
             images,
-            tuple(training.order_of_pass(seed, 0, 60) for seed in range(3)),
-            tuple(jnp.uint32(seed) for seed in range(3)),
             0,
             20,
         )
@@ -75,6 +81,59 @@ def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> N
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     first, second = (jax.tree.leaves(s.params) for s in each[:2])
     assert all(np.any(a != b) for a, b in zip(first, second, strict=True))
+
+
+DIFFERENT = {
+    "plain": {},
+    "slow": {"learning_rate": 1e-4, "seed": 3},
+    "vae": {"objective": "vae", "epochs": 2},
+    "by-dreg": {"estimator": "dreg", "k": 3, "schedule": "cosine"},
+    "small": {"hidden": [[4]], "latents": [2]},
+}
+
+
+def test_different_runs_in_one_program_are_what_each_is_alone(tiny, tmp_path: Path) -> None:
+    configs = {name: override(tiny, **settings) for name, settings in DIFFERENT.items()}
+    together = iwae.train_together(configs, out=tmp_path / "out")
+    assert list(together) == list(DIFFERENT)
+    for name, trained in together.items():
+        assert trained.path == tmp_path / "out" / name
+        same(trained, iwae.train(configs[name]))
+        same(iwae.load(trained.path), trained)
+
+
+def test_different_runs_that_were_interrupted_go_on(tiny, tmp_path: Path) -> None:
+    configs = {name: override(tiny, **DIFFERENT[name]) for name in ("plain", "vae")}
+    out = tmp_path / "out"
+    with pytest.raises(
+        Interrupted,
+        match=r"^Interrupted after [12] of 3 passes; the run is saved, "
+        r"and `resume=True` continues it\.$",
+    ):
+        iwae.train_together(
+            configs, out=out, watch={"plain": Interrupting(70), "vae": Silent()}.get
+        )
+    with refused(
+        f"{out / 'plain'} holds a run already; give --resume to continue it, or another --out."
+    ):
+        iwae.train_together(configs, out=out)
+    for name, trained in iwae.train_together(configs, out=out, resume=True).items():
+        same(trained, iwae.train(configs[name]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"batch_size": 10}, "batch_size"), ({"likelihood": "gaussian"}, "likelihood")],
+)
+def test_runs_that_cannot_share_a_program_are_refused(tiny, settings: dict, name: str) -> None:
+    sentence = (
+        f"Runs in one program share their data and batch size, but a and b differ in {name}; "
+        f"train them one by one."
+    )
+    with refused(sentence):
+        iwae.train_together({"a": tiny, "b": override(tiny, **settings)})
+    with refused("No configuration was given to train; give at least one."):
+        iwae.train_together({})
 
 
 def test_a_replica_that_is_behind_catches_up_and_ends_as_it_would_alone(

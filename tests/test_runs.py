@@ -17,9 +17,10 @@ import pytest
 
 import iwae
 from iwae import checkpoint, files, folder, loop
-from iwae.config import RunConfig, override
+from iwae.config import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
+from iwae.settings import override
 from iwae.trained import Trained
 from refusals import refused
 from watchers import Interrupting
@@ -92,7 +93,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import iwae
-from iwae.config import read
+from iwae.settings import read
 out = Path(sys.argv[2])
 iwae.train(read(Path(sys.argv[1])), out=out, resume=out.exists())
 """

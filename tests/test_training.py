@@ -11,10 +11,13 @@ import numpy as np
 import optax
 import pytest
 
+import iwae
 from iwae import training
 from iwae.config import ModelConfig, ObjectiveConfig, TrainingConfig
+from iwae.networks import Linear, at_precision
 from iwae.observation import Observer
 from linear_gaussian import orthogonal_chain, random_model
+from programs import products
 
 AS_IS = Observer(1.0, dynamic=False)
 
@@ -31,7 +34,7 @@ def small_model(layers=1):
 def test_stages_are_the_papers(steps_per_pass):
     """3,280 passes: 1 at 1e-3, 3 at 1e-3·10^(−1/7), … 2,187 at 1e-4."""
     config = TrainingConfig(epochs=3280, schedule="stages")
-    rate = training.learning_rate(config, steps_per_pass)
+    rate = training.learning_rate(config, steps_per_pass, training.rates(config))
     passes = [1, 3, 9, 27, 81, 243, 729, 2187]
     expected = np.repeat(1e-3 * 10 ** (-np.arange(8) / 7), passes).repeat(steps_per_pass)
     got = jax.jit(jax.vmap(rate))(jnp.arange(len(expected)))
@@ -44,7 +47,8 @@ def test_constant_and_cosine_schedules(schedule):
     steps = jnp.arange(41)
     cosine = 0.01 * (1 + np.cos(np.pi * np.arange(41) / 40))
     expected = {"constant": np.full(41, 0.02), "cosine": cosine}[schedule]
-    rate = jax.vmap(lambda step: jnp.asarray(training.learning_rate(config, 4)(step)))
+    learning_rate = training.learning_rate(config, 4, training.rates(config))
+    rate = jax.vmap(lambda step: jnp.asarray(learning_rate(step)))
     got = np.broadcast_to(rate(steps), 41)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-9)
 
@@ -59,7 +63,8 @@ def test_adam_on_the_mean_steps_like_the_papers_adam_on_the_sum():
         )
         return every
 
-    mine = updates(training.optimizer(TrainingConfig(batch_size=20), 100), sums / 20)
+    config = TrainingConfig(batch_size=20)
+    mine = updates(training.optimizer(config, 100, training.rates(config)), sums / 20)
     np.testing.assert_allclose(mine, updates(optax.adam(1e-3, eps=1e-4), sums), rtol=1e-5)
     wrong = updates(optax.adam(1e-3, eps=1e-4), sums / 20)
     assert not np.any(np.isclose(mine, wrong, rtol=0.1))
@@ -67,7 +72,7 @@ def test_adam_on_the_mean_steps_like_the_papers_adam_on_the_sum():
 
 def test_clipping_bounds_the_norm_that_reaches_adam():
     config = TrainingConfig(batch_size=1, clip=0.01, adam_epsilon=1.0)
-    transform = training.optimizer(config, 1)
+    transform = training.optimizer(config, 1, training.rates(config))
     gradient = jnp.array([30.0, 40.0])
     update, _ = transform.update(gradient, transform.init(gradient))
     clipped = np.array([0.006, 0.008])
@@ -90,12 +95,14 @@ def loop(make_model, observe, **settings):
     """(maker of fresh states, advance) for batches of 2."""
     config = TrainingConfig(batch_size=2, **settings)
     params, static = eqx.partition(make_model(), eqx.is_inexact_array)
-    transform = training.optimizer(config, 30)
-    objective = ObjectiveConfig("iwae", k=3)
-    together = training.make_advance(static, objective, config, transform, observe)
+    rates = jnp.asarray(training.rates(config))
+    transform = training.optimizer(config, 30, rates)
+    step = training.make_step(static, ObjectiveConfig("iwae", k=3), config, 30, observe)
+    together = training.make_advance()
 
     def advance(state, images, order, start, stop):
-        return together((state,), images, (order,), (jnp.uint32(6),), start, stop)[0]
+        given = ((state,), (order,), (jnp.uint32(6),), (rates,))
+        return together((step,), *given, images, start, stop)[0]
 
     return lambda: training.init(params, transform, average=config.average is not None), advance
 
@@ -213,3 +220,59 @@ def test_a_dynamic_observation_is_a_fresh_bit_with_the_pixels_intensity():
     np.testing.assert_allclose(
         Observer(255.0, dynamic=False)(pixels, jax.random.key(0)), p, rtol=1e-6
     )
+
+
+# --- precision --------------------------------------------------------------------------------
+
+
+@cache
+def step_products(precision):
+    """(types of the factors, precision) of every matrix product in a step."""
+    params, static = eqx.partition(small_model(2), eqx.is_inexact_array)
+    config = TrainingConfig(batch_size=2, precision=precision)
+    rates = jnp.asarray(training.rates(config))
+    objective = ObjectiveConfig("iwae", k=3)
+    step = training.make_step(static, objective, config, 30, Observer(255.0, dynamic=True))
+    state = training.init(params, training.optimizer(config, 30, rates), average=False)
+    given = (jnp.arange(60), training.stream(0, training.STEPS), rates, jnp.asarray(PIXELS), 0)
+    jaxpr = jax.make_jaxpr(step)(state, *given)
+    types = lambda variables: [v.aval.dtype.name for v in variables]
+    return [
+        (*types(p.invars), *types(p.outvars), p.params["precision"]) for p in products(jaxpr.jaxpr)
+    ]
+
+
+def test_float32_products_are_not_left_to_the_device():
+    high, low = jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGH
+    float32 = step_products("float32")
+    assert len(float32) > 30
+    assert set(float32) == {("float32", "float32", "float32", (high, high))}
+    assert set(step_products("tf32")) == {("float32", "float32", "float32", (low, low))}
+
+
+def test_bfloat16_products_sum_in_float32():
+    rounded = [p for p in step_products("bfloat16") if "bfloat16" in p[:2]]
+    assert len(rounded) == len(step_products("float32"))
+    forward = [p for p in rounded if p[:2] == ("bfloat16", "bfloat16")]
+    assert {p[2] for p in forward} == {"float32"}
+
+
+def test_a_product_in_bfloat16_is_exact_in_its_rounded_factors():
+    rng = np.random.default_rng(3)
+    w, v = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((7, 40), (40,)))
+    linear = Linear(w, jnp.zeros(7))
+    exact = np.asarray(w, np.float64) @ np.asarray(v, np.float64)
+    np.testing.assert_allclose(linear(v), exact, rtol=1e-5)
+    low = lambda a: np.asarray(a.astype(jnp.bfloat16), np.float64)
+    got = at_precision(linear, "bfloat16")(v)
+    np.testing.assert_allclose(got, low(w) @ low(v), rtol=1e-5)
+    assert np.max(np.abs(got / exact - 1)) > 1e-3
+
+
+def test_the_precision_is_of_training_only(tiny):
+    exact, low = (iwae.train(tiny, precision=p) for p in ("float32", "bfloat16"))
+    last = exact.model.observation.linear.weight, low.model.observation.linear.weight
+    assert 0 < np.max(np.abs(last[0] - last[1])) < 0.05
+    assert low.model.observation.linear.precision == "float32"
+    a, b = (iwae.evaluate(t, k=50, limit=100) for t in (exact, low))
+    assert abs(a.nll - b.nll) < 0.5

@@ -8,10 +8,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iwae.runs import evaluate, load, train, train_replicas
+    from iwae.runs import evaluate, load, train, train_replicas, train_together
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "load", "train", "train_replicas"]
+__all__ = ["__version__", "evaluate", "load", "train", "train_replicas", "train_together"]
 
 _MODULES = (
     "bounds",
@@ -30,6 +30,7 @@ _MODULES = (
     "posterior",
     "report",
     "runs",
+    "settings",
     "svi",
     "trained",
     "training",
@@ -37,7 +38,7 @@ _MODULES = (
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluate", "load", "train", "train_replicas"):
+    if name in __all__:
         return getattr(importlib.import_module("iwae.runs"), name)
     if name in _MODULES:
         return importlib.import_module(f"iwae.{name}")

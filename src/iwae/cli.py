@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from iwae.config import RunConfig, recipe, recipe_names
+from iwae.config import RunConfig
 from iwae.errors import InputError, Interrupted, nearest
 from iwae.flags import DataDir, Overwrite, Seed
 from iwae.outputs import check_output, write_array, write_images, write_scores
 from iwae.research import Compare, Gradients, Posterior
+from iwae.settings import recipe, recipe_names
 
 
 @dataclass(frozen=True)

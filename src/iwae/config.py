@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, read from and written to TOML.
+"""What a run is: frozen dataclasses, written to TOML.
 
 A run is a pure function of its `RunConfig`. Recipes, `config.toml` in a run folder and the flags of
 `iwae train` all describe the same fields, so that each has one name, one default and one check.
@@ -6,15 +6,10 @@ A run is a pure function of its `RunConfig`. Recipes, `config.toml` in a run fol
 
 import dataclasses
 import math
-import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
-from iwae.errors import InputError, nearest
+from iwae.errors import InputError
 
 PRESETS: dict[int, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
     1: (((200, 200),), (50,)),
@@ -23,7 +18,8 @@ PRESETS: dict[int, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
 """Hidden widths and latents of Burda et al. §5, by number of stochastic layers."""
 
 
-def _require(condition: bool, sentence: str) -> None:
+def require(condition: bool, sentence: str) -> None:
+    """`InputError` with this sentence unless the condition holds."""
     if not condition:
         raise InputError(sentence)
 
@@ -57,26 +53,26 @@ class ModelConfig:
     argument. auto: bernoulli for binary data and intensities, gaussian for real values."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.layers >= 1,
             f"layers = {self.layers} was given, but a model has at least 1 stochastic layer; "
             f"give --layers 1 or more.",
         )
         for name in ("hidden", "latents"):
             given = getattr(self, name)
-            _require(
+            require(
                 given is None or len(given) == self.layers,
                 f"{name} describes {len(given or ())} stochastic layers where layers = "
                 f"{self.layers}; give one entry for each layer, from the image up, or --layers "
                 f"{len(given or ())}.",
             )
-        _require(
+        require(
             self.layers in PRESETS or None not in (self.hidden, self.latents),
             f"There is no preset with {self.layers} stochastic layers; give both --hidden and "
             f"--latents, or choose --layers 1 or 2.",
         )
         widths = [n for group in self.hidden or () for n in group] + list(self.latents or ())
-        _require(
+        require(
             all(n >= 1 for n in widths),
             f"A layer of width {min(widths, default=1)} was given, but every width must be at "
             f"least 1; correct hidden or latents.",
@@ -88,6 +84,8 @@ class ModelConfig:
         hidden, latents = PRESETS.get(self.layers, ((), ()))
         return self.hidden or hidden, self.latents or latents
 
+
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 Objective = Literal["vae", "iwae", "miwae", "ciwae", "piwae", "vr-iwae", "jvi"]
 
@@ -122,16 +120,16 @@ class ObjectiveConfig:
     """Order of jvi, at most k - 1: up to so many draws are left out."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.k >= 1,
             f"k = {self.k} was given, but a bound needs at least 1 draw; give --k 1 or more.",
         )
-        _require(
+        require(
             self.encoder_objective != "piwae",
             "encoder_objective = piwae was given, but piwae is a pair itself; give "
             "--encoder-objective miwae.",
         )
-        _require(
+        require(
             self.objective != "piwae" or self.encoder_objective is None,
             f"encoder_objective = {self.encoder_objective} was given with objective = piwae, whose "
             f"encoder follows miwae; leave it out, or give --objective iwae.",
@@ -152,29 +150,29 @@ class ObjectiveConfig:
         needed = {PARAMETERS[n]: n for n in names if n in PARAMETERS}
         for parameter in sorted(set(PARAMETERS.values())):
             value = getattr(self, parameter)
-            _require(
+            require(
                 parameter in needed or value is None,
                 f"{parameter} = {value} was given, but {' and '.join(names)} takes no {parameter}; "
                 f"leave it out, or choose another objective.",
             )
-            _require(
+            require(
                 parameter not in needed or value is not None,
                 f"objective = {needed.get(parameter)} needs {parameter}; give --{parameter}.",
             )
-        _require(
+        require(
             self.m is None or (self.m >= 1 and self.k % self.m == 0),
             f"m = {self.m} was given with k = {self.k}, but the draws form m groups of equal size; "
             f"give an m that divides {self.k}.",
         )
-        _require(
+        require(
             self.alpha is None or math.isfinite(self.alpha),
             f"alpha = {self.alpha} was given, but α must be finite; give 1 for the ELBO.",
         )
-        _require(
+        require(
             self.beta is None or 0 <= self.beta <= 1,
             f"beta = {self.beta} was given, but β is a weight; give one from 0 to 1.",
         )
-        _require(
+        require(
             self.order is None or 0 <= self.order < self.k,
             f"order = {self.order} was given with k = {self.k}, but a jackknife leaves out fewer "
             f"draws than there are; give an order from 0 to {self.k - 1}.",
@@ -182,13 +180,13 @@ class ObjectiveConfig:
 
     def _check_estimator(self) -> None:
         own = self.estimator.startswith(("rws", "aisle"))
-        _require(
+        require(
             not own or (self.objective != "piwae" and self.encoder_objective is None),
             f"estimator = {self.estimator} was given with an objective for the encoder, but it "
             f"updates the encoder by a divergence of its own; give --estimator reparam, stl or "
             f"dreg, or one objective for both.",
         )
-        _require(
+        require(
             self.estimator not in ("rws", "rws-dreg") or self.k >= 2,
             f"estimator = {self.estimator} was given with k = {self.k}, where the encoder's "
             f"gradient has mean zero; give --k 2 or more, or --estimator dreg.",
@@ -216,6 +214,9 @@ class TrainingConfig:
     adam_epsilon: float = 1e-4
     """Adam's ε as in the paper, where the gradient is SUMMED over the batch. The loss here is a
     mean over the batch, so ε / batch_size is what reaches Adam: the same step exactly."""
+    precision: Precision = "float32"
+    """Of the factors of matrix products in training: bfloat16 and tf32 are faster on a GPU. Sums,
+    parameters, log-weights and every evaluation are in float32."""
     clip: float | None = None
     """Largest global norm of the gradient."""
     average: float | None = None
@@ -237,17 +238,17 @@ class TrainingConfig:
                 _at_least_one(name, getattr(self, name))
         for name in ("learning_rate", "adam_epsilon", "clip", "minutes"):
             value = getattr(self, name)
-            _require(
+            require(
                 value is None or 0 < value < float("inf"),
                 f"{name} = {value} was given, but it must be a positive number.",
             )
         for name in ("adam_beta1", "adam_beta2", "average"):
             value = getattr(self, name)
-            _require(
+            require(
                 value is None or 0 <= value < 1,
                 f"{name} = {value} was given, but a decay lies in [0, 1).",
             )
-        _require(
+        require(
             self.checkpoint_minutes >= 0,
             f"checkpoint_minutes = {self.checkpoint_minutes} was given, but it cannot be negative.",
         )
@@ -255,13 +256,13 @@ class TrainingConfig:
 
 def _at_least_one(name: str, value: int) -> None:
     flag = name.replace("_", "-")
-    _require(value >= 1, f"{name} = {value} was given, but --{flag} must be at least 1.")
+    require(value >= 1, f"{name} = {value} was given, but --{flag} must be at least 1.")
 
 
 def check_seed(seed: int) -> None:
     """`InputError` unless 0 ≤ seed < 2^32."""
     range_ = "a seed is a whole number from 0 to 2^32 - 1"
-    _require(0 <= seed < 2**32, f"seed = {seed} was given, but {range_}.")
+    require(0 <= seed < 2**32, f"seed = {seed} was given, but {range_}.")
 
 
 @dataclass(frozen=True)
@@ -283,133 +284,6 @@ class RunConfig:
         import tomli_w
 
         return tomli_w.dumps(_without_none(dataclasses.asdict(self)))
-
-    def differences(self, other: "RunConfig") -> list[tuple[str, Any, Any]]:
-        """(name, own value, other's value) of every field in which the two differ."""
-        mine, theirs = flatten(self), flatten(other)
-        return [(name, mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]]
-
-
-def flatten(config: Any) -> dict[str, Any]:
-    """All leaf fields of a configuration by their own name; names are unique across sections."""
-    leaves: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        leaves |= flatten(value) if dataclasses.is_dataclass(value) else {f.name: value}
-    return leaves
-
-
-def override(config: RunConfig, **changes: Any) -> RunConfig:
-    """The configuration with leaf fields replaced by name, e.g. `override(c, k=5, epochs=10)`."""
-    known = list(flatten(config))
-    for name in changes:
-        _require(name in known, f"There is no setting {name!r}; {nearest(name, known)}.")
-    return _override(config, changes)
-
-
-def _override(config: Any, changes: dict[str, Any]) -> Any:
-    replaced: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            replaced[f.name] = _override(value, changes)
-        elif f.name in changes:
-            replaced[f.name] = _coerce(changes[f.name], _type_of(type(config), f.name), f.name)
-    return dataclasses.replace(config, **replaced)
-
-
-def recipe(name: str | Path) -> RunConfig:
-    """A configuration by the name of a built-in recipe or from a TOML file.
-
-    Raises `InputError` for an unknown name, and for whatever `parse` refuses.
-    """
-    if str(name).endswith(".toml"):
-        return read(Path(name))
-    names = recipe_names()
-    _require(
-        str(name) in names,
-        f"There is no recipe {str(name)!r}; {nearest(str(name), names)}, or give a .toml file.",
-    )
-    text = resources.files("iwae").joinpath("recipes", f"{name}.toml").read_text("utf-8")
-    return parse(text, f"recipe {name}")
-
-
-def recipe_names() -> list[str]:
-    folder = resources.files("iwae").joinpath("recipes")
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith("toml"))
-
-
-def read(path: Path) -> RunConfig:
-    """The configuration in a TOML file; `InputError` if it is missing or cannot be read."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"The configuration {path} cannot be read: {reason}.") from error
-    return parse(text, str(path))
-
-
-def parse(text: str, where: str) -> RunConfig:
-    """TOML text to a `RunConfig`; `InputError` names `where` and the field that does not fit."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{where} is not valid TOML: {error}.") from error
-    return _build(RunConfig, table, where)
-
-
-def _build(cls: type, table: dict[str, Any], where: str) -> Any:
-    known = {f.name for f in dataclasses.fields(cls)}
-    for name in table:
-        _require(
-            name in known,
-            f"{where} has an unknown entry {name!r}; {nearest(name, sorted(known))}.",
-        )
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        kind = _type_of(cls, name)
-        if dataclasses.is_dataclass(kind):
-            _require(
-                isinstance(value, dict),
-                f"{where} gives {name} = {value!r}, but [{name}] is a table.",
-            )
-            values[name] = _build(typing.cast(type, kind), value, f"{where}, [{name}]")
-        else:
-            values[name] = _coerce(value, kind, f"{where}: {name}")
-    return cls(**values)
-
-
-def _type_of(cls: type, name: str) -> Any:
-    return typing.get_type_hints(cls)[name]
-
-
-def _coerce(value: Any, kind: Any, name: str) -> Any:
-    """`value` as `kind`: lists become tuples, whole numbers floats; otherwise `InputError`."""
-    origin = typing.get_origin(kind)
-    if origin in (types.UnionType, typing.Union):
-        (inner,) = (a for a in typing.get_args(kind) if a is not types.NoneType)
-        return None if value is None else _coerce(value, inner, name)
-    if origin is Literal:
-        choices = list(typing.get_args(kind))
-        _require(
-            value in choices,
-            f"{name} = {value!r} was given, which is not a choice; {nearest(str(value), choices)}.",
-        )
-        return value
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_coerce(v, typing.get_args(kind)[0], name) for v in value)
-    if kind is float and type(value) is int:
-        return float(value)
-    _require(
-        origin is not tuple and type(value) is kind,
-        f"{name} = {value!r} was given, but it must be {_described(kind)}.",
-    )
-    return value
-
-
-def _described(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text"}
-    return words.get(kind, "a list of whole numbers (one list for each stochastic layer)")
 
 
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:

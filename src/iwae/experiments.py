@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,13 @@ import numpy as np
 
 import iwae
 from iwae import laboratory, report, runs, threefry, training
-from iwae.config import PARAMETERS, ObjectiveConfig, RunConfig, flatten, override, recipe
+from iwae.config import PARAMETERS, ObjectiveConfig, Precision, RunConfig
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.folder import CONFIG
 from iwae.laboratory import Measurement, Slope
 from iwae.loop import Watcher
+from iwae.settings import flatten, override, recipe
 from iwae.trained import Trained
 
 
@@ -89,8 +90,10 @@ COMPARISONS = {
         _objective_cell("VR-IWAE-0.5", "vr-iwae", alpha=0.5),
         _objective_cell("JVI-1", "jvi", order=1),
     ),
+    "precisions": tuple(Cell(p, p, {"precision": p}) for p in get_args(Precision)),
 }
-"""What `iwae compare` knows: estimators of one objective, objectives under one estimator."""
+"""What `iwae compare` knows: estimators of one objective, objectives under one estimator, and
+precisions of the products in training, all else alike."""
 
 
 def comparison(name: str, config: RunConfig) -> tuple[Cell, ...]:
@@ -99,8 +102,8 @@ def comparison(name: str, config: RunConfig) -> tuple[Cell, ...]:
         known = nearest(name, list(COMPARISONS))
         raise InputError(f"There is no comparison {name!r}; {known}.")
     varied = name.removesuffix("s")
-    given = getattr(config.objective, varied)
-    if given != getattr(ObjectiveConfig(), varied):
+    given = flatten(config)[varied]
+    if given != flatten(RunConfig())[varied]:
         raise InputError(
             f"{varied} = {given} was given, but a comparison of {name} trains every one of them; "
             f"leave it out."

@@ -15,11 +15,12 @@ from typing import Any
 import equinox as eqx
 
 from iwae import checkpoint
-from iwae.config import RunConfig, read
+from iwae.config import RunConfig
 from iwae.errors import InputError
 from iwae.files import TEMPORARY, write_atomic
 from iwae.model import Autoencoder
 from iwae.observation import Observation
+from iwae.settings import differences, read
 
 CONFIG, METRICS, CHECKPOINT = "config.toml", "metrics.jsonl", "checkpoint.safetensors"
 MODEL, EVALUATION, LOCK = "model.safetensors", "evaluation.json", ".lock"
@@ -112,24 +113,22 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool) -> Iterat
 
 
 @contextlib.contextmanager
-def opened_replicas(
-    out: str | Path | None, configs: Mapping[int, RunConfig], *, resume: bool
-) -> Iterator[dict[int, Folder]]:
-    """`opened` for a run of each seed, in out/seed-…; `resume` also starts those not there yet.
+def opened_together(
+    out: str | Path | None, configs: Mapping[str, RunConfig], *, resume: bool
+) -> Iterator[dict[str, Folder]]:
+    """`opened` for each run, in out/name; `resume` also starts those not there yet.
 
     `InputError` as of `opened`, and if `out` is itself a run.
     """
     parent = None if out is None else Path(out)
     if parent is not None and (parent / CONFIG).exists():
         raise InputError(f"{parent} holds a single run; give another --out for replicas.")
-    if parent is not None and resume and not replicas(parent):
-        raise InputError(f"{parent} holds no replicas to resume; leave out --resume to start them.")
     with contextlib.ExitStack() as stack:
         folders = {}
-        for seed, config in configs.items():
-            path = None if parent is None else parent / f"{REPLICA}{seed}"
+        for name, config in configs.items():
+            path = None if parent is None else parent / name
             again = resume and path is not None and path.exists()
-            folders[seed] = stack.enter_context(opened(path, config, resume=again))
+            folders[name] = stack.enter_context(opened(path, config, resume=again))
         yield folders
 
 
@@ -180,7 +179,7 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
     """Only the number of passes may differ, and only where it does not shape the schedule."""
     stored = read_config(path)
     longer = stored.training.schedule == "constant"
-    for name, before, now in stored.differences(config):
+    for name, before, now in differences(stored, config):
         if name == "minutes" or (name == "epochs" and longer and now > before):
             continue
         hint = "leave the setting out"

@@ -19,9 +19,10 @@ from iwae.config import RunConfig, TrainingConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
-from iwae.folder import CHECKPOINT, Folder, Progress
+from iwae.folder import CHECKPOINT, CONFIG, Folder, Progress, replicas
 from iwae.model import Autoencoder, build
 from iwae.observation import Observation
+from iwae.settings import override
 from iwae.trained import Trained
 from iwae.training import TrainState
 
@@ -74,13 +75,14 @@ class Run:
                 f"examples; give --batch-size {self.n} or less."
             )
         params, self.static = eqx.partition(initial(config, data), eqx.is_inexact_array)
-        self.transform = training.optimizer(t, self.steps_per_pass)
-        state = training.init(params, self.transform, average=t.average is not None)
+        self.rates = jnp.asarray(training.rates(t))
+        transform = training.optimizer(t, self.steps_per_pass, self.rates)
+        state = training.init(params, transform, average=t.average is not None)
         best = training.copied(params) if t.patience is not None else None
         (self.state, self.best), self.progress = folder.restore((state, best))
         if not _is_over(self.progress, t):
             self.progress = replace(self.progress, finished="")
-        self.schedule = training.learning_rate(t, self.steps_per_pass)
+        self.schedule = training.learning_rate(t, self.steps_per_pass, self.rates)
         self.bound_function = eqx.Partial(
             evaluation.bound_value,
             bound=training.objective_bounds(config.objective).theta,
@@ -104,6 +106,13 @@ class Run:
             self.ordered = self.progress.passes
             self.order = training.order_of_pass(self.config.seed, self.ordered, self.n)
         return self.order
+
+    def make_step(self) -> training.Step:
+        """The step that this run takes, and with it those that differ in seed or learning rate."""
+        config, observer = self.config, self.data.seen.observer
+        return training.make_step(
+            self.static, config.objective, config.training, self.steps_per_pass, observer
+        )
 
     def arrive(self, state: TrainState, before: int, took: float) -> None:
         """Take over the state that the steps from `before` on have led to, `took` seconds later.
@@ -217,26 +226,20 @@ class Run:
 
 
 class Together:
-    """Runs that one compiled program advances; they differ in nothing but their seed.
+    """Runs on the same data, in batches of the same size, that one compiled program advances.
 
     Those at the same step go on together. One that is ahead, after a crash between two
     checkpoints, waits for the others.
     """
 
     def __init__(self, runs: Sequence[Run], out: Path | None):
-        first = runs[0]
-        config = first.config
         self.runs, self.out, self.chunk = list(runs), out, 1
         self.failed: dict[Run, NonFiniteError] = {}
-        self.images = jnp.asarray(first.data.dataset.train)
-        self.advance = training.make_advance(
-            first.static,
-            config.objective,
-            config.training,
-            first.transform,
-            first.data.seen.observer,
-            vectorized=len(self.runs) > 1 and jax.default_backend() != "cpu",
-        )
+        self.images = jnp.asarray(runs[0].data.dataset.train)
+        kinds = {_kind(run.config): run for run in runs}
+        steps = {kind: run.make_step() for kind, run in kinds.items()}
+        self.steps = {run: steps[_kind(run.config)] for run in runs}
+        self.advance = training.make_advance(vectorized=jax.default_backend() != "cpu")
 
     def train(self) -> None:
         """Train all to their end.
@@ -248,7 +251,7 @@ class Together:
             while going := self._going():
                 self._advance(going)
                 if interrupted and (going := self._going()):
-                    _leave(going, self.out)
+                    self._leave(going)
         for error in self.failed.values():
             raise error
 
@@ -263,10 +266,12 @@ class Together:
         until = min(before + self.chunk, group[0].end_of_pass, *ahead)
         began = time.monotonic()
         states = self.advance(
+            tuple(self.steps[r] for r in group),
             tuple(r.state for r in group),
-            self.images,
             tuple(r.order_of_pass() for r in group),
             tuple(r.seed for r in group),
+            tuple(r.rates for r in group),
+            self.images,
             group[0].end_of_pass - group[0].steps_per_pass,
             until,
         )
@@ -280,16 +285,22 @@ class Together:
         fitting = int(CHUNK_SECONDS * (reached - before) / took)
         self.chunk = max(1, min(2 * self.chunk, fitting))
 
+    def _leave(self, going: list[Run]) -> None:
+        """Save, and say how to go on."""
+        for run in going:
+            run.save()
+        progress, epochs = going[0].progress, going[0].config.training.epochs
+        kept = "nothing was saved, since no out was given"
+        if self.out is not None:
+            known = (self.out / CONFIG).exists() or replicas(self.out)
+            again = f"iwae train --out {self.out} --resume" if known else "resume=True"
+            kept = f"the run is saved, and `{again}` continues it"
+        raise Interrupted(f"Interrupted after {progress.passes} of {epochs} passes; {kept}.")
 
-def _leave(runs: list[Run], out: Path | None) -> None:
-    """Save, and say how to go on."""
-    for run in runs:
-        run.save()
-    progress, epochs = runs[0].progress, runs[0].config.training.epochs
-    kept = "nothing was saved, since no out was given"
-    if out is not None:
-        kept = f"the run is saved, and `iwae train --out {out} --resume` continues it"
-    raise Interrupted(f"Interrupted after {progress.passes} of {epochs} passes; {kept}.")
+
+def _kind(config: RunConfig) -> RunConfig:
+    """What runs have in common that can share a step."""
+    return override(config, seed=0, learning_rate=1.0)
 
 
 def initial(config: RunConfig, data: Observed) -> Autoencoder:

@@ -1,25 +1,53 @@
 """Networks for one example: tanh layers, and Gaussian conditionals with diagonal covariance."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from iwae.config import Precision
 
 
 class Linear(eqx.Module):
-    """v ↦ W v + b.
+    """v ↦ W v + b, the product taken at `precision`.
 
     Computed as v Wᵀ: mapped over draws, XLA's CPU compiler then needs no transposed copies.
     """
 
     weight: Float[Array, "n_out n_in"]
     bias: Float[Array, " n_out"]
+    precision: Precision = eqx.field(static=True, default="float32")
 
     def __call__(self, v: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
-        return v @ self.weight.T + self.bias
+        return PRODUCTS[self.precision](v, self.weight.T) + self.bias
+
+
+def _bfloat16(v: Array, w: Array) -> Array:
+    low = lambda a: a.astype(jnp.bfloat16)
+    return jnp.dot(low(v), low(w), preferred_element_type=jnp.float32)
+
+
+PRODUCTS: dict[Precision, Callable[[Array, Array], Array]] = {
+    "float32": partial(jnp.dot, precision="highest"),
+    "tf32": partial(jnp.dot, precision="tensorfloat32"),
+    "bfloat16": _bfloat16,
+}
+"""v W by precision. All sum in float32; tf32 and bfloat16 round the factors to 10 and 7 bits after
+the leading one. Processors without TF32 multiply in float32 there."""
+
+
+def at_precision(model: PyTree, precision: Precision) -> PyTree:
+    """The model with every `Linear` at this precision."""
+
+    def lowered(part: Any) -> Any:
+        linear = isinstance(part, Linear)
+        return Linear(part.weight, part.bias, precision) if linear else part
+
+    return jax.tree.map(lowered, model, is_leaf=lambda part: isinstance(part, Linear))
 
 
 def glorot_linear(n_in: int, n_out: int, *, key: PRNGKeyArray) -> Linear:

@@ -15,11 +15,12 @@ import jinja2
 from markupsafe import Markup, escape
 
 from iwae import figures, runs
-from iwae.config import RunConfig, flatten
+from iwae.config import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE, Progress
 from iwae.files import refuse_existing, write_atomic
 from iwae.folder import read_config, read_evaluations, read_metrics
+from iwae.settings import flatten
 from iwae.trained import TERM_DRAWS, Trained
 
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"

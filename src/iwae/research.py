@@ -8,10 +8,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from iwae.config import Objective, ObjectiveConfig, RunConfig, recipe
+from iwae.config import Objective, ObjectiveConfig, RunConfig
 from iwae.errors import InputError
 from iwae.flags import DataDir, Overwrite, Seed
 from iwae.outputs import check_output
+from iwae.settings import recipe
 
 PLACES = ("out", "data_dir", "overwrite", "run_folder")
 """Flags that say where things are, and nothing of what they are."""
@@ -115,9 +116,9 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Compare:
-    """Train and evaluate a set of objectives or estimators at equal budgets, and print a table."""
+    """Train and evaluate objectives, estimators or precisions alike, and print a table."""
 
-    name: Annotated[Positional[str], tyro.conf.arg(metavar="estimators|objectives")]
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="estimators|objectives|precisions")]
     """What is compared."""
     config: RunConfig
     """Settings that all share."""

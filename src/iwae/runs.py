@@ -4,7 +4,7 @@ A run that was killed continues exactly where its last checkpoint stood.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from iwae import checkpoint, data
-from iwae.config import RunConfig, check_seed, override
+from iwae.config import RunConfig, check_seed
 from iwae.data import Dataset
 from iwae.errors import InputError
 from iwae.evaluation import mean_and_error
@@ -22,8 +22,9 @@ from iwae.files import write_atomic
 from iwae.folder import (
     EVALUATION,
     MODEL,
+    REPLICA,
     opened,
-    opened_replicas,
+    opened_together,
     read_config,
     read_evaluations,
     read_metrics,
@@ -32,6 +33,7 @@ from iwae.folder import (
 from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
 from iwae.model import build
 from iwae.observation import Observation, observation, prepare
+from iwae.settings import differences, override
 from iwae.trained import Evaluation, Trained
 
 
@@ -69,21 +71,71 @@ def train_replicas(
     watch: Callable[[int], Watcher] | None = None,
     **settings: Any,
 ) -> list[Trained]:
-    """`train` for several seeds in one compiled program: 5 stands for the seeds 0 … 4.
+    """`train_together` for several seeds: 5 stands for the seeds 0 … 4.
 
-    Replica s is the run that `train(seed=s)` makes, bit for bit on a CPU; elsewhere all replicas
-    make one batched product of each matrix product, which rounds differently. With `out` it lies in
-    out/seed-s. `watch` gives each seed its watcher. Raises what `train` raises.
+    With `out`, replica s lies in out/seed-s. `watch` gives each seed its watcher.
     """
-    config, observed = _observed(override(config or RunConfig(), **settings), data, data_dir)
-    configs = {seed: override(config, seed=seed) for seed in listed(seeds)}
-    with opened_replicas(out, configs, resume=resume) as folders:
-        runs = [
-            Run(own, observed, folders[seed], Silent() if watch is None else watch(seed))
-            for seed, own in configs.items()
-        ]
-        Together(runs, None if out is None else Path(out)).train()
-    return [replace(run.trained(), data_dir=data_dir) for run in runs]
+    config = override(config or RunConfig(), **settings)
+    named = {f"{REPLICA}{seed}": override(config, seed=seed) for seed in listed(seeds)}
+    if resume and out is not None and not replicas(Path(out)):
+        raise InputError(f"{out} holds no replicas to resume; leave out --resume to start them.")
+    watchers = None if watch is None else lambda name: watch(named[name].seed)
+    trained = train_together(
+        named, data=data, out=out, resume=resume, data_dir=data_dir, watch=watchers
+    )
+    return list(trained.values())
+
+
+def train_together(
+    configs: Mapping[str, RunConfig],
+    *,
+    data: Dataset | np.ndarray | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    data_dir: str | Path | None = None,
+    watch: Callable[[str], Watcher] | None = None,
+) -> dict[str, Trained]:
+    """`train` for several configurations in one compiled program, by name.
+
+    They may differ in all but the data and the batch size. On a CPU each is bit for bit the run
+    that `train` makes; elsewhere those that differ in nothing but seed and learning rate make one
+    batched product of each matrix product, which rounds differently. With `out` a run lies in
+    out/name. `resume` continues those that are there and starts the others; `watch` gives each its
+    watcher. Raises what `train` raises.
+    """
+    observed = _observed_together(configs, data, data_dir)
+    configs = {name: config for name, (config, _) in observed.items()}
+    with opened_together(out, configs, resume=resume) as folders:
+        together = {
+            name: Run(config, data, folders[name], Silent() if watch is None else watch(name))
+            for name, (config, data) in observed.items()
+        }
+        Together(list(together.values()), None if out is None else Path(out)).train()
+    return {n: replace(run.trained(), data_dir=data_dir) for n, run in together.items()}
+
+
+def _observed_together(
+    configs: Mapping[str, RunConfig], given: Any, data_dir: str | Path | None
+) -> dict[str, tuple[RunConfig, Observed]]:
+    """What `_observed` makes of each, the same data for all; `InputError` if that cannot be."""
+    if not configs:
+        raise InputError("No configuration was given to train; give at least one.")
+    first, config = next(iter(configs.items()))
+    own, observed = _observed(config, given, data_dir)
+    for name, other in configs.items():
+        apart = [n for n, *_ in differences(config, other) if n in SHARED]
+        if not apart and observation(observed.dataset, other.data, other.model) != observed.seen:
+            apart = ["likelihood"]
+        if apart:
+            raise InputError(
+                f"Runs in one program share their data and batch size, but {first} and {name} "
+                f"differ in {apart[0]}; train them one by one."
+            )
+    return {n: (override(c, dataset=own.data.dataset), observed) for n, c in configs.items()}
+
+
+SHARED = ("dataset", "values", "binarization", "batch_size")
+"""Settings in which runs in one program do not differ."""
 
 
 def listed(seeds: int | Sequence[int]) -> list[int]:

@@ -4,7 +4,7 @@ Every random draw derives from (seed, step), so a run is a function of its confi
 data, and a resumed run continues exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
@@ -19,6 +20,7 @@ from iwae import bounds, threefry
 from iwae.bounds import Pair
 from iwae.config import ObjectiveConfig, TrainingConfig
 from iwae.gradients import surrogate_loss
+from iwae.networks import at_precision
 from iwae.observation import Observer
 
 INIT, ORDER, STEPS, VALIDATION = range(4)
@@ -47,28 +49,37 @@ class TrainState(eqx.Module):
     """Sum of `value` over the steps of the current pass."""
 
 
-def stages(learning_rate: float, total_steps: int) -> optax.Schedule:
-    """lr · 10^(−i/7) for 3^i of 3,280 parts of the steps, i = 0 … 7 (Burda et al. §5)."""
+def rates(config: TrainingConfig) -> np.ndarray:
+    """The learning rates that the schedule starts from, [1], or for "stages" goes through, [8]."""
+    n = STAGES if config.schedule == "stages" else 1
+    return np.array([config.learning_rate * 10 ** (-i / 7) for i in range(n)], np.float32)
+
+
+def stages(rates: Sequence[float] | np.ndarray | Array, total_steps: int) -> optax.Schedule:
+    """lr · 10^(−i/7), `rates`, for 3^i of 3,280 parts of the steps, i = 0 … 7 (Burda et al. §5)."""
     parts = [3**i for i in range(STAGES)]
     ends = [round(total_steps * sum(parts[: i + 1]) / sum(parts)) for i in range(STAGES - 1)]
-    rates = [optax.constant_schedule(learning_rate * 10 ** (-i / 7)) for i in range(STAGES)]
-    return optax.join_schedules(rates, ends)
+    return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], ends)
 
 
-def learning_rate(config: TrainingConfig, steps_per_pass: int) -> optax.Schedule:
-    """Learning rate as a function of the step."""
+def learning_rate(
+    config: TrainingConfig, steps_per_pass: int, rates: np.ndarray | Array
+) -> optax.Schedule:
+    """Learning rate as a function of the step; only `rates` says how large."""
     total_steps = config.epochs * steps_per_pass
     if config.schedule == "stages":
-        return stages(config.learning_rate, total_steps)
+        return stages(rates, total_steps)
     if config.schedule == "cosine":
-        return optax.cosine_decay_schedule(config.learning_rate, total_steps)
-    return optax.constant_schedule(config.learning_rate)
+        return optax.cosine_decay_schedule(rates[0], total_steps)
+    return optax.constant_schedule(rates[0])
 
 
-def optimizer(config: TrainingConfig, steps_per_pass: int) -> optax.GradientTransformation:
+def optimizer(
+    config: TrainingConfig, steps_per_pass: int, rates: np.ndarray | Array
+) -> optax.GradientTransformation:
     """Adam on the mean over the batch: ε / batch_size makes its step that of the paper's sum."""
     adam = optax.adam(
-        learning_rate(config, steps_per_pass),
+        learning_rate(config, steps_per_pass, rates),
         b1=config.adam_beta1,
         b2=config.adam_beta2,
         eps=config.adam_epsilon / config.batch_size,
@@ -118,31 +129,27 @@ def _permutation(key: PRNGKeyArray, number: Array, n: int) -> Int[Array, " n"]:
 Replicas = tuple[Any, ...]
 """Something of each replica."""
 
+Step = Callable[..., TrainState]
 Advance = Callable[..., Replicas]
 
 
-def make_advance(
+def make_step(
     static: PyTree,
     objective: ObjectiveConfig,
     config: TrainingConfig,
-    transform: optax.GradientTransformation,
+    steps_per_pass: int,
     observe: Observer,
-    *,
-    vectorized: bool = False,
-) -> Advance:
-    """Compile `advance(states, images, orders, seeds, start, stop)`: steps up to `stop` of a pass.
+) -> Step:
+    """`step(state, order, key, rates, images, start)`: one step of Adam on one batch.
 
-    One state, order and seed (uint32) for each replica, all at the same step. A replica takes the
-    same steps as alone, bit for bit on a CPU; `vectorized`, where all make one batched product of
-    each matrix product, up to rounding. `start` is the step at which the pass began. The loop's
-    length is an argument of the compiled program, so every step runs the same code however a run is
-    cut into chunks. It ends early when a bound is not finite. `states` are consumed.
+    `start` is the step at which the pass began. The learning rate of `config` is not used; `rates`
+    stands for it, so that replicas with their own can share the step.
     """
     bound = objective_bounds(objective)
     batch = config.batch_size
 
     def loss(params: PyTree, x: Array, keys: Key[Array, " batch"]) -> tuple[Array, Array]:
-        model = eqx.combine(params, static)
+        model = at_precision(eqx.combine(params, static), config.precision)
         losses, values = jax.vmap(
             lambda x, key: surrogate_loss(
                 model, x, key, bound=bound, k=objective.k, estimator=objective.estimator
@@ -150,15 +157,23 @@ def make_advance(
         )(x, keys)
         return jnp.mean(losses), jnp.mean(values)
 
-    def one_step(
-        state: TrainState, order: Array, key: PRNGKeyArray, images: Array, start: Array
+    def step(
+        state: TrainState,
+        order: Array,
+        key: PRNGKeyArray,
+        rates: Array,
+        images: Array,
+        start: Array,
     ) -> TrainState:
         keys = jax.random.split(jax.random.fold_in(key, state.step), (2, batch))
-        rows = jax.lax.dynamic_slice(order, ((state.step - start) * batch,), (batch,))
-        x = jax.vmap(observe)(images[rows], keys[0])
+        with jax.named_scope("images"):
+            rows = jax.lax.dynamic_slice(order, ((state.step - start) * batch,), (batch,))
+            x = jax.vmap(observe)(images[rows], keys[0])
         (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, x, keys[1])
-        updates, opt_state = transform.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        transform = optimizer(config, steps_per_pass, rates)
+        with jax.named_scope("adam"):
+            updates, opt_state = transform.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         return TrainState(
             params=params,
             opt_state=opt_state,
@@ -168,35 +183,69 @@ def make_advance(
             total=state.total + value,
         )
 
+    return step
+
+
+def make_advance(*, vectorized: bool = False) -> Advance:
+    """Compile `advance(steps, states, orders, seeds, rates, images, start, stop)`.
+
+    It goes up to step `stop` of the pass that began at `start`, with one function (`make_step`),
+    state, order, seed (uint32) and `rates` for each replica, all at the same step. A replica takes
+    the same steps as alone, bit for bit on a CPU. With `vectorized`, those that share a function
+    make one batched product of each matrix product, equal up to rounding. The loop's length is an
+    argument of the compiled program, so every step runs the same code however a run is cut into
+    chunks. It ends early when a bound is not finite. `states` are consumed.
+    """
+
     def advance(
+        steps: Sequence[Step],
         states: Replicas,
-        images: Array,
         orders: Replicas,
         seeds: Replicas,
+        rates: Replicas,
+        images: Array,
         start: Array,
         stop: Array,
     ) -> Replicas:
-        def going(states: Replicas) -> Array:
-            return jnp.all(jnp.stack([(s.step < stop) & jnp.isfinite(s.value) for s in states]))
+        groups = _alike(steps) if vectorized else [[i] for i in range(len(steps))]
+        gathered = lambda replicas: [_stacked([replicas[i] for i in group]) for group in groups]
+        moves = [_mapped(steps[group[0]], len(group)) for group in groups]
+        keys = [stream(seed, STEPS) for seed in seeds]
+        given = list(zip(moves, *map(gathered, (orders, keys, rates)), strict=True))
 
-        def step(state: TrainState, order: Array, key: PRNGKeyArray) -> TrainState:
-            return one_step(state, order, key, images, start)
+        def going(states: list[TrainState]) -> Array:
+            on = [jnp.all((s.step < stop) & jnp.isfinite(s.value)) for s in states]
+            return jnp.all(jnp.stack(on))
 
-        keys = tuple(stream(seed, STEPS) for seed in seeds)
-        if not vectorized:
-            each = lambda states: tuple(map(step, states, orders, keys))
-            return jax.lax.while_loop(going, each, states)
-        order, key = _stacked(orders), _stacked(keys)
-        (stacked,) = jax.lax.while_loop(
-            going, lambda s: (jax.vmap(step)(s[0], order, key),), (_stacked(states),)
-        )
-        return tuple(jax.tree.map(itemgetter(i), stacked) for i in range(len(states)))
+        def each(states: list[TrainState]) -> list[TrainState]:
+            pairs = zip(states, given, strict=True)
+            return [move(state, *own, images, start) for state, (move, *own) in pairs]
 
-    return jax.jit(advance, donate_argnums=0)
+        ended = jax.lax.while_loop(going, each, gathered(states))
+        alone = {
+            i: jax.tree.map(itemgetter(j), state) if len(group) > 1 else state
+            for group, state in zip(groups, ended, strict=True)
+            for j, i in enumerate(group)
+        }
+        return tuple(alone[i] for i in range(len(steps)))
+
+    return jax.jit(advance, static_argnums=0, donate_argnums=1)
 
 
-def _stacked(replicas: Replicas) -> PyTree:
+def _alike(steps: Sequence[Step]) -> list[list[int]]:
+    """Indices of the replicas with one and the same step."""
+    return [[i for i, s in enumerate(steps) if s is step] for step in dict.fromkeys(steps)]
+
+
+def _stacked(replicas: list[PyTree]) -> PyTree:
+    """One tree for all; for a single replica its own."""
+    if len(replicas) == 1:
+        return replicas[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicas)
+
+
+def _mapped(step: Step, replicas: int) -> Step:
+    return step if replicas == 1 else jax.vmap(step, in_axes=(0, 0, 0, 0, None, None))
 
 
 def _averaged(average: PyTree, params: PyTree, step: Array, decay: float | None) -> PyTree:

@@ -1,0 +1,140 @@
+"""Settings by name: read from recipes and TOML files, replaced, compared."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from iwae.config import RunConfig, require
+from iwae.errors import InputError, nearest
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """All leaf fields of a configuration by their own name; names are unique across sections."""
+    leaves: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        leaves |= flatten(value) if dataclasses.is_dataclass(value) else {f.name: value}
+    return leaves
+
+
+def differences(config: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
+    """(name, value in `config`, value in `other`) of every field in which the two differ."""
+    mine, theirs = flatten(config), flatten(other)
+    return [(name, mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]]
+
+
+def override(config: RunConfig, **changes: Any) -> RunConfig:
+    """The configuration with leaf fields replaced by name, e.g. `override(c, k=5, epochs=10)`."""
+    known = list(flatten(config))
+    for name in changes:
+        require(name in known, f"There is no setting {name!r}; {nearest(name, known)}.")
+    return _override(config, changes)
+
+
+def _override(config: Any, changes: dict[str, Any]) -> Any:
+    replaced: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            replaced[f.name] = _override(value, changes)
+        elif f.name in changes:
+            replaced[f.name] = _coerce(changes[f.name], _type_of(type(config), f.name), f.name)
+    return dataclasses.replace(config, **replaced)
+
+
+def recipe(name: str | Path) -> RunConfig:
+    """A configuration by the name of a built-in recipe or from a TOML file.
+
+    Raises `InputError` for an unknown name, and for whatever `parse` refuses.
+    """
+    if str(name).endswith(".toml"):
+        return read(Path(name))
+    names = recipe_names()
+    require(
+        str(name) in names,
+        f"There is no recipe {str(name)!r}; {nearest(str(name), names)}, or give a .toml file.",
+    )
+    text = resources.files("iwae").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+    return parse(text, f"recipe {name}")
+
+
+def recipe_names() -> list[str]:
+    folder = resources.files("iwae").joinpath("recipes")
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith("toml"))
+
+
+def read(path: Path) -> RunConfig:
+    """The configuration in a TOML file; `InputError` if it is missing or cannot be read."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"The configuration {path} cannot be read: {reason}.") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> RunConfig:
+    """TOML text to a `RunConfig`; `InputError` names `where` and the field that does not fit."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{where} is not valid TOML: {error}.") from error
+    return _build(RunConfig, table, where)
+
+
+def _build(cls: type, table: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in dataclasses.fields(cls)}
+    for name in table:
+        require(
+            name in known,
+            f"{where} has an unknown entry {name!r}; {nearest(name, sorted(known))}.",
+        )
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        kind = _type_of(cls, name)
+        if dataclasses.is_dataclass(kind):
+            require(
+                isinstance(value, dict),
+                f"{where} gives {name} = {value!r}, but [{name}] is a table.",
+            )
+            values[name] = _build(typing.cast(type, kind), value, f"{where}, [{name}]")
+        else:
+            values[name] = _coerce(value, kind, f"{where}: {name}")
+    return cls(**values)
+
+
+def _type_of(cls: type, name: str) -> Any:
+    return typing.get_type_hints(cls)[name]
+
+
+def _coerce(value: Any, kind: Any, name: str) -> Any:
+    """`value` as `kind`: lists become tuples, whole numbers floats; otherwise `InputError`."""
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (a for a in typing.get_args(kind) if a is not types.NoneType)
+        return None if value is None else _coerce(value, inner, name)
+    if origin is Literal:
+        choices = list(typing.get_args(kind))
+        require(
+            value in choices,
+            f"{name} = {value!r} was given, which is not a choice; {nearest(str(value), choices)}.",
+        )
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_coerce(v, typing.get_args(kind)[0], name) for v in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    require(
+        origin is not tuple and type(value) is kind,
+        f"{name} = {value!r} was given, but it must be {_described(kind)}.",
+    )
+    return value
+
+
+def _described(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "a text"}
+    return words.get(kind, "a list of whole numbers (one list for each stochastic layer)")
