@@ -1,4 +1,4 @@
-"""docs/performance.md from the JSON of a whole run: `python -m benchmarks.page` writes it again."""
+"""docs/performance.md from recorded results: `python -m benchmarks.page` writes it again."""
 
 import json
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from benchmarks.tracing import PARTS
 
 SOURCE = Path("results/benchmarks/cpu.json")
 PAGE = Path("docs/performance.md")
+PRECISIONS = Path("results/comparisons/mnist-precisions.json")
 
 HEAD = """\
 # Performance
@@ -56,6 +57,7 @@ def rendered(content: dict[str, Any]) -> str:
             "Start-up and memory", _starting(cases, "import", "help", "first step", "peak memory")
         ),
         _scaling(_starting(cases, "scaling")),
+        _precisions(json.loads(PRECISIONS.read_text())),
     ]
     return "\n".join(s for s in sections if s)
 
@@ -158,6 +160,31 @@ def _scaling(cases: dict[str, Any]) -> str:
         for n, c in cases.items()
     ]
     return _section("Scaling", ["", "iwae, ms/step", "iwae / floor"], rows)
+
+
+def _precisions(comparison: dict[str, Any]) -> str:
+    rows = [
+        [
+            c["name"],
+            f"{c['nll']:.2f} ± {c['nll_se']:.2f}",
+            "" if c["difference"] is None else "{:+.2f} ± {:.2f}".format(*c["difference"]),
+        ]
+        for c in comparison["cells"]
+    ]
+    first, shared = comparison["cells"][0], comparison["settings"]
+    about = PRECISION.format(
+        source=PRECISIONS, n=first["n"], draws=first["k"], device=comparison["device"], **shared
+    )
+    section = _section("Precision", ["`--precision`", "NLL, nats", "to float32, paired"], rows)
+    return "\n".join([section, about])
+
+
+PRECISION = """\
+The model that training ends in, evaluated in float32 by L_{draws} of {n:,} test images ± standard
+error over images: `iwae compare precisions --dataset {dataset} --epochs {epochs} --draws {draws}
+--limit {n}` (K = {k}, seed {seed}, schedule {schedule}, device {device}; `{source}`). A CPU has
+no TF32 and multiplies in float32 there.
+"""
 
 
 def _section(title: str, heads: list[str], rows: Iterable[list[str]]) -> str:

@@ -32,6 +32,7 @@ _MODULES = (
     "runs",
     "settings",
     "svi",
+    "threefry",
     "trained",
     "training",
 )
