@@ -132,8 +132,21 @@ def test_runs_that_cannot_share_a_program_are_refused(tiny, settings: dict, name
     )
     with refused(sentence):
         iwae.train_together({"a": tiny, "b": override(tiny, **settings)})
-    with refused("No configuration was given to train; give at least one."):
-        iwae.train_together({})
+
+
+def test_runs_that_cannot_be_named_are_refused(tiny) -> None:
+    sentence = (
+        "train_together takes configurations by name; give at least one, as in {'plain': config}."
+    )
+    for nameless in ({}, [tiny]):
+        with refused(sentence):
+            iwae.train_together(nameless)
+    for name in ("../a", "a/b", ".."):
+        with refused(
+            f"{name!r} was given as the name of a run, but it names a folder in out; give one "
+            f"without a path."
+        ):
+            iwae.train_together({name: tiny})
 
 
 def test_a_replica_that_is_behind_catches_up_and_ends_as_it_would_alone(

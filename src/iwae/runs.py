@@ -118,8 +118,17 @@ def _observed_together(
     configs: Mapping[str, RunConfig], given: Any, data_dir: str | Path | None
 ) -> dict[str, tuple[RunConfig, Observed]]:
     """What `_observed` makes of each, the same data for all; `InputError` if that cannot be."""
-    if not configs:
-        raise InputError("No configuration was given to train; give at least one.")
+    if not isinstance(configs, Mapping) or not configs:
+        raise InputError(
+            "train_together takes configurations by name; give at least one, as in "
+            "{'plain': config}."
+        )
+    for name in configs:
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise InputError(
+                f"{name!r} was given as the name of a run, but it names a folder in out; give one "
+                f"without a path."
+            )
     first, config = next(iter(configs.items()))
     own, observed = _observed(config, given, data_dir)
     for name, other in configs.items():
