@@ -10,8 +10,9 @@ import numpy as np
 from jax.scipy.stats import norm
 from scipy.stats import multivariate_normal
 
+from iwae.build import build
 from iwae.config import ModelConfig
-from iwae.model import Autoencoder, build
+from iwae.model import Autoencoder
 
 
 class LinearGaussian(eqx.Module):

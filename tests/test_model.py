@@ -11,12 +11,12 @@ import pytest
 from scipy.stats import norm
 
 from iwae import likelihoods
+from iwae.build import build
 from iwae.config import ModelConfig
 from iwae.evaluation import log_likelihood
 from iwae.likelihoods import likelihood
 from iwae.model import (
     Autoencoder,
-    build,
     draw,
     draw_log_weights,
     log_normal,

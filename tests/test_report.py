@@ -15,9 +15,9 @@ from PIL import Image
 
 import iwae
 from iwae import data, figures, folder, report
+from iwae.build import build
 from iwae.config import RunConfig
 from iwae.errors import InputError
-from iwae.model import build
 from iwae.observation import observation
 from iwae.settings import override
 from iwae.trained import Evaluation, Trained

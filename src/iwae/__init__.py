@@ -14,7 +14,9 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "load", "train", "train_replicas", "train_together"]
 
 _MODULES = (
+    "bayesian",
     "bounds",
+    "build",
     "checkpoint",
     "config",
     "data",
@@ -27,11 +29,15 @@ _MODULES = (
     "model",
     "networks",
     "observation",
+    "plates",
     "posterior",
+    "proposals",
     "report",
+    "reproduce",
     "runs",
     "settings",
     "svi",
+    "targets",
     "threefry",
     "trained",
     "training",

@@ -17,7 +17,7 @@ from iwae.config import RunConfig
 from iwae.errors import InputError, Interrupted, nearest
 from iwae.flags import DataDir, Overwrite, Seed
 from iwae.outputs import check_output, write_array, write_images, write_scores
-from iwae.research import Compare, Gradients, Posterior
+from iwae.research import REPRODUCED, Compare, Gradients, Posterior, Reproduce
 from iwae.settings import recipe, recipe_names
 
 
@@ -77,6 +77,8 @@ class Evaluate:
     seed: Seed = 0
     without_inactive: bool = False
     """Also evaluate the model after its inactive units are removed."""
+    mean_weights: bool = False
+    """Hold uncertain weights at their means, where they are otherwise drawn."""
     memory: int | None = None
     """Budget in MiB for a block of draws; left out: what suits the device."""
     per_example: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npy|.csv")] = None
@@ -107,6 +109,7 @@ class Evaluate:
                 seed=self.seed,
                 memory=None if self.memory is None else self.memory * 2**20,
                 without_inactive=self.without_inactive,
+                mean_weights=self.mean_weights,
                 progress=progress,
             )
         if self.per_example is not None:
@@ -289,7 +292,7 @@ TOO_LARGE = "This needs more memory than there is; give a smaller --n, --batch-s
 
 EVERYDAY = (Train, Evaluate, Sample, Reconstruct, Encode, Score, Report, Data, Demo)
 COMMANDS: dict[str, type] = {
-    c.__name__.lower(): c for c in (*EVERYDAY, Gradients, Posterior, Compare)
+    c.__name__.lower(): c for c in (*EVERYDAY, Gradients, Posterior, Compare, Reproduce)
 }
 
 
@@ -341,6 +344,10 @@ def parse(name: str, arguments: list[str]) -> Any:
         default = _train_default(arguments)
     elif command is Compare:
         default = Compare(name=tyro.MISSING, out=tyro.MISSING, config=_recipe(arguments, "paper"))
+    elif command is Reproduce:
+        asked = next((a for a in arguments if a in REPRODUCED), None)
+        config = _recipe(arguments, asked)
+        default = Reproduce(name=tyro.MISSING, out=tyro.MISSING, config=config)
     return flags.parse(command, arguments, prog=f"iwae {name}", default=default)
 
 

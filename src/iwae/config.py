@@ -51,6 +51,21 @@ class ModelConfig:
     likelihood: str = "auto"
     """bernoulli, gaussian, or the name of any numpyro distribution with one parameter per pixel and
     argument. auto: bernoulli for binary data and intensities, gaussian for real values."""
+    uncertain_weights: Literal["none", "encoder", "decoder", "both"] = "none"
+    """Networks whose weights and biases are Gaussian, with means and variances that are learned and
+    a fresh draw for each image and importance sample: encoder is IWAEU_rec, both is IWAEU."""
+    weight_sigma: float = 0.01
+    """Standard deviation of every uncertain weight and bias at the start."""
+    proposal: Literal["independent", "hierarchical", "hierarchical-independent"] = "independent"
+    """How the k draws of training are made: independently from one q(h|x); by k heads q_j(h|z_0, x)
+    from a z_0 that all share (H-IWAE); or by k heads, each from a z_0 of its own. Afterwards draws
+    come in blocks of that k."""
+    proposal_weights: Literal["uniform", "balance", "power"] = "uniform"
+    """Weights of the heads: 1/k, q_j / sum q_i, or q_j^2 / sum q_i^2."""
+    proposal_latents: int = 32
+    """Units of z_0."""
+    proposal_width: int = 100
+    """Units of the hidden layer of the heads, and of the reverse model r(z_0|h, x)."""
 
     def __post_init__(self) -> None:
         require(
@@ -58,6 +73,7 @@ class ModelConfig:
             f"layers = {self.layers} was given, but a model has at least 1 stochastic layer; "
             f"give --layers 1 or more.",
         )
+        self._check_proposal()
         for name in ("hidden", "latents"):
             given = getattr(self, name)
             require(
@@ -71,12 +87,31 @@ class ModelConfig:
             f"There is no preset with {self.layers} stochastic layers; give both --hidden and "
             f"--latents, or choose --layers 1 or 2.",
         )
+        require(
+            0 < self.weight_sigma < float("inf"),
+            f"weight_sigma = {self.weight_sigma} was given, but it must be a positive number.",
+        )
         widths = [n for group in self.hidden or () for n in group] + list(self.latents or ())
         require(
             all(n >= 1 for n in widths),
             f"A layer of width {min(widths, default=1)} was given, but every width must be at "
             f"least 1; correct hidden or latents.",
         )
+
+    def _check_proposal(self) -> None:
+        plain = self.proposal == "independent"
+        require(
+            plain or (self.layers == 1 and self.uncertain_weights == "none"),
+            f"proposal = {self.proposal} was given, but it is for one stochastic layer with fixed "
+            f"weights; give --layers 1 and leave out --uncertain-weights.",
+        )
+        require(
+            not plain or self.proposal_weights == "uniform",
+            f"proposal_weights = {self.proposal_weights} was given, but independent draws have no "
+            f"heads to weigh; give --proposal hierarchical.",
+        )
+        for name in ("proposal_latents", "proposal_width"):
+            _at_least_one(name, getattr(self, name))
 
     @property
     def widths(self) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
@@ -217,6 +252,13 @@ class TrainingConfig:
     precision: Precision = "float32"
     """Of the factors of matrix products in training: bfloat16 and tf32 are faster on a GPU. Sums,
     parameters, log-weights and every evaluation are in float32."""
+    weight_kl: float = 0.0
+    """Weight of KL(q(weights) || N(0, weight_prior^2)) / N beside the bound, N examples in a pass;
+    0, as published for IWAEU, leaves it out and 1 is the bound of the whole training set."""
+    weight_kl_passes: int = 0
+    """Passes over which that weight grows from 0."""
+    weight_prior: float = 1.0
+    """Standard deviation of the uncertain weights' prior."""
     clip: float | None = None
     """Largest global norm of the gradient."""
     average: float | None = None
@@ -236,7 +278,7 @@ class TrainingConfig:
         for name in ("patience", "checkpoint_every"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
-        for name in ("learning_rate", "adam_epsilon", "clip", "minutes"):
+        for name in ("learning_rate", "adam_epsilon", "clip", "minutes", "weight_prior"):
             value = getattr(self, name)
             require(
                 value is None or 0 < value < float("inf"),
@@ -248,10 +290,12 @@ class TrainingConfig:
                 value is None or 0 <= value < 1,
                 f"{name} = {value} was given, but a decay lies in [0, 1).",
             )
-        require(
-            self.checkpoint_minutes >= 0,
-            f"checkpoint_minutes = {self.checkpoint_minutes} was given, but it cannot be negative.",
-        )
+        for name in ("checkpoint_minutes", "weight_kl", "weight_kl_passes"):
+            value = getattr(self, name)
+            require(
+                0 <= value < float("inf"),
+                f"{name} = {value} was given, but it cannot be negative or infinite.",
+            )
 
 
 def _at_least_one(name: str, value: int) -> None:
@@ -278,6 +322,35 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        require(
+            self.training.weight_kl == 0 or self.model.uncertain_weights != "none",
+            f"weight_kl = {self.training.weight_kl} was given, but the model's weights are fixed; "
+            f"leave it out, or give --uncertain-weights both.",
+        )
+        plain = ObjectiveConfig(k=self.objective.k)
+        allowed = {plain, dataclasses.replace(plain, estimator="stl")}
+        if self.model.proposal_weights != "uniform":
+            allowed = {plain}
+        elif self.model.proposal == "hierarchical-independent":
+            allowed.add(dataclasses.replace(plain, estimator="dreg"))
+        require(
+            self.model.proposal == "independent" or self.objective in allowed,
+            f"{self.objective.label} was given with proposal = {self.model.proposal} and "
+            f"proposal_weights = {self.model.proposal_weights}, which take "
+            f"{', '.join(sorted(o.label for o in allowed))}; give one.",
+        )
+
+    @property
+    def label(self) -> str:
+        """What was trained: the objective, and which weights are uncertain."""
+        uncertain = {"none": "", "both": ", uncertain weights"}
+        which, how = self.model.uncertain_weights, self.model.proposal
+        label = self.objective.label + uncertain.get(which, f", uncertain {which}")
+        if how == "independent":
+            return label
+        return f"{label}, {how} proposal" + {"uniform": ""}.get(
+            self.model.proposal_weights, f" by {self.model.proposal_weights} weights"
+        )
 
     def to_toml(self) -> str:
         """The configuration as TOML; fields that are None are left out."""

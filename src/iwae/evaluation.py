@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae import threefry
 from iwae.bounds import Bound
-from iwae.model import Autoencoder, Model, draw_log_weights
+from iwae.model import Autoencoder, Model, block_of, draw_log_weights
 from iwae.observation import Observer
 
 CHUNK = 250
@@ -46,7 +46,8 @@ def log_likelihood(
 
     Streams over K in chunks with a running log-sum-exp: exact, in memory that does not grow with K.
     """
-    chunk = min(k, chunk)
+    block = block_of(model)
+    chunk = min(k, max(block, chunk // block * block))
 
     def add(total: Array, start: Array) -> tuple[Array, None]:
         log_w = draw_log_weights(model, x, chunk, jax.random.fold_in(key, start))

@@ -13,6 +13,7 @@ import numpy as np
 import iwae
 from iwae import laboratory, report, runs, threefry, training
 from iwae.config import PARAMETERS, ObjectiveConfig, Precision, RunConfig
+from iwae.data import Dataset
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.folder import CONFIG
@@ -147,7 +148,7 @@ def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
         for name in result.cell.settings:
             settings.pop(name, None)
     return {
-        **_versions(),
+        **versions(),
         "settings": settings,
         "cells": [
             {
@@ -205,7 +206,7 @@ def gradients_record(
 ) -> dict[str, Any]:
     """The laboratory's results with all that is needed to have them again."""
     return {
-        **_versions(),
+        **versions(),
         "settings": dict(about),
         "model": {n: v for n, v in flatten(trained.config).items() if v is not None},
         "passes": trained.passes,
@@ -214,7 +215,8 @@ def gradients_record(
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What a record was made with."""
     return {
         "iwae": iwae.__version__,
         "jax": jax.__version__,
@@ -223,8 +225,12 @@ def _versions() -> dict[str, str]:
 
 
 def finished(
-    path: Path, config: RunConfig, watch: Watcher, data_dir: str | Path | None = None
+    path: Path,
+    config: RunConfig,
+    watch: Watcher,
+    data_dir: str | Path | None = None,
+    data: Dataset | None = None,
 ) -> Trained:
     """The run in `path`, trained, resumed or simply loaded as need be."""
     resume = (path / CONFIG).exists()
-    return runs.train(config, out=path, resume=resume, watch=watch, data_dir=data_dir)
+    return runs.train(config, data=data, out=path, resume=resume, watch=watch, data_dir=data_dir)

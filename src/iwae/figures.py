@@ -8,7 +8,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae import threefry
+from iwae.bayesian import UncertainAutoencoder
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE
 from iwae.laboratory import Measurement
 from iwae.posterior import densities
+from iwae.proposals import HierarchicalAutoencoder
 from iwae.trained import Trained
 
 CELL, GAP, SEPARATOR = 64, 2, 128
@@ -274,8 +276,17 @@ def posterior_picture(
 ) -> bytes:
     """A row per test image: the image, q(h|x), q_EW(h|x) and p(h|x), as a PNG.
 
-    `InputError` unless the model has 2 latent units in one layer.
+    `InputError` unless the model has 2 latent units in one layer and a density q(h|x). Uncertain
+    weights are held at their means.
     """
+    model = trained.model
+    if isinstance(model, UncertainAutoencoder):
+        model = model.at_the_mean()
+    if isinstance(model, HierarchicalAutoencoder):
+        raise InputError(
+            "A hierarchical proposal has no density q(h|x) in closed form to draw; give a run with "
+            "independent draws."
+        )
     if n < 1:
         raise InputError(f"n = {n} was given, but a picture needs at least 1 image; give more.")
     images = trained.data().test[:n]
@@ -284,7 +295,7 @@ def posterior_picture(
     for image, key in zip(images, keys, strict=True):
         key_x, key_h = jax.random.split(key)
         x = trained.seen.observer(jnp.asarray(image), key_x)
-        rows.append((x, densities(trained.model, x, key_h, k=k, side=side)))
+        rows.append((x, densities(model, x, key_h, k=k, side=side)))
     with _drawing():
         figure = _figure(7.0, 1.8 * len(rows))
         table = figure.subplots(len(rows), 4, squeeze=False)
@@ -298,9 +309,20 @@ def posterior_picture(
             one.set_yticks([])
         for one, title in zip(table[0], ("x", "q(h|x)", f"q_EW, K = {k}", "p(h|x)"), strict=True):
             one.set_title(title)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
+        return _png(figure)
+
+
+def scatter_picture(panels: Mapping[str, np.ndarray]) -> bytes:
+    """Points in the plane [n, 2] by title, side by side on one scale, as a PNG."""
+    side = 1.05 * max(float(np.abs(points).max()) for points in panels.values())
+    with _drawing():
+        figure = _figure(2.8 * len(panels), 3.0)
+        all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (title, points) in zip(all_axes, panels.items(), strict=True):
+            axes.plot(*points.T, ".", color=COLOURS[0], markersize=1.5, alpha=0.4)
+            axes.set(xlim=(-side, side), ylim=(-side, side), aspect="equal")
+            axes.set_title(title)
+        return _png(figure)
 
 
 def _lines(rows: list[np.ndarray], columns: int = 10) -> bytes:
@@ -326,9 +348,7 @@ def _lines(rows: list[np.ndarray], columns: int = 10) -> bytes:
             axes.axvline(at, color="0.85", linewidth=0.6)
         for at in range(1, height):
             axes.axhline(-at, color="0.85", linewidth=0.6)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    return buffer.getvalue()
+        return _png(figure, dpi=100)
 
 
 @contextlib.contextmanager
@@ -346,6 +366,12 @@ def _figure(width: float, height: float, layout: Any = "constrained") -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)
+
+
+def _png(figure: Any, dpi: int = 120) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _svg(figure: Any) -> bytes:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae.bounds import Bound, Pair, curvature
 from iwae.errors import InputError, nearest
-from iwae.model import Model, draw
+from iwae.model import Model, block_of, draw
 
 Scalar = Float[Array, ""]
 PerDraw = Float[Array, " k"]
@@ -133,7 +133,8 @@ def _loss(
         loss -= jnp.sum(c * model.log_joint(x, jax.lax.stop_gradient(h)))
     else:
         ratio = estimator.path(weights) / c
-        scaled = jax.tree.map(partial(_scaled, ratio), h)
+        moving, fixed = eqx.partition(h, eqx.is_inexact_array)
+        scaled = eqx.combine(jax.tree.map(partial(_scaled, ratio), moving), fixed)
         log_w = model.log_joint(x, scaled) - frozen(model).log_proposal(x, scaled)
         loss -= jnp.sum(c * log_w)
     if estimator.score is not None:
@@ -207,6 +208,16 @@ def check(estimator: Estimator, pair: Pair, k: int, model: Any) -> None:
         raise InputError(
             f"Estimator {name} needs independent draws, but this model's proposal makes dependent "
             f"ones; give reparam or stl."
+        )
+    if estimator != ESTIMATORS["reparam"] and not getattr(model, "density_of_draws", True):
+        raise InputError(
+            f"Estimator {name} drops the score of the density in the weights, but this model's "
+            f"draws have another; give reparam, or uniform weights of the heads."
+        )
+    if (estimator.own_phi or estimator.dreams) and block_of(model) > 1:
+        raise InputError(
+            f"Estimator {name} updates φ by a divergence of p(h|x) and q(h|x), which a "
+            f"hierarchical proposal does not have; give reparam."
         )
     if estimator.dreams and not hasattr(model, "dream"):
         raise InputError(

@@ -15,12 +15,13 @@ import numpy as np
 from jaxtyping import Array
 
 from iwae import evaluation, training
+from iwae.build import build
 from iwae.config import RunConfig, TrainingConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
 from iwae.folder import CHECKPOINT, CONFIG, Folder, Progress, replicas
-from iwae.model import Autoencoder, build
+from iwae.model import Autoencoder
 from iwae.observation import Observation
 from iwae.settings import override
 from iwae.trained import Trained
@@ -311,6 +312,7 @@ def initial(config: RunConfig, data: Observed) -> Autoencoder:
         mean=data.dataset.mean(),
         spread=data.dataset.std(),
         key=training.stream(config.seed, training.INIT),
+        k=config.objective.k,
     )
 
 

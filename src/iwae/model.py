@@ -4,18 +4,17 @@ A model is anything with `propose`, `log_joint` and `log_proposal` (`Model`); `A
 built-in one. K draws h of one example are a pytree whose leaves lead with the axis K.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from iwae.config import ModelConfig
-from iwae.likelihoods import LOG_2PI, AbstractLikelihood, likelihood
-from iwae.networks import MLP, Filled, Gaussian, Readout, Selected, Standardize, glorot_linear
+from iwae.likelihoods import LOG_2PI, AbstractLikelihood
+from iwae.networks import Filled, Selected
 
 Latents = tuple[Float[Array, "k _"], ...]
 Conditional = Callable[[Array], tuple[Array, Array]]
@@ -54,6 +53,11 @@ def draw_log_weights(model: Model, x: Array, k: int, key: PRNGKeyArray) -> Float
     return model.log_joint(x, h) - log_q
 
 
+def block_of(model: Any) -> int:
+    """How many draws the model's proposal makes at once: K is a multiple of it."""
+    return getattr(model, "block", 1)
+
+
 class FromFunctions(eqx.Module):
     """A model from your own functions, each of which takes the parameters first.
 
@@ -88,8 +92,8 @@ class FromFunctions(eqx.Module):
 
 
 def log_normal(
-    h: Float[Array, "*b d"], mu: Float[Array, "*#b d"], log_sigma: Float[Array, "*#b d"]
-) -> Float[Array, "*b"]:
+    h: Float[Array, "*#b d"], mu: Float[Array, "*#b d"], log_sigma: Float[Array, "*#b d"]
+) -> Float[Array, "*#b"]:
     """log N(h; μ, diag σ²), summed over the last axis."""
     standard = (h - mu) * jnp.exp(-log_sigma)
     return -jnp.sum(0.5 * standard**2 + log_sigma, axis=-1) - 0.5 * LOG_2PI * h.shape[-1]
@@ -131,14 +135,24 @@ class Autoencoder(eqx.Module):
         In the gradient each conditional is then passed through once, not once for the draws and
         once for their density.
         """
+        return self.reparametrize(x, self.noise(k, key))
+
+    def noise(self, k: int, key: PRNGKeyArray) -> Latents:
+        """ε_l ~ N(0, I) of K draws, from the image up."""
         keys = jax.random.split(key, len(self.encoder))
+        shapes = [(k, d) for d in self.latents]
+        return tuple(jax.random.normal(*of) for of in zip(keys, shapes, strict=True))
+
+    def reparametrize(
+        self, x: Float[Array, " d"], epsilon: Latents
+    ) -> tuple[Latents, Float[Array, " k"]]:
+        """(h, log q(h|x)) of the draws that ε stands for."""
         draws: list[Array] = []
-        log_q = jnp.zeros(k)
-        for conditional, key_l in zip(self.encoder, keys, strict=True):
+        log_q = jnp.zeros(len(epsilon[0]))
+        for conditional, noise in zip(self.encoder, epsilon, strict=True):
             mu, log_sigma = jax.vmap(conditional)(draws[-1]) if draws else conditional(x)
-            epsilon = jax.random.normal(key_l, (k, mu.shape[-1]))
-            draws.append(mu + jnp.exp(log_sigma) * epsilon)
-            log_q += log_standard_normal(epsilon) - jnp.sum(log_sigma, axis=-1)
+            draws.append(mu + jnp.exp(log_sigma) * noise)
+            log_q += log_standard_normal(noise) - jnp.sum(log_sigma, axis=-1)
         return tuple(draws), log_q
 
     def log_joint(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:
@@ -234,62 +248,10 @@ def restrict(
     first, *above = model.encoder
     encoder: list[Conditional] = [first, *(filled(q, i) for i, q in enumerate(above))]
     decoder = [filled(p, i + 1) for i, p in enumerate(model.decoder)]
-    return Autoencoder(
+    return dataclasses.replace(
+        model,
         encoder=tuple(Selected(q, kept[i]) for i, q in enumerate(encoder)),
         decoder=tuple(Selected(p, kept[i]) for i, p in enumerate(decoder)),
         observation=filled(model.observation, 0),
-        likelihood=model.likelihood,
         latents=tuple(len(indices) for indices in kept),
     )
-
-
-def build(
-    config: ModelConfig, *, kind: str, mean: ArrayLike, spread: ArrayLike, key: PRNGKeyArray
-) -> Autoencoder:
-    """The autoencoder that `config` describes, for data of a kind with these moments [d].
-
-    Weights are Glorot uniform, biases zero, the output bias as the likelihood says. Real values
-    are standardised in front of the encoder.
-    """
-    mean, spread = jnp.asarray(mean, jnp.float32), jnp.asarray(spread, jnp.float32)
-    spread = jnp.where(spread > 0, spread, 1.0)
-    hidden, latents = config.widths
-    observed = likelihood(config.likelihood, kind=kind, mean=mean, spread=spread)
-    keys = iter(jax.random.split(key, 2 * config.layers + 1))
-    inputs = (mean.shape[0], *latents[:-1])
-    encoder = [
-        gaussian(n, widths, out, key=next(keys))
-        for n, widths, out in zip(inputs, hidden, latents, strict=True)
-    ]
-    if kind == "real":
-        whole = Standardize(encoder[0].features, mean, spread)
-        encoder[0] = eqx.tree_at(lambda q: q.features, encoder[0], whole)
-    decoder = [
-        gaussian(above, widths[::-1], below, key=next(keys))
-        for above, widths, below in zip(latents[1:], hidden[1:], latents[:-1], strict=True)
-    ]
-    return Autoencoder(
-        encoder=tuple(encoder),
-        decoder=tuple(decoder),
-        observation=_output(
-            latents[0], hidden[0][::-1], observed.initial_bias(mean, spread), key=next(keys)
-        ),
-        likelihood=observed,
-        latents=latents,
-    )
-
-
-def gaussian(n_in: int, widths: tuple[int, ...], n_out: int, *, key: PRNGKeyArray) -> Gaussian:
-    """tanh layers of these widths, topped by a Gaussian of n_out units."""
-    key_features, key_heads = jax.random.split(key)
-    features = MLP(n_in, widths, key=key_features)
-    return Gaussian(features, (n_in, *widths)[-1], n_out, key=key_heads)
-
-
-def _output(
-    n_in: int, widths: tuple[int, ...], bias: Float[Array, "p d"], *, key: PRNGKeyArray
-) -> Readout:
-    key_features, key_last = jax.random.split(key)
-    last = glorot_linear((n_in, *widths)[-1], bias.size, key=key_last)
-    last = eqx.tree_at(lambda linear: linear.bias, last, bias.reshape(-1))
-    return Readout(MLP(n_in, widths, key=key_features), last)

@@ -188,6 +188,30 @@ def print_comparison(results: list[Any]) -> None:
     )
 
 
+def print_reproduced(outcomes: list[Any], source: str) -> None:
+    """Our figures beside the published ones."""
+    first, e = outcomes[0], outcomes[0].evaluations[0]
+    names = (f"NLL (L_{e['k']}, nats)", "published", f"Δ to {first.model}", "published")
+    table = Table("data", Column("model", no_wrap=True), *names)
+    for o in outcomes:
+        apart = o.published_difference
+        table.add_row(
+            Text(o.dataset),
+            Text(o.model),
+            nats(*o.nll),
+            "" if o.published is None else nats(*o.published),
+            "" if o.difference is None else nats(*o.difference),
+            "" if apart is None else f"{apart:.2f}",
+            end_section=o.model == outcomes[-1].model,
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"Seeds: {len(first.evaluations)}; passes: {e['passes']}; test images: {e['n']:,}. ± is a "
+        f"standard error over seeds, of Δ over paired differences. Published: {source}."
+    )
+
+
 def print_gradients(measured: list[Any], slopes: list[Any]) -> None:
     """SNR, variance and bias of every estimator, then how SNR grows with K."""
     table = Table("estimator", "K", "of", "SNR", "‖E g‖", "tr Cov g", "relative bias²")

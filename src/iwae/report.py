@@ -167,7 +167,7 @@ def _rows(entry: Entry) -> list[dict[str, Any]]:
     model, objective = entry.config.model, entry.config.objective
     run = {
         "run": entry.name,
-        "objective": objective.label,
+        "objective": entry.config.label,
         "k": objective.k,
         "layers": model.layers,
         "best": False,
@@ -197,7 +197,9 @@ def _figures_of(e: dict[str, Any]) -> dict[str, Any]:
         "draws": _count(e["k"]),
         "seconds": _number(e["seconds"], 1),
         "device": e["device"],
-        "note": e["note"],
+        "note": "; ".join(
+            n for n in (e["note"], "mean weights" * e.get("mean_weights", False)) if n
+        ),
         "value": e["nll"],
     }
 
@@ -251,7 +253,7 @@ def _card(entry: Entry) -> dict[str, Any]:
     """What the page shows of one run: each figure is a picture with a caption, or a sentence."""
     objective, layers = entry.config.objective, entry.config.model.layers
     summary = [
-        f"{objective.label}, K = {objective.k}",
+        f"{entry.config.label}, K = {objective.k}",
         f"{layers} stochastic {'layer' if layers == 1 else 'layers'}",
         f"{_count(entry.passes)} of {_count(entry.config.training.epochs)} passes",
     ]

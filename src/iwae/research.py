@@ -3,19 +3,26 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
 from iwae.config import Objective, ObjectiveConfig, RunConfig
-from iwae.errors import InputError
+from iwae.errors import InputError, nearest
 from iwae.flags import DataDir, Overwrite, Seed
 from iwae.outputs import check_output
 from iwae.settings import recipe
 
 PLACES = ("out", "data_dir", "overwrite", "run_folder")
 """Flags that say where things are, and nothing of what they are."""
+
+
+REPRODUCED = ("iwaeu", "ring", "manifold")
+"""Experiments that `iwae reproduce` knows; each has a recipe of its name."""
+
+PICTURED = ("ring", "manifold")
+"""Those that end in pictures and not in a table."""
 
 
 @dataclass(frozen=True)
@@ -157,3 +164,85 @@ class Compare:
             write_atomic(
                 self.record, json.dumps(experiments.record(self.config, results), indent=1)
             )
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train and evaluate what a paper compares, and print its figures beside the published ones."""
+
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="|".join(REPRODUCED))]
+    """Which experiment."""
+    config: RunConfig
+    """Settings that all its models share."""
+    out: Path
+    """Folder of the runs; finished ones in it are reused, interrupted ones resumed."""
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
+    """Settings to start from; left out: those of the experiment."""
+    datasets: str = ""
+    """Names, separated by commas; left out: those of the experiment."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N|A,B,C")] = (3,)
+    """How many seeds, or which."""
+    draws: int = 5000
+    """K of the evaluation."""
+    limit: int | None = None
+    """Only the first so many test examples."""
+    record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Also write the results with their settings."""
+    overwrite: Overwrite = False
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae.files import write_atomic
+
+        if self.name not in REPRODUCED:
+            known = nearest(self.name, list(REPRODUCED))
+            raise InputError(f"There is no experiment {self.name!r} to reproduce; {known}.")
+        check_output(self.record, (".json",), overwrite=self.overwrite)
+        content = self._draw() if self.name in PICTURED else self._compare()
+        if self.record is not None:
+            write_atomic(self.record, json.dumps(content, indent=1))
+
+    def _compare(self) -> dict[str, Any]:
+        """Print the table, and return its record."""
+        from iwae import reproduce, runs
+        from iwae.progress import TrainingBars, print_reproduced
+
+        seeds = runs.listed(self.seeds[0] if len(self.seeds) == 1 else self.seeds)
+        datasets = [name for name in self.datasets.split(",") if name]
+        with TrainingBars(reproduce.count(self.name, datasets, seeds)) as bars:
+            outcomes = reproduce.run(
+                self.name,
+                self.config,
+                self.out,
+                seeds=seeds,
+                k=self.draws,
+                watch=bars,
+                datasets=datasets,
+                limit=self.limit,
+                data_dir=self.data_dir,
+            )
+        print_reproduced(outcomes, reproduce.EXPERIMENTS[self.name].source)
+        return reproduce.record(self.name, self.config, outcomes)
+
+    def _draw(self) -> dict[str, Any]:
+        """Write the pictures, print what was measured, and return the record."""
+        from iwae import plates
+        from iwae.progress import TrainingBars
+
+        if self.seeds != (3,) or self.datasets:
+            raise InputError(
+                f"seeds or datasets were given, but {self.name} is drawn of one model on its own "
+                f"data; give --seed, or leave them out."
+            )
+        draw, models = plates.PLATES[self.name]
+        with TrainingBars(models) as bars:
+            plate = draw(
+                self.config,
+                self.out,
+                k=self.draws,
+                watch=bars,
+                limit=self.limit,
+                data_dir=self.data_dir,
+            )
+        print(*plate.lines, *(f"Wrote {path}." for path in plate.pictures), sep="\n")
+        return plates.record(self.name, self.config, plate)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from iwae import checkpoint, data
+from iwae.build import build
 from iwae.config import RunConfig, check_seed
 from iwae.data import Dataset
 from iwae.errors import InputError
@@ -31,7 +32,6 @@ from iwae.folder import (
     replicas,
 )
 from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
-from iwae.model import build
 from iwae.observation import Observation, observation, prepare
 from iwae.settings import differences, override
 from iwae.trained import Evaluation, Trained
@@ -217,6 +217,7 @@ def load(
         mean=np.zeros(d),
         spread=np.ones(d),
         key=jax.random.key(0),
+        k=config.objective.k,
     )
     arrays, static = eqx.partition(skeleton, lambda a: isinstance(a, jax.ShapeDtypeStruct))
     model = eqx.combine(checkpoint.load(path / MODEL, arrays), static)
@@ -234,6 +235,7 @@ def evaluate(
     result = trained.evaluate(**options)
     if trained.path is not None:
         name = f"{result.split} k={result.k} n={result.n} seed={result.seed} passes={result.passes}"
+        name += " mean weights" * result.mean_weights
         kept = read_evaluations(trained.path) | {name: result.to_json()}
         write_atomic(trained.path / EVALUATION, json.dumps(kept, indent=1))
     return result

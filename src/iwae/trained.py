@@ -1,6 +1,7 @@
 """A trained model with its data: evaluate, score, encode, sample, reconstruct."""
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae import data, evaluation, threefry
+from iwae.bayesian import UncertainAutoencoder
 from iwae.config import RunConfig, check_seed
 from iwae.data import Dataset
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, mean_and_error, over_examples
-from iwae.model import Autoencoder, restrict
+from iwae.model import Autoencoder, block_of, restrict
 from iwae.observation import Observation, prepare
+from iwae.proposals import HierarchicalAutoencoder, check_block
 
 TERM_DRAWS = 100
 """Draws per example behind the ELBO's terms and the active units."""
@@ -59,6 +62,8 @@ class Evaluation:
     device: str
     note: str
     """A remark on the data that the result must carry."""
+    mean_weights: bool
+    """Whether uncertain weights were held at their means."""
     log_likelihoods: np.ndarray = field(repr=False, compare=False)
     """L_K of every example, [n]."""
 
@@ -81,6 +86,14 @@ class Trained:
     path: Path | None = None
     data_dir: str | Path | None = None
     dataset: Dataset | None = None
+
+    def at_the_mean(self) -> "Trained":
+        """The same with uncertain weights held at their means; `InputError` if it has none."""
+        if not isinstance(self.model, UncertainAutoencoder):
+            raise InputError(
+                "mean_weights was asked for, but the model's weights are fixed; leave it out."
+            )
+        return dataclasses.replace(self, model=self.model.at_the_mean())
 
     def data(self) -> Dataset:
         """The data set the model was trained on, found as `iwae.data.load` finds it."""
@@ -125,6 +138,7 @@ class Trained:
             raise InputError(
                 f"k = {k} was given, but L_K needs at least 1 draw; give k = 1 or more."
             )
+        check_block(k, block_of(self.model))
         return over_examples(
             eqx.Partial(evaluation.log_likelihood, k=k),
             self.model,
@@ -171,7 +185,7 @@ class Trained:
         check_seed(seed)
         if n < 1:
             raise InputError(f"n = {n} was given, but a sample is at least 1; give n = 1 or more.")
-        images = eqx.filter_jit(Autoencoder.sample)(self.model, n, threefry.key(seed), mean=mean)
+        images = _sample(self.model, n, threefry.key(seed), mean)
         return np.asarray(images).reshape(n, *self.seen.shape)
 
     def reconstruct(self, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -188,6 +202,11 @@ class Trained:
 
     def without_inactive(self, *, seed: int = 0) -> Autoencoder:
         """The model without the units that are inactive on training examples."""
+        if isinstance(self.model, HierarchicalAutoencoder):
+            raise InputError(
+                "without_inactive was asked for, but the heads of a hierarchical proposal cannot "
+                "lose units; leave it out."
+            )
         active = self.activity(self.data().train[:ACTIVITY_EXAMPLES], seed=seed)
         fill = tuple(jnp.asarray(m) for m in active.mean)
         return restrict(self.model, tuple(jnp.asarray(a) for a in active.active), fill)
@@ -201,15 +220,28 @@ class Trained:
         seed: int = 0,
         memory: int | None = None,
         without_inactive: bool = False,
+        mean_weights: bool = False,
         progress: Progress | None = None,
     ) -> Evaluation:
         """L_K with its standard error, the ELBO's terms and the active units on a split.
 
-        `limit` takes the first examples of the split only.
+        `limit` takes the first examples of the split only. Uncertain weights are drawn anew for
+        each draw of the latents, or with `mean_weights` held at their means.
 
         One fresh binarisation and all draws come from `seed`, not from the run's, so that runs on
         the same data see the same pixels. `memory` is the budget in bytes of a block of draws.
         """
+        if mean_weights:
+            at_the_mean = self.at_the_mean().evaluate(
+                k=k,
+                split=split,
+                limit=limit,
+                seed=seed,
+                memory=memory,
+                without_inactive=without_inactive,
+                progress=progress,
+            )
+            return dataclasses.replace(at_the_mean, mean_weights=True)
         images = self.data().split(split)
         if limit is not None and limit < 1:
             raise InputError(
@@ -245,11 +277,13 @@ class Trained:
             seconds=time.monotonic() - began,
             device=jax.devices()[0].device_kind,
             note=self.seen.note,
+            mean_weights=False,
             log_likelihoods=values,
         )
 
     def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
-        function = eqx.Partial(evaluation.terms, k=TERM_DRAWS)
+        block = block_of(self.model)
+        function = eqx.Partial(evaluation.terms, k=math.ceil(TERM_DRAWS / block) * block)
         per_example = over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
         )
@@ -264,3 +298,8 @@ class Trained:
 
 def _reconstruction(model: Autoencoder, x: Any, key: Any) -> tuple[Any, Any]:
     return x, model.reconstruct(x, key)
+
+
+@eqx.filter_jit
+def _sample(model: Autoencoder, n: int, key: Any, mean: bool) -> Any:
+    return model.sample(n, key, mean=mean)

@@ -148,14 +148,17 @@ def make_step(
     bound = objective_bounds(objective)
     batch = config.batch_size
 
-    def loss(params: PyTree, x: Array, keys: Key[Array, " batch"]) -> tuple[Array, Array]:
+    def loss(
+        params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array
+    ) -> tuple[Array, Array]:
         model = at_precision(eqx.combine(params, static), config.precision)
         losses, values = jax.vmap(
             lambda x, key: surrogate_loss(
                 model, x, key, bound=bound, k=objective.k, estimator=objective.estimator
             )
         )(x, keys)
-        return jnp.mean(losses), jnp.mean(values)
+        penalty = _weight_penalty(model, config, step / steps_per_pass) / (batch * steps_per_pass)
+        return jnp.mean(losses) + penalty, jnp.mean(values)
 
     def step(
         state: TrainState,
@@ -169,7 +172,8 @@ def make_step(
         with jax.named_scope("images"):
             rows = jax.lax.dynamic_slice(order, ((state.step - start) * batch,), (batch,))
             x = jax.vmap(observe)(images[rows], keys[0])
-        (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, x, keys[1])
+        given = (state.params, x, keys[1], state.step)
+        (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(*given)
         transform = optimizer(config, steps_per_pass, rates)
         with jax.named_scope("adam"):
             updates, opt_state = transform.update(gradient, state.opt_state, state.params)
@@ -246,6 +250,14 @@ def _stacked(replicas: list[PyTree]) -> PyTree:
 
 def _mapped(step: Step, replicas: int) -> Step:
     return step if replicas == 1 else jax.vmap(step, in_axes=(0, 0, 0, 0, None, None))
+
+
+def _weight_penalty(model: Any, config: TrainingConfig, passes: Array) -> Array | float:
+    """The KL divergence of uncertain weights at its weight after so many passes, in nats."""
+    if config.weight_kl == 0:
+        return 0.0
+    share = jnp.minimum(1.0, passes / config.weight_kl_passes) if config.weight_kl_passes else 1.0
+    return share * config.weight_kl * model.weight_kl(config.weight_prior)
 
 
 def _averaged(average: PyTree, params: PyTree, step: Array, decay: float | None) -> PyTree:

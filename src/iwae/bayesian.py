@@ -1,0 +1,213 @@
+"""Networks with uncertain weights (IWAEU): Gaussian posteriors over the weights and biases.
+
+p(x|h) = ∫ p(x|h; θ) q(θ) dθ and q(h|x) = ∫ q(h|x; φ) q(φ) dφ, where q(θ) and q(φ) are factorised
+Gaussians. Every importance sample i has weights of its own,
+
+    w_i = p(x|h_i; θ_i) p(h_i) / q(h_i|x; φ_i),   θ_i ~ q(θ), φ_i ~ q(φ),
+
+the same φ_i for h_i and for its density, so that E[w_i] = p(x) and L_K is a lower bound of log p(x)
+(Hernández-Lobato et al., slides of 2016). Not the weights are drawn but what they make of a vector
+v, by local reparametrisation (Kingma et al. 2015): W v + b is Gaussian with mean μ_W v + μ_b and
+variance σ_W² v² + σ_b².
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PRNGKeyArray
+
+from iwae.model import Autoencoder, Latents
+from iwae.networks import Linear
+
+Part = TypeVar("Part")
+
+TINY = 1e-30
+"""Variance that is added, so that the square root of zero has a derivative."""
+
+WEIGHTS = 2**32 - 1
+"""What the key of a draw is folded with for its weights; ε comes from the key itself."""
+
+
+class UncertainLinear(eqx.Module):
+    """v ↦ W v + b with independent W_ij ~ N(μ_ij, σ_ij²) and b_i ~ N(μ_i, σ_i²)."""
+
+    mean: Linear
+    log_sigma: Linear
+    """log σ of the weights and of the biases, as a map of the same shape."""
+
+    @staticmethod
+    def around(linear: Linear, sigma: float) -> "UncertainLinear":
+        """Means of a map with fixed weights, and one σ for all."""
+        same = lambda a: jnp.full_like(a, jnp.log(sigma))
+        return UncertainLinear(linear, jax.tree.map(same, linear))
+
+    def __call__(self, v: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
+        """What the mean weights make of v."""
+        return self.mean(v)
+
+    def draw(self, v: Float[Array, " n_in"], key: PRNGKeyArray) -> Float[Array, " n_out"]:
+        """W v + b of one draw of W and b."""
+        variance = jax.tree.map(lambda a: jnp.exp(2 * a), self.log_sigma)
+        mean = self.mean(v)
+        return mean + jnp.sqrt(variance(v**2) + TINY) * jax.random.normal(key, mean.shape)
+
+    def kl(self, prior_sigma: float) -> Float[Array, ""]:
+        """KL(q ‖ N(0, s²)) over all weights and biases, in nats."""
+        pairs = zip(jax.tree.leaves(self.mean), jax.tree.leaves(self.log_sigma), strict=True)
+        return sum((_kl(mu, log_sigma, prior_sigma) for mu, log_sigma in pairs), jnp.zeros(()))
+
+
+def _kl(mu: Array, log_sigma: Array, prior_sigma: float) -> Float[Array, ""]:
+    ratio = log_sigma - jnp.log(prior_sigma)
+    return jnp.sum(0.5 * (jnp.exp(2 * ratio) + (mu / prior_sigma) ** 2 - 1) - ratio)
+
+
+class Drawn(eqx.Module):
+    """An uncertain map held at one draw, which the key stands for."""
+
+    linear: UncertainLinear
+    key: PRNGKeyArray
+
+    def __call__(self, v: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
+        return self.linear.draw(v, self.key)
+
+
+class Draws(NamedTuple):
+    """K draws of latents, and the key of the weights that belong to each."""
+
+    latents: Latents
+    weights: Key[Array, " k"]
+
+
+class UncertainAutoencoder(Autoencoder):
+    """An autoencoder whose uncertain weights are drawn anew for every draw; these are `Draws`."""
+
+    @staticmethod
+    def around(
+        model: Autoencoder, *, which: Literal["encoder", "decoder", "both"], sigma: float
+    ) -> "UncertainAutoencoder":
+        """The model with the weights of these networks uncertain, its own as their means."""
+        fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+        if which != "decoder":
+            fields["encoder"] = _uncertain(model.encoder, sigma)
+        if which != "encoder":
+            fields["decoder"] = _uncertain(model.decoder, sigma)
+            fields["observation"] = _uncertain(model.observation, sigma)
+        return UncertainAutoencoder(**fields)
+
+    def at(self, key: PRNGKeyArray) -> Autoencoder:
+        """The autoencoder of one draw of all weights."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Autoencoder(**_drawn(fields, key))
+
+    def at_the_mean(self) -> Autoencoder:
+        """The autoencoder whose weights are the means."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Autoencoder(**_replaced(fields, lambda u: u.mean))
+
+    def weight_kl(self, prior_sigma: float) -> Float[Array, ""]:
+        """KL(q(θ, φ) ‖ N(0, s² I)), in nats."""
+        return sum((u.kl(prior_sigma) for u in _uncertain_parts(self)), jnp.zeros(()))
+
+    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Any:
+        return self.propose_and_log_prob(x, k, key)[0]
+
+    def propose_and_log_prob(
+        self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
+    ) -> tuple[Any, Float[Array, " k"]]:
+        """K draws, each from weights of its own, and log q(h_i|x; φ_i)."""
+        weights = jax.random.split(jax.random.fold_in(key, WEIGHTS), k)
+        epsilon = Draws(self.noise(k, key), weights)
+        latents, log_q = self._each(lambda model, noise: model.reparametrize(x, noise), epsilon)
+        return Draws(latents, weights), log_q
+
+    def log_joint(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+        """log p(x|h_i; θ_i) p(h_i), per draw."""
+        return self._each(lambda model, latents: model.log_joint(x, latents), h)
+
+    def log_proposal(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+        """log q(h_i|x; φ_i), per draw, at the weights that it was drawn with."""
+        return self._each(lambda model, latents: model.log_proposal(x, latents), h)
+
+    def log_observation(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+        """log p(x|h_1; θ_i), per draw."""
+        return self._each(lambda model, latents: model.log_observation(x, latents), h)
+
+    def log_prior_terms(self, h: Any) -> list[Float[Array, " k"]]:
+        """log p(h_l|h_{l+1}; θ_i) for l = 1 … L, per draw."""
+        return self._each(lambda model, latents: model.log_prior_terms(latents), h)
+
+    def log_proposal_terms(self, x: Float[Array, " d"], h: Any) -> list[Float[Array, " k"]]:
+        """log q(h_l|h_{l−1}; φ_i) for l = 1 … L, per draw."""
+        return self._each(lambda model, latents: model.log_proposal_terms(x, latents), h)
+
+    def posterior_mean(
+        self, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
+    ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
+        """E[h_l|x] under q, over weights as well, and the squared standard error of it."""
+
+        def mean(model: Autoencoder, latents: Latents) -> Array:
+            below = x if layer == 1 else latents[layer - 2][0]
+            return model.encoder[layer - 1](below)[0][None]
+
+        mu = self._each(mean, self.propose(x, k, key))
+        return jnp.mean(mu, axis=0), jnp.var(mu, axis=0, ddof=1) / k
+
+    def dream(self, n: int, key: PRNGKeyArray) -> tuple[Float[Array, "n d"], Any]:
+        """n draws (x, h), each from weights of its own."""
+        keys = jax.random.split(key, (2, n))
+        dreamt = lambda weights, key: self.at(weights).dream(1, key)
+        x, latents = jax.tree.map(lambda a: a[:, 0], jax.vmap(dreamt)(*keys))
+        return x, Draws(latents, keys[0])
+
+    def sample(self, n: int, key: PRNGKeyArray, *, mean: bool = True) -> Float[Array, "n d"]:
+        """n images, each from weights of its own."""
+        drawn = lambda weights, key: self.at(weights).sample(1, key, mean=mean)[0]
+        return jax.vmap(drawn)(*jax.random.split(key, (2, n)))
+
+    def reconstruct(self, x: Float[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
+        """E[x'|h_1; θ] at one draw of weights and h_1."""
+        return self.at(jax.random.fold_in(key, WEIGHTS)).reconstruct(x, key)
+
+    def _each(self, run: Callable[[Autoencoder, Latents], Any], h: Draws) -> Any:
+        """What `run` makes of each draw at its own weights, stacked."""
+
+        def one(key: PRNGKeyArray, latents: Any) -> Any:
+            alone = jax.tree.map(lambda a: a[None], latents)
+            return jax.tree.map(lambda a: a[0], run(self.at(key), alone))
+
+        return jax.vmap(one)(h.weights, h.latents)
+
+
+def _is_uncertain(part: Any) -> bool:
+    return isinstance(part, UncertainLinear)
+
+
+def _uncertain_parts(tree: Any) -> list[UncertainLinear]:
+    return [p for p in jax.tree.leaves(tree, is_leaf=_is_uncertain) if _is_uncertain(p)]
+
+
+def _replaced(tree: Part, replace: Callable[[UncertainLinear], Any]) -> Part:
+    one = lambda part: replace(part) if _is_uncertain(part) else part
+    return jax.tree.map(one, tree, is_leaf=_is_uncertain)
+
+
+def _drawn(tree: Part, key: PRNGKeyArray) -> Part:
+    """Every uncertain map held at a draw of its own."""
+    parts, structure = jax.tree.flatten(tree, is_leaf=_is_uncertain)
+    drawn = [
+        Drawn(part, jax.random.fold_in(key, i)) if _is_uncertain(part) else part
+        for i, part in enumerate(parts)
+    ]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _uncertain(tree: Part, sigma: float) -> Part:
+    """Every `Linear` with uncertain weights around its own."""
+    is_linear = lambda part: isinstance(part, Linear)
+    around = lambda part: UncertainLinear.around(part, sigma) if is_linear(part) else part
+    return jax.tree.map(around, tree, is_leaf=is_linear)

@@ -1,0 +1,129 @@
+"""Published pictures: small models, what is drawn of them, and what is measured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.stats import norm
+
+from iwae import data, figures, runs, threefry
+from iwae.bayesian import UncertainAutoencoder
+from iwae.config import RunConfig
+from iwae.evaluation import mean_and_error
+from iwae.experiments import Watchers, finished, versions
+from iwae.files import write_atomic
+from iwae.settings import flatten, override
+from iwae.targets import slides_ring, slides_ring_log_prob
+from iwae.trained import Trained
+
+POINTS = (20_000, 1000, 5000)
+"""Of the ring, to train, validate and test."""
+
+SHOWN = 4000
+"""Points of a picture."""
+
+
+@dataclass(frozen=True)
+class Plate:
+    """The pictures that were written, and the lines that say what was measured."""
+
+    pictures: tuple[Path, ...]
+    lines: tuple[str, ...]
+    record: dict[str, Any]
+
+
+def ring(
+    config: RunConfig,
+    out: Path,
+    *,
+    k: int,
+    watch: Watchers,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+) -> Plate:
+    """The ring learned by a factorised Gaussian decoder, whose −L_K the exact entropy bounds."""
+    drawn = np.asarray(slides_ring(sum(POINTS), threefry.key(config.seed)))
+    train, valid, test = np.split(drawn, np.cumsum(POINTS)[:-1])
+    points = data.load({"train": train, "valid": valid, "test": test}, values="real")
+    watcher = watch.cell("ring", config.training.epochs)
+    trained = finished(out / "ring" / "run", config, watcher, data_dir, points)
+    e = runs.evaluate(trained, k=k, limit=limit)
+    exact = np.asarray(slides_ring_log_prob(jnp.asarray(points.test[:limit])), np.float64)
+    entropy, gap = mean_and_error(-exact), mean_and_error(exact - e.log_likelihoods)
+    picture = out / "ring" / "ring.png"
+    of_model = trained.sample(SHOWN, seed=config.seed, mean=False)
+    panels = {"data": points.test[:SHOWN], "draws from the model": of_model}
+    write_atomic(picture, figures.scatter_picture(panels))
+    record = {"k": k, "n": e.n, "nll": (e.nll, e.nll_se), "exact": entropy, "gap": gap}
+    lines = (
+        f"NLL (L_{k}) of {e.n:,} test points: {e.nll:.3f} ± {e.nll_se:.3f} nats",
+        f"under the exact density: {entropy[0]:.3f}; the difference: {gap[0]:.3f} ± {gap[1]:.3f}",
+    )
+    return Plate((picture,), lines, record)
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "2": {"latents": (2,)},
+    "5": {"latents": (5,)},
+    "10": {"latents": (10,)},
+    "3-of-100": {"latents": (3,), "hidden": ((100,),)},
+}
+"""Models of the manifolds: latents, and 3 of them on 100 hidden units."""
+
+SIDE = 20
+"""Images along an edge of the manifold."""
+
+
+def manifold(
+    config: RunConfig,
+    out: Path,
+    *,
+    k: int,
+    watch: Watchers,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+) -> Plate:
+    """The manifold of 2 latents, and samples of models with 2, 5, 10, and 3 of 100 hidden units."""
+    folder = out / "manifold"
+    pictures: list[Path] = []
+    lines: list[str] = []
+    record: dict[str, Any] = {}
+    for name, settings in MODELS.items():
+        own = override(config, **settings)
+        watcher = watch.cell(f"{name} latents", own.training.epochs)
+        trained = finished(folder / name, own, watcher, data_dir)
+        e = runs.evaluate(trained, k=k, limit=limit)
+        lines.append(f"{name} latents: NLL (L_{k}) {e.nll:.2f} ± {e.nll_se:.2f} nats")
+        record[name] = {"k": k, "n": e.n, "nll": e.nll, "nll_se": e.nll_se}
+        pictures.append(folder / f"samples-{name}.png")
+        write_atomic(pictures[-1], figures.sample_picture(trained, seed=config.seed))
+        if own.model.widths[1] == (2,):
+            pictures.append(folder / "manifold.png")
+            write_atomic(pictures[-1], figures.png(figures.grid(plane(trained), SIDE)))
+    return Plate(tuple(pictures), tuple(lines), record)
+
+
+def plane(trained: Trained, side: int = SIDE) -> np.ndarray:
+    """E[x|h] for h = Φ⁻¹(u) with u on a regular grid in the unit square, [side², *shape]."""
+    centre = (jnp.arange(side) + 0.5) / side
+    across, up = jnp.meshgrid(norm.ppf(centre), norm.ppf(centre[::-1]))
+    h = jnp.stack([across.ravel(), up.ravel()], axis=1)
+    model = trained.model
+    if isinstance(model, UncertainAutoencoder):
+        model = model.at_the_mean()
+    images = jax.jit(jax.vmap(model.expected))(h)
+    return np.asarray(images).reshape(-1, *trained.seen.shape)
+
+
+PLATES: dict[str, tuple[Callable[..., Plate], int]] = {"ring": (ring, 1), "manifold": (manifold, 4)}
+"""What draws each, and how many models it trains."""
+
+
+def record(name: str, config: RunConfig, plate: Plate) -> dict[str, Any]:
+    """What was measured, with all that is needed to have it again."""
+    settings = {n: v for n, v in flatten(config).items() if v is not None}
+    return {**versions(), "experiment": name, "settings": settings, "measured": plate.record}

@@ -1,0 +1,240 @@
+"""How the K draws of an example are made: hierarchical proposals (H-IWAE).
+
+A z_0 ~ q(z_0|x) is drawn, then z_j ~ q_j(z_j|z_0, x) for j = 1 … K. With r(z_0|z_j, x), a reverse
+model, and weights π_j(z_j|z_0) that sum to 1 over j at every z,
+
+    w_j = K π_j · p(x, z_j) r(z_0|z_j, x) / (q(z_0|x) q_j(z_j|z_0, x)),   E[(1/K) Σ_j w_j] = p(x),
+
+so that log (1/K) Σ w_j is a lower bound of log p(x) (Huang et al. 2019). A z_0 that all draws share
+lets them keep apart from one another, which lowers the variance of the mean of their weights.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from iwae.errors import InputError
+from iwae.model import Autoencoder, Conditional, log_normal, log_standard_normal
+from iwae.networks import MLP, Gaussian, Linear, glorot_linear
+
+Heuristic = Literal["uniform", "balance", "power"]
+
+POWER = 2.0
+"""Exponent of the power heuristic (Veach & Guibas 1995)."""
+
+
+class Heads(eqx.Module):
+    """J Gaussians q_j(z|z_0, x) on one trunk: μ_j and log σ_j linear in its features and in z_0."""
+
+    trunk: Callable[[Array], Array]
+    """From (features of x, z_0) to features."""
+    mu: Linear
+    log_sigma: Linear
+    skip: Linear
+    """From z_0 straight to all μ_j."""
+    latents: int = eqx.field(static=True)
+
+    def __init__(
+        self, n_features: int, n_0: int, width: int, n: int, latents: int, *, key: PRNGKeyArray
+    ):
+        keys = jax.random.split(key, 4)
+        self.trunk = MLP(n_features + n_0, (width,), key=keys[0])
+        self.mu = glorot_linear(width, n * latents, key=keys[1])
+        self.log_sigma = glorot_linear(width, n * latents, key=keys[2])
+        self.skip = glorot_linear(n_0, n * latents, key=keys[3])
+        self.latents = latents
+
+    def __call__(
+        self, features: Float[Array, " f"], z0: Float[Array, " d0"]
+    ) -> tuple[Float[Array, "j d"], Float[Array, "j d"]]:
+        """(μ, log σ) of every head."""
+        v = self.trunk(jnp.concatenate([features, z0]))
+        shaped = lambda a: a.reshape(-1, self.latents)
+        return shaped(self.mu(v) + self.skip(z0)), shaped(self.log_sigma(v))
+
+
+class Draws(NamedTuple):
+    """Draws z_i from head i mod J, each with the z_0 that it came from."""
+
+    latents: tuple[Float[Array, "k d"]]
+    z0: Float[Array, "k d0"]
+
+
+class HierarchicalProposal(eqx.Module):
+    """q(z_0|x), the heads q_j(z|z_0, x) and the reverse model r(z_0|z, x), on features of x.
+
+    K draws come in blocks of J, one of each head.
+    """
+
+    features: Callable[[Array], Array]
+    first: Conditional
+    heads: Callable[[Array, Array], tuple[Array, Array]]
+    """From (features of x, z_0) to (μ, log σ) of every head, each [J, d]."""
+    reverse: Conditional
+    """From (features of x, z) to the moments of z_0."""
+    block: int = eqx.field(static=True)
+    """J, draws of a block."""
+    shared: bool = eqx.field(static=True)
+    """Whether the draws of a block have one z_0 in common, or each its own."""
+    heuristic: Heuristic = eqx.field(static=True)
+    """π_j: uniform is 1/J, balance q_j / Σ_i q_i, power q_j² / Σ_i q_i²."""
+
+    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Draws:
+        """K draws, blocks of J one after the other; `InputError` unless J divides K."""
+        check_block(k, self.block)
+        key_0, key_z = jax.random.split(key)
+        blocks, features = k // self.block, self.features(x)
+        mu, log_sigma = self.first(features)
+        own = (blocks, 1 if self.shared else self.block, mu.shape[-1])
+        z0 = mu + jnp.exp(log_sigma) * jax.random.normal(key_0, own)
+        mu_z, log_sigma_z = map(_own, self._moments(features, z0))
+        z = mu_z + jnp.exp(log_sigma_z) * jax.random.normal(key_z, mu_z.shape)
+        every = jnp.broadcast_to(z0, (blocks, self.block, z0.shape[-1]))
+        return Draws((z.reshape(k, -1),), every.reshape(k, -1))
+
+    def log_prob(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
+        """log q(z_0|x) + log q_j(z|z_0, x) − log J π_j, per draw: what divides in w_j."""
+        features = self.features(x)
+        blocks = lambda a: a.reshape(-1, self.block, a.shape[-1])
+        z, z0 = blocks(h.latents[0]), blocks(h.z0)
+        mu, log_sigma = self._moments(features, z0[:, :1] if self.shared else z0)
+        log_q = log_normal(z, _own(mu), _own(log_sigma))
+        log_q0 = log_normal(z0, *self.first(features))
+        if self.heuristic == "uniform":
+            return (log_q0 + log_q).reshape(-1)
+        power = POWER if self.heuristic == "power" else 1.0
+        of_every = log_normal(z[:, :, None], mu, log_sigma)  # [block, draw, head]
+        log_pi = power * log_q - jax.nn.logsumexp(power * of_every, axis=-1)
+        return (log_q0 + log_q - jnp.log(self.block) - log_pi).reshape(-1)
+
+    def log_reverse(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
+        """log r(z_0|z, x), per draw."""
+        features = self.features(x)
+        reverse = lambda z: self.reverse(jnp.concatenate([features, z]))
+        return log_normal(h.z0, *jax.vmap(reverse)(h.latents[0]))
+
+    def mean(
+        self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
+    ) -> tuple[Float[Array, " d1"], Float[Array, " d1"]]:
+        """E[z|x] under the mean of the heads, by k draws of z_0, and its squared standard error."""
+        features = self.features(x)
+        mu, log_sigma = self.first(features)
+        z0 = mu + jnp.exp(log_sigma) * jax.random.normal(key, (k, mu.shape[-1]))
+        means = jnp.mean(jax.vmap(self.heads, (None, 0))(features, z0)[0], axis=1)
+        return jnp.mean(means, axis=0), jnp.var(means, axis=0, ddof=1) / k
+
+    def _moments(
+        self, features: Float[Array, " f"], z0: Float[Array, "b c d0"]
+    ) -> tuple[Float[Array, "b c j d"], Float[Array, "b c j d"]]:
+        """(μ, log σ) of every head at every z_0; c is 1 where the block shares it."""
+        return jax.vmap(jax.vmap(lambda z0: self.heads(features, z0)))(z0)
+
+
+def hierarchical(
+    features: Callable[[Array], Array],
+    n_features: int,
+    latents: int,
+    *,
+    n_0: int,
+    width: int,
+    block: int,
+    shared: bool,
+    heuristic: Heuristic,
+    key: PRNGKeyArray,
+) -> HierarchicalProposal:
+    """Heads and reverse model with one tanh layer of `width` units, q(z_0|x) near N(0, I)."""
+    keys = jax.random.split(key, 4)
+    trunk = MLP(n_features + latents, (width,), key=keys[0])
+    return HierarchicalProposal(
+        features=features,
+        first=Gaussian(eqx.nn.Identity(), n_features, n_0, key=keys[1]),
+        heads=Heads(n_features, n_0, width, block, latents, key=keys[2]),
+        reverse=Gaussian(trunk, width, n_0, key=keys[3]),
+        block=block,
+        shared=shared,
+        heuristic=heuristic,
+    )
+
+
+class HierarchicalAutoencoder(Autoencoder):
+    """An autoencoder of one stochastic layer whose `encoder` holds a `HierarchicalProposal`.
+
+    Its draws h are `Draws`. Any multiple of J is a valid K, with L_K a lower bound of log p(x).
+    """
+
+    encoder: tuple[Any, ...]
+    """The proposal alone."""
+
+    @property
+    def proposal(self) -> HierarchicalProposal:
+        return self.encoder[0]
+
+    @property
+    def block(self) -> int:
+        return self.proposal.block
+
+    @property
+    def independent_draws(self) -> bool:
+        return not self.proposal.shared
+
+    @property
+    def density_of_draws(self) -> bool:
+        """Whether the density in the weights is that of the draws, as partial gradients need."""
+        return self.proposal.heuristic == "uniform"
+
+    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Any:
+        return self.proposal.propose(x, k, key)
+
+    def propose_and_log_prob(
+        self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
+    ) -> tuple[Any, Float[Array, " k"]]:
+        h = self.propose(x, k, key)
+        return h, self.log_proposal(x, h)
+
+    def log_joint(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+        """log p(x, z) + log r(z_0|z, x), per draw."""
+        joint = self.log_observation(x, h) + sum(self.log_prior_terms(h))
+        return joint + self.proposal.log_reverse(x, h)
+
+    def log_proposal(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+        return self.proposal.log_prob(x, h)
+
+    def log_observation(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+        return super().log_observation(x, h.latents)
+
+    def log_prior_terms(self, h: Any) -> list[Float[Array, " k"]]:
+        return [log_standard_normal(h.latents[0])]
+
+    def log_proposal_terms(self, x: Float[Array, " d"], h: Any) -> list[Float[Array, " k"]]:
+        """[log q(z_0, z|x) − log J π_j − log r(z_0|z, x)], an upper bound of log q(z|x) in mean."""
+        return [self.log_proposal(x, h) - self.proposal.log_reverse(x, h)]
+
+    def posterior_mean(
+        self, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
+    ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
+        return self.proposal.mean(x, k, key)
+
+    def reconstruct(self, x: Float[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
+        """E[x'|z] at one draw of the first head."""
+        return self.expected(self.propose(x, self.block, key).latents[0][0])
+
+
+def _own(moments: Float[Array, "b c j d"]) -> Float[Array, "b j d"]:
+    """Of draw j that of head j: the diagonal, where every draw has a z_0 of its own."""
+    if moments.shape[1] == 1:
+        return moments[:, 0]
+    return jnp.einsum("bjjd->bjd", moments)
+
+
+def check_block(k: int, n: int) -> None:
+    """`InputError` unless k draws are whole blocks of n."""
+    if k < 1 or k % n:
+        near = max(n, round(k / n) * n)
+        raise InputError(
+            f"k = {k} was given, but the proposal makes its draws in blocks of {n}; give a "
+            f"multiple, {near} for instance."
+        )

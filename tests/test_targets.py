@@ -1,0 +1,83 @@
+"""The targets are densities, their draws are from them, and proposals learn them."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iwae import targets
+from iwae.model import draw_log_weights
+from iwae.networks import MLP
+from iwae.posterior import square
+from iwae.proposals import hierarchical
+from iwae.targets import NO_DATA, GaussianProposal, OnTarget
+
+SIDE = {"ring": 5.0, "mixture": 4.0, "banana": 24.0, "funnel": 40.0}
+
+
+@pytest.mark.parametrize("name", targets.TARGETS)
+def test_a_target_integrates_to_one_and_its_draws_have_its_moments(name: str) -> None:
+    side, n = SIDE[name], 3000
+    grid = square(side, n).reshape(-1, 2)
+    density = np.exp(np.asarray(jax.jit(jax.vmap(targets.TARGETS[name]))(grid), np.float64))
+    cell = (2 * side / n) ** 2
+    np.testing.assert_allclose(density.sum() * cell, 1, atol=3e-3)
+    shape = lambda z: np.exp(-np.sum((np.asarray(z, np.float64) - 0.7) ** 2, axis=-1))
+    expected = np.sum(density * shape(grid)) * cell
+    values = shape(targets.draw(name, 100_000, jax.random.key(0)))
+    assert abs(values.mean() - expected) < 5 * values.std() / np.sqrt(len(values)) + 1e-3
+
+
+def proposal(kind: str, heuristic: str = "uniform", k: int = 4):
+    if kind == "plain":
+        return GaussianProposal(jnp.zeros(2), jnp.full(2, 0.5))
+    start = hierarchical(
+        MLP(1, (), key=jax.random.key(0)),
+        1,
+        2,
+        n_0=2,
+        width=16,
+        block=k,
+        shared=kind == "shared",
+        heuristic=heuristic,
+        key=jax.random.key(1),
+    )
+    return eqx.tree_at(lambda p: p.heads.log_sigma.bias, start, jnp.full(2 * k, 0.9))
+
+
+@pytest.mark.parametrize("heuristic", ["uniform", "balance", "power"])
+@pytest.mark.parametrize("kind", ["plain", "shared", "own"])
+def test_every_proposal_estimates_the_evidence_of_a_mixture(kind: str, heuristic: str) -> None:
+    model = OnTarget(proposal(kind, heuristic), targets.mixture)
+    log_w = eqx.filter_jit(draw_log_weights)(model, NO_DATA, 400_000, jax.random.key(2))
+    estimates = np.exp(np.asarray(log_w, np.float64)).reshape(-1, 4).mean(axis=1)
+    error = estimates.std() / np.sqrt(len(estimates))
+    assert error < 0.03
+    assert abs(estimates.mean() - 1) < 4 * error
+
+
+def test_the_spread_is_that_worked_out_by_hand() -> None:
+    """w_1 and w_2 of two estimates: (1, 2) and (3, 1)."""
+    spread = targets.spread(np.log([[1.0, 2.0], [3.0, 1.0]]))
+    np.testing.assert_allclose(spread.bound[0], np.log([1.5, 2.0]).mean())
+    np.testing.assert_allclose(spread.variance[0], 0.125)
+    np.testing.assert_allclose(spread.covariance[0], -1.0)
+
+
+@pytest.mark.slow
+def test_a_shared_z0_is_tighter_than_one_of_its_own_by_keeping_draws_apart() -> None:
+    """On four modes at equal K and steps; the balance heuristic for both."""
+    found = {}
+    for shared in (True, False):
+        start = targets.hierarchical_start(
+            4, shared=shared, heuristic="balance", key=jax.random.key(0)
+        )
+        model = OnTarget(start, targets.mixture)
+        model = targets.learn(model, jax.random.key(1), k=4, steps=3000)
+        log_w = eqx.filter_jit(draw_log_weights)(model, NO_DATA, 400_000, jax.random.key(2))
+        found[shared] = targets.spread(np.asarray(log_w).reshape(-1, 4))
+    tighter = found[True].bound[0] - found[False].bound[0]
+    assert tighter > 5 * np.hypot(found[True].bound[1], found[False].bound[1])
+    covariance, error = found[True].covariance
+    assert covariance < -5 * error
