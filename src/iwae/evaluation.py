@@ -49,12 +49,17 @@ def log_likelihood(
     block = block_of(model)
     chunk = min(k, max(block, chunk // block * block))
 
-    def add(total: Array, start: Array) -> tuple[Array, None]:
-        log_w = draw_log_weights(model, x, chunk, jax.random.fold_in(key, start))
-        log_w = jnp.where(start + jnp.arange(chunk) < k, log_w, -jnp.inf)
-        return jnp.logaddexp(total, jax.nn.logsumexp(log_w)), None
+    def chunk_of(size: int, start: Array | int) -> Array:
+        log_w = draw_log_weights(model, x, size, jax.random.fold_in(key, start))
+        return jax.nn.logsumexp(log_w)
 
-    total, _ = jax.lax.scan(add, jnp.array(-jnp.inf), jnp.arange(0, k, chunk))
+    def add(total: Array, start: Array) -> tuple[Array, None]:
+        return jnp.logaddexp(total, chunk_of(chunk, start)), None
+
+    rest = k % chunk
+    total, _ = jax.lax.scan(add, jnp.array(-jnp.inf), jnp.arange(0, k - rest, chunk))
+    if rest:
+        total = jnp.logaddexp(total, chunk_of(rest, k - rest))
     return total - math.log(k)
 
 

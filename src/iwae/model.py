@@ -54,7 +54,7 @@ def draw_log_weights(model: Model, x: Array, k: int, key: PRNGKeyArray) -> Float
 
 
 def block_of(model: Any) -> int:
-    """How many draws the model's proposal makes at once: K is a multiple of it."""
+    """How many draws the model's proposal makes at once."""
     return getattr(model, "block", 1)
 
 

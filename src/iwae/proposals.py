@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.errors import InputError
 from iwae.model import Autoencoder, Conditional, log_normal, log_standard_normal
 from iwae.networks import MLP, Gaussian, Linear, glorot_linear
 
@@ -67,7 +66,7 @@ class Draws(NamedTuple):
 class HierarchicalProposal(eqx.Module):
     """q(z_0|x), the heads q_j(z|z_0, x) and the reverse model r(z_0|z, x), on features of x.
 
-    K draws come in blocks of J, one of each head.
+    Draws come in blocks of J, one of each head.
     """
 
     features: Callable[[Array], Array]
@@ -84,32 +83,40 @@ class HierarchicalProposal(eqx.Module):
     """π_j: uniform is 1/J, balance q_j / Σ_i q_i, power q_j² / Σ_i q_i²."""
 
     def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Draws:
-        """K draws, blocks of J one after the other; `InputError` unless J divides K."""
-        check_block(k, self.block)
+        """K draws, blocks of J one after the other; the last may lack its last heads."""
         key_0, key_z = jax.random.split(key)
-        blocks, features = k // self.block, self.features(x)
+        blocks, features = -(-k // self.block), self.features(x)
         mu, log_sigma = self.first(features)
         own = (blocks, 1 if self.shared else self.block, mu.shape[-1])
         z0 = mu + jnp.exp(log_sigma) * jax.random.normal(key_0, own)
         mu_z, log_sigma_z = map(_own, self._moments(features, z0))
         z = mu_z + jnp.exp(log_sigma_z) * jax.random.normal(key_z, mu_z.shape)
         every = jnp.broadcast_to(z0, (blocks, self.block, z0.shape[-1]))
-        return Draws((z.reshape(k, -1),), every.reshape(k, -1))
+        listed = lambda a: a.reshape(blocks * self.block, -1)[:k]
+        return Draws((listed(z),), listed(every))
 
     def log_prob(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
-        """log q(z_0|x) + log q_j(z|z_0, x) − log J π_j, per draw: what divides in w_j."""
-        features = self.features(x)
-        blocks = lambda a: a.reshape(-1, self.block, a.shape[-1])
+        """log q(z_0|x) + log q_j(z|z_0, x) − log J π_j, per draw: what divides in w_j.
+
+        In a last block of m < J draws, the weights π_j are those of its m heads, and J is m.
+        """
+        features, k = self.features(x), len(h.z0)
+        missing = -k % self.block
+        padded = lambda a: jnp.pad(a, ((0, missing), (0, 0)), mode="edge")
+        blocks = lambda a: padded(a).reshape(-1, self.block, a.shape[-1])
         z, z0 = blocks(h.latents[0]), blocks(h.z0)
         mu, log_sigma = self._moments(features, z0[:, :1] if self.shared else z0)
         log_q = log_normal(z, _own(mu), _own(log_sigma))
         log_q0 = log_normal(z0, *self.first(features))
         if self.heuristic == "uniform":
-            return (log_q0 + log_q).reshape(-1)
+            return (log_q0 + log_q).reshape(-1)[:k]
         power = POWER if self.heuristic == "power" else 1.0
         of_every = log_normal(z[:, :, None], mu, log_sigma)  # [block, draw, head]
+        heads = jnp.full(len(z), self.block).at[-1].add(-missing)
+        present = jnp.arange(self.block) < heads[:, None]
+        of_every = jnp.where(present[:, None], of_every, -jnp.inf)
         log_pi = power * log_q - jax.nn.logsumexp(power * of_every, axis=-1)
-        return (log_q0 + log_q - jnp.log(self.block) - log_pi).reshape(-1)
+        return (log_q0 + log_q - jnp.log(heads)[:, None] - log_pi).reshape(-1)[:k]
 
     def log_reverse(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
         """log r(z_0|z, x), per draw."""
@@ -163,7 +170,7 @@ def hierarchical(
 class HierarchicalAutoencoder(Autoencoder):
     """An autoencoder of one stochastic layer whose `encoder` holds a `HierarchicalProposal`.
 
-    Its draws h are `Draws`. Any multiple of J is a valid K, with L_K a lower bound of log p(x).
+    Its draws h are `Draws`. For any K, L_K is a lower bound of log p(x).
     """
 
     encoder: tuple[Any, ...]
@@ -228,13 +235,3 @@ def _own(moments: Float[Array, "b c j d"]) -> Float[Array, "b j d"]:
     if moments.shape[1] == 1:
         return moments[:, 0]
     return jnp.einsum("bjjd->bjd", moments)
-
-
-def check_block(k: int, n: int) -> None:
-    """`InputError` unless k draws are whole blocks of n."""
-    if k < 1 or k % n:
-        near = max(n, round(k / n) * n)
-        raise InputError(
-            f"k = {k} was given, but the proposal makes its draws in blocks of {n}; give a "
-            f"multiple, {near} for instance."
-        )

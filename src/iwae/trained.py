@@ -1,7 +1,6 @@
 """A trained model with its data: evaluate, score, encode, sample, reconstruct."""
 
 import dataclasses
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, mean_and_error, over_examples
 from iwae.model import Autoencoder, block_of, restrict
 from iwae.observation import Observation, prepare
-from iwae.proposals import HierarchicalAutoencoder, check_block
+from iwae.proposals import HierarchicalAutoencoder
 
 TERM_DRAWS = 100
 """Draws per example behind the ELBO's terms and the active units."""
@@ -61,7 +60,7 @@ class Evaluation:
     seconds: float
     device: str
     note: str
-    """A remark on the data that the result must carry."""
+    """A remark on the data or the draws that the result must carry."""
     mean_weights: bool
     """Whether uncertain weights were held at their means."""
     log_likelihoods: np.ndarray = field(repr=False, compare=False)
@@ -138,7 +137,6 @@ class Trained:
             raise InputError(
                 f"k = {k} was given, but L_K needs at least 1 draw; give k = 1 or more."
             )
-        check_block(k, block_of(self.model))
         return over_examples(
             eqx.Partial(evaluation.log_likelihood, k=k),
             self.model,
@@ -276,14 +274,20 @@ class Trained:
             seed=seed,
             seconds=time.monotonic() - began,
             device=jax.devices()[0].device_kind,
-            note=self.seen.note,
+            note="; ".join(n for n in (self.seen.note, self._blocks(k)) if n),
             mean_weights=False,
             log_likelihoods=values,
         )
 
-    def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
+    def _blocks(self, k: int) -> str:
+        """What is to be said of L_k where draws depend on one another."""
         block = block_of(self.model)
-        function = eqx.Partial(evaluation.terms, k=math.ceil(TERM_DRAWS / block) * block)
+        if block == 1:
+            return ""
+        return f"L_{k} of draws in blocks of {block}, a lower bound of log p(x)"
+
+    def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
+        function = eqx.Partial(evaluation.terms, k=TERM_DRAWS)
         per_example = over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
         )
