@@ -109,7 +109,7 @@ def test_the_divergence_from_the_prior_is_that_of_the_distributions() -> None:
         dist.kl_divergence(dist.Normal(mu, jnp.exp(s)), dist.Normal(0, 0.7)).sum()
         for mu, s in arrays
     )
-    np.testing.assert_allclose(jax.jit(linear.kl)(0.7), expected, rtol=1e-5)
+    np.testing.assert_allclose(eqx.filter_jit(UncertainLinear.kl)(linear, 0.7), expected, rtol=1e-5)
     weight_kl = eqx.filter_jit(UncertainAutoencoder.weight_kl)
     whole, *parts = (weight_kl(small(1, which=w), 0.7) for w in ("both", "encoder", "decoder"))
     np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
@@ -304,11 +304,6 @@ def test_an_uncertain_run_is_resumed_bit_for_bit_and_loaded(both, tmp_path: Path
             eqx.filter(other.model, eqx.is_array),
             eqx.filter(whole.model, eqx.is_array),
         )
-    drawn = iwae.evaluate(out, k=10, limit=40)
-    mean = iwae.evaluate(out, k=10, limit=40, mean_weights=True)
-    assert drawn.nll != mean.nll
-    assert mean.mean_weights
-    assert len(iwae.folder.read_evaluations(out)) == 2
 
 
 def test_the_divergence_pulls_the_weights_to_their_prior(both) -> None:
@@ -317,18 +312,37 @@ def test_the_divergence_pulls_the_weights_to_their_prior(both) -> None:
     assert pulled.weight_kl(1.0) < free.weight_kl(1.0)
 
 
-def test_uncertain_weights_at_the_command_line(tmp_path: Path, capsys, tiny_run) -> None:
-    out = tmp_path / "run"
+@pytest.fixture(scope="module")
+def from_command_line(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("uncertain") / "run"
     flags = ["--recipe", "smoke", "--epochs", "1", "--hidden", "8", "--latents", "3", "--k", "2"]
     main(["train", *flags, "--uncertain-weights", "encoder", "--out", str(out)])
-    main(["evaluate", str(out), "--k", "5", "--limit", "30", "--mean-weights"])
-    main(["sample", str(out), "--n", "4", "--out", str(tmp_path / "s.png")])
-    main(["reconstruct", str(out), "--n", "2", "--out", str(tmp_path / "r.png")])
-    main(["encode", str(out), "digits:test", "--out", str(tmp_path / "c.npy")])
-    main(["report", str(out), "--out", str(tmp_path / "r.html")])
-    capsys.readouterr()
+    return out
+
+
+def test_uncertain_weights_are_evaluated_as_drawn_or_at_their_means(
+    from_command_line: Path, tiny_run
+) -> None:
+    out = from_command_line
+    for extra in ([], ["--mean-weights"]):
+        main(["evaluate", str(out), "--k", "5", "--limit", "30", *extra])
+    drawn, mean = iwae.folder.read_evaluations(out).values()
+    assert (drawn["mean_weights"], mean["mean_weights"]) == (False, True)
+    assert drawn["nll"] != mean["nll"]
     with refused("mean_weights was asked for, but the model's weights are fixed; leave it out."):
         tiny_run.evaluate(k=2, limit=3, mean_weights=True)
+
+
+@pytest.mark.slow
+def test_everything_is_drawn_of_a_run_with_uncertain_weights(
+    from_command_line: Path, tmp_path: Path
+) -> None:
+    out = str(from_command_line)
+    main(["sample", out, "--n", "4", "--out", str(tmp_path / "s.png")])
+    main(["reconstruct", out, "--n", "2", "--out", str(tmp_path / "r.png")])
+    main(["encode", out, "digits:test", "--out", str(tmp_path / "c.npy")])
+    main(["report", out, "--out", str(tmp_path / "r.html")])
+    assert "uncertain encoder" in (tmp_path / "r.html").read_text()
 
 
 @pytest.mark.parametrize(

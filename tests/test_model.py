@@ -136,7 +136,7 @@ def test_the_encoder_sees_each_image_once_not_once_per_draw(streamed):
 
     def run(x, key):
         if streamed:
-            return log_likelihood(model, x, key, k=12, chunk=5)
+            return log_likelihood(model, x, key, k=10, chunk=5)
         return draw_log_weights(model, x, 12, key)
 
     found = products(jax.make_jaxpr(run)(X, jax.random.key(4)).jaxpr)

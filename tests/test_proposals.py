@@ -110,17 +110,18 @@ def test_weights_that_forget_the_reverse_model_are_wrong() -> None:
 def test_where_z0_says_nothing_the_weights_are_the_plain_ones(shared: bool, heuristic: str) -> None:
     """On the same draws, to float precision; the bound and its gradient in θ as well."""
     model, plain = hierarchical(shared, heuristic, apart=0.0), CHAIN.model
-    h = model.propose(X, 8, jax.random.key(2))
-    np.testing.assert_allclose(
-        log_weights(model, X, h), log_weights(plain, X, h.latents), rtol=1e-5, atol=1e-5
-    )
+    h = eqx.filter_jit(HierarchicalAutoencoder.propose)(model, X, 8, jax.random.key(2))
 
+    @eqx.filter_jit
+    @partial(eqx.filter_grad, has_aux=True)
     def bound(observation, model, h):
         model = eqx.tree_at(lambda m: m.observation, model, observation)
-        return l_k(log_weights(model, X, h))
+        log_w = log_weights(model, X, h)
+        return l_k(log_w), log_w
 
-    ours = eqx.filter_grad(bound)(plain.observation, model, h)
-    theirs = eqx.filter_grad(bound)(plain.observation, plain, h.latents)
+    ours, log_w = bound(plain.observation, model, h)
+    theirs, expected = bound(plain.observation, plain, h.latents)
+    np.testing.assert_allclose(log_w, expected, rtol=1e-5, atol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
@@ -240,26 +241,36 @@ def test_partial_gradients_that_would_be_biased_are_refused(
 # --- runs -------------------------------------------------------------------------------------
 
 
-def test_a_hierarchical_run_from_the_command_line(tmp_path: Path, capsys) -> None:
-    out = tmp_path / "run"
+@pytest.fixture(scope="module")
+def from_command_line(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("hierarchical") / "run"
     flags = ["--recipe", "smoke", "--epochs", "1", "--hidden", "8", "--latents", "3", "--k", "3"]
     own = ["--proposal", "hierarchical", "--proposal-weights", "balance", "--proposal-latents", "2"]
     main(["train", *flags, *own, "--out", str(out)])
-    main(["evaluate", str(out), "--k", "10", "--limit", "30"])
+    return out
+
+
+def test_a_hierarchical_run_is_evaluated_at_any_k(from_command_line: Path, capsys) -> None:
+    main(["evaluate", str(from_command_line), "--k", "10", "--limit", "30"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "L_10 of draws in blocks of 3, a lower bound of log p(x)" in printed
-    main(["sample", str(out), "--n", "4", "--out", str(tmp_path / "s.png")])
-    main(["reconstruct", str(out), "--n", "2", "--out", str(tmp_path / "r.png")])
-    main(["encode", str(out), "digits:test", "--out", str(tmp_path / "c.npy")])
-    main(["report", str(out), "--out", str(tmp_path / "r.html")])
-    assert "hierarchical proposal by balance weights" in (tmp_path / "r.html").read_text()
-    trained = iwae.load(out)
+    trained = iwae.load(from_command_line)
     assert trained.model.block == 3
     with refused(
         "without_inactive was asked for, but the heads of a hierarchical proposal cannot lose "
         "units; leave it out."
     ):
-        trained.evaluate(k=3, limit=5, without_inactive=True)
+        trained.without_inactive()
+
+
+@pytest.mark.slow
+def test_everything_is_drawn_of_a_hierarchical_run(from_command_line: Path, tmp_path: Path) -> None:
+    out = str(from_command_line)
+    main(["sample", out, "--n", "4", "--out", str(tmp_path / "s.png")])
+    main(["reconstruct", out, "--n", "2", "--out", str(tmp_path / "r.png")])
+    main(["encode", out, "digits:test", "--out", str(tmp_path / "c.npy")])
+    main(["report", out, "--out", str(tmp_path / "r.html")])
+    assert "hierarchical proposal by balance weights" in (tmp_path / "r.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_every_experiment_has_a_recipe_and_models_that_mean_something() -> None:
         configs = {override(config, **settings) for settings in about.models.values()}
         assert len(configs) == len(about.models)
         assert about.published.keys() <= {(d, m) for d in about.datasets for m in about.models}
-    with refused("There is no experiment 'foo' to reproduce; known are iwaeu, ring, manifold."):
+    with refused("There is no experiment 'foo' to reproduce; known are iwaeu, manifold, ring."):
         parse("reproduce", ["foo", "--out", "x"]).run()
 
 

@@ -66,18 +66,21 @@ def test_the_spread_is_that_worked_out_by_hand() -> None:
 
 
 @pytest.mark.slow
-def test_a_shared_z0_is_tighter_than_one_of_its_own_by_keeping_draws_apart() -> None:
-    """On four modes at equal K and steps; the balance heuristic for both."""
+def test_heads_learn_the_modes_that_one_gaussian_cannot_and_keep_apart() -> None:
+    """Five draws on four modes, at equal steps."""
+    starts = {
+        "plain": targets.gaussian_start(),
+        "heads": targets.hierarchical_start(
+            5, shared=True, heuristic="balance", key=jax.random.key(0)
+        ),
+    }
     found = {}
-    for shared in (True, False):
-        start = targets.hierarchical_start(
-            4, shared=shared, heuristic="balance", key=jax.random.key(0)
-        )
+    for name, start in starts.items():
         model = OnTarget(start, targets.mixture)
-        model = targets.learn(model, jax.random.key(1), k=4, steps=3000)
-        log_w = eqx.filter_jit(draw_log_weights)(model, NO_DATA, 400_000, jax.random.key(2))
-        found[shared] = targets.spread(np.asarray(log_w).reshape(-1, 4))
-    tighter = found[True].bound[0] - found[False].bound[0]
-    assert tighter > 5 * np.hypot(found[True].bound[1], found[False].bound[1])
-    covariance, error = found[True].covariance
+        model = targets.learn(model, jax.random.key(1), k=5, steps=3000)
+        log_w = eqx.filter_jit(draw_log_weights)(model, NO_DATA, 300_000, jax.random.key(2))
+        found[name] = targets.spread(np.asarray(log_w).reshape(-1, 5))
+    assert found["plain"].bound[0] < -0.5
+    assert found["heads"].bound[0] > -0.05
+    covariance, error = found["heads"].covariance
     assert covariance < -5 * error
