@@ -306,6 +306,7 @@ def test_an_uncertain_run_is_resumed_bit_for_bit_and_loaded(both, tmp_path: Path
         )
 
 
+@pytest.mark.slow
 def test_the_divergence_pulls_the_weights_to_their_prior(both) -> None:
     held = override(both, weight_kl=5.0, weight_kl_passes=1, epochs=1)
     free, pulled = (iwae.train(c).model for c in (override(both, epochs=1), held))

@@ -46,12 +46,11 @@ def test_a_replica_is_the_run_of_its_seed_bit_for_bit(tiny, alone, tmp_path: Pat
 
 @pytest.mark.parametrize("estimator", [pytest.param("reparam", marks=pytest.mark.slow), "dreg"])
 def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> None:
-    """As on a GPU, after 20 steps of Adam at its full rate; one replica has a step of its own."""
+    """As on a GPU, after 10 steps of Adam at its full rate; one replica has a step of its own."""
     config = TrainingConfig(batch_size=2)
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (60, 5)), jnp.uint8)
     models = [
-        random_model(ModelConfig(2, ((4,), (4,)), (3, 2), "bernoulli"), 5, seed=seed)
-        for seed in range(4)
+        random_model(ModelConfig(1, ((4,),), (3,), "bernoulli"), 5, seed=seed) for seed in range(4)
     ]
     static = eqx.partition(models[0], eqx.is_inexact_array)[1]
     rates = [jnp.asarray([rate]) for rate in (1e-3, 1e-3, 3e-4, 1e-3)]
@@ -73,7 +72,7 @@ def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> N
             tuple(rates),
             images,
             0,
-            20,
+            10,
         )
 
     each, batched = after(vectorized=False), after(vectorized=True)
