@@ -268,6 +268,7 @@ def mean_gradient(model, name: str, n: int):
     return each.mean(0), each.std(0) / jnp.sqrt(n)
 
 
+@pytest.mark.slow
 def test_dreg_has_the_mean_of_reparam() -> None:
     model = small(1)
     (a, a_se), (b, b_se) = (mean_gradient(model, name, 6000) for name in ("reparam", "dreg"))

@@ -186,6 +186,7 @@ def test_a_last_block_that_lacks_heads_is_unbiased_too(shared: bool, heuristic: 
     assert abs(w.mean() - 1) < 4 * error
 
 
+@pytest.mark.slow
 def test_dreg_has_the_mean_of_reparam_where_every_draw_has_its_own_z0() -> None:
     model = hierarchical(False, "uniform")
 
