@@ -283,18 +283,14 @@ def _fresh(unit: str, argument: int, **measurement: str) -> Callable[[Effort], R
 
 
 CASES: dict[str, Callable[[Effort], Result]] = {
-    "training step, 1 layer, K = 1": _training(1, 1, 20),
-    "training step, 1 layer, K = 5": _training(1, 5, 20),
-    "training step, 1 layer, K = 50": _training(1, 50, 20),
-    "training step, 2 layers, K = 50": _training(2, 50, 20),
-    "training step, 1 layer, K = 5, batch 100": _training(1, 5, 100),
-    "training step, 1 layer, K = 50, batch 100": _training(1, 50, 100),
     **{
-        f"anatomy, {layers} layer{'s' * (layers > 1)}, K = {k}": partial(
-            anatomy, layers=layers, k=k
-        )
-        for layers, k in ((1, 1), (1, 5), (1, 50), (2, 50))
+        f"training step, {name}, K = {k}{of}": _training(layers, k, batch)
+        for batch, of in ((20, ""), (100, ", batch 100"))
+        for layers, name in ((1, "1 layer"), (2, "2 layers"))
+        for k in (1, 5, 50)
     },
+    **{f"anatomy, 1 layer, K = {k}": partial(anatomy, layers=1, k=k) for k in (1, 5, 50)},
+    "anatomy, 2 layers, K = 50": partial(anatomy, layers=2, k=50),
     "five replicas, K = 1": partial(replicas, k=1),
     "five replicas, K = 5": partial(replicas, k=5),
     "five replicas, K = 50": partial(replicas, k=50),

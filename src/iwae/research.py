@@ -180,8 +180,8 @@ class Reproduce:
     """Settings to start from; left out: those of the experiment."""
     datasets: str = ""
     """Names, separated by commas; left out: those of the experiment."""
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N|A,B,C")] = (3,)
-    """How many seeds, or which."""
+    seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
+    """How many seeds, or which; left out: 3."""
     draws: int = 5000
     """K of the evaluation."""
     limit: int | None = None
@@ -207,7 +207,8 @@ class Reproduce:
         from iwae import reproduce, runs
         from iwae.progress import TrainingBars, print_reproduced
 
-        seeds = runs.listed(self.seeds[0] if len(self.seeds) == 1 else self.seeds)
+        given = self.seeds or (3,)
+        seeds = runs.listed(given[0] if len(given) == 1 else given)
         datasets = [name for name in self.datasets.split(",") if name]
         with TrainingBars(reproduce.count(self.name, datasets, seeds)) as bars:
             outcomes = reproduce.run(
@@ -229,7 +230,7 @@ class Reproduce:
         from iwae import plates
         from iwae.progress import TrainingBars
 
-        if self.seeds != (3,) or self.datasets:
+        if self.seeds is not None or self.datasets:
             raise InputError(
                 f"seeds or datasets were given, but {self.name} is drawn of one model on its own "
                 f"data; give --seed, or leave them out."

@@ -1,7 +1,7 @@
 """Keys for `jax.random` that draw the same numbers as its own Threefry, faster on a CPU.
 
 There JAX runs the twenty rounds as a loop over arrays in memory. Here they are written out, so that
-they become one pass, several times as fast and sooner compiled (`make bench`, "random words").
+they become one pass.
 """
 
 import math
