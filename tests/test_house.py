@@ -25,7 +25,7 @@ ROWS = [
     ("runs",),
     ("figures",),
     ("report",),
-    ("experiments", "reproduce", "plates"),
+    ("experiments", "reproduce", "plates", "dependence"),
     ("outputs", "flags", "progress"),
     ("research",),
     ("cli",),

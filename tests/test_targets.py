@@ -45,7 +45,9 @@ def proposal(kind: str, heuristic: str = "uniform", k: int = 4):
         heuristic=heuristic,
         key=jax.random.key(1),
     )
-    return eqx.tree_at(lambda p: p.heads.log_sigma.bias, start, jnp.full(2 * k, 0.9))
+    calm = jax.tree.map(lambda a: 0.3 * a if eqx.is_array(a) else a, start.reverse)
+    wide = jnp.full(2 * k, 1.2)
+    return eqx.tree_at(lambda p: (p.heads.log_sigma.bias, p.reverse), start, (wide, calm))
 
 
 @pytest.mark.parametrize(
@@ -59,32 +61,3 @@ def test_every_proposal_estimates_the_evidence_of_a_mixture(kind: str, heuristic
     error = estimates.std() / np.sqrt(len(estimates))
     assert error < 0.03
     assert abs(estimates.mean() - 1) < 4 * error
-
-
-def test_the_spread_is_that_worked_out_by_hand() -> None:
-    """w_1 and w_2 of two estimates: (1, 2) and (3, 1)."""
-    spread = targets.spread(np.log([[1.0, 2.0], [3.0, 1.0]]))
-    np.testing.assert_allclose(spread.bound[0], np.log([1.5, 2.0]).mean())
-    np.testing.assert_allclose(spread.variance[0], 0.125)
-    np.testing.assert_allclose(spread.covariance[0], -1.0)
-
-
-@pytest.mark.slow
-def test_heads_learn_the_modes_that_one_gaussian_cannot_and_keep_apart() -> None:
-    """Five draws on four modes, at equal steps."""
-    starts = {
-        "plain": targets.gaussian_start(),
-        "heads": targets.hierarchical_start(
-            5, shared=True, heuristic="balance", key=jax.random.key(0)
-        ),
-    }
-    found = {}
-    for name, start in starts.items():
-        model = OnTarget(start, targets.mixture)
-        model = targets.learn(model, jax.random.key(1), k=5, steps=3000)
-        log_w = eqx.filter_jit(draw_log_weights)(model, NO_DATA, 300_000, jax.random.key(2))
-        found[name] = targets.spread(np.asarray(log_w).reshape(-1, 5))
-    assert found["plain"].bound[0] < -0.5
-    assert found["heads"].bound[0] > -0.05
-    covariance, error = found["heads"].covariance
-    assert covariance < -5 * error

@@ -8,12 +8,13 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from iwae import threefry
 from iwae.bayesian import UncertainAutoencoder
@@ -312,16 +313,30 @@ def posterior_picture(
         return _png(figure)
 
 
-def scatter_picture(panels: Mapping[str, np.ndarray]) -> bytes:
-    """Points in the plane [n, 2] by title, side by side on one scale, as a PNG."""
-    side = 1.05 * max(float(np.abs(points).max()) for points in panels.values())
+class Panel(NamedTuple):
+    """Points in the plane with a title, and for each a hue in turns, or None for one colour."""
+
+    title: str
+    points: Float[np.ndarray, "n 2"]
+    hue: Float[np.ndarray, " n"] | None = None
+
+
+def scatter_picture(rows: Sequence[Sequence[Panel]]) -> bytes:
+    """Rows of as many panels each on one scale, as a PNG."""
+    side = 1.05 * max(float(np.abs(panel.points).max()) for row in rows for panel in row)
     with _drawing():
-        figure = _figure(2.8 * len(panels), 3.0)
-        all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, (title, points) in zip(all_axes, panels.items(), strict=True):
-            axes.plot(*points.T, ".", color=COLOURS[0], markersize=1.5, alpha=0.4)
-            axes.set(xlim=(-side, side), ylim=(-side, side), aspect="equal")
-            axes.set_title(title)
+        figure = _figure(2.8 * len(rows[0]), 3.0 * len(rows))
+        shape = (len(rows), len(rows[0]))
+        grid = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)
+        for all_axes, row in zip(grid, rows, strict=True):
+            for axes, panel in zip(all_axes, row, strict=True):
+                if panel.hue is None:
+                    axes.plot(*panel.points.T, ".", color=COLOURS[0], markersize=1.5, alpha=0.4)
+                else:
+                    hue = panel.hue % 1
+                    axes.scatter(*panel.points.T, c=hue, cmap="hsv", vmin=0, vmax=1, s=1.5)
+                axes.set(xlim=(-side, side), ylim=(-side, side), aspect="equal")
+                axes.set_title(panel.title)
         return _png(figure)
 
 

@@ -15,6 +15,7 @@ from iwae.bayesian import UncertainAutoencoder
 from iwae.config import RunConfig
 from iwae.evaluation import mean_and_error
 from iwae.experiments import Watchers, finished, versions
+from iwae.figures import Panel
 from iwae.files import write_atomic
 from iwae.settings import flatten, override
 from iwae.targets import slides_ring, slides_ring_log_prob
@@ -56,8 +57,8 @@ def ring(
     entropy, gap = mean_and_error(-exact), mean_and_error(exact - e.log_likelihoods)
     picture = out / "ring" / "ring.png"
     of_model = trained.sample(SHOWN, seed=config.seed, mean=False)
-    panels = {"data": points.test[:SHOWN], "draws from the model": of_model}
-    write_atomic(picture, figures.scatter_picture(panels))
+    panels = Panel("data", points.test[:SHOWN]), Panel("draws from the model", of_model)
+    write_atomic(picture, figures.scatter_picture([panels]))
     record = {"k": k, "n": e.n, "nll": (e.nll, e.nll_se), "exact": entropy, "gap": gap}
     lines = (
         f"NLL (L_{k}) of {e.n:,} test points: {e.nll:.3f} ± {e.nll_se:.3f} nats",

@@ -115,6 +115,14 @@ def nats(value: float, error: float) -> str:
     return f"{value:.2f}" if math.isnan(error) else f"{value:.2f} ± {error:.2f}"
 
 
+def measured(value: float, error: float) -> str:
+    """A value to the leading digit of its standard error, e.g. −0.093 ± 0.002."""
+    if not 0 < error < math.inf:
+        return f"{value:.4g}"
+    digits = max(0, -math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
 def print_evaluation(result: Evaluation) -> None:
     """The figures of an evaluation, a line each."""
     table = Table(show_header=False, box=None)
@@ -209,6 +217,33 @@ def print_reproduced(outcomes: list[Any], source: str) -> None:
     console.print(
         f"Seeds: {len(first.evaluations)}; passes: {e['passes']}; test images: {e['n']:,}. ± is a "
         f"standard error over seeds, of Δ over paired differences. Published: {source}."
+    )
+
+
+def print_dependence(rows: list[Any], seeds: int) -> None:
+    """Bounds, NLL and the moments of weights of every proposal, a table for each data set."""
+    console = Console()
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        names = ("bound", "NLL", "Cov(w_i, w_j)", "Var(p̂)", "Var(log p̂)")
+        table = Table("K", Column("proposal", no_wrap=True), *names, title=dataset)
+        for row in rows:
+            if row.dataset != dataset:
+                continue
+            table.add_row(
+                f"{row.k}",
+                Text(row.name),
+                measured(*row.bound),
+                "–" if row.nll is None else measured(*row.nll),
+                measured(*row.covariance),
+                measured(*row.variance),
+                measured(*row.log_variance),
+                end_section=row.name == rows[-1].name,
+            )
+        console.print(table)
+    console.print(
+        f"Seeds: {seeds}; ± is a standard error over them. Bound (L_K at the K of the row) and NLL "
+        f"in nats; p̂ = (1/K) Σ w_i, with weights relative to p(x), which is 1 in the plane and "
+        f"exp(−NLL) elsewhere."
     )
 
 

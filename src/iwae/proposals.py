@@ -7,6 +7,11 @@ model, and weights π_j(z_j|z_0) that sum to 1 over j at every z,
 
 so that log (1/K) Σ w_j is a lower bound of log p(x) (Huang et al. 2019). A z_0 that all draws share
 lets them keep apart from one another, which lowers the variance of the mean of their weights.
+
+With uniform weights π_j = 1/K every w_j has the mean p(x) by itself, so each head has a reverse
+model r_j of its own. Where π_j depends on z only their sum over j is 1, and all share one r.
+Since E[w_j | z_0] = r_j(z_0|x) p(x) / q(z_0|x) under uniform weights, one r for all would leave
+Cov(w_i, w_j) ≥ 0: by reverse models of their own can heads take turns.
 """
 
 from collections.abc import Callable
@@ -56,6 +61,19 @@ class Heads(eqx.Module):
         return shaped(self.mu(v) + self.skip(z0)), shaped(self.log_sigma(v))
 
 
+class Reverse(eqx.Module):
+    """r(z_0|z, x) from (features of x, e_j, z): a Gaussian whose μ is also linear in z."""
+
+    conditional: Gaussian
+    skip: Linear
+    """From z straight to μ."""
+
+    def __call__(self, v: Float[Array, " f"]) -> tuple[Float[Array, " d0"], Float[Array, " d0"]]:
+        """(μ, log σ) of z_0."""
+        mu, log_sigma = self.conditional(v)
+        return mu + self.skip(v[-self.skip.weight.shape[1] :]), log_sigma
+
+
 class Draws(NamedTuple):
     """Draws z_i from head i mod J, each with the z_0 that it came from."""
 
@@ -74,13 +92,23 @@ class HierarchicalProposal(eqx.Module):
     heads: Callable[[Array, Array], tuple[Array, Array]]
     """From (features of x, z_0) to (μ, log σ) of every head, each [J, d]."""
     reverse: Conditional
-    """From (features of x, z) to the moments of z_0."""
+    """From (features of x, e_j, z) to the moments of z_0; e_j, which is 1 for head j and 0 for the
+    others, is left out unless the weights are uniform."""
     block: int = eqx.field(static=True)
     """J, draws of a block."""
     shared: bool = eqx.field(static=True)
     """Whether the draws of a block have one z_0 in common, or each its own."""
     heuristic: Heuristic = eqx.field(static=True)
     """π_j: uniform is 1/J, balance q_j / Σ_i q_i, power q_j² / Σ_i q_i²."""
+
+    @property
+    def independent_draws(self) -> bool:
+        return not self.shared
+
+    @property
+    def density_of_draws(self) -> bool:
+        """Whether the density in the weights is that of the draws, as partial gradients need."""
+        return self.heuristic == "uniform"
 
     def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Draws:
         """K draws, blocks of J one after the other; the last may lack its last heads."""
@@ -121,8 +149,10 @@ class HierarchicalProposal(eqx.Module):
     def log_reverse(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
         """log r(z_0|z, x), per draw."""
         features = self.features(x)
-        reverse = lambda z: self.reverse(jnp.concatenate([features, z]))
-        return log_normal(h.z0, *jax.vmap(reverse)(h.latents[0]))
+        head = jnp.arange(len(h.z0)) % self.block
+        of_head = jax.nn.one_hot(head, self.block if self.heuristic == "uniform" else 0)
+        reverse = lambda e, z: self.reverse(jnp.concatenate([features, e, z]))
+        return log_normal(h.z0, *jax.vmap(reverse)(of_head, h.latents[0]))
 
     def mean(
         self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
@@ -153,14 +183,21 @@ def hierarchical(
     heuristic: Heuristic,
     key: PRNGKeyArray,
 ) -> HierarchicalProposal:
-    """Heads and reverse model with one tanh layer of `width` units, q(z_0|x) near N(0, I)."""
-    keys = jax.random.split(key, 4)
-    trunk = MLP(n_features + latents, (width,), key=keys[0])
+    """Heads and reverse model with one tanh layer of `width` units, and q(z_0|x) that starts as
+    N(0, I)."""
+    keys = jax.random.split(key, 5)
+    own = block if heuristic == "uniform" else 0
+    trunk = MLP(n_features + own + latents, (width,), key=keys[0])
+    first = Gaussian(eqx.nn.Identity(), n_features, n_0, key=keys[1])
+    zero = lambda linear: jax.tree.map(jnp.zeros_like, linear)
     return HierarchicalProposal(
         features=features,
-        first=Gaussian(eqx.nn.Identity(), n_features, n_0, key=keys[1]),
+        first=eqx.tree_at(lambda of: (of.mu, of.log_sigma), first, replace_fn=zero),
         heads=Heads(n_features, n_0, width, block, latents, key=keys[2]),
-        reverse=Gaussian(trunk, width, n_0, key=keys[3]),
+        reverse=Reverse(
+            conditional=Gaussian(trunk, width, n_0, key=keys[3]),
+            skip=glorot_linear(latents, n_0, key=keys[4]),
+        ),
         block=block,
         shared=shared,
         heuristic=heuristic,
@@ -186,12 +223,11 @@ class HierarchicalAutoencoder(Autoencoder):
 
     @property
     def independent_draws(self) -> bool:
-        return not self.proposal.shared
+        return self.proposal.independent_draws
 
     @property
     def density_of_draws(self) -> bool:
-        """Whether the density in the weights is that of the draws, as partial gradients need."""
-        return self.proposal.heuristic == "uniform"
+        return self.proposal.density_of_draws
 
     def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Any:
         return self.proposal.propose(x, k, key)

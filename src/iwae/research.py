@@ -1,6 +1,7 @@
 """Commands of the researcher: gradients, posteriors, comparisons."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ PLACES = ("out", "data_dir", "overwrite", "run_folder")
 """Flags that say where things are, and nothing of what they are."""
 
 
-REPRODUCED = ("iwaeu", "ring", "manifold")
+REPRODUCED = ("iwaeu", "hiwae", "ring", "manifold")
 """Experiments that `iwae reproduce` knows; each has a recipe of its name."""
 
 PICTURED = ("ring", "manifold")
@@ -182,6 +183,8 @@ class Reproduce:
     """Names, separated by commas; left out: those of the experiment."""
     seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
     """How many seeds, or which; left out: 3."""
+    ks: tuple[int, ...] | None = None
+    """Numbers of draws K that hiwae compares; left out: 2, 5, 10, 20."""
     draws: int = 5000
     """K of the evaluation."""
     limit: int | None = None
@@ -197,19 +200,56 @@ class Reproduce:
         if self.name not in REPRODUCED:
             known = nearest(self.name, list(REPRODUCED))
             raise InputError(f"There is no experiment {self.name!r} to reproduce; {known}.")
+        if self.ks is not None and self.name != "hiwae":
+            raise InputError(
+                f"ks were given, but {self.name} has one K, that of its objective; give --k."
+            )
         check_output(self.record, (".json",), overwrite=self.overwrite)
-        content = self._draw() if self.name in PICTURED else self._compare()
+        if self.name == "hiwae":
+            content = self._depend()
+        else:
+            content = self._draw() if self.name in PICTURED else self._compare()
         if self.record is not None:
             write_atomic(self.record, json.dumps(content, indent=1))
 
-    def _compare(self) -> dict[str, Any]:
-        """Print the table, and return its record."""
-        from iwae import reproduce, runs
-        from iwae.progress import TrainingBars, print_reproduced
+    def _listed(self) -> tuple[list[str], Sequence[int]]:
+        """Data sets and seeds."""
+        from iwae import runs
 
         given = self.seeds or (3,)
         seeds = runs.listed(given[0] if len(given) == 1 else given)
-        datasets = [name for name in self.datasets.split(",") if name]
+        return [name for name in self.datasets.split(",") if name], seeds
+
+    def _depend(self) -> dict[str, Any]:
+        """Print the table, write the pictures, and return the record."""
+        from iwae import dependence
+        from iwae.progress import TrainingBars, print_dependence
+
+        datasets, seeds = self._listed()
+        ks = self.ks or dependence.KS
+        with TrainingBars(dependence.count(datasets, seeds, ks)) as bars:
+            rows, pictures = dependence.run(
+                self.config,
+                self.out,
+                seeds=seeds,
+                k=self.draws,
+                watch=bars,
+                datasets=datasets,
+                ks=ks,
+                limit=self.limit,
+                data_dir=self.data_dir,
+            )
+        print_dependence(rows, len(seeds))
+        for path in pictures:
+            print(f"Wrote {path}.")
+        return dependence.record(self.config, rows, seeds)
+
+    def _compare(self) -> dict[str, Any]:
+        """Print the table, and return its record."""
+        from iwae import reproduce
+        from iwae.progress import TrainingBars, print_reproduced
+
+        datasets, seeds = self._listed()
         with TrainingBars(reproduce.count(self.name, datasets, seeds)) as bars:
             outcomes = reproduce.run(
                 self.name,

@@ -5,19 +5,15 @@ They stand for the posterior of one example: a proposal is tried on them without
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.bounds import iwae
-from iwae.evaluation import mean_and_error
-from iwae.model import block_of, draw_log_weights, log_normal, log_standard_normal
-from iwae.proposals import Heuristic, HierarchicalProposal, hierarchical
+from iwae.model import block_of, log_normal, log_standard_normal
+from iwae.proposals import HierarchicalProposal
 
 Point = Float[Array, " 2"]
 NO_DATA = jnp.zeros(1)
@@ -37,11 +33,21 @@ def ring(z: Point) -> Float[Array, ""]:
     return -0.5 * ((radius - r) / s) ** 2 - math.log(2 * math.pi * (near + away))
 
 
+MODES, AROUND, WIDTH = 8, 2.5, 0.4
+"""Of the mixture: how many, the radius of the circle they lie on, and σ."""
+
+
+def _centres(n: Float[Array, " n"]) -> Float[Array, "n 2"]:
+    """Of the modes of these numbers."""
+    angle = 2 * jnp.pi * n / MODES
+    return AROUND * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+
+
 def mixture(z: Point) -> Float[Array, ""]:
-    """Four Gaussians of σ = 0.4 at (±1.5, ±1.5), alike."""
-    centres = jnp.array([[a, b] for a in (-1.5, 1.5) for b in (-1.5, 1.5)])
-    each = log_normal(z, centres, jnp.full((4, 2), jnp.log(0.4)))
-    return jax.nn.logsumexp(each) - jnp.log(4.0)
+    """Eight Gaussians of σ = 0.4, alike, evenly on a circle of radius 2.5."""
+    centres = _centres(jnp.arange(MODES))
+    each = log_normal(z, centres, jnp.full(centres.shape, jnp.log(WIDTH)))
+    return jax.nn.logsumexp(each) - jnp.log(MODES)
 
 
 def banana(z: Point) -> Float[Array, ""]:
@@ -71,7 +77,7 @@ def draw(name: str, n: int, key: PRNGKeyArray) -> Float[Array, "n 2"]:
     if name == "ring":
         return _on_ring(n, key_c) * u / jnp.linalg.norm(u, axis=1, keepdims=True)
     if name == "mixture":
-        return 0.4 * u + 1.5 * jax.random.rademacher(key_c, (n, 2))
+        return WIDTH * u + _centres(jax.random.randint(key_c, (n,), 0, MODES))
     if name == "banana":
         return jnp.stack([1.5 * first, (1.5 * first) ** 2 / 2 - 1 + 0.5 * second], axis=1)
     return jnp.stack([first, jnp.exp(first / 2) * second], axis=1)
@@ -103,6 +109,8 @@ class GaussianProposal(eqx.Module):
 
     mu: Float[Array, " d"]
     log_sigma: Float[Array, " d"]
+    independent_draws: ClassVar[bool] = True
+    density_of_draws: ClassVar[bool] = True
 
     def propose(self, x: Array, k: int, key: PRNGKeyArray) -> Float[Array, "k d"]:
         epsilon = jax.random.normal(key, (k, len(self.mu)))
@@ -124,11 +132,11 @@ class OnTarget(eqx.Module):
 
     @property
     def independent_draws(self) -> bool:
-        return not getattr(self.proposal, "shared", False)
+        return self.proposal.independent_draws
 
     @property
     def density_of_draws(self) -> bool:
-        return getattr(self.proposal, "heuristic", "uniform") == "uniform"
+        return self.proposal.density_of_draws
 
     def propose(self, x: Array, k: int, key: PRNGKeyArray) -> Any:
         return self.proposal.propose(x, k, key)
@@ -141,67 +149,3 @@ class OnTarget(eqx.Module):
 
     def log_proposal(self, x: Array, h: Any) -> Float[Array, " k"]:
         return self.proposal.log_prob(x, h)
-
-
-def gaussian_start() -> GaussianProposal:
-    """Where the independent proposal starts: N(0, I)."""
-    return GaussianProposal(jnp.zeros(2), jnp.zeros(2))
-
-
-def hierarchical_start(
-    k: int, *, shared: bool, heuristic: Heuristic, key: PRNGKeyArray, width: int = 32
-) -> HierarchicalProposal:
-    """k heads on a z_0 of two units."""
-    nothing: Callable[[Array], Array] = eqx.nn.Identity()
-    return hierarchical(
-        nothing, 1, 2, n_0=2, width=width, block=k, shared=shared, heuristic=heuristic, key=key
-    )
-
-
-@eqx.filter_jit
-def learn(
-    model: OnTarget, key: PRNGKeyArray, *, k: int, steps: int, rate: float = 3e-3, batch: int = 64
-) -> OnTarget:
-    """The model after so many steps of Adam on the mean of L_k over a batch of estimates."""
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
-
-    def loss(params: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
-        model = eqx.combine(params, static)
-        bound = lambda key: iwae(draw_log_weights(model, NO_DATA, k, key))
-        return -jnp.mean(jax.vmap(bound)(jax.random.split(key, batch)))
-
-    def step(state: PyTree, key: PRNGKeyArray) -> tuple[PyTree, None]:
-        params, opt_state = state
-        updates, opt_state = adam.update(jax.grad(loss)(params, key), opt_state)
-        return (optax.apply_updates(params, updates), opt_state), None
-
-    start = (params, adam.init(params))
-    (params, _), _ = jax.lax.scan(step, start, jax.random.split(key, steps))
-    return eqx.combine(params, static)
-
-
-class Spread(NamedTuple):
-    """How much an estimate p̂ = (1/K) Σ w_i varies; each with its standard error."""
-
-    bound: tuple[float, float]
-    """E[log p̂], in nats."""
-    variance: tuple[float, float]
-    """Var(p̂)."""
-    covariance: tuple[float, float]
-    """Cov(w_i, w_j), mean over i ≠ j."""
-
-
-def spread(log_w: np.ndarray) -> Spread:
-    """Of log-weights [n, K] of n estimates, relative to the evidence."""
-    log_w = np.asarray(log_w, np.float64)
-    n, k = log_w.shape
-    w = np.exp(log_w)
-    apart = w - w.mean(axis=0)
-    estimate = w.mean(axis=1)
-    pairs = (apart.sum(axis=1) ** 2 - (apart**2).sum(axis=1)) / (k * (k - 1)) if k > 1 else None
-    return Spread(
-        bound=mean_and_error(np.log(estimate)),
-        variance=mean_and_error((estimate - estimate.mean()) ** 2 * n / (n - 1)),
-        covariance=(0.0, 0.0) if pairs is None else mean_and_error(pairs * n / (n - 1)),
-    )

@@ -229,17 +229,7 @@ class Trained:
         One fresh binarisation and all draws come from `seed`, not from the run's, so that runs on
         the same data see the same pixels. `memory` is the budget in bytes of a block of draws.
         """
-        if mean_weights:
-            at_the_mean = self.at_the_mean().evaluate(
-                k=k,
-                split=split,
-                limit=limit,
-                seed=seed,
-                memory=memory,
-                without_inactive=without_inactive,
-                progress=progress,
-            )
-            return dataclasses.replace(at_the_mean, mean_weights=True)
+        of = self.at_the_mean() if mean_weights else self
         images = self.data().split(split)
         if limit is not None and limit < 1:
             raise InputError(
@@ -247,12 +237,12 @@ class Trained:
             )
         images = images[:limit]
         began = time.monotonic()
-        values = self.log_likelihoods(images, k=k, seed=seed, memory=memory, progress=progress)
-        parts = self._terms(images, seed)
-        active = self.activity(images, seed=seed)
+        values = of.log_likelihoods(images, k=k, seed=seed, memory=memory, progress=progress)
+        parts = of._terms(images, seed)
+        active = of.activity(images, seed=seed)
         smaller = None
         if without_inactive:
-            restricted = dataclasses.replace(self, model=self.without_inactive())
+            restricted = dataclasses.replace(of, model=of.without_inactive())
             pruned = restricted.log_likelihoods(images, k=k, seed=seed, memory=memory)
             smaller = -mean_and_error(pruned)[0]
         mean, error = mean_and_error(values)
@@ -275,7 +265,7 @@ class Trained:
             seconds=time.monotonic() - began,
             device=jax.devices()[0].device_kind,
             note="; ".join(n for n in (self.seen.note, self._blocks(k)) if n),
-            mean_weights=False,
+            mean_weights=mean_weights,
             log_likelihoods=values,
         )
 

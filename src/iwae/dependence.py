@@ -1,0 +1,355 @@
+"""What draws that know of one another gain: three proposals at equal K and budget (H-IWAE).
+
+Compared are independent draws (IWAE), heads on a z_0 that each draws for itself, and heads on one
+z_0 that all share; on densities in the plane, where the evidence is 1, and in trained autoencoders.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from iwae import figures, runs, targets, threefry
+from iwae.bounds import iwae
+from iwae.config import RunConfig
+from iwae.errors import InputError
+from iwae.evaluation import mean_and_error, over_examples
+from iwae.experiments import Watchers, finished, versions
+from iwae.figures import Panel
+from iwae.files import write_atomic
+from iwae.loop import Watcher
+from iwae.model import draw, draw_log_weights
+from iwae.proposals import Heuristic, hierarchical
+from iwae.settings import flatten, override
+from iwae.targets import NO_DATA, TARGETS, GaussianProposal, OnTarget
+from iwae.trained import Trained
+
+SOURCE = "Huang et al. 2019"
+
+KINDS = {
+    "IWAE": "independent",
+    "own z_0": "hierarchical-independent",
+    "shared z_0": "hierarchical",
+}
+"""The proposals that are compared, by name."""
+
+KS = (2, 5, 10, 20)
+DATASETS = ("mixture", "mnist")
+
+STEPS, RATE, BATCH, UNITS = 8000, 1e-2, 64, 32
+"""On a density in the plane: steps of Adam, the rate that a cosine takes to 0, estimates in a step,
+and hidden units."""
+
+ESTIMATES, BLOCKS = 20_000, 100
+"""Estimates p̂ that are measured on a density in the plane, and of each image."""
+
+DRAWN, POINTS = 5, 4000
+"""Largest K that is drawn, and points of a panel."""
+
+
+class Spread(NamedTuple):
+    """How an estimate p̂ = (1/K) Σ w_i of an evidence of 1 varies."""
+
+    bound: Float[np.ndarray, "..."]
+    """E[log p̂], in nats."""
+    covariance: Float[np.ndarray, "..."]
+    """Cov(w_i, w_j), mean over i ≠ j."""
+    variance: Float[np.ndarray, "..."]
+    """Var(p̂) = (1/K²) (Σ_i Var(w_i) + Σ_{i≠j} Cov(w_i, w_j))."""
+    log_variance: Float[np.ndarray, "..."]
+    """Var(log p̂), which rare large weights hardly touch."""
+
+
+def spread(log_w: Float[np.ndarray, "... n k"]) -> Spread:
+    """Of the log-weights of n estimates, K ≥ 2 draws each."""
+    log_w = np.asarray(log_w, np.float64)
+    n, k = log_w.shape[-2:]
+    w = np.exp(log_w)
+    estimates = w.mean(axis=-1)
+    apart = w - w.mean(axis=-2, keepdims=True)
+    products = apart.sum(axis=-1) ** 2 - (apart**2).sum(axis=-1)
+    return Spread(
+        bound=np.log(estimates).mean(axis=-1),
+        covariance=products.sum(axis=-1) / (k * (k - 1) * (n - 1)),
+        variance=estimates.var(axis=-1, ddof=1),
+        log_variance=np.log(estimates).var(axis=-1, ddof=1),
+    )
+
+
+Figure = tuple[float, float]
+"""Mean over seeds with its standard error, nan for a single seed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A proposal at one K; bounds and NLL in nats, moments of weights relative to p(x)."""
+
+    dataset: str
+    k: int
+    name: str
+    bound: Figure
+    nll: Figure | None
+    """None where the evidence is known."""
+    covariance: Figure
+    variance: Figure
+    log_variance: Figure
+    seconds: list[float]
+    """To learn, by seed; together where the seeds are learned together."""
+
+
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    k: int,
+    watch: Watchers,
+    datasets: Sequence[str] = (),
+    ks: Sequence[int] = KS,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+) -> tuple[list[Row], list[Path]]:
+    """Every proposal for every K on every data set or density; pictures of the smaller K on these.
+
+    NLL is L_k. Finished runs in `out` are reused and interrupted ones resumed; what is learned on
+    a density takes seconds and is learned again.
+    """
+    if config.model.proposal != "hierarchical":
+        raise InputError(
+            f"proposal = {config.model.proposal} was given, but every proposal is compared; leave "
+            f"it out."
+        )
+    if min(ks) < 2:
+        raise InputError(
+            f"K = {min(ks)} was given, but draws depend on one another from 2 on; give 2 or more."
+        )
+    heuristic = config.model.proposal_weights
+    rows: list[Row] = []
+    pictures: list[Path] = []
+    for dataset in datasets or DATASETS:
+        for draws in ks:
+            found: dict[str, OnTarget] = {}
+            for name, proposal in KINDS.items():
+                about = f"{dataset}, K = {draws}, {name}"
+                if dataset in TARGETS:
+                    watcher = watch.cell(about, 1)
+                    row, found[name] = _on_target(dataset, draws, name, heuristic, seeds, watcher)
+                else:
+                    own: dict[str, Any] = {"proposal": proposal, "k": draws, "dataset": dataset}
+                    if proposal == "independent":
+                        own["proposal_weights"] = "uniform"
+                    trained = []
+                    for seed in seeds:
+                        settings = override(config, seed=seed, **own)
+                        watcher = watch.cell(f"{about}, seed {seed}", config.training.epochs)
+                        place = out / dataset / f"k-{draws}" / proposal / f"seed-{seed}"
+                        trained.append(finished(place, settings, watcher, data_dir))
+                    row = _of_models(dataset, draws, name, trained, k, limit)
+                rows.append(row)
+            if found and draws <= DRAWN:
+                pictures.append(out / dataset / f"k-{draws}.png")
+                pictures[-1].parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(pictures[-1], picture(dataset, found, draws, seeds[0]))
+    return rows, pictures
+
+
+def count(datasets: Sequence[str], seeds: Sequence[int], ks: Sequence[int] = KS) -> int:
+    """How many times `run` learns something."""
+    each = [1 if dataset in TARGETS else len(seeds) for dataset in datasets or DATASETS]
+    return sum(each) * len(ks) * len(KINDS)
+
+
+def start(name: str, k: int, heuristic: Heuristic, key: PRNGKeyArray) -> Any:
+    """What a proposal in the plane starts from: N(0, I), or K heads on a z_0 of two units."""
+    if name == "IWAE":
+        return GaussianProposal(jnp.zeros(2), jnp.zeros(2))
+    return hierarchical(
+        eqx.nn.Identity(),
+        len(NO_DATA),
+        2,
+        n_0=2,
+        width=UNITS,
+        block=k,
+        shared=name == "shared z_0",
+        heuristic=heuristic,
+        key=key,
+    )
+
+
+def learn(
+    model: OnTarget, key: PRNGKeyArray, *, k: int, steps: int, watch: Watcher | None = None
+) -> OnTarget:
+    """The model after so many steps of Adam on the mean of L_k over a batch of estimates.
+
+    `model` may hold several along a leading axis, as many as there are keys.
+    """
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    adam = optax.adam(optax.cosine_decay_schedule(RATE, steps))
+
+    def loss(params: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
+        model = eqx.combine(params, static)
+        bound = lambda key: iwae(draw_log_weights(model, NO_DATA, k, key))
+        return -jnp.mean(jax.vmap(bound)(jax.random.split(key, BATCH)))
+
+    def step(state: PyTree, key: PRNGKeyArray) -> tuple[PyTree, Array]:
+        params, opt_state = state
+        value, gradient = jax.value_and_grad(loss)(params, key)
+        updates, opt_state = adam.update(gradient, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), -value
+
+    def some(state: PyTree, key: PRNGKeyArray, at: Array) -> tuple[PyTree, Array]:
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(at)
+        state, bounds = jax.lax.scan(step, state, keys)
+        return state, jnp.mean(bounds)
+
+    begin, advance = adam.init, some
+    if key.ndim:
+        begin, advance = jax.vmap(begin), jax.vmap(advance, (0, 0, None))
+    advance = jax.jit(advance)
+    state = (params, begin(params))
+    began = time.monotonic()
+    for at in np.array_split(np.arange(steps), min(8, steps)):
+        state, bound = advance(state, key, jnp.asarray(at))
+        if watch is not None:
+            done, value = int(at[-1]) + 1, float(jnp.mean(bound))
+            rate = done * BATCH * key.size / (time.monotonic() - began)
+            watch.on_chunk(done, steps, value, rate)
+    if watch is not None:
+        row = {"pass": 1, "train_bound": value, "seconds": time.monotonic() - began}
+        watch.on_pass(row)
+    return eqx.combine(state[0], static)
+
+
+def _on_target(
+    dataset: str, k: int, name: str, heuristic: Heuristic, seeds: Sequence[int], watch: Watcher
+) -> tuple[Row, OnTarget]:
+    """A proposal learned once with every seed, all of them together, and that of the first."""
+    began = time.monotonic()
+    keys = jnp.stack([threefry.key(seed) for seed in seeds])
+    key_start, key_learn, key_measure = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
+
+    def model_of(key: PRNGKeyArray) -> OnTarget:
+        return OnTarget(start(name, k, heuristic, key), TARGETS[dataset])
+
+    def measured(model: OnTarget, key: PRNGKeyArray) -> Float[Array, "n k"]:
+        each = lambda key: draw_log_weights(model, NO_DATA, k, key)
+        return jax.lax.map(each, jax.random.split(key, ESTIMATES), batch_size=1000)
+
+    models = eqx.filter_vmap(model_of)(key_start)
+    models = learn(models, key_learn, k=k, steps=STEPS, watch=watch)
+    log_w = eqx.filter_jit(eqx.filter_vmap(measured))(models, key_measure)
+    found = spread(np.asarray(log_w))
+    row = Row(
+        dataset=dataset,
+        k=k,
+        name=name,
+        nll=None,
+        seconds=[time.monotonic() - began],
+        **{of: mean_and_error(values) for of, values in found._asdict().items()},
+    )
+    return row, jax.tree.map(lambda a: a[0] if eqx.is_array(a) else a, models)
+
+
+def _of_models(
+    dataset: str, draws: int, name: str, trained: Sequence[Trained], k: int, limit: int | None
+) -> Row:
+    """Bound, NLL and the moments of weights of the same model under each seed."""
+    evaluations = [runs.evaluate(one, k=k, limit=limit) for one in trained]
+    found = [
+        weights_of(one, draws, e.log_likelihoods)
+        for one, e in zip(trained, evaluations, strict=True)
+    ]
+    over_seeds = {
+        of: mean_and_error(np.array([getattr(one, of).mean() for one in found]))
+        for of in Spread._fields
+    }
+    bounds = [
+        (e.log_likelihoods + one.bound).mean() for e, one in zip(evaluations, found, strict=True)
+    ]
+    return Row(
+        dataset=dataset,
+        k=draws,
+        name=name,
+        nll=mean_and_error(np.array([e.nll for e in evaluations])),
+        seconds=[runs.training_seconds(one) for one in trained],
+        **over_seeds | {"bound": mean_and_error(np.array(bounds))},
+    )
+
+
+def weights_of(trained: Trained, k: int, log_evidence: Float[np.ndarray, " n"]) -> Spread:
+    """The spread of estimates of the first n test images, each relative to its log p(x)."""
+    images = trained.data().test[: len(log_evidence)]
+    log_w = over_examples(
+        eqx.Partial(_estimates, k=k, n=BLOCKS),
+        trained.model,
+        images,
+        trained.seen.observer,
+        seed=trained.config.seed,
+        draws=k * BLOCKS,
+    )
+    return spread(log_w - log_evidence[:, None, None])
+
+
+def _estimates(
+    model: Any, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, n: int
+) -> Float[Array, "n k"]:
+    one = lambda key: draw_log_weights(model, x, k, key)
+    return jax.lax.map(one, jax.random.split(key, n))
+
+
+def picture(dataset: str, models: Mapping[str, OnTarget], k: int, seed: int) -> bytes:
+    """The density, draws of each head and what their weights keep, a row each proposal: PNG.
+
+    Draws have the colour of the direction of their z_0, so that draws of one shared z_0 are alike.
+    """
+    key_exact, *keys = jax.random.split(threefry.key(seed), 1 + len(models))
+    exact = Panel(dataset, np.asarray(targets.draw(dataset, POINTS, key_exact)))
+    rows: list[list[Panel]] = []
+    for (name, model), key in zip(models.items(), keys, strict=True):
+        h, log_w = jax.tree.map(np.asarray, _draws(model, k, jax.random.split(key, POINTS)))
+        if isinstance(model.proposal, GaussianProposal):
+            z, hue = h, None
+        else:
+            (z,), z0 = h.latents, h.z0
+            hue = np.arctan2(z0[..., 1], z0[..., 0]) / (2 * np.pi)
+        noise = np.random.default_rng(seed).gumbel(size=log_w.shape)
+        shown: dict[str, Any] = {f"{name}: draw {j + 1}": (slice(None), j) for j in range(k)}
+        shown["kept by weight"] = np.arange(POINTS), np.argmax(log_w + noise, axis=1)
+        of = lambda at, hue=hue: None if hue is None else hue[at]
+        rows.append([exact, *(Panel(title, z[at], of(at)) for title, at in shown.items())])
+    return figures.scatter_picture(rows)
+
+
+@eqx.filter_jit
+def _draws(model: OnTarget, k: int, keys: PRNGKeyArray) -> tuple[Any, Array]:
+    """(h, log w) of K draws under each key."""
+
+    def one(key: PRNGKeyArray) -> tuple[Any, Array]:
+        h, log_q = draw(model, NO_DATA, k, key)
+        return h, model.log_joint(NO_DATA, h) - log_q
+
+    return jax.vmap(one)(keys)
+
+
+def record(config: RunConfig, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, Any]:
+    """The rows with all that is needed to have them again."""
+    own = {"dataset", "seed", "k", "proposal"}
+    settings = {n: v for n, v in flatten(config).items() if v is not None and n not in own}
+    plane = {"steps": STEPS, "rate": RATE, "batch": BATCH, "units": UNITS, "estimates": ESTIMATES}
+    return {
+        **versions(),
+        "experiment": "hiwae",
+        "source": SOURCE,
+        "settings": settings,
+        "seeds": list(seeds),
+        "in_the_plane": plane,
+        "rows": [asdict(row) for row in rows],
+    }
