@@ -288,15 +288,9 @@ def flat_jax(tree):
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-CASES = [
-    pytest.param(2, "binary"),
-    pytest.param(1, "binary", marks=pytest.mark.slow),
-    pytest.param(1, "real", marks=pytest.mark.slow),
-    pytest.param(2, "real", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize(("layers", "kind"), CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["binary", "real"])
+@pytest.mark.parametrize("layers", [1, 2])
 def test_dreg_agrees_with_autodiff_in_the_mean_and_varies_less(layers, kind):
     """For every smooth bound; ‖difference‖² within 3 standard errors of 0, θ and φ."""
     (model, x), k = autoencoder(layers, kind), 6
@@ -352,7 +346,7 @@ def test_snr_laws():
         bounds=lambda k: iwae,
         estimators=["reparam", "dreg"],
         ks=[8, 32, 128],
-        repeats=16_000,
+        repeats=10_000,
         phi=lambda m: (m.e, m.log_s),
     )
     found = {(s.estimator, s.parameters): s for s in laboratory.slopes(measured)}

@@ -44,7 +44,7 @@ def test_a_replica_is_the_run_of_its_seed_bit_for_bit(tiny, alone, tmp_path: Pat
     assert [p.name for p in folder.replicas(tmp_path / "out")] == ["seed-0", "seed-3"]
 
 
-@pytest.mark.parametrize("estimator", [pytest.param("reparam", marks=pytest.mark.slow), "dreg"])
+@pytest.mark.parametrize("estimator", ["reparam", pytest.param("dreg", marks=pytest.mark.slow)])
 def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> None:
     """As on a GPU, after 10 steps of Adam at its full rate; one replica has a step of its own."""
     config = TrainingConfig(batch_size=2)
