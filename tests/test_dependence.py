@@ -98,6 +98,14 @@ def test_a_shared_z0_is_tighter_than_one_of_its_own_and_its_weights_keep_apart()
     assert shared.log_variance[0] < own.log_variance[0]
 
 
+def test_weights_are_of_the_images_that_were_evaluated(tiny: RunConfig) -> None:
+    """Whose binarisation is not that of the run's seed: other pixels are many nats away."""
+    trained = runs.untrained(override(tiny, seed=5, binarization="dynamic"))
+    evaluation = trained.evaluate(k=400, limit=10)
+    spread = dependence.weights_of(trained, 100, evaluation)
+    assert np.mean(np.abs(spread.bound)) < 0.5
+
+
 def test_the_comparison_from_the_command_line(tmp_path: Path, capsys, monkeypatch) -> None:
     for name, value in (("STEPS", 16), ("ESTIMATES", 1000), ("BLOCKS", 4), ("POINTS", 50)):
         monkeypatch.setattr(dependence, name, value)

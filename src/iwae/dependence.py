@@ -30,7 +30,7 @@ from iwae.model import draw, draw_log_weights
 from iwae.proposals import Heuristic, hierarchical
 from iwae.settings import flatten, override
 from iwae.targets import NO_DATA, TARGETS, GaussianProposal, OnTarget
-from iwae.trained import Trained
+from iwae.trained import Evaluation, Trained
 
 SOURCE = "Huang et al. 2019"
 
@@ -142,18 +142,17 @@ def run(
                 if dataset in TARGETS:
                     watcher = watch.cell(about, 1)
                     row, found[name] = _on_target(dataset, draws, name, heuristic, seeds, watcher)
-                else:
-                    own: dict[str, Any] = {"proposal": proposal, "k": draws, "dataset": dataset}
-                    if proposal == "independent":
-                        own["proposal_weights"] = "uniform"
-                    trained = []
-                    for seed in seeds:
-                        settings = override(config, seed=seed, **own)
-                        watcher = watch.cell(f"{about}, seed {seed}", config.training.epochs)
-                        place = out / dataset / f"k-{draws}" / proposal / f"seed-{seed}"
-                        trained.append(finished(place, settings, watcher, data_dir))
-                    row = _of_models(dataset, draws, name, trained, k, limit)
-                rows.append(row)
+                    rows.append(row)
+                    continue
+                weights = "uniform" if proposal == "independent" else heuristic
+                own = {"proposal": proposal, "proposal_weights": weights, "k": draws}
+                trained = []
+                for seed in seeds:
+                    settings = override(config, dataset=dataset, seed=seed, **own)
+                    watcher = watch.cell(f"{about}, seed {seed}", config.training.epochs)
+                    place = out / dataset / f"k-{draws}" / proposal / f"seed-{seed}"
+                    trained.append(finished(place, settings, watcher, data_dir))
+                rows.append(_of_models(dataset, draws, name, trained, k, limit))
             if found and draws <= DRAWN:
                 pictures.append(out / dataset / f"k-{draws}.png")
                 pictures[-1].parent.mkdir(parents=True, exist_ok=True)
@@ -263,17 +262,13 @@ def _of_models(
 ) -> Row:
     """Bound, NLL and the moments of weights of the same model under each seed."""
     evaluations = [runs.evaluate(one, k=k, limit=limit) for one in trained]
-    found = [
-        weights_of(one, draws, e.log_likelihoods)
-        for one, e in zip(trained, evaluations, strict=True)
-    ]
+    pairs = zip(trained, evaluations, strict=True)
+    found = [weights_of(one, draws, e) for one, e in pairs]
     over_seeds = {
         of: mean_and_error(np.array([getattr(one, of).mean() for one in found]))
         for of in Spread._fields
     }
-    bounds = [
-        (e.log_likelihoods + one.bound).mean() for e, one in zip(evaluations, found, strict=True)
-    ]
+    bounds = [one.bound.mean() - e.nll for e, one in zip(evaluations, found, strict=True)]
     return Row(
         dataset=dataset,
         k=draws,
@@ -284,18 +279,17 @@ def _of_models(
     )
 
 
-def weights_of(trained: Trained, k: int, log_evidence: Float[np.ndarray, " n"]) -> Spread:
-    """The spread of estimates of the first n test images, each relative to its log p(x)."""
-    images = trained.data().test[: len(log_evidence)]
+def weights_of(trained: Trained, k: int, evaluation: Evaluation) -> Spread:
+    """Of estimates by K draws on the evaluated images, each relative to the p(x) found there."""
     log_w = over_examples(
         eqx.Partial(_estimates, k=k, n=BLOCKS),
         trained.model,
-        images,
+        trained.data().split(evaluation.split)[: evaluation.n],
         trained.seen.observer,
-        seed=trained.config.seed,
+        seed=evaluation.seed,
         draws=k * BLOCKS,
     )
-    return spread(log_w - log_evidence[:, None, None])
+    return spread(log_w - evaluation.log_likelihoods[:, None, None])
 
 
 def _estimates(

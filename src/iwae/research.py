@@ -184,7 +184,7 @@ class Reproduce:
     seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
     """How many seeds, or which; left out: 3."""
     ks: tuple[int, ...] | None = None
-    """Numbers of draws K that hiwae compares; left out: 2, 5, 10, 20."""
+    """Numbers of draws that hiwae compares, in place of --k; left out: 2,5,10,20."""
     draws: int = 5000
     """K of the evaluation."""
     limit: int | None = None
