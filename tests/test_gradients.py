@@ -337,6 +337,7 @@ def test_at_the_exact_posterior_phi_has_no_variance(estimator):
 # --- signal to noise --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_snr_laws():
     """φ falls as K^−½ under reparam and does not fall under DReG; θ rises as K^½."""
     model = LinearGaussian(jnp.array([0.3, -1.0]), jnp.array([0.2, 0.1]), jnp.array(-0.2))

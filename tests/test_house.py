@@ -13,7 +13,7 @@ SOURCE = Path(iwae.__file__).parent
 
 ROWS = [
     ("errors",),
-    ("files", "config", "settings", "threefry", "data"),
+    ("files", "config", "settings", "threefry", "papers", "data"),
     ("observation", "likelihoods", "networks"),
     ("model",),
     ("bayesian", "proposals", "build"),
@@ -25,9 +25,9 @@ ROWS = [
     ("runs",),
     ("figures",),
     ("report",),
-    ("experiments", "reproduce", "plates", "dependence"),
+    ("experiments", "cells", "reproduce", "results", "plates", "dependence"),
     ("outputs", "flags", "progress"),
-    ("research",),
+    ("research", "published"),
     ("cli",),
 ]
 """From the ground up; a module may import from its own row's left neighbours and from below."""

@@ -44,7 +44,8 @@ def test_a_replica_is_the_run_of_its_seed_bit_for_bit(tiny, alone, tmp_path: Pat
     assert [p.name for p in folder.replicas(tmp_path / "out")] == ["seed-0", "seed-3"]
 
 
-@pytest.mark.parametrize("estimator", ["reparam", pytest.param("dreg", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["reparam", "dreg"])
 def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> None:
     """As on a GPU, after 10 steps of Adam at its full rate; one replica has a step of its own."""
     config = TrainingConfig(batch_size=2)
@@ -89,6 +90,7 @@ DIFFERENT = {
 }
 
 
+@pytest.mark.slow
 def test_different_runs_in_one_program_are_what_each_is_alone(tiny, tmp_path: Path) -> None:
     configs = {name: override(tiny, **settings) for name, settings in DIFFERENT.items()}
     together = iwae.train_together(configs, out=tmp_path / "out")

@@ -1,7 +1,7 @@
 """Published experiments, as far as they can be run in seconds."""
 
 import json
-from dataclasses import replace
+import re
 from pathlib import Path
 
 import jax
@@ -10,62 +10,202 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import plates, reproduce, targets
+from iwae import cells, plates, reproduce, targets
 from iwae.cli import main, parse
-from iwae.research import PICTURED, REPRODUCED
+from iwae.papers import EXPERIMENTS
+from iwae.published import OTHERS, PICTURED, RECIPES
+from iwae.reproduce import Row
 from iwae.settings import override, recipe, recipe_names
 from refusals import refused
 
 SMALL = ["--hidden", "8", "--latents", "3", "--k", "2", "--epochs", "1"]
 
 
-def test_every_experiment_has_a_recipe_and_models_that_mean_something() -> None:
-    assert set(REPRODUCED) == reproduce.EXPERIMENTS.keys() | plates.PLATES.keys() | {"hiwae"}
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_table_is_of_cells_that_mean_something(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    names = [cell.name for cell in experiment.cells]
+    assert len(set(names)) == len(names)
+    for cell in experiment.cells:
+        assert cell.name.startswith(str(cell.settings["dataset"]))
+        assert cell.published is not None
+        assert cell.against is None or cell.against in names
+        for of in (experiment.recipe, "smoke"):
+            override(recipe(of), **cell.settings)
+    of_own = {"table1": 20, "fixed-mnist": 10, "dreg": 6, "rainforth": 5, "iwaeu": 6}[name]
+    tasks = reproduce.tasks_of(
+        experiment.cells,
+        recipe(experiment.recipe),
+        recipe(experiment.recipe),
+        seeds=[0],
+        k=9,
+        limit=None,
+    )
+    assert len({task.address for (task,) in tasks.values()}) == of_own
+
+
+def test_published_figures_are_those_of_the_papers() -> None:
+    """Spot checks of the transcription; with one draw both bounds are one run."""
+    cells = {cell.name: cell for e in EXPERIMENTS.values() for cell in e.cells}
+    of = lambda name: (cells[name].published[0], cells[name].units)
+    assert of("mnist/1/iwae-50") == (84.78, "25")
+    assert of("mnist/2/vae-5") == (85.01, "17+5")
+    assert of("omniglot/2/iwae-50") == (103.38, "44+7")
+    assert of("mnist-fixed/2/iwae-5") == (86.17, "21+5")
+    assert of("mnist/IWAEU_rec") == (94.709, "")
+    assert cells["mnist/2/iwae-1"].settings == cells["mnist/2/vae-1"].settings
+    assert cells["mnist/2/iwae-5"].settings != cells["mnist/2/vae-5"].settings
+
+
+def test_every_experiment_has_a_recipe_and_one_that_is_none_is_refused() -> None:
+    assert set(OTHERS) == plates.PLATES.keys() | {"hiwae"}
     assert set(PICTURED) == plates.PLATES.keys()
-    assert set(REPRODUCED) <= set(recipe_names())
-    for name, about in reproduce.EXPERIMENTS.items():
-        config = recipe(name)
-        configs = {override(config, **settings) for settings in about.models.values()}
-        assert len(configs) == len(about.models)
-        assert about.published.keys() <= {(d, m) for d in about.datasets for m in about.models}
-    with refused(
-        "There is no experiment 'foo' to reproduce; known are hiwae, iwaeu, manifold, ring."
-    ):
+    assert set(RECIPES.values()) <= set(recipe_names())
+    known = "dreg, fixed-mnist, hiwae, iwaeu, manifold, rainforth, ring, table1"
+    with refused(f"'foo' was given as the experiment to reproduce; known are {known}."):
         parse("reproduce", ["foo", "--out", "x"]).run()
 
 
-def test_an_experiment_from_the_command_line(tmp_path: Path, capsys, monkeypatch) -> None:
-    about = reproduce.EXPERIMENTS["iwaeu"]
-    models = {name: about.models[name] for name in ("IWAE", "IWAEU_rec")}
-    monkeypatch.setitem(reproduce.EXPERIMENTS, "iwaeu", replace(about, models=models))
+def test_cells_are_chosen_by_name_and_data() -> None:
+    table = EXPERIMENTS["table1"]
+    chosen = lambda pattern="*", **how: reproduce.fitting(reproduce.placed(table, **how), pattern)
+    names = lambda *pattern, **how: [cell.name for cell in chosen(*pattern, **how)]
+    assert names("mnist/1/*-50") == ["mnist/1/vae-50", "mnist/1/iwae-50"]
+    assert names("*/iwae-5", datasets=["omniglot"]) == [
+        "omniglot/1/iwae-5",
+        "omniglot/2/iwae-5",
+    ]
+    assert len(names(everywhere="digits")) == 12
+    (moved,) = chosen("*/1/iwae-5", datasets=["omniglot=mine.npy"])
+    assert moved.settings["dataset"] == str(Path("mine.npy").resolve())
+    assert (moved.published, moved.against) == (None, "mine.npy/1/vae-5")
+    fixed = reproduce.placed(EXPERIMENTS["fixed-mnist"], everywhere="digits")
+    assert {cell.settings["binarization"] for cell in fixed} == {"fixed"}
+    with refused(
+        "datasets = mnist=mine.npy was given, but every cell is of digits here; give another "
+        "--recipe."
+    ):
+        names(datasets=["mnist=mine.npy"], everywhere="digits")
+    with refused(
+        "datasets = digits was given, but no cell is of 'digits'; known are mnist, omniglot, or "
+        "mnist=digits to put it in its place."
+    ):
+        names(datasets=["digits"])
+    with refused(
+        "cells = mnist/3/* was given, but no cell has such a name; they are "
+        + ", ".join(cell.name for cell in table.cells if cell.name.startswith("mnist/"))
+        + "."
+    ):
+        names("mnist/3/*", datasets=["mnist"])
+
+
+def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
+    cell = EXPERIMENTS["iwaeu"].cells[1]
+    result = lambda nll: {"nll": nll, "nll_se": 0.5, "active_units": [20, 3], "seed": 0}
+    one = Row(cell, "done", [result(94.0)], [result(95.0)], [])
+    assert one.nll == (94.0, 0.5)
+    assert one.active_units == "20+3"
+    assert one.excess == pytest.approx((94.0 - 94.709, -0.709 / np.hypot(0.5, 0.025)))
+    assert one.difference is not None
+    assert one.difference[0] == -1
+    two = Row(cell, "done", [result(94.0), result(96.0)], [result(95.0), result(96.5)], [])
+    assert two.nll == pytest.approx((95.0, 1.0))
+    assert two.difference == pytest.approx((-0.75, 0.25))
+    assert Row(cell, "missing", [], [], []).excess is None
+
+
+def test_a_table_from_the_command_line(tmp_path: Path, capsys) -> None:
     out, record = tmp_path / "runs", tmp_path / "record.json"
-    form = ["reproduce", "iwaeu", *SMALL, "--datasets", "digits", "--seeds", "2"]
-    form += ["--draws", "5", "--limit", "20", "--out", str(out), "--record", str(record)]
-    main(form)
-    table = capsys.readouterr().out
-    assert "IWAEU_rec" in table
-    assert "Seeds: 2; passes: 1; test images: 20." in table
+    form = ["reproduce", "iwaeu", *SMALL, "--datasets", "mnist=digits", "--cells", "*/IWAE*c"]
+    form += ["--draws", "5", "--limit", "20", "--out", str(out)]
+    main([*form, "--dry-run", "--epochs", "1000"])
+    said = " ".join(capsys.readouterr().out.split())
+    (about,) = re.findall(r"3 runs to make, 0 done\. About ([\d.]+ \w+) one after", said)
+    value, unit = about.split()
+    assert 3 < float(value) * {"s": 1, "min": 60}[unit] < 3600, "3,000 passes of 64 short steps"
+    form[form.index("*/IWAE*c")] = "*[!U]"
+    main([*form, "--render", "--seeds", "2"])
+    assert capsys.readouterr().out.count("missing") == 2
+    main([*form, "--seeds", "2", "--record", str(record)])
+    printed = capsys.readouterr()
+    assert "digits/IWAEU_rec" in printed.out
+    assert "2/4 digits/IWAE, seed 1: " in printed.err
     kept = json.loads(record.read_text())
     assert kept["settings"]["hidden"] == [[8]]
-    assert [m["model"] for m in kept["models"]] == ["IWAE", "IWAEU_rec"]
-    plain, rec = kept["models"]
+    plain, rec = kept["cells"]
+    assert [plain["name"], rec["name"]] == ["digits/IWAE", "digits/IWAEU_rec"]
     assert plain["difference"] is None
     apart = [a["nll"] - b["nll"] for a, b in zip(rec["runs"], plain["runs"], strict=True)]
     expected = [np.mean(apart), np.std(apart, ddof=1) / np.sqrt(2)]
     assert rec["difference"] == pytest.approx(expected)
-    assert rec["settings"] == {"uncertain_weights": "encoder"}
+    assert rec["settings"] == {"dataset": "digits", "uncertain_weights": "encoder"}
     models = sorted(out.rglob("model.safetensors"))
     assert len(models) == 4
     before = [m.stat().st_mtime_ns for m in models]
-    main([*form, "--overwrite"])
+    main([*form, "--seeds", "2", "--record", str(record), "--overwrite"])
     assert [m.stat().st_mtime_ns for m in models] == before
-    assert json.loads(record.read_text())["models"][1]["nll"] == rec["nll"]
+    assert json.loads(record.read_text()) == kept
 
 
-def test_published_differences_are_those_of_the_published_figures(tmp_path: Path) -> None:
-    about = reproduce.EXPERIMENTS["iwaeu"]
-    assert about.published["mnist", "IWAEU"][0] - about.published["mnist", "IWAE"][0] < -0.8
-    assert reproduce.count("iwaeu", (), (0, 1, 2)) == 18
+def test_the_recipe_is_that_of_the_experiment_and_not_of_a_flags_value() -> None:
+    said = parse("reproduce", ["--out", "table1", "iwaeu"])
+    assert (said.name, said.config.model.latents) == ("iwaeu", (40,))
+    said = parse("reproduce", ["--overwrite", "hiwae", "--datasets=ring"])
+    assert (said.name, said.config.model.proposal) == ("hiwae", "hierarchical")
+
+
+def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
+    asked: dict = {}
+    monkeypatch.setattr(cells, "make_all", lambda tasks, out, **how: asked.update(tasks) or {})
+    form = ["reproduce", "table1", "--recipe", "smoke", "--cells", "*/1/vae-5"]
+    main([*form, "--seed", "7", "--out", str(tmp_path)])
+    main([*form, "--seeds", "2,3", "--out", str(tmp_path)])
+    assert {name: task.config.seed for name, task in asked.items()} == {
+        f"digits/1/vae-5, seed {seed}": seed for seed in (7, 2, 3)
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["ring", "--workers", "2"], "--workers was given, but ring is no table; leave it out."),
+        (
+            ["table1", "--k", "3"],
+            "k = 3 was given, but every model that is compared has its own; leave it out, and "
+            "choose by --cells.",
+        ),
+        (
+            ["hiwae", "--k", "3"],
+            "k = 3 was given, but every model that is compared has its own; leave it out, and "
+            "choose by --ks.",
+        ),
+        (
+            ["hiwae", "--dataset", "digits"],
+            "dataset = digits was given, but every model that is compared has its own; leave it "
+            "out, and choose by --datasets.",
+        ),
+        (
+            ["ring", "--recipe", "smoke"],
+            "recipe = smoke was given, which has no models of ring; leave it out, and give a small "
+            "--epochs.",
+        ),
+        (
+            ["table1", "--seed", "3", "--seeds", "2"],
+            "seed = 3 and seeds were given; give one of the two.",
+        ),
+        (
+            ["table1", "--workers", "0"],
+            "workers = 0 was given, but somebody has to do it; give 1 or more.",
+        ),
+    ],
+)
+def test_flags_that_an_experiment_does_not_take_are_refused(
+    flags: list[str], sentence: str, tmp_path: Path
+) -> None:
+    with refused(sentence):
+        parse("reproduce", [*flags, "--out", str(tmp_path / "x")]).run()
+    with refused("No folder was given for the runs; give --out."):
+        parse("reproduce", flags[:1]).run()
 
 
 def test_the_rings_density_is_that_of_its_points() -> None:

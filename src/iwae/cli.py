@@ -14,10 +14,11 @@ import tyro
 from tyro.conf import Positional
 
 from iwae.config import RunConfig
-from iwae.errors import InputError, Interrupted, nearest
+from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest
 from iwae.flags import DataDir, Overwrite, Seed
 from iwae.outputs import check_output, write_array, write_images, write_scores
-from iwae.research import REPRODUCED, Compare, Gradients, Posterior, Reproduce
+from iwae.published import RECIPES, SWITCHES, Reproduce
+from iwae.research import Compare, Gradients, Posterior
 from iwae.settings import recipe, recipe_names
 
 
@@ -288,8 +289,6 @@ def _check_no_seed(config: RunConfig, *, resume: bool) -> None:
         )
 
 
-TOO_LARGE = "This needs more memory than there is; give a smaller --n, --batch-size or --memory."
-
 EVERYDAY = (Train, Evaluate, Sample, Reconstruct, Encode, Score, Report, Data, Demo)
 COMMANDS: dict[str, type] = {
     c.__name__.lower(): c for c in (*EVERYDAY, Gradients, Posterior, Compare, Reproduce)
@@ -345,9 +344,8 @@ def parse(name: str, arguments: list[str]) -> Any:
     elif command is Compare:
         default = Compare(name=tyro.MISSING, out=tyro.MISSING, config=_recipe(arguments, "paper"))
     elif command is Reproduce:
-        asked = next((a for a in arguments if a in REPRODUCED), None)
-        config = _recipe(arguments, asked)
-        default = Reproduce(name=tyro.MISSING, out=tyro.MISSING, config=config)
+        asked = RECIPES.get(_positional(arguments))
+        default = Reproduce(config=_recipe(arguments, asked))
     return flags.parse(command, arguments, prog=f"iwae {name}", default=default)
 
 
@@ -374,6 +372,19 @@ def _option(arguments: list[str], name: str) -> str | None:
         if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
     return None
+
+
+def _positional(arguments: list[str]) -> str:
+    """The first argument that is no option and no option's value; empty if there is none."""
+    value = False
+    for argument in arguments:
+        if argument.startswith("-"):
+            value = "=" not in argument and argument not in SWITCHES
+        elif value:
+            value = False
+        else:
+            return argument
+    return ""
 
 
 def _overview() -> str:

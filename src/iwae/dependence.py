@@ -22,7 +22,7 @@ from iwae.bounds import iwae
 from iwae.config import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation import mean_and_error, over_examples
-from iwae.experiments import Watchers, finished, versions
+from iwae.experiments import Watchers, finished, known, versions
 from iwae.figures import Panel
 from iwae.files import write_atomic
 from iwae.loop import Watcher
@@ -102,7 +102,7 @@ class Row:
     variance: Figure
     log_variance: Figure
     seconds: list[float]
-    """To learn, by seed; together where the seeds are learned together."""
+    """To train, by seed; on a density to learn and measure, all seeds together."""
 
 
 def run(
@@ -150,7 +150,7 @@ def run(
                 for seed in seeds:
                     settings = override(config, dataset=dataset, seed=seed, **own)
                     watcher = watch.cell(f"{about}, seed {seed}", config.training.epochs)
-                    place = out / dataset / f"k-{draws}" / proposal / f"seed-{seed}"
+                    place = out / Path(dataset).stem / f"k-{draws}" / proposal / f"seed-{seed}"
                     trained.append(finished(place, settings, watcher, data_dir))
                 rows.append(_of_models(dataset, draws, name, trained, k, limit))
             if found and draws <= DRAWN:
@@ -345,5 +345,9 @@ def record(config: RunConfig, rows: Sequence[Row], seeds: Sequence[int]) -> dict
         "settings": settings,
         "seeds": list(seeds),
         "in_the_plane": plane,
-        "rows": [asdict(row) for row in rows],
+        "rows": [{n: _for_json(v) for n, v in asdict(row).items()} for row in rows],
     }
+
+
+def _for_json(value: Any) -> Any:
+    return known(value) if isinstance(value, tuple) else value

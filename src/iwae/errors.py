@@ -13,6 +13,9 @@ class Interrupted(Exception):  # noqa: N818
     """Ctrl-C or SIGTERM, after the run was saved; the message says how to resume."""
 
 
+TOO_LARGE = "This needs more memory than there is; give a smaller --n, --batch-size or --memory."
+
+
 def nearest(name: str, known: list[str]) -> str:
     """The part of a sentence that suggests the closest of `known`; a short list is given whole."""
     import difflib

@@ -1,6 +1,7 @@
 """Experiments as data: cells, the runs they make, and the tables they end in."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,6 +223,11 @@ def versions() -> dict[str, str]:
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def known(figure: tuple[float, float] | None) -> list[float | None] | None:
+    """A figure for a record: JSON has no nan, which stands for an error that is not known."""
+    return None if figure is None else [None if math.isnan(v) else v for v in figure]
 
 
 def finished(

@@ -176,11 +176,11 @@ def _unmake(path: Path) -> None:
 
 
 def _check_resumable(path: Path, config: RunConfig) -> None:
-    """Only the number of passes may differ, and only where it does not shape the schedule."""
+    """Only the saving may differ, and the number of passes where it does not shape the schedule."""
     stored = read_config(path)
     longer = stored.training.schedule == "constant"
     for name, before, now in differences(stored, config):
-        if name == "minutes" or (name == "epochs" and longer and now > before):
+        if name in (*SAVING, "minutes") or (name == "epochs" and longer and now > before):
             continue
         hint = "leave the setting out"
         if name == "epochs" and not longer:
@@ -191,6 +191,14 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
         )
 
 
+SAVING = ("checkpoint_every", "checkpoint_minutes")
+"""Settings that say when a run is saved, and nothing of what it becomes."""
+
+
+class InUseError(InputError):
+    """Another process trains in the folder."""
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """An advisory lock that the operating system drops when the process ends, however it ends."""
@@ -198,7 +206,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(
+            raise InUseError(
                 f"{path} is being trained by another process; wait for it or give another --out."
             ) from error
         yield

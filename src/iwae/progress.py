@@ -91,7 +91,7 @@ class TrainingBars:
     """Bars of several runs, one below the other."""
 
     def __init__(self, cells: int = 0):
-        self.cells, self.started = cells, 0
+        self.cells, self.started, self.ended = cells, 0, 0
         self.bar = _bar()
 
     def __enter__(self) -> "TrainingBars":
@@ -99,6 +99,12 @@ class TrainingBars:
 
     def __exit__(self, *exception: object) -> None:
         _stop(self.bar)
+
+    def made(self, name: str, result: Any) -> None:
+        """Say that a cell has ended."""
+        self.ended += 1
+        how = f"{result['nll']:.2f} nats" if isinstance(result, dict) else result.sentence
+        self.bar.console.print(f"{self.ended}/{self.cells} {name}: {how}", soft_wrap=True)
 
     def one(self, description: str, epochs: int) -> TrainingBar:
         """The watcher of a run."""
@@ -196,28 +202,98 @@ def print_comparison(results: list[Any]) -> None:
     )
 
 
-def print_reproduced(outcomes: list[Any], source: str) -> None:
+def print_experiments(experiments: dict[str, tuple[str, int | None]]) -> None:
+    """What can be reproduced, and of how many cells."""
+    table = Table("experiment", "cells", "what")
+    for name, (about, cells) in experiments.items():
+        table.add_row(name, "" if cells is None else f"{cells}", about)
+    Console().print(table)
+
+
+def print_cells(rows: list[Any], *, with_state: bool) -> None:
+    """The cells of a table, what was published, and what there is of them."""
+    table = Table(Column("cell", no_wrap=True), "published", *["state"] * with_state)
+    for row in rows:
+        state = [Text(row.state)] * with_state
+        table.add_row(Text(row.cell.name), _published(row.cell), *state)
+    Console().print(table)
+
+
+def print_table(rows: list[Any], source: str) -> None:
     """Our figures beside the published ones."""
-    first, e = outcomes[0], outcomes[0].evaluations[0]
-    names = (f"NLL (L_{e['k']}, nats)", "published", f"Δ to {first.model}", "published")
-    table = Table("data", Column("model", no_wrap=True), *names)
-    for o in outcomes:
-        apart = o.published_difference
-        table.add_row(
-            Text(o.dataset),
-            Text(o.model),
-            nats(*o.nll),
-            "" if o.published is None else nats(*o.published),
-            "" if o.difference is None else nats(*o.difference),
+    known = any(row.cell.published is not None for row in rows)
+    table = Table(Column("cell", no_wrap=True), "NLL (units)", "Δ")
+    for name in ("published", "ours − published", "published Δ") if known else ():
+        table.add_column(name)
+    published = {row.cell.name: row.cell.published for row in rows}
+    for row in rows:
+        other = published.get(row.cell.against)
+        apart = other and row.cell.published and row.cell.published[0] - other[0]
+        theirs = (
+            _published(row.cell),
+            _excess(row.excess),
             "" if apart is None else f"{apart:.2f}",
-            end_section=o.model == outcomes[-1].model,
+        )
+        table.add_row(
+            Text(row.cell.name),
+            f"{nats(*row.nll)} ({row.active_units})" if row.results else Text(row.state),
+            "" if row.difference is None else nats(*row.difference),
+            *(theirs if known else ()),
         )
     console = Console()
     console.print(table)
+    lines = [_how(row) for row in rows if row.results]
+    if lines:
+        alike = lines[0] if len(set(lines)) == 1 else "; ".join(dict.fromkeys(lines))
+        over = "seeds" if any(len(row.results) > 1 for row in rows) else "test images"
+        lines = [f"Ours: {alike}; nats, ± standard errors over {over}."]
+    against = {row.cell.name: row.cell.against for row in rows if row.difference is not None}
+    if against:
+        to = ", ".join(f"{a} to {b}" for a, b in against.items())
+        lines.append(f"Δ: {to}.")
+    lines += [f"Published: {source}."] if known else []
+    console.print(*lines, sep="\n")
+
+
+def _how(row: Any) -> str:
+    first = row.results[0]
+    n = f"L_{first['k']} of {first['n']:,} test images"
+    seeds = ", ".join(map(str, row.seeds))
+    return f"{first['passes']} passes, {n}, seed{'s' * (len(row.seeds) > 1)} {seeds}"
+
+
+def _excess(excess: tuple[float, float] | None) -> str:
+    if excess is None:
+        return ""
+    return f"{excess[0]:+.2f}" + ("" if math.isnan(excess[1]) else f" ({excess[1]:+.1f} s.e.)")
+
+
+def _published(cell: Any) -> str:
+    if cell.published is None:
+        return ""
+    return nats(*cell.published) + (f" ({cell.units})" if cell.units else "")
+
+
+def print_estimate(tasks: dict[str, Any], seconds: dict[Any, float], workers: int) -> None:
+    """Which tasks are left, and about how long each and all of them take."""
+    table = Table(Column("run", no_wrap=True), "takes about")
+    named = {task: name for name, task in reversed(tasks.items())}
+    for task, each in seconds.items():
+        table.add_row(Text(named[task]), _duration(each))
+    console = Console()
+    console.print(table)
+    done, total = len(named) - len(seconds), sum(seconds.values())
     console.print(
-        f"Seeds: {len(first.evaluations)}; passes: {e['passes']}; test images: {e['n']:,}. ± is a "
-        f"standard error over seeds, of Δ over paired differences. Published: {source}."
+        f"{len(seconds)} runs to make, {done} done. About {_duration(total)} one after the other"
+        + (f"; {workers} workers share the processors." if workers > 1 else ".")
     )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def print_dependence(rows: list[Any], seeds: int) -> None:

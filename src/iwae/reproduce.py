@@ -1,166 +1,289 @@
-"""Published experiments: what is trained for them, and the published figures beside ours."""
+"""Tables of papers: which tasks they are made of, and our figures beside the published ones."""
 
-import itertools
+import contextlib
+import dataclasses
+import fnmatch
+import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from iwae import runs
+from iwae import data, runs
+from iwae.cells import Failure, Task, passes, recorded, state
 from iwae.config import RunConfig
+from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
-from iwae.experiments import Watchers, finished, versions
-from iwae.settings import flatten, override
-
-Figure = tuple[float, float]
-"""A value with its standard error."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Models to compare on some data sets; the differences are to the first."""
-
-    recipe: str
-    """What all start from."""
-    datasets: tuple[str, ...]
-    models: Mapping[str, dict[str, Any]]
-    """Settings of each, by the name it is published under."""
-    published: Mapping[tuple[str, str], Figure]
-    """NLL in nats by data set and model."""
-    source: str
+from iwae.experiments import known, versions
+from iwae.loop import Silent
+from iwae.papers import Cell, Experiment, Figure
+from iwae.settings import differences, flatten, override
 
 
-EXPERIMENTS = {
-    "iwaeu": Experiment(
-        recipe="iwaeu",
-        datasets=("mnist", "omniglot"),
-        models={
-            "IWAE": {"uncertain_weights": "none"},
-            "IWAEU_rec": {"uncertain_weights": "encoder"},
-            "IWAEU": {"uncertain_weights": "both"},
-        },
-        published={
-            ("mnist", "IWAE"): (95.182, 0.022),
-            ("mnist", "IWAEU"): (94.346, 0.025),
-            ("mnist", "IWAEU_rec"): (94.709, 0.025),
-            ("omniglot", "IWAE"): (118.771, 0.035),
-            ("omniglot", "IWAEU"): (118.540, 0.049),
-            ("omniglot", "IWAEU_rec"): (118.647, 0.031),
-        },
-        source="Hernández-Lobato et al., slides of 2016",
-    ),
-}
+def placed(
+    experiment: Experiment, datasets: Sequence[str] = (), everywhere: str | None = None
+) -> tuple[Cell, ...]:
+    """The cells of an experiment on these data sets (none: on all).
+
+    A data set may be given as `published=ours`, which puts ours in its place: such cells have no
+    published figures. `everywhere` stands for every one. `InputError` if there is none such.
+    """
+    published = list(dict.fromkeys(str(cell.settings["dataset"]) for cell in experiment.cells))
+    places = dict(part.partition("=")[::2] for part in datasets) or dict.fromkeys(published, "")
+    if everywhere is not None and any(places.values()):
+        raise InputError(
+            f"datasets = {','.join(datasets)} was given, but every cell is of {everywhere} here; "
+            f"give another --recipe."
+        )
+    for name in places:
+        if name not in published:
+            raise InputError(
+                f"datasets = {','.join(datasets)} was given, but no cell is of {name!r}; "
+                f"{nearest(name, published)}, or {published[0]}={name} to put it in its place."
+            )
+    cells: dict[str, Cell] = {}
+    for cell in experiment.cells:
+        dataset = str(cell.settings["dataset"])
+        if dataset in places:
+            moved = _moved(cell, dataset, everywhere or places[dataset] or dataset)
+            cells.setdefault(moved.name, moved)
+    return tuple(cells.values())
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A model on a data set: the evaluations of its seeds, and those of the first model."""
-
-    dataset: str
-    model: str
-    settings: dict[str, Any]
-    published: Figure | None
-    published_difference: float | None
-    evaluations: list[dict[str, Any]]
-    first: list[dict[str, Any]]
-    seconds: list[float] = field(compare=False)
-    """Training time of each seed."""
-
-    @property
-    def nll(self) -> Figure:
-        """Mean over seeds."""
-        return mean_and_error(np.array([e["nll"] for e in self.evaluations]))
-
-    @property
-    def difference(self) -> Figure | None:
-        """NLL less that of the first model, seed by seed; None for the first itself."""
-        if self.first is self.evaluations:
-            return None
-        pairs = zip(self.evaluations, self.first, strict=True)
-        return mean_and_error(np.array([e["nll"] - first["nll"] for e, first in pairs]))
+def fitting(cells: Sequence[Cell], pattern: str) -> tuple[Cell, ...]:
+    """Those whose name fits a pattern like mnist/1/*; `InputError` if there are none."""
+    found = tuple(cell for cell in cells if fnmatch.fnmatch(cell.name, pattern))
+    if not found:
+        raise InputError(
+            f"cells = {pattern} was given, but no cell has such a name; they are "
+            f"{', '.join(cell.name for cell in cells)}."
+        )
+    return found
 
 
-def run(
-    name: str,
+def _moved(cell: Cell, dataset: str, to: str) -> Cell:
+    """The cell on another data set, of which nothing was published."""
+    if to == dataset:
+        return cell
+    settings = {**cell.settings, "dataset": to if to in data.NAMES else str(Path(to).resolve())}
+    if settings.get("binarization") == "none":  # as of data that are binary themselves
+        settings["binarization"] = "fixed"
+    named = lambda name: name.replace(dataset, Path(to).name, 1)
+    return Cell(
+        name=named(cell.name),
+        settings=settings,
+        against=None if cell.against is None else named(cell.against),
+    )
+
+
+def tasks_of(
+    cells: Sequence[Cell],
     config: RunConfig,
-    out: Path,
+    start: RunConfig,
     *,
     seeds: Sequence[int],
     k: int,
-    watch: Watchers,
-    datasets: Sequence[str] = (),
-    limit: int | None = None,
-    data_dir: str | Path | None = None,
-) -> list[Outcome]:
-    """Train and evaluate by L_k every model of an experiment with every seed, in `out`.
+    limit: int | None,
+) -> dict[str, list[Task]]:
+    """The tasks of each cell by its name, one for each seed.
 
-    `datasets` stand for the published ones. A finished run is reused and an interrupted one
-    resumed. Equal seeds see the same images in the same order, so differences are paired.
+    `start` is the recipe that `config` was made from; `InputError` if they differ in what is the
+    cells' own.
     """
-    about = EXPERIMENTS[name]
-    outcomes: list[Outcome] = []
-    for dataset in datasets or about.datasets:
-        first: list[dict[str, Any]] = []
-        for model, settings in about.models.items():
-            own = override(config, dataset=dataset, **settings)
-            evaluations, seconds = [], []
-            for seed in seeds:
-                watcher = watch.cell(f"{model}, {dataset}, seed {seed}", own.training.epochs)
-                place = out / dataset / model / f"seed-{seed}"
-                trained = finished(place, override(own, seed=seed), watcher, data_dir)
-                evaluations.append(runs.evaluate(trained, k=k, limit=limit).to_json())
-                seconds.append(runs.training_seconds(trained))
-            first = first or evaluations
-            published = about.published.get((dataset, model))
-            reference = about.published.get((dataset, next(iter(about.models))))
-            apart = published and reference and round(published[0] - reference[0], 3)
-            outcomes.append(
-                Outcome(
-                    dataset=dataset,
-                    model=model,
-                    settings=settings,
-                    published=published,
-                    published_difference=None if first is evaluations else apart,
-                    evaluations=evaluations,
-                    first=first,
-                    seconds=seconds,
-                )
+    own = {name for cell in cells for name in cell.settings}
+    refuse(config, start, own, "choose by --cells")
+    return {
+        cell.name: [Task(override(config, **cell.settings, seed=seed), k, limit) for seed in seeds]
+        for cell in cells
+    }
+
+
+def refuse(config: RunConfig, start: RunConfig, own: set[str], instead: str) -> None:
+    """`InputError` if `config` differs from the recipe in what is each model's own."""
+    for name, value, _ in differences(config, start):
+        if name in own:
+            raise InputError(
+                f"{name} = {value} was given, but every model that is compared has its own; leave "
+                f"it out, and {instead}."
             )
-    return outcomes
 
 
-def count(name: str, datasets: Sequence[str], seeds: Sequence[int]) -> int:
-    """How many runs `run` makes."""
-    about = EXPERIMENTS[name]
-    return len(list(itertools.product(datasets or about.datasets, about.models, seeds)))
+@dataclass(frozen=True)
+class Row:
+    """A cell with what there is of it."""
+
+    cell: Cell
+    state: str
+    """done, or what there is instead."""
+    results: list[dict[str, Any]]
+    """Of each seed, when all are there."""
+    reference: list[dict[str, Any]]
+    """Of the cell that it is held against."""
+    failures: list[str]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [e["seed"] for e in self.results]
+
+    @property
+    def nll(self) -> Figure:
+        """Over seeds, or of a single one over examples."""
+        if len(self.results) == 1:
+            return self.results[0]["nll"], self.results[0]["nll_se"]
+        return mean_and_error(np.array([e["nll"] for e in self.results]))
+
+    @property
+    def active_units(self) -> str:
+        """Mean over seeds, layer by layer."""
+        counts = np.mean([e["active_units"] for e in self.results], axis=0)
+        return "+".join(f"{n:.3g}" for n in counts)
+
+    @property
+    def difference(self) -> Figure | None:
+        """NLL less that of the cell it is held against, seed by seed."""
+        if not (self.results and self.reference):
+            return None
+        pairs = zip(self.results, self.reference, strict=True)
+        return mean_and_error(np.array([a["nll"] - b["nll"] for a, b in pairs]))
+
+    @property
+    def excess(self) -> tuple[float, float] | None:
+        """NLL less the published one, in nats and in standard errors (nan: none is known)."""
+        if not self.results or self.cell.published is None:
+            return None
+        (ours, error), (theirs, published) = self.nll, self.cell.published
+        errors = [e for e in (error, published) if not math.isnan(e)]
+        return ours - theirs, (ours - theirs) / math.hypot(*errors) if any(errors) else math.nan
 
 
-def record(name: str, config: RunConfig, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The outcomes with all that is needed to have them again."""
-    about = EXPERIMENTS[name]
-    own = {n for settings in about.models.values() for n in settings} | {"dataset", "seed"}
+def rows(
+    cells: Sequence[Cell],
+    tasks: Mapping[str, Sequence[Task]],
+    out: Path,
+    failures: Mapping[Task, Failure] | None = None,
+) -> list[Row]:
+    """Every cell as its runs in `out` stand; `tasks` may hold more cells, to hold these against."""
+    failed = failures or {}
+    found = {name: [recorded(task, out) for task in of] for name, of in tasks.items()}
+    complete = {n: [r for r in of if r is not None] for n, of in found.items() if None not in of}
+    return [
+        Row(
+            cell=cell,
+            state=_state(tasks[cell.name], out),
+            results=complete.get(cell.name, []),
+            reference=complete.get(cell.against or "", []),
+            failures=[failed[task].sentence for task in tasks[cell.name] if task in failed],
+        )
+        for cell in cells
+    ]
+
+
+def _state(tasks: Sequence[Task], out: Path) -> str:
+    """What is left to do first."""
+    states = [state(task, out) for task in tasks]
+    left = [s for s in states if s != "done"]
+    if not left:
+        return "done"
+    several = f" ({len(tasks) - len(left)} of {len(tasks)} seeds done)" if len(tasks) > 1 else ""
+    return left[0] + several
+
+
+class _EnoughError(Exception):
+    """A training has been watched for long enough."""
+
+
+class _Rate(Silent):
+    """Examples per second, of a second after the first chunk, in which the step is compiled."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.rate = batch_size, math.nan
+        self.first: tuple[int, float] | None = None
+
+    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = step, now
+            return
+        steps, seconds = step - self.first[0], now - self.first[1]
+        self.rate = steps * self.batch_size / seconds
+        if seconds > WATCHED:
+            raise _EnoughError
+
+
+WATCHED, MEASURED = 1.0, 20
+"""Seconds of training, and test examples, by which the time of a run is estimated."""
+
+
+def estimate(
+    tasks: Sequence[Task], out: Path, *, data_dir: str | Path | None = None
+) -> dict[Task, float]:
+    """Seconds that each unfinished task has left on this machine.
+
+    Of each kind a second is trained and a few examples are evaluated; seeds are of one kind.
+    """
+    kinds: dict[Task, tuple[float, float]] = {}
+    seconds: dict[Task, float] = {}
+    for task in tasks:
+        stands = state(task, out)
+        if stands == "done":
+            continue
+        kind = dataclasses.replace(task, config=override(task.config, seed=0))
+        if kind not in kinds:
+            kinds[kind] = _seconds(kind, data_dir)
+        training, evaluation = kinds[kind]
+        t = task.config.training
+        left = 0 if stands == "trained" else max(0, t.epochs - passes(task, out)) * training
+        if t.minutes is not None:
+            left = min(left, 60 * t.minutes)
+        seconds[task] = left + evaluation
+    return seconds
+
+
+def _seconds(task: Task, data_dir: str | Path | None) -> tuple[float, float]:
+    """Of a pass, and of the evaluation."""
+    config = task.config
+    dataset = data.load(config.data.dataset, data_dir=data_dir, values=config.data.values)
+    rate = _Rate(config.training.batch_size)
+    short = override(config, epochs=max(3, config.training.epochs), validate_every=10**6)
+    with contextlib.suppress(_EnoughError):
+        runs.train(short, data_dir=data_dir, watch=rate)
+    model = runs.untrained(config, data_dir=data_dir)
+    model.evaluate(k=task.k, limit=MEASURED)
+    began = time.monotonic()
+    model.evaluate(k=task.k, limit=MEASURED)
+    each = (time.monotonic() - began) / min(MEASURED, len(dataset.test))
+    n = len(dataset.test) if task.limit is None else min(task.limit, len(dataset.test))
+    return len(dataset.train) / rate.rate, n * each
+
+
+def record(
+    name: str, experiment: Experiment, config: RunConfig, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """The finished rows with all that is needed to have them again."""
+    own = {n for row in rows for n in row.cell.settings} | {"seed"}
     settings = {n: v for n, v in flatten(config).items() if v is not None and n not in own}
-    kept = ("k", "n", "seed", "nll", "nll_se", "elbo", "active_units")
+    kept = ["seed", "passes", "k", "n", "nll", "nll_se", "elbo", "active_units"]
+    kept += ["training_seconds", "device", "iwae", "note"]
     return {
         **versions(),
         "experiment": name,
-        "source": about.source,
+        "source": experiment.source,
         "settings": settings,
-        "models": [
+        "cells": [
             {
-                "dataset": o.dataset,
-                "model": o.model,
-                "settings": o.settings,
-                "nll": o.nll,
-                "difference": o.difference,
-                "published": o.published,
-                "published_difference": o.published_difference,
-                "training_seconds": o.seconds,
-                "note": o.evaluations[0]["note"],
-                "runs": [{n: e[n] for n in kept} for e in o.evaluations],
+                "name": row.cell.name,
+                "settings": dict(row.cell.settings),
+                "nll": known(row.nll),
+                "difference": known(row.difference),
+                "against": row.cell.against,
+                "published": known(row.cell.published),
+                "published_units": row.cell.units,
+                "runs": [{n: e[n] for n in kept} for e in row.results],
             }
-            for o in outcomes
+            for row in rows
+            if row.results
         ],
     }

@@ -1,29 +1,21 @@
 """Commands of the researcher: gradients, posteriors, comparisons."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
 
 from iwae.config import Objective, ObjectiveConfig, RunConfig
-from iwae.errors import InputError, nearest
+from iwae.errors import InputError
 from iwae.flags import DataDir, Overwrite, Seed
 from iwae.outputs import check_output
 from iwae.settings import recipe
 
 PLACES = ("out", "data_dir", "overwrite", "run_folder")
 """Flags that say where things are, and nothing of what they are."""
-
-
-REPRODUCED = ("iwaeu", "hiwae", "ring", "manifold")
-"""Experiments that `iwae reproduce` knows; each has a recipe of its name."""
-
-PICTURED = ("ring", "manifold")
-"""Those that end in pictures and not in a table."""
 
 
 @dataclass(frozen=True)
@@ -165,125 +157,3 @@ class Compare:
             write_atomic(
                 self.record, json.dumps(experiments.record(self.config, results), indent=1)
             )
-
-
-@dataclass(frozen=True)
-class Reproduce:
-    """Train and evaluate what a paper compares, and print its figures beside the published ones."""
-
-    name: Annotated[Positional[str], tyro.conf.arg(metavar="|".join(REPRODUCED))]
-    """Which experiment."""
-    config: RunConfig
-    """Settings that all its models share."""
-    out: Path
-    """Folder of the runs; finished ones in it are reused, interrupted ones resumed."""
-    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
-    """Settings to start from; left out: those of the experiment."""
-    datasets: str = ""
-    """Names, separated by commas; left out: those of the experiment."""
-    seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
-    """How many seeds, or which; left out: 3."""
-    ks: tuple[int, ...] | None = None
-    """Numbers of draws that hiwae compares, in place of --k; left out: 2,5,10,20."""
-    draws: int = 5000
-    """K of the evaluation."""
-    limit: int | None = None
-    """Only the first so many test examples."""
-    record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Also write the results with their settings."""
-    overwrite: Overwrite = False
-    data_dir: DataDir = None
-
-    def run(self) -> None:
-        from iwae.files import write_atomic
-
-        if self.name not in REPRODUCED:
-            known = nearest(self.name, list(REPRODUCED))
-            raise InputError(f"There is no experiment {self.name!r} to reproduce; {known}.")
-        if self.ks is not None and self.name != "hiwae":
-            raise InputError(
-                f"ks were given, but {self.name} has one K, that of its objective; give --k."
-            )
-        check_output(self.record, (".json",), overwrite=self.overwrite)
-        if self.name == "hiwae":
-            content = self._depend()
-        else:
-            content = self._draw() if self.name in PICTURED else self._compare()
-        if self.record is not None:
-            write_atomic(self.record, json.dumps(content, indent=1))
-
-    def _listed(self) -> tuple[list[str], Sequence[int]]:
-        """Data sets and seeds."""
-        from iwae import runs
-
-        given = self.seeds or (3,)
-        seeds = runs.listed(given[0] if len(given) == 1 else given)
-        return [name for name in self.datasets.split(",") if name], seeds
-
-    def _depend(self) -> dict[str, Any]:
-        """Print the table, write the pictures, and return the record."""
-        from iwae import dependence
-        from iwae.progress import TrainingBars, print_dependence
-
-        datasets, seeds = self._listed()
-        ks = self.ks or dependence.KS
-        with TrainingBars(dependence.count(datasets, seeds, ks)) as bars:
-            rows, pictures = dependence.run(
-                self.config,
-                self.out,
-                seeds=seeds,
-                k=self.draws,
-                watch=bars,
-                datasets=datasets,
-                ks=ks,
-                limit=self.limit,
-                data_dir=self.data_dir,
-            )
-        print_dependence(rows, len(seeds))
-        for path in pictures:
-            print(f"Wrote {path}.")
-        return dependence.record(self.config, rows, seeds)
-
-    def _compare(self) -> dict[str, Any]:
-        """Print the table, and return its record."""
-        from iwae import reproduce
-        from iwae.progress import TrainingBars, print_reproduced
-
-        datasets, seeds = self._listed()
-        with TrainingBars(reproduce.count(self.name, datasets, seeds)) as bars:
-            outcomes = reproduce.run(
-                self.name,
-                self.config,
-                self.out,
-                seeds=seeds,
-                k=self.draws,
-                watch=bars,
-                datasets=datasets,
-                limit=self.limit,
-                data_dir=self.data_dir,
-            )
-        print_reproduced(outcomes, reproduce.EXPERIMENTS[self.name].source)
-        return reproduce.record(self.name, self.config, outcomes)
-
-    def _draw(self) -> dict[str, Any]:
-        """Write the pictures, print what was measured, and return the record."""
-        from iwae import plates
-        from iwae.progress import TrainingBars
-
-        if self.seeds is not None or self.datasets:
-            raise InputError(
-                f"seeds or datasets were given, but {self.name} is drawn of one model on its own "
-                f"data; give --seed, or leave them out."
-            )
-        draw, models = plates.PLATES[self.name]
-        with TrainingBars(models) as bars:
-            plate = draw(
-                self.config,
-                self.out,
-                k=self.draws,
-                watch=bars,
-                limit=self.limit,
-                data_dir=self.data_dir,
-            )
-        print(*plate.lines, *(f"Wrote {path}." for path in plate.pictures), sep="\n")
-        return plates.record(self.name, self.config, plate)

@@ -1,0 +1,272 @@
+"""The command that reproduces what was published: tables, pictures, and the proposals of H-IWAE."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from iwae.config import RunConfig
+from iwae.errors import InputError, nearest
+from iwae.flags import DataDir, Overwrite
+from iwae.outputs import check_output
+from iwae.papers import EXPERIMENTS
+from iwae.settings import override, recipe
+
+PICTURED = {
+    "ring": "a ring in the plane, learned by a decoder that is a factorised Gaussian",
+    "manifold": "the manifold of 2 latents, and samples of models with few",
+}
+"""Experiments that end in pictures."""
+
+OTHERS = {"hiwae": "independent and dependent draws, on densities and in autoencoders", **PICTURED}
+"""Experiments that are not a table of cells."""
+
+SMOKE, SMOKE_DATA, SMOKE_DRAWS = "smoke", "digits", 100
+"""The recipe for trying a table out, what it puts in the place of all data, and its K."""
+
+SWITCHES = ("--list", "--dry-run", "--render", "--overwrite")
+"""Flags that take no value."""
+
+TABLE = ("cells", "workers", "scheduler", "list", "dry_run", "render")
+"""Flags that only tables take."""
+
+RECIPES = {name: e.recipe for name, e in EXPERIMENTS.items()} | {name: name for name in OTHERS}
+"""What each experiment starts from unless --recipe is given."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train and evaluate what a paper compares, and print its figures beside the published ones."""
+
+    config: RunConfig
+    """Settings that all its models share."""
+    name: Annotated[Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+    """Which experiment; --list names them."""
+    out: Path | None = None
+    """Folder of the runs; finished ones in it are reused, interrupted ones resumed."""
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
+    """Settings to start from; left out: those of the experiment. smoke puts embedded digits in the
+    place of all data."""
+    cells: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "*"
+    """Only the cells of a table whose names fit, e.g. 'mnist/1/*'."""
+    datasets: str = ""
+    """Names, separated by commas; left out: those of the experiment. In a table omniglot=mine.npy
+    puts other data in the place of published ones."""
+    seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
+    """How many seeds, or which; left out: those of --seed if it is given, else 1 for the tables of
+    long runs and 3 for the others."""
+    ks: tuple[int, ...] | None = None
+    """Numbers of draws that hiwae compares, in place of --k; left out: 2,5,10,20."""
+    draws: int | None = None
+    """K of the evaluation; left out: 5000, and 100 with --recipe smoke."""
+    limit: int | None = None
+    """Only the first so many test examples."""
+    workers: int = 1
+    """Processes that train and evaluate the cells of a table at once."""
+    scheduler: Annotated[str | None, tyro.conf.arg(metavar="tcp://HOST:PORT")] = None
+    """A running Dask cluster whose workers make the cells, in a folder that all share."""
+    list: bool = False
+    """Only list the experiments, or the cells of the one that is named."""
+    dry_run: bool = False
+    """Only say which cells are missing, and about how long they take on this machine."""
+    render: bool = False
+    """Only print the table of the cells that are finished."""
+    page: Annotated[Path | None, tyro.conf.arg(metavar="FILE.md")] = None
+    """Only write the page of all tables, from the records of earlier commands."""
+    records: Path = Path("results/reproduced")
+    """Folder of these records."""
+    record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Also write the results with their settings."""
+    overwrite: Overwrite = False
+    data_dir: DataDir = None
+
+    def run(self) -> None:
+        from iwae.files import write_atomic
+
+        if self.list and self.name is None:
+            from iwae.progress import print_experiments
+
+            return print_experiments(
+                {n: (e.about, len(e.cells)) for n, e in EXPERIMENTS.items()}
+                | {n: (about, None) for n, about in OTHERS.items()}
+            )
+        if self.page is not None:
+            from iwae import results
+
+            check_output(self.page, (".md",), overwrite=self.overwrite)
+            write_atomic(self.page, results.page(self.records))
+            return print(f"Wrote {self.page}.")
+        self._check()
+        check_output(self.record, (".json",), overwrite=self.overwrite)
+        if self.name in EXPERIMENTS:
+            content = self._table(EXPERIMENTS[self.name])
+        else:
+            content = self._draw() if self.name in PICTURED else self._depend()
+        if self.record is not None and content is not None:
+            write_atomic(self.record, json.dumps(content, indent=1))
+        return None
+
+    def _check(self) -> None:
+        """`InputError` for a name that is none, and for flags that it does not take."""
+        if self.name not in RECIPES:
+            known = nearest(self.name or "", sorted(RECIPES))
+            given = "No name" if self.name is None else repr(self.name)
+            raise InputError(f"{given} was given as the experiment to reproduce; {known}.")
+        if self.ks is not None and self.name != "hiwae":
+            raise InputError(
+                f"ks were given, but {self.name} has the K of its models; leave them out."
+            )
+        given_flags = [
+            f.name for f in fields(self) if f.name in TABLE and getattr(self, f.name) != f.default
+        ]
+        if given_flags and self.name in OTHERS:
+            flag = given_flags[0].replace("_", "-")
+            raise InputError(f"--{flag} was given, but {self.name} is no table; leave it out.")
+        if self.recipe == SMOKE and self.name in OTHERS:
+            raise InputError(
+                f"recipe = {SMOKE} was given, which has no models of {self.name}; leave it out, "
+                f"and give a small --epochs."
+            )
+        if self.workers < 1:
+            raise InputError(
+                f"workers = {self.workers} was given, but somebody has to do it; give 1 or more."
+            )
+        if self.workers > 1 and self.scheduler is not None:
+            raise InputError(
+                f"workers = {self.workers} and a scheduler were given, but the cluster has workers "
+                f"of its own; give one of the two."
+            )
+        if self.out is None and not self.list:
+            raise InputError("No folder was given for the runs; give --out.")
+
+    def _executor(self) -> Any:
+        """Where cells are made; None stands for this process."""
+        from iwae import cells
+
+        if self.scheduler is not None:
+            return cells.cluster(self.scheduler)
+        return None if self.workers == 1 else cells.processes(self.workers)
+
+    def _k(self) -> int:
+        if self.draws is not None:
+            return self.draws
+        return SMOKE_DRAWS if self.recipe == SMOKE else 5000
+
+    def _listed(self, otherwise: int = 3) -> tuple[Sequence[str], Sequence[int]]:
+        """Data sets and seeds; --seed is the only one unless there are --seeds."""
+        from iwae import runs
+
+        if self.config.seed and self.seeds is not None:
+            raise InputError(
+                f"seed = {self.config.seed} and seeds were given; give one of the two."
+            )
+        datasets = [name for name in self.datasets.split(",") if name]
+        if self.config.seed:
+            return datasets, [self.config.seed]
+        given = self.seeds or (otherwise,)
+        return datasets, runs.listed(given[0] if len(given) == 1 else given)
+
+    def _start(self) -> RunConfig:
+        """The recipe, before flags replaced its settings."""
+        return recipe(self.recipe or RECIPES[str(self.name)])
+
+    def _table(self, experiment: Any) -> dict[str, Any] | None:
+        """Make what is missing of a table, print it, and return its record."""
+        from iwae import cells, reproduce
+        from iwae.progress import TrainingBars, print_cells, print_estimate, print_table
+
+        datasets, seeds = self._listed(experiment.seeds)
+        everywhere = SMOKE_DATA if self.recipe == SMOKE else None
+        placed = reproduce.placed(experiment, datasets, everywhere)
+        chosen = reproduce.fitting(placed, self.cells)
+        start, k = self._start(), self._k()
+        config = override(self.config, seed=start.seed)
+        tasks = reproduce.tasks_of(placed, config, start, seeds=seeds, k=k, limit=self.limit)
+        out = self.out or Path()
+        if self.list:
+            print_cells(reproduce.rows(chosen, tasks, out), with_state=self.out is not None)
+            return None
+        each = {f"{c.name}, seed {t.config.seed}": t for c in chosen for t in tasks[c.name]}
+        distinct = list(dict.fromkeys(each.values()))
+        if self.dry_run:
+            seconds = reproduce.estimate(distinct, out, data_dir=self.data_dir)
+            print_estimate(each, seconds, self.workers)
+            return None
+        failures: dict[cells.Task, cells.Failure] = {}
+        if not self.render:
+            left = sum(cells.recorded(task, out) is None for task in distinct)
+            with TrainingBars(left) as bars:
+                results = cells.make_all(
+                    each,
+                    out,
+                    elsewhere=self._executor() if left else None,
+                    watch=bars,
+                    made=bars.made,
+                    data_dir=self.data_dir,
+                )
+            failures = {t: r for t, r in results.items() if isinstance(r, cells.Failure)}
+        rows = reproduce.rows(chosen, tasks, out, failures)
+        print_table(rows, experiment.source)
+        if failures:
+            failed = next(row for row in rows if row.failures)
+            raise InputError(
+                f"{len(failures)} of {len(distinct)} runs failed, first {failed.cell.name}: "
+                f"{failed.failures[0]} The others are finished; the same command tries again."
+            )
+        return reproduce.record(str(self.name), experiment, self.config, rows)
+
+    def _depend(self) -> dict[str, Any]:
+        """Print the table, write the pictures, and return the record."""
+        from iwae import dependence
+        from iwae.progress import TrainingBars, print_dependence
+
+        assert self.out is not None
+        from iwae.reproduce import refuse
+
+        datasets, seeds = self._listed()
+        refuse(self.config, self._start(), {"dataset"}, "choose by --datasets")
+        refuse(self.config, self._start(), {"k"}, "choose by --ks")
+        ks = self.ks or dependence.KS
+        with TrainingBars(dependence.count(datasets, seeds, ks)) as bars:
+            rows, pictures = dependence.run(
+                self.config,
+                self.out,
+                seeds=seeds,
+                k=self._k(),
+                watch=bars,
+                datasets=datasets,
+                ks=ks,
+                limit=self.limit,
+                data_dir=self.data_dir,
+            )
+        print_dependence(rows, len(seeds))
+        for path in pictures:
+            print(f"Wrote {path}.")
+        return dependence.record(self.config, rows, seeds)
+
+    def _draw(self) -> dict[str, Any]:
+        """Write the pictures, print what was measured, and return the record."""
+        from iwae import plates
+        from iwae.progress import TrainingBars
+
+        if self.seeds is not None or self.datasets:
+            raise InputError(
+                f"seeds or datasets were given, but {self.name} is drawn of one model on its own "
+                f"data; give --seed, or leave them out."
+            )
+        draw, models = plates.PLATES[str(self.name)]
+        with TrainingBars(models) as bars:
+            plate = draw(
+                self.config,
+                self.out,
+                k=self._k(),
+                watch=bars,
+                limit=self.limit,
+                data_dir=self.data_dir,
+            )
+        print(*plate.lines, *(f"Wrote {path}." for path in plate.pictures), sep="\n")
+        return plates.record(str(self.name), self.config, plate)

@@ -1,0 +1,152 @@
+"""The page of results: every cell of every table, measured with its provenance or not yet run.
+
+All figures come from the records that `iwae reproduce --record` wrote; none is typed.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iwae.errors import InputError
+from iwae.papers import EXPERIMENTS, Cell, Experiment
+
+HELD = {"hiwae": "rows", "ring": "measured", "manifold": "measured"}
+"""What a record of an experiment that is no table holds."""
+
+HEAD = """# Results
+
+Negative log-likelihoods in nats, ± standard errors: over seeds where there are several, else over
+test images. Active units in brackets. Every figure comes from the record that is named beside it;
+`iwae reproduce --page FILE.md --records FOLDER` writes this page from them.
+"""
+
+
+def page(folder: Path) -> str:
+    """The page in Markdown, of all records in a folder; `InputError` for one that is none."""
+    if not folder.is_dir():
+        raise InputError(
+            f"records = {folder} was given, which is no folder; give that of the files that "
+            f"`iwae reproduce --record` wrote."
+        )
+    records = {path.name: _read(path) for path in sorted(folder.glob("*.json"))}
+    parts = [HEAD]
+    for name, experiment in EXPERIMENTS.items():
+        own = {file: r for file, r in records.items() if r["experiment"] == name}
+        parts.append(_table(name, experiment, own))
+    for file, record in records.items():
+        if record["experiment"] not in EXPERIMENTS:
+            parts.append(_other(file, record))
+    return "\n".join(parts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        held = "cells" if record["experiment"] in EXPERIMENTS else HELD[record["experiment"]]
+        known = held in record and all(cell["runs"] for cell in record.get("cells", ()))
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise InputError(
+            f"{path} was found among the records, but it is none of `iwae reproduce --record`; "
+            f"take it out of there."
+        )
+    return record
+
+
+def _table(name: str, experiment: Experiment, records: Mapping[str, dict[str, Any]]) -> str:
+    """The published cells, each with every record of it; then the cells on other data."""
+    lines = [f"## {name}: {experiment.about}", "", f"Published: {experiment.source}.", ""]
+    if not records:
+        cells = ", ".join(f"`{cell.name}`" for cell in experiment.cells)
+        return "\n".join([*lines, f"Not yet run: {cells}.", ""])
+    heads = ("cell", "published", "ours", "Δ", "published Δ", "how", "record")
+    lines += [_row(heads), _row(["---"] * len(heads))]
+    of = {cell.name: cell for cell in experiment.cells}
+    measured = {(file, c["name"]): c for file, r in records.items() for c in r["cells"]}
+    others = [name for _, name in measured if name not in of]
+    for cell_name in (*of, *dict.fromkeys(others)):
+        entries = {file: c for (file, n), c in measured.items() if n == cell_name}
+        published = _published(of.get(cell_name), of)
+        if not entries:
+            empty = [""] * (len(heads) - 3)
+            lines.append(_row([f"`{cell_name}`", published[0], "not yet run", *empty]))
+        for file, entry in entries.items():
+            lines.append(_row(_entry(cell_name, entry, published, file, records[file])))
+    return "\n".join([*lines, ""])
+
+
+def _published(cell: Cell | None, of: Mapping[str, Cell]) -> tuple[str, str]:
+    """NLL (units), and the difference to the cell it is held against."""
+    if cell is None or cell.published is None:
+        return "", ""
+    units = f" ({cell.units})" if cell.units else ""
+    other = of[cell.against].published if cell.against else None
+    apart = "" if other is None else f"{cell.published[0] - other[0]:.2f}"
+    return _figure(cell.published) + units, apart
+
+
+def _entry(
+    name: str,
+    entry: Mapping[str, Any],
+    published: tuple[str, str],
+    file: str,
+    record: Mapping[str, Any],
+) -> list[str]:
+    runs, first = entry["runs"], entry["runs"][0]
+    counts = np.mean([run["active_units"] for run in runs], axis=0)
+    units = "+".join(f"{n:.3g}" for n in counts)
+    how = [f"{first['passes']} passes", f"L_{first['k']} of {first['n']:,} images"]
+    how += [f"seed{'s' * (len(runs) > 1)} {', '.join(str(run['seed']) for run in runs)}"]
+    how += dict.fromkeys(run["device"] for run in runs)
+    how += dict.fromkeys(f"iwae {run.get('iwae', record['iwae'])}" for run in runs)
+    how += [first["note"]] if first["note"] else []
+    apart = entry["difference"]
+    ours = f"{_figure(entry['nll'])} ({units})"
+    delta = "" if apart is None else _figure(apart)
+    return [f"`{name}`", published[0], ours, delta, published[1], ", ".join(how), f"`{file}`"]
+
+
+def _other(file: str, record: Mapping[str, Any]) -> str:
+    """What a record of an experiment that is no table holds."""
+    name, source = record["experiment"], record.get("source")
+    lines = [f"## {name}: `{file}`", ""]
+    lines += [f"After {source}.", ""] if source else []
+    if "rows" not in record:
+        lines += [f"- {of}: {_measured(value)}" for of, value in record["measured"].items()]
+        return "\n".join([*lines, ""])
+    heads = ("data", "K", "proposal", "bound", "NLL", "Cov(w_i, w_j)", "Var(p̂)", "Var(log p̂)")
+    lines += [_row(heads), _row(["---"] * len(heads))]
+    for row in record["rows"]:
+        figures = ("bound", "nll", "covariance", "variance", "log_variance")
+        cells = ["" if row[of] is None else _measured(row[of]) for of in figures]
+        lines.append(_row([row["dataset"], f"{row['k']}", row["name"], *cells]))
+    settings, how = record["settings"], [f"Seeds: {len(record['seeds'])}"]
+    how += [f"heads weighted by {settings['proposal_weights']}", record["device"]]
+    if any(row["nll"] is not None for row in record["rows"]):
+        how.insert(1, f"autoencoders after {settings['epochs']} passes")
+    return "\n".join([*lines, "", f"{'; '.join(how)}.", ""])
+
+
+def _measured(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{of} {_measured(v)}" for of, v in value.items())
+    if isinstance(value, list):
+        error = value[1] or math.nan
+        known = 0 < error < math.inf
+        return _figure(value, max(0, 1 - math.floor(math.log10(error))) if known else 3)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def _figure(figure: Sequence[float | None], digits: int = 2) -> str:
+    value, error = figure
+    known = error is not None and not math.isnan(error)
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if known else "")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,59 @@
+"""The page of results holds what the records hold, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from iwae import results
+from iwae.cli import main
+from iwae.papers import EXPERIMENTS
+from refusals import refused
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "results" / "reproduced"
+
+
+def test_the_page_in_the_documentation_is_that_of_the_records() -> None:
+    assert (ROOT / "docs" / "results.md").read_text() == results.page(RECORDS)
+
+
+def test_every_published_cell_is_measured_or_not_yet_run() -> None:
+    page = results.page(RECORDS)
+    for experiment in EXPERIMENTS.values():
+        assert all(f"`{cell.name}`" in page for cell in experiment.cells)
+
+
+def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
+    run = {"k": 9, "n": 1200, "seed": 3, "passes": 7, "active_units": [20, 4], "note": "odd"}
+    run |= {"device": "gpu", "iwae": "0.1.0"}
+    cell = {"name": "mnist/2/iwae-5", "nll": [84.125, 0.25], "difference": [-1.5, None]}
+    record = {"experiment": "table1", "device": "cpu", "iwae": "0.1.0"}
+    content = record | {"cells": [cell | {"runs": [run]}]}
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    page = tmp_path / "page.md"
+    main(["reproduce", "--page", str(page), "--records", str(tmp_path)])
+    assert capsys.readouterr().out == f"Wrote {page}.\n"
+    assert (
+        "| `mnist/2/iwae-5` | 83.89 (21+5) | 84.12 ± 0.25 (20+4) | -1.50 | -1.12 | 7 passes, "
+        "L_9 of 1,200 images, seed 3, gpu, iwae 0.1.0, odd | `own.json` |"
+    ) in page.read_text()
+    assert "| `mnist/2/iwae-50` | 82.90 (26+7) | not yet run |" in page.read_text()
+    with refused(
+        f"records = {page} was given, which is no folder; give that of the files that `iwae "
+        f"reproduce --record` wrote."
+    ):
+        results.page(page)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"cells": []}', '{"experiment": "foo"}', '{"experiment": "iwaeu"}']
+)
+def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with refused(
+        f"{path} was found among the records, but it is none of `iwae reproduce --record`; take it "
+        f"out of there."
+    ):
+        results.page(tmp_path)
