@@ -292,6 +292,7 @@ def both(tiny: RunConfig) -> RunConfig:
     return override(tiny, uncertain_weights="both", epochs=2)
 
 
+@pytest.mark.slow
 def test_an_uncertain_run_is_resumed_bit_for_bit_and_loaded(both, tmp_path: Path) -> None:
     whole = iwae.train(both)
     assert isinstance(whole.model, UncertainAutoencoder)

@@ -292,7 +292,14 @@ def test_vr_iwae_above_1_follows_the_draws_of_weight_0():
         np.testing.assert_allclose(curvature(bound, zero), curvature(bound, near), atol=1e-6)
 
 
-@every_bound
+@pytest.mark.parametrize(
+    "bound",
+    [
+        pytest.param(bound, marks=pytest.mark.slow if name in ("jvi-1", "jvi-3") else ())
+        for name, bound in SHAPED.items()
+    ],
+    ids=SHAPED,
+)
 def test_curvature_is_the_diagonal_of_the_hessian(bound):
     """In float64 against the full Hessian, and against the product-by-product way."""
     with jax.enable_x64(True):

@@ -156,6 +156,11 @@ def test_the_comparison_from_the_command_line(
             "K = 1 was given, but draws depend on one another from 2 on; give 2 or more.",
         ),
         (
+            ["hiwae", "--datasets", "mixture,digit"],
+            "'digit' is no data set and no .npy, .npz or .csv file: did you mean 'digits'? Known "
+            "are digits, mnist, mnist-fixed, omniglot, omniglot-raw.",
+        ),
+        (
             ["ring", "--ks", "2"],
             "ks were given, but ring has the K of its models; leave them out.",
         ),

@@ -101,6 +101,7 @@ def test_different_runs_in_one_program_are_what_each_is_alone(tiny, tmp_path: Pa
         same(iwae.load(trained.path), trained)
 
 
+@pytest.mark.slow
 def test_different_runs_that_were_interrupted_go_on(tiny, tmp_path: Path) -> None:
     configs = {name: override(tiny, **DIFFERENT[name]) for name in ("plain", "vae")}
     out = tmp_path / "out"

@@ -30,6 +30,7 @@ def test_gradients_of_a_run(tiny_run: Trained, tmp_path: Path, capsys) -> None:
     assert 0.2 < slope["slope"] < 0.8
 
 
+@pytest.mark.slow
 def test_gradients_of_a_recipe_under_another_bound(tmp_path: Path, capsys) -> None:
     form = ["gradients", "--recipe", "smoke", "--repeats", "20", "--examples", "2", "--ks", "4"]
     out = tmp_path / "snr.svg"

@@ -122,7 +122,9 @@ def whole(data):
         numpyro.sample("x", dist.Normal(z.sum(), s), obs=data)
 
 
-@pytest.mark.parametrize("automatic", [AutoNormal, AutoDiagonalNormal])
+@pytest.mark.parametrize(
+    "automatic", [AutoNormal, pytest.param(AutoDiagonalNormal, marks=pytest.mark.slow)]
+)
 def test_automatic_guides(automatic):
     """Plain gradients are RenyiELBO's; DReG's have the same mean and are finite."""
     its = automatic(whole)
@@ -144,6 +146,7 @@ def test_automatic_guides(automatic):
     assert np.all(np.abs(plain.mean(0) - dreg.mean(0)) < 4.5 * error)
 
 
+@pytest.mark.slow
 def test_guides_that_cannot_be_evaluated_again_are_refused_but_for_reparam():
     def dropping(data):
         key = numpyro.prng_key()

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from iwae import figures, runs, targets, threefry
+from iwae import data, figures, runs, targets, threefry
 from iwae.bounds import iwae
 from iwae.config import RunConfig
 from iwae.errors import InputError
@@ -131,6 +131,8 @@ def run(
         raise InputError(
             f"K = {min(ks)} was given, but draws depend on one another from 2 on; give 2 or more."
         )
+    for dataset in set(datasets or DATASETS) - TARGETS.keys():
+        data.load(dataset, data_dir=data_dir, values=config.data.values)  # or refuse it now
     heuristic = config.model.proposal_weights
     rows: list[Row] = []
     pictures: list[Path] = []
