@@ -319,7 +319,7 @@ def print_dependence(rows: list[Any], seeds: int) -> None:
     console.print(
         f"Seeds: {seeds}; ± is a standard error over them. Bound (L_K at the K of the row) and NLL "
         f"in nats; p̂ = (1/K) Σ w_i, with weights relative to p(x), which is 1 in the plane and "
-        f"exp(−NLL) elsewhere."
+        f"exp(−NLL) elsewhere, where Cov and Var(p̂) are sums over a few huge weights."
     )
 
 

@@ -17,6 +17,8 @@ from iwae.papers import EXPERIMENTS, Cell, Experiment
 HELD = {"hiwae": "rows", "ring": "measured", "manifold": "measured"}
 """What a record of an experiment that is no table holds."""
 
+HEAVY = "of autoencoders Cov and Var(p̂) are sums over a few huge weights, Var(log p̂) is not"
+
 HEAD = """# Results
 
 Negative log-likelihoods in nats, ± standard errors: over seeds where there are several, else over
@@ -129,6 +131,7 @@ def _other(file: str, record: Mapping[str, Any]) -> str:
     how += [f"heads weighted by {settings['proposal_weights']}", record["device"]]
     if any(row["nll"] is not None for row in record["rows"]):
         how.insert(1, f"autoencoders after {settings['epochs']} passes")
+        how.append(HEAVY)
     return "\n".join([*lines, "", f"{'; '.join(how)}.", ""])
 
 
