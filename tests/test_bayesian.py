@@ -323,6 +323,7 @@ def from_command_line(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_uncertain_weights_are_evaluated_as_drawn_or_at_their_means(
     from_command_line: Path, tiny_run
 ) -> None:
