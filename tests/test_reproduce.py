@@ -175,6 +175,10 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
             "choose by --cells.",
         ),
         (
+            ["table1", "--dry-run", "--record", "x.json"],
+            "record = x.json was given, but --list and --dry-run have no results; leave one out.",
+        ),
+        (
             ["ring", "--seeds", "3"],
             "seeds or datasets were given, but ring is drawn of one model on its own data; give "
             "--seed, or leave them out.",

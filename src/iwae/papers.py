@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from iwae.config import PARAMETERS
+
 Figure = tuple[float, float]
 """A value with its standard error; nan where none is known."""
 
@@ -84,13 +86,16 @@ def _uncertain(rows: Mapping[str, tuple[Figure, Figure, Figure]]) -> tuple[Cell,
     )
 
 
+ONE_LAYER: dict[str, Any] = {"dataset": "mnist", "layers": 1, "hidden": None, "latents": None}
+"""One stochastic layer of Burda et al. on MNIST."""
+
+
 def _doubly(rows: Mapping[str, tuple[float, float, float]]) -> tuple[Cell, ...]:
     """Cells of rows by estimator, NLL with 1, 5 and 50 draws; one layer on MNIST."""
-    own: dict[str, Any] = {"dataset": "mnist", "layers": 1, "hidden": None, "latents": None}
     return tuple(
         Cell(
             name=f"mnist/{'iwae' if estimator == 'reparam' else estimator}-{k}",
-            settings={**own, "objective": "iwae", "estimator": estimator, "k": k},
+            settings={**ONE_LAYER, "objective": "iwae", "estimator": estimator, "k": k},
             published=(nll, UNKNOWN),
             against=None if estimator == "reparam" else f"mnist/iwae-{k}",
         )
@@ -110,18 +115,12 @@ TIGHTER: dict[str, dict[str, Any]] = {
 
 
 def _tighter(nll: Mapping[str, float]) -> tuple[Cell, ...]:
-    own: dict[str, Any] = {
-        "dataset": "mnist",
-        "layers": 1,
-        "hidden": None,
-        "latents": None,
-        "k": 64,
-    }
-    unshaped = dict.fromkeys(("m", "beta", "alpha", "order"))
+    """Cells of NLL by objective."""
+    unshaped = dict.fromkeys(PARAMETERS.values())
     return tuple(
         Cell(
             name=f"mnist/{name}",
-            settings={**own, **unshaped, **TIGHTER[name]},
+            settings={**ONE_LAYER, "k": 64, **unshaped, **TIGHTER[name]},
             published=(value, UNKNOWN),
             against=None if name == "iwae" else "mnist/iwae",
         )

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.model import Autoencoder, Conditional, log_normal, log_standard_normal
+from iwae.model import Autoencoder, Conditional, block_of, log_normal, log_standard_normal
 from iwae.networks import MLP, Gaussian, Linear, glorot_linear
 
 Heuristic = Literal["uniform", "balance", "power"]
@@ -204,22 +204,14 @@ def hierarchical(
     )
 
 
-class HierarchicalAutoencoder(Autoencoder):
-    """An autoencoder of one stochastic layer whose `encoder` holds a `HierarchicalProposal`.
+class ByProposal(eqx.Module):
+    """A model whose draws, and what they allow, are those of its `proposal`."""
 
-    Its draws h are `Draws`. For any K, L_K is a lower bound of log p(x).
-    """
-
-    encoder: tuple[Any, ...]
-    """The proposal alone."""
-
-    @property
-    def proposal(self) -> HierarchicalProposal:
-        return self.encoder[0]
+    proposal: eqx.AbstractVar[Any]
 
     @property
     def block(self) -> int:
-        return self.proposal.block
+        return block_of(self.proposal)
 
     @property
     def independent_draws(self) -> bool:
@@ -232,6 +224,23 @@ class HierarchicalAutoencoder(Autoencoder):
     def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Any:
         return self.proposal.propose(x, k, key)
 
+    def log_proposal(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+        return self.proposal.log_prob(x, h)
+
+
+class HierarchicalAutoencoder(ByProposal, Autoencoder):
+    """An autoencoder of one stochastic layer whose `encoder` holds a `HierarchicalProposal`.
+
+    Its draws h are `Draws`. For any K, L_K is a lower bound of log p(x).
+    """
+
+    encoder: tuple[Any, ...]
+    """The proposal alone."""
+
+    @property  # type: ignore[misc]  # it fills the AbstractVar
+    def proposal(self) -> HierarchicalProposal:
+        return self.encoder[0]
+
     def propose_and_log_prob(
         self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
     ) -> tuple[Any, Float[Array, " k"]]:
@@ -242,9 +251,6 @@ class HierarchicalAutoencoder(Autoencoder):
         """log p(x, z) + log r(z_0|z, x), per draw."""
         joint = self.log_observation(x, h) + sum(self.log_prior_terms(h))
         return joint + self.proposal.log_reverse(x, h)
-
-    def log_proposal(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
-        return self.proposal.log_prob(x, h)
 
     def log_observation(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
         return super().log_observation(x, h.latents)

@@ -140,6 +140,11 @@ class Reproduce:
                 f"workers = {self.workers} and a scheduler were given, but the cluster has workers "
                 f"of its own; give one of the two."
             )
+        if self.record is not None and (self.list or self.dry_run):
+            raise InputError(
+                f"record = {self.record} was given, but --list and --dry-run have no results; "
+                f"leave one out."
+            )
         if self.out is None and not self.list:
             raise InputError("No folder was given for the runs; give --out.")
 
@@ -223,10 +228,9 @@ class Reproduce:
         """Print the table, write the pictures, and return the record."""
         from iwae import dependence
         from iwae.progress import TrainingBars, print_dependence
-
-        assert self.out is not None
         from iwae.reproduce import refuse
 
+        assert self.out is not None
         datasets, seeds = self._listed()
         refuse(self.config, self._start(), {"dataset"}, "choose by --datasets")
         refuse(self.config, self._start(), {"k"}, "choose by --ks")

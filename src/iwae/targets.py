@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.model import block_of, log_normal, log_standard_normal
-from iwae.proposals import HierarchicalProposal
+from iwae.model import log_normal, log_standard_normal
+from iwae.proposals import ByProposal, HierarchicalProposal
 
 Point = Float[Array, " 2"]
 NO_DATA = jnp.zeros(1)
@@ -120,32 +120,14 @@ class GaussianProposal(eqx.Module):
         return log_normal(h, self.mu, self.log_sigma)
 
 
-class OnTarget(eqx.Module):
+class OnTarget(ByProposal):
     """The model whose posterior is a target, with evidence 1; x is `NO_DATA`."""
 
     proposal: GaussianProposal | HierarchicalProposal
     target: Callable[[Point], Float[Array, ""]] = eqx.field(static=True)
-
-    @property
-    def block(self) -> int:
-        return block_of(self.proposal)
-
-    @property
-    def independent_draws(self) -> bool:
-        return self.proposal.independent_draws
-
-    @property
-    def density_of_draws(self) -> bool:
-        return self.proposal.density_of_draws
-
-    def propose(self, x: Array, k: int, key: PRNGKeyArray) -> Any:
-        return self.proposal.propose(x, k, key)
 
     def log_joint(self, x: Array, h: Any) -> Float[Array, " k"]:
         """log p(z), and log r(z_0|z) of a hierarchical proposal."""
         if isinstance(self.proposal, GaussianProposal):
             return jax.vmap(self.target)(h)
         return jax.vmap(self.target)(h.latents[0]) + self.proposal.log_reverse(x, h)
-
-    def log_proposal(self, x: Array, h: Any) -> Float[Array, " k"]:
-        return self.proposal.log_prob(x, h)
