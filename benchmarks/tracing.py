@@ -85,7 +85,7 @@ def _kinds(program: str) -> dict[str, str]:
 def _kind(name: str, opcode: str, scope: str) -> str:
     if opcode in ("copy", "transpose") or name.startswith("copy"):
         return "copies"
-    for part, words in (("images", ("images",)), ("adam", ("adam",)), ("draws", ("_normal",))):
+    for part, words in (("images", ("images",)), ("adam", ("optimizer",)), ("draws", ("_normal",))):
         if any(word in scope for word in words):
             return part
     return "elementwise"

@@ -20,6 +20,7 @@ def test_recipes_survive_toml(name: str) -> None:
     [
         {"objective": "miwae", "m": 5, "encoder_objective": "ciwae", "beta": 0.25},
         {"objective": "vr-iwae", "alpha": -0.5, "encoder_objective": "jvi", "order": 2},
+        {"objective": "ciwae", "beta": 0.5, "backward_draws": 4},
     ],
 )
 def test_every_field_survives_toml(objectives: dict) -> None:
@@ -36,7 +37,8 @@ def test_every_field_survives_toml(objectives: dict) -> None:
         checkpoint_every=2,
     )
     given = {name for name, value in flatten(config).items() if value is not None}
-    assert set(flatten(config)) - given <= set(PARAMETERS.values())
+    optional = {*PARAMETERS.values(), "encoder_objective", "backward_draws"}
+    assert set(flatten(config)) - given <= optional
     assert parse(config.to_toml(), "copy") == config
 
 
@@ -75,6 +77,16 @@ def test_names_of_settings_are_unique() -> None:
     ("changes", "sentence"),
     [
         ({"k": 0}, "k = 0 was given, but a bound needs at least 1 draw; give --k 1 or more."),
+        (
+            {"backward_draws": 0},
+            "backward_draws = 0 was given, but a gradient passes through at least 1 draw; give 1 "
+            "or more.",
+        ),
+        (
+            {"backward_draws": 2, "objective": "piwae", "m": 5},
+            "backward_draws = 2 was given with an objective for the encoder, but draws are "
+            "resampled by the weights of one objective; leave it out.",
+        ),
         (
             {"epochs": 0},
             "epochs = 0 was given, but --epochs must be at least 1.",

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from iwae import laboratory
 from iwae.bounds import BOUNDS, Pair, ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
 from iwae.config import ModelConfig, ObjectiveConfig
-from iwae.gradients import ESTIMATORS, Weights, surrogate_loss
+from iwae.gradients import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
 from iwae.model import FromFunctions, log_weights
 from linear_gaussian import LinearGaussian, generic_chain, orthogonal_chain, random_model
 from refusals import refused
@@ -399,6 +399,76 @@ def test_at_an_optimum_there_is_no_relative_bias():
 # --- refusals ---------------------------------------------------------------------------------
 
 
+# --- through a few of the draws ---------------------------------------------------------------
+
+
+def test_draws_are_resampled_by_their_weights():
+    """Every count is s p_i rounded up or down, and s p_i in the mean; c_i / (s p_i) is Σ|c| / s."""
+    c = jnp.array([0.5, -0.2, 0.02, 0.0, 0.28])
+    weighed = Weighed(c.at[3].set(TINY), path=c**2, score=None)
+    share = np.abs(c) / np.sum(np.abs(c))
+    keys = jax.random.split(jax.random.key(4), 4000)
+    which, scaled = jax.vmap(lambda key: resampled(weighed, 3, key))(keys)
+    counts = np.asarray(jax.nn.one_hot(which, 5).sum(1))
+    assert np.all(np.abs(counts - 3 * share) < 1)
+    np.testing.assert_allclose(counts.mean(0), 3 * share, atol=4 * 0.5 / np.sqrt(len(keys)))
+    np.testing.assert_allclose(scaled.c, np.sign(c)[which] / 3 * np.sum(np.abs(c)), rtol=1e-5)
+    expected = (c**2)[which] / (3 * share[which])
+    np.testing.assert_allclose(scaled.path, expected, rtol=1e-4)
+    assert scaled.score is None
+
+
+@pytest.mark.parametrize("estimator", ["reparam", "dreg", "rws"])
+@pytest.mark.parametrize("name", ["iwae", "jvi-1"])
+def test_through_two_draws_the_gradient_has_the_same_mean(name, estimator):
+    """Of the same draws, paired; each parameter within 4 standard errors."""
+    model = user_model()
+
+    def gradient(key, few):
+        def loss(model):
+            given = {"bound": SMOOTH[name], "k": 6, "estimator": estimator}
+            return surrogate_loss(model, X, key, **given, backward_draws=few)
+
+        (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(model)
+        return value, jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(gradient)])
+
+    keys = jax.random.split(jax.random.key(5), 20_000)
+    values, full = jax.jit(jax.vmap(lambda key: gradient(key, None)))(keys)
+    same, two = jax.jit(jax.vmap(lambda key: gradient(key, 2)))(keys)
+    np.testing.assert_allclose(same, values, rtol=1e-5)
+    apart = np.asarray(two - full, np.float64)
+    error = apart.std(0) / np.sqrt(len(keys))
+    assert np.all(np.abs(apart.mean(0)) < 4 * error)
+    assert np.all(error > 1e-4)
+
+
+def test_through_as_many_draws_as_there_are_is_through_all():
+    model, key = user_model(), jax.random.key(1)
+    full = surrogate_loss(model, X, key, bound=iwae, k=4)
+    assert surrogate_loss(model, X, key, bound=iwae, k=4, backward_draws=9) == full
+
+
+@pytest.mark.parametrize("which", ["encoder", "both"])
+def test_resampled_draws_keep_their_weights(which):
+    """With uncertain weights a draw goes on with the weights that it was made with."""
+    config = ModelConfig(1, ((4,),), (3,), "bernoulli", which, 0.3)
+    model, x = random_model(config, 5, seed=2), jnp.array([1.0, 0, 0, 1, 1])
+    ours = {}
+
+    def loss(model, few):
+        def one(key):
+            given = {"bound": elbo, "k": 4, "estimator": "stl", "backward_draws": few}
+            return surrogate_loss(model, x, key, **given)[0]
+
+        return jnp.mean(jax.vmap(one)(jax.random.split(jax.random.key(6), 4000)))
+
+    for few in (None, 2):
+        gradient = eqx.filter_jit(eqx.filter_grad(loss))(model, few)
+        ours[few] = np.concatenate([np.ravel(a) for a in jax.tree.leaves(gradient)])
+    apart = np.linalg.norm(ours[2] - ours[None]) / np.linalg.norm(ours[None])
+    assert apart < 0.1
+
+
 def test_combinations_without_meaning_are_refused():
     model, key = user_model(), jax.random.key(0)
     loss = partial(surrogate_loss, model, X, key)
@@ -433,6 +503,21 @@ def test_combinations_without_meaning_are_refused():
         surrogate_loss(
             Dependent(model.mu, model.e, model.log_s), X, key, bound=iwae, k=4, estimator="dreg"
         )
+    with refused(
+        "backward_draws was given with a bound of its own for φ, but draws are resampled by the "
+        "weights of one bound; leave it out, or give one bound for θ and φ."
+    ):
+        loss(bound=Pair(iwae, elbo), k=4, backward_draws=2)
+
+    class Blocks(LinearGaussian):
+        block = 2
+
+    with refused(
+        "backward_draws was given, but this model's draws come in blocks that are weighed "
+        "together; leave it out."
+    ):
+        blocks = Blocks(model.mu, model.e, model.log_s)
+        surrogate_loss(blocks, X, key, bound=iwae, k=4, backward_draws=2)
     with refused(
         "repeats = 5 was given, but moments with standard errors need a multiple of 10, at least "
         "20; give one."

@@ -19,7 +19,7 @@ ROWS = [
     ("bayesian", "proposals", "build"),
     ("jackknife", "bounds"),
     ("gradients", "evaluation", "posterior", "svi", "laboratory", "targets"),
-    ("training", "checkpoint"),
+    ("soap", "training", "checkpoint"),
     ("trained", "folder"),
     ("loop",),
     ("runs",),

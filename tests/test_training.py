@@ -53,6 +53,17 @@ def test_constant_and_cosine_schedules(schedule):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-9)
 
 
+def test_a_warm_up_rises_to_the_schedule():
+    config = TrainingConfig(epochs=10, schedule="cosine", learning_rate=0.02, warmup=2)
+    plain = replace(config, warmup=0)
+    steps = jnp.arange(41)
+    warm, cosine = (
+        jax.vmap(training.learning_rate(c, 4, training.rates(c)))(steps) for c in (config, plain)
+    )
+    np.testing.assert_allclose(warm[:8], cosine[:8] * np.arange(1, 9) / 8, rtol=1e-5)
+    np.testing.assert_array_equal(warm[8:], cosine[8:])
+
+
 def test_adam_on_the_mean_steps_like_the_papers_adam_on_the_sum():
     """Gradients of the size of ε, so that a wrong ε shows."""
     sums = 1e-3 * jax.random.normal(jax.random.key(5), (15, 8))
@@ -129,8 +140,9 @@ def test_a_step_returns_what_it_takes_so_that_it_is_compiled_once():
     assert [jax.typeof(a) for a in jax.tree.leaves(after)] == before
 
 
-def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit():
-    fresh, advance = loop(*BITS_LOOP, average=DECAY)
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit(optimizer):
+    fresh, advance = loop(*BITS_LOOP, average=DECAY, optimizer=optimizer)
     images, order = jnp.asarray(PIXELS), training.order_of_pass(0, 0, 60)
     whole = advance(fresh(), images, order, 0, 30)
     cut = fresh()

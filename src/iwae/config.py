@@ -153,6 +153,9 @@ class ObjectiveConfig:
     """Weight β of the ELBO in ciwae, from 0 to 1."""
     order: int | None = None
     """Order of jvi, at most k - 1: up to so many draws are left out."""
+    backward_draws: int | None = None
+    """The gradient passes through at most so many of the k draws, resampled by their weights (Burda
+    et al. §3): the same mean at a fraction of the time. Left out: through all."""
 
     def __post_init__(self) -> None:
         require(
@@ -171,6 +174,7 @@ class ObjectiveConfig:
         )
         self._check_parameters()
         self._check_estimator()
+        self._check_backward()
 
     @property
     def label(self) -> str:
@@ -213,6 +217,19 @@ class ObjectiveConfig:
             f"draws than there are; give an order from 0 to {self.k - 1}.",
         )
 
+    def _check_backward(self) -> None:
+        few = self.backward_draws
+        require(
+            few is None or few >= 1,
+            f"backward_draws = {few} was given, but a gradient passes through at least 1 draw; "
+            f"give 1 or more.",
+        )
+        require(
+            few is None or (self.objective != "piwae" and self.encoder_objective is None),
+            f"backward_draws = {few} was given with an objective for the encoder, but draws are "
+            f"resampled by the weights of one objective; leave it out.",
+        )
+
     def _check_estimator(self) -> None:
         own = self.estimator.startswith(("rws", "aisle"))
         require(
@@ -238,10 +255,14 @@ class TrainingConfig:
     """Stop after this much training time, if the passes are not done by then."""
     batch_size: int = 20
     """Images per step; the remainder of a pass is dropped, the order is drawn afresh each pass."""
+    optimizer: Literal["adam", "soap"] = "adam"
+    """soap: Adam in the eigenbasis of the gradients' second moments; far fewer passes."""
     learning_rate: float = 1e-3
-    """Adam's learning rate at the start."""
+    """The optimiser's learning rate at the start."""
     schedule: Literal["constant", "cosine", "stages"] = "constant"
     """stages: the paper's eight, 10^(-i/7) of the start for 3^i of 3,280 parts of the passes."""
+    warmup: int = 0
+    """Passes over which the learning rate rises from 0 to what the schedule says."""
     adam_beta1: float = 0.9
     """Decay of Adam's first moment."""
     adam_beta2: float = 0.999
@@ -249,6 +270,10 @@ class TrainingConfig:
     adam_epsilon: float = 1e-4
     """Adam's ε as in the paper, where the gradient is SUMMED over the batch. The loss here is a
     mean over the batch, so ε / batch_size is what reaches Adam: the same step exactly."""
+    soap_decay: float = 0.95
+    """Decay of the moments G Gᵀ and Gᵀ G of a matrix's gradient G, whose eigenbasis SOAP takes."""
+    soap_every: int = 10
+    """Steps between two turns of that basis."""
     precision: Precision = "float32"
     """Of the factors of matrix products in training: bfloat16 and tf32 are faster on a GPU. Sums,
     parameters, log-weights and every evaluation are in float32."""
@@ -273,7 +298,7 @@ class TrainingConfig:
     """Minutes between two checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every"):
+        for name in ("epochs", "batch_size", "validate_every", "soap_every"):
             _at_least_one(name, getattr(self, name))
         for name in ("patience", "checkpoint_every"):
             if getattr(self, name) is not None:
@@ -284,13 +309,13 @@ class TrainingConfig:
                 value is None or 0 < value < float("inf"),
                 f"{name} = {value} was given, but it must be a positive number.",
             )
-        for name in ("adam_beta1", "adam_beta2", "average"):
+        for name in ("adam_beta1", "adam_beta2", "soap_decay", "average"):
             value = getattr(self, name)
             require(
                 value is None or 0 <= value < 1,
                 f"{name} = {value} was given, but a decay lies in [0, 1).",
             )
-        for name in ("checkpoint_minutes", "weight_kl", "weight_kl_passes"):
+        for name in ("checkpoint_minutes", "weight_kl", "weight_kl_passes", "warmup"):
             value = getattr(self, name)
             require(
                 0 <= value < float("inf"),

@@ -13,12 +13,12 @@ draws follows from integrating the score term by parts once more, as Tucker et a
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iwae.bounds import Bound, Pair, curvature
 from iwae.errors import InputError, nearest
@@ -98,48 +98,87 @@ def surrogate_loss(
     bound: Bound | Pair,
     k: int,
     estimator: str | Estimator = "reparam",
+    backward_draws: int | None = None,
 ) -> tuple[Scalar, Scalar]:
     """(loss, value) of one example with K fresh draws; differentiate `loss` in the model.
 
     The gradient of `loss` is the estimate of −∇bound; `value` is the bound (that of θ, if they
-    differ). `model` is anything with `propose`, `log_joint` and `log_proposal`. `InputError` if the
-    estimator does not exist, or means nothing for this bound, K or model.
+    differ). `model` is anything with `propose`, `log_joint` and `log_proposal`. With
+    `backward_draws` < K the gradient passes through so many draws only, resampled by their weights
+    (`resampled`). `InputError` if the estimator does not exist, or means nothing for this bound, K
+    or model.
     """
     pair = paired(bound)
     chosen = named(estimator)
-    check(chosen, pair, k, model)
+    few = backward_draws is not None and backward_draws < k
+    check(chosen, pair, k, model, few=few)
     h, log_q = draw(model, x, k, key)
-    if chosen == ESTIMATORS["reparam"] and pair.theta is pair.phi:
+    if few:
+        still = frozen(model)
+        log_w = still.log_joint(x, jax.lax.stop_gradient(h)) - jax.lax.stop_gradient(log_q)
+    elif chosen == ESTIMATORS["reparam"] and pair.theta is pair.phi:
         value = pair.theta(model.log_joint(x, h) - log_q)
         return -value, value
-    log_w = jax.lax.stop_gradient(model.log_joint(x, h) - log_q)
-    loss = _loss(model, x, h, Weights(log_w, pair.phi), pair.theta, chosen)
+    else:
+        log_w = jax.lax.stop_gradient(model.log_joint(x, h) - log_q)
+    weighed = Weighed.by(chosen, Weights(log_w, pair.phi), pair.theta)
+    if few:
+        which, weighed = resampled(weighed, int(backward_draws or k), jax.random.fold_in(key, 2))
+        h = jax.tree.map(lambda a: a[which], h)
+    loss = _loss(model, x, h, weighed)
     if chosen.dreams:
         loss -= _sleep(model, k, jax.random.fold_in(key, 1))
     return loss, pair.theta(log_w)
 
 
-def _loss(
-    model: Model, x: Array, h: Any, weights: Weights, theta: Bound, estimator: Estimator
-) -> Scalar:
+class Weighed(NamedTuple):
+    """What the gradients of each draw are multiplied by."""
+
+    c: PerDraw
+    """Of θ; nowhere zero."""
+    path: PerDraw | None
+    score: PerDraw | None
+
+    @staticmethod
+    def by(estimator: Estimator, weights: Weights, theta: Bound) -> "Weighed":
+        c = jax.grad(lambda log_w: theta(log_w))(weights.log_w)
+        given = (estimator.path, estimator.score)
+        path, score = (None if of is None else of(weights) for of in given)
+        return Weighed(jnp.where(jnp.abs(c) < TINY, TINY, c), path, score)
+
+
+def resampled(
+    weighed: Weighed, draws: int, key: PRNGKeyArray
+) -> tuple[Int[Array, " draws"], Weighed]:
+    """Which draws stand for all, and what their gradients are multiplied by.
+
+    Draw i is taken with p_i = |c_i| / Σ|c| by systematic resampling and divided by `draws` · p_i,
+    so that the gradient has the same mean: for L_K those drawn by w̃ have weight 1 / `draws` (Burda
+    et al. §3, for a single one).
+    """
+    shares = jnp.cumsum(jnp.abs(weighed.c))
+    points = (jnp.arange(draws) + jax.random.uniform(key)) / draws * shares[-1]
+    which = jnp.minimum(jnp.searchsorted(shares, points), len(shares) - 1)
+    scale = shares[-1] / (draws * jnp.abs(weighed.c[which]))
+    return which, jax.tree.map(lambda of: of[which] * scale, weighed)
+
+
+def _loss(model: Model, x: Array, h: Any, weighed: Weighed) -> Scalar:
     """−Σ c_i [log p(x, h̃_i) − log q̄(h̃_i|x)] − Σ s_i log q(h̄_i|x), bars held constant.
 
     h̃ is h, but what comes back to it is scaled from c_i to b_i.
     """
-    c = jax.grad(lambda log_w: theta(log_w))(weights.log_w)
-    c = jnp.where(jnp.abs(c) < TINY, TINY, c)
+    c, path, score = weighed
     loss = jnp.zeros(())
-    if estimator.path is None:
+    if path is None:
         loss -= jnp.sum(c * model.log_joint(x, jax.lax.stop_gradient(h)))
     else:
-        ratio = estimator.path(weights) / c
         moving, fixed = eqx.partition(h, eqx.is_inexact_array)
-        scaled = eqx.combine(jax.tree.map(partial(_scaled, ratio), moving), fixed)
+        scaled = eqx.combine(jax.tree.map(partial(_scaled, path / c), moving), fixed)
         log_w = model.log_joint(x, scaled) - frozen(model).log_proposal(x, scaled)
         loss -= jnp.sum(c * log_w)
-    if estimator.score is not None:
-        log_q = model.log_proposal(x, jax.lax.stop_gradient(h))
-        loss -= jnp.sum(estimator.score(weights) * log_q)
+    if score is not None:
+        loss -= jnp.sum(score * model.log_proposal(x, jax.lax.stop_gradient(h)))
     return loss
 
 
@@ -191,7 +230,7 @@ def named(estimator: str | Estimator) -> Estimator:
     return ESTIMATORS[estimator]
 
 
-def check(estimator: Estimator, pair: Pair, k: int, model: Any) -> None:
+def check(estimator: Estimator, pair: Pair, k: int, model: Any, *, few: bool = False) -> None:
     """`InputError` for a combination without meaning, with what would work."""
     name = next((n for n, e in ESTIMATORS.items() if e == estimator), "of your own")
     if estimator.own_phi and pair.theta is not pair.phi:
@@ -203,6 +242,16 @@ def check(estimator: Estimator, pair: Pair, k: int, model: Any) -> None:
         raise InputError(
             f"Estimator {name} was given K = {k} draw, where its φ gradient has mean zero; give "
             f"K = {estimator.least_k} or more, or use dreg."
+        )
+    if few and pair.theta is not pair.phi:
+        raise InputError(
+            "backward_draws was given with a bound of its own for φ, but draws are resampled by "
+            "the weights of one bound; leave it out, or give one bound for θ and φ."
+        )
+    if few and block_of(model) > 1:
+        raise InputError(
+            "backward_draws was given, but this model's draws come in blocks that are weighed "
+            "together; leave it out."
         )
     if estimator.independent and not getattr(model, "independent_draws", True):
         raise InputError(

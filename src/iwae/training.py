@@ -22,6 +22,7 @@ from iwae.config import ObjectiveConfig, TrainingConfig
 from iwae.gradients import surrogate_loss
 from iwae.networks import at_precision
 from iwae.observation import Observer
+from iwae.soap import soap
 
 INIT, ORDER, STEPS, VALIDATION = range(4)
 """Independent streams of a run's key."""
@@ -68,25 +69,32 @@ def learning_rate(
     """Learning rate as a function of the step; only `rates` says how large."""
     total_steps = config.epochs * steps_per_pass
     if config.schedule == "stages":
-        return stages(rates, total_steps)
-    if config.schedule == "cosine":
-        return optax.cosine_decay_schedule(rates[0], total_steps)
-    return optax.constant_schedule(rates[0])
+        schedule = stages(rates, total_steps)
+    elif config.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(rates[0], total_steps)
+    else:
+        schedule = optax.constant_schedule(rates[0])
+    rising = config.warmup * steps_per_pass
+    if rising == 0:
+        return schedule
+    return lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / rising)
 
 
 def optimizer(
     config: TrainingConfig, steps_per_pass: int, rates: np.ndarray | Array
 ) -> optax.GradientTransformation:
-    """Adam on the mean over the batch: ε / batch_size makes its step that of the paper's sum."""
-    adam = optax.adam(
-        learning_rate(config, steps_per_pass, rates),
-        b1=config.adam_beta1,
-        b2=config.adam_beta2,
-        eps=config.adam_epsilon / config.batch_size,
-    )
-    return (
-        adam if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), adam)
-    )
+    """Adam or SOAP on the mean over the batch: ε / batch_size makes Adam's step that of the sum."""
+    schedule = learning_rate(config, steps_per_pass, rates)
+    moments = {"b1": config.adam_beta1, "b2": config.adam_beta2}
+    eps = config.adam_epsilon / config.batch_size
+    if config.optimizer == "soap":
+        decay, every = config.soap_decay, config.soap_every
+        chosen = soap(schedule, **moments, eps=eps, decay=decay, every=every)
+    else:
+        chosen = optax.adam(schedule, **moments, eps=eps)
+    if config.clip is None:
+        return chosen
+    return optax.chain(optax.clip_by_global_norm(config.clip), chosen)
 
 
 def init(params: PyTree, transform: optax.GradientTransformation, *, average: bool) -> TrainState:
@@ -154,7 +162,13 @@ def make_step(
         model = at_precision(eqx.combine(params, static), config.precision)
         losses, values = jax.vmap(
             lambda x, key: surrogate_loss(
-                model, x, key, bound=bound, k=objective.k, estimator=objective.estimator
+                model,
+                x,
+                key,
+                bound=bound,
+                k=objective.k,
+                estimator=objective.estimator,
+                backward_draws=objective.backward_draws,
             )
         )(x, keys)
         penalty = _weight_penalty(model, config, step / steps_per_pass) / (batch * steps_per_pass)
@@ -175,7 +189,7 @@ def make_step(
         given = (state.params, x, keys[1], state.step)
         (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(*given)
         transform = optimizer(config, steps_per_pass, rates)
-        with jax.named_scope("adam"):
+        with jax.named_scope("optimizer"):
             updates, opt_state = transform.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         return TrainState(

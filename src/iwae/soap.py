@@ -1,0 +1,129 @@
+"""SOAP: Adam in the eigenbasis of the gradient's second moments (Vyas et al. 2025, 2409.11321).
+
+For a matrix W with gradient G, with exponential moving averages of decay β on both sides,
+
+    L ← βL + (1−β) G Gᵀ,   R ← βR + (1−β) Gᵀ G,   L = Q_L Λ_L Q_Lᵀ,   R = Q_R Λ_R Q_Rᵀ,
+
+Adam runs on Q_Lᵀ G Q_R, and its step is turned back. A side wider than `LARGEST` keeps its own
+axes, as does everything that is no matrix: there SOAP is Adam.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+LARGEST = 256
+"""Widest side of a matrix that is turned."""
+
+Square = Float[Array, "d d"]
+Sides = tuple[Square | None, ...]
+"""A matrix for each side that is turned, from the left."""
+
+
+class Turned(NamedTuple):
+    """What is kept of one array of parameters."""
+
+    mu: Array
+    """First moment of G, in its own axes."""
+    nu: Array
+    """Second moment of Q_Lᵀ G Q_R."""
+    moments: Sides
+    """L and R."""
+    bases: Sides
+    """Q_L and Q_R, by falling eigenvalue."""
+
+
+class SoapState(NamedTuple):
+    """Steps taken, and what is kept of each array."""
+
+    count: Int[Array, ""]
+    arrays: tuple[Turned, ...]
+
+
+def soap(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    decay: float = 0.95,
+    every: int = 10,
+) -> optax.GradientTransformation:
+    """The optimiser; `decay` is β, and every so many steps the bases are turned again.
+
+    Their first turn is the exact eigenbasis, each later one a step of orthogonal iteration, Q of
+    the QR decomposition of L Q_L.
+    """
+
+    def init(params: Any) -> SoapState:
+        arrays = tuple(_start(p) for p in jax.tree.leaves(params))
+        return SoapState(jnp.zeros((), jnp.int32), arrays)
+
+    def one(g: Array, kept: Turned, t: Array) -> tuple[Array, Turned]:
+        moments = _each(lambda m, new: decay * m + (1 - decay) * new, kept.moments, _squares(g))
+        bases = kept.bases
+        if any(q is not None for q in bases):
+            turn = jnp.where(t == 1, 1, jnp.where((t - 1) % every == 0, 2, 0))
+            bases = jax.lax.switch(turn, (_kept, _exact, _iterated), moments, bases)
+        mu = b1 * kept.mu + (1 - b1) * g
+        nu = b2 * kept.nu + (1 - b2) * _into(g, bases) ** 2
+        mu_hat, nu_hat = _into(mu, bases) / (1 - b1**t), nu / (1 - b2**t)
+        step = _out_of(mu_hat / (jnp.sqrt(nu_hat) + eps), bases)
+        return step, Turned(mu, nu, moments, bases)
+
+    def update(gradient: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
+        leaves, tree = jax.tree.flatten(gradient)
+        t = state.count + 1
+        pairs = [one(g, kept, t) for g, kept in zip(leaves, state.arrays, strict=True)]
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        steps = tree.unflatten([-rate * step for step, _ in pairs])
+        return steps, SoapState(t, tuple(kept for _, kept in pairs))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _start(p: Array) -> Turned:
+    sides = [d if d <= LARGEST else None for d in p.shape] if p.ndim == 2 else []
+    zeros = tuple(None if d is None else jnp.zeros((d, d)) for d in sides)
+    eyes = tuple(None if d is None else jnp.eye(d) for d in sides)
+    return Turned(jnp.zeros_like(p), jnp.zeros_like(p), zeros, eyes)
+
+
+def _squares(g: Array) -> tuple[Array, ...]:
+    """G Gᵀ and Gᵀ G of a matrix."""
+    return (g @ g.T, g.T @ g) if g.ndim == 2 else ()
+
+
+def _each(function: Any, sides: Sides, *others: Any) -> Sides:
+    """function of what belongs to each side that is turned."""
+    given = zip(sides, *others, strict=True)
+    return tuple(None if side is None else function(side, *more) for side, *more in given)
+
+
+def _kept(moments: Sides, bases: Sides) -> Sides:
+    return bases
+
+
+def _exact(moments: Sides, bases: Sides) -> Sides:
+    return _each(lambda m: jnp.linalg.eigh(m)[1][:, ::-1], moments)
+
+
+def _iterated(moments: Sides, bases: Sides) -> Sides:
+    return _each(lambda m, q: jnp.linalg.qr(m @ q)[0], moments, bases)
+
+
+def _into(g: Array, bases: Sides) -> Array:
+    """Q_Lᵀ G Q_R."""
+    left, right = bases or (None, None)
+    g = g if left is None else left.T @ g
+    return g if right is None else g @ right
+
+
+def _out_of(g: Array, bases: Sides) -> Array:
+    """Q_L G Q_Rᵀ."""
+    left, right = bases or (None, None)
+    g = g if left is None else left @ g
+    return g if right is None else g @ right.T
