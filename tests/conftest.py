@@ -19,8 +19,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "bayesian bounds build checkpoint evaluation gradients jackknife laboratory likelihoods model "
-    "networks observation posterior proposals targets threefry training"
+    "bayesian bounds build checkpoint evaluation gradients jackknife laboratory likelihoods "
+    "measures model networks observation posterior proposals soap targets threefry training"
 )
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):
     import iwae.runs

@@ -90,6 +90,33 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     assert cells.make(more, tmp_path / "out", watch=Silent())["k"] == 6
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_begins_where_another_ended(tiny: RunConfig, tmp_path: Path, workers: int) -> None:
+    """It comes after it, whatever their order, and has an address and measures of its own."""
+    first = small(tiny)
+    second = replace(small(tiny, learning_rate=1e-12), after=first, measures=("gap",))
+    assert second.address != small(tiny, learning_rate=1e-12).address
+    out, told = tmp_path / "out", []
+    results = cells.make_all(
+        {"second": second, "first": first},
+        out,
+        elsewhere=cells.processes(workers) if workers > 1 else None,
+        watch=Quiet(),
+        made=lambda name, result: told.append(name),
+    )
+    assert told == ["first", "second"]
+    assert results[second]["nll"] == pytest.approx(results[first]["nll"], abs=1e-4)
+    assert results[second]["figures"]["gap"].keys() == {"train NLL", "test − train"}
+    assert cells.recorded(second, out) == results[second]
+    assert "figures" not in cells.recorded(replace(second, measures=()), out)
+    other = replace(second, measures=("gap", "bound"))
+    assert cells.state(other, out) == "trained"
+    (out / "cells").rename(tmp_path / "moved")
+    (out / "cells").symlink_to(tmp_path / "moved")
+    again = cells.make(other, out, watch=Silent())
+    assert again["figures"].keys() == {"gap", "bound"}
+
+
 def test_other_processes_make_what_this_one_makes(tiny: RunConfig, tmp_path: Path) -> None:
     tasks = {"a": small(tiny), "lost": small(tiny, dataset=str(tmp_path / "lost.npy"))}
     here, there = (
@@ -230,6 +257,7 @@ def test_an_orphan_saves_its_run_and_stops(tiny: RunConfig, tmp_path: Path) -> N
     """Its parent is said to be a process that is none of its own."""
     task = small(tiny, epochs=10_000)
     order = {"config": task.config.to_toml(), "k": 5, "limit": 20, "out": str(tmp_path)}
+    order |= {"measures": [], "after": None}
     done = subprocess.run(
         [sys.executable, "-m", "iwae.cells"],
         input=json.dumps(order | {"data_dir": None, "parent": 1}),

@@ -35,6 +35,7 @@ def test_every_field_survives_toml(objectives: dict) -> None:
         average=0.9,
         patience=3,
         checkpoint_every=2,
+        start_from="elsewhere",
     )
     given = {name for name, value in flatten(config).items() if value is not None}
     optional = {*PARAMETERS.values(), "encoder_objective", "backward_draws"}

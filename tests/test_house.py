@@ -25,7 +25,7 @@ ROWS = [
     ("runs",),
     ("figures",),
     ("report",),
-    ("experiments", "cells", "reproduce", "results", "plates", "dependence"),
+    ("experiments", "measures", "cells", "reproduce", "results", "plates", "dependence"),
     ("outputs", "flags", "progress"),
     ("research", "published"),
     ("cli",),

@@ -29,7 +29,8 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     run |= {"device": "gpu", "iwae": "0.1.0"}
     cell = {"name": "mnist/2/iwae-5", "nll": [84.125, 0.25], "difference": [-1.5, None]}
     record = {"experiment": "table1", "device": "cpu", "iwae": "0.1.0"}
-    content = record | {"cells": [cell | {"runs": [run]}]}
+    figures = {"train NLL": [83.5, 0.25], "NLL by JVI-9": [1, None]}
+    content = record | {"cells": [cell | {"runs": [run], "figures": figures}]}
     (tmp_path / "own.json").write_text(json.dumps(content))
     page = tmp_path / "page.md"
     main(["reproduce", "--page", str(page), "--records", str(tmp_path)])
@@ -38,6 +39,8 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
         "| `mnist/2/iwae-5` | 83.89 (21+5) | 84.12 ± 0.25 (20+4) | -1.50 | -1.12 | 7 passes, "
         "L_9 of 1,200 images, seed 3, gpu, iwae 0.1.0, odd | `own.json` |"
     ) in page.read_text()
+    assert "| `mnist/2/iwae-5` | train NLL |  | 83.50 ± 0.25 | `own.json` |" in page.read_text()
+    assert "| `mnist/2/iwae-5` | NLL by JVI-9 |  | 1.00 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-50` | 82.90 (26+7) | not yet run |" in page.read_text()
     with refused(
         f"records = {page} was given, which is no folder; give that of the files that `iwae "

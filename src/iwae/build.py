@@ -12,7 +12,7 @@ from iwae.bayesian import UncertainAutoencoder
 from iwae.config import ModelConfig
 from iwae.likelihoods import likelihood
 from iwae.model import Autoencoder
-from iwae.networks import MLP, Gaussian, Readout, Standardize, glorot_linear
+from iwae.networks import MLP, Gaussian, Linear, Readout, Standardize, glorot_linear
 from iwae.proposals import HierarchicalAutoencoder, hierarchical
 
 
@@ -27,9 +27,9 @@ def build(
 ) -> Autoencoder:
     """The autoencoder that `config` describes, for data of a kind with these moments [d].
 
-    Weights are Glorot uniform, biases zero, the output bias as the likelihood says. Real values
-    are standardised in front of the encoder. Uncertain weights start from these as their means. A
-    hierarchical proposal has `k` heads.
+    Weights and biases start as `initialization` says, by default Glorot uniform and zero, with the
+    output bias of the likelihood. Real values are standardised in front of the encoder. Uncertain
+    weights start from these as their means. A hierarchical proposal has `k` heads.
     """
     mean, spread = jnp.asarray(mean, jnp.float32), jnp.asarray(spread, jnp.float32)
     spread = jnp.where(spread > 0, spread, 1.0)
@@ -58,6 +58,8 @@ def build(
         likelihood=observed,
         latents=latents,
     )
+    if config.initialization == "fan-in":
+        plain = _by_fan_in(plain, key)
     if config.proposal != "independent":
         return _hierarchical(plain, encoder[0], config, k, key=next(keys))
     if config.uncertain_weights == "none":
@@ -65,6 +67,24 @@ def build(
     return UncertainAutoencoder.around(
         plain, which=config.uncertain_weights, sigma=config.weight_sigma
     )
+
+
+def _by_fan_in(model: Autoencoder, key: PRNGKeyArray) -> Autoencoder:
+    """Every linear map with weights U[±1/√n_in] and zero biases."""
+    is_linear = lambda part: isinstance(part, Linear)
+    parts, structure = jax.tree.flatten(model, is_leaf=is_linear)
+    keys = jax.random.split(key, len(parts))
+    drawn = [
+        _fan_in(part, key) if is_linear(part) else part
+        for part, key in zip(parts, keys, strict=True)
+    ]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _fan_in(linear: Linear, key: PRNGKeyArray) -> Linear:
+    edge = linear.weight.shape[1] ** -0.5
+    weight = jax.random.uniform(key, linear.weight.shape, minval=-edge, maxval=edge)
+    return Linear(weight, jnp.zeros_like(linear.bias), linear.precision)
 
 
 def gaussian(n_in: int, widths: tuple[int, ...], n_out: int, *, key: PRNGKeyArray) -> Gaussian:

@@ -5,13 +5,14 @@ table asks for them, and a finished evaluation in it is never made again.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ from typing import Any
 from iwae import runs
 from iwae.config import RunConfig
 from iwae.errors import TOO_LARGE, InputError, Interrupted
-from iwae.experiments import Watchers, finished, versions
+from iwae.experiments import Watchers, finished, known, versions
 from iwae.files import write_atomic
 from iwae.folder import CONFIG, MODEL, SAVING, InUseError, read_metrics
 from iwae.loop import Silent, Watcher
-from iwae.settings import differences, parse
+from iwae.measures import MEASURES
+from iwae.settings import differences, override, parse
+from iwae.trained import Trained
 
 FOLDER = "cells"
 
@@ -36,6 +39,10 @@ class Task:
     config: RunConfig
     k: int
     limit: int | None = None
+    measures: tuple[str, ...] = ()
+    """What else is measured, by names of `MEASURES`."""
+    after: "Task | None" = None
+    """The task with whose model this one's run begins."""
 
     def __post_init__(self) -> None:
         for name, value in (("draws", self.k), ("limit", self.limit)):
@@ -57,6 +64,8 @@ class Task:
         source = Path(self.config.data.dataset)
         if source.is_file():
             content["dataset"] = hashlib.sha256(source.read_bytes()).hexdigest()
+        if self.after is not None:
+            content["after"] = self.after.address
         text = json.dumps(content, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         c = self.config
@@ -87,14 +96,22 @@ def place(task: Task, out: Path) -> Path:
     return out / FOLDER / task.address
 
 
-def _result_file(task: Task, out: Path) -> Path:
-    return place(task, out) / f"{task.evaluation}.json"
+def _result_file(task: Task, out: Path, measure: str = "") -> Path:
+    return place(task, out) / f"{task.evaluation}{measure and '-'}{measure}.json"
 
 
 def recorded(task: Task, out: Path) -> Result | None:
-    """The result of a task that is finished."""
+    """The result of a task that is finished, with its `figures` by measure if it asks for any."""
+    result = _read(_result_file(task, out))
+    figures = {measure: _read(_result_file(task, out, measure)) for measure in task.measures}
+    if result is None or None in figures.values():
+        return None
+    return result | ({"figures": figures} if figures else {})
+
+
+def _read(path: Path) -> Any:
     try:
-        return json.loads(_result_file(task, out).read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -116,25 +133,45 @@ def passes(task: Task, out: Path) -> int:
 
 def make(task: Task, out: Path, *, watch: Watcher, data_dir: str | Path | None = None) -> Result:
     """Train, resume or reuse the run, evaluate it, and record and return the result."""
-    known = recorded(task, out)
-    if known is not None:
-        return known
+    before = recorded(task, out)
+    if before is not None:
+        return before
     path = place(task, out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    trained = finished(path, task.config, watch, data_dir)
-    result = runs.evaluate(trained, k=task.k, limit=task.limit).to_json() | {
+    config = task.config
+    if task.after is not None:
+        begin = _trained(task.after, out, watch, data_dir)
+        config = override(config, start_from=str(begin.path))
+    trained = finished(path, config, watch, data_dir)
+    evaluated = runs.evaluate(trained, k=task.k, limit=task.limit)
+    figures = {
+        measure: {name: known(f) for name, f in MEASURES[measure].take(trained, evaluated).items()}
+        for measure in task.measures
+    }
+    result = evaluated.to_json() | {
         "seed": task.config.seed,
         "training_seconds": runs.training_seconds(trained),
         **versions(),
     }
-    _record(task, out, result)
-    return result
+    _record(task, out, result | ({"figures": figures} if figures else {}))
+    return recorded(task, out) or result
+
+
+def _trained(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None) -> Trained:
+    """The run of a task, trained if it is not yet."""
+    path = place(task, out)
+    return (
+        runs.load(path) if (path / MODEL).exists() else finished(path, task.config, watch, data_dir)
+    )
 
 
 def _record(task: Task, out: Path, result: Result) -> None:
-    path = _result_file(task, out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(result, indent=1))
+    files = {"": {name: value for name, value in result.items() if name != "figures"}}
+    files |= {m: result["figures"][m] for m in task.measures}
+    for measure, content in files.items():
+        path = _result_file(task, out, measure)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(content, indent=1))
 
 
 Made = Callable[[str, Result | Failure], None]
@@ -171,20 +208,28 @@ def make_all(
         made(missing[task], result)
 
     if elsewhere is None:
-        for task, name in missing.items():
+        for task in itertools.chain(*_turns(missing)):
+            name = missing[task]
             watcher = watch.cell(name, task.config.training.epochs)
             keep(task, _attempt(task, out, watcher, data_dir))
         return results
     at, data = out.resolve(), None if data_dir is None else Path(data_dir).resolve()
     with elsewhere as pool:
-        waiting = {pool.submit(in_a_process, task, at, data): task for task in missing}
         try:
-            for future in as_completed(waiting):
-                keep(waiting[future], _outcome(future))
+            for turn in _turns(missing):
+                waiting = {pool.submit(in_a_process, task, at, data): task for task in turn}
+                for future in as_completed(waiting):
+                    keep(waiting[future], _outcome(future))
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return results
+
+
+def _turns(tasks: Iterable[Task]) -> list[list[Task]]:
+    """Tasks that may be made at once: first those that begin anew, then those that go on."""
+    anew = [task for task in tasks if task.after is None]
+    return [anew, [task for task in tasks if task.after is not None]]
 
 
 def _outcome(future: Future) -> Result | Failure:
@@ -260,6 +305,8 @@ def in_a_process(task: Task, out: Path, data_dir: Path | None) -> Result | Failu
         "config": task.config.to_toml(),
         "k": task.k,
         "limit": task.limit,
+        "measures": task.measures,
+        "after": None if task.after is None else task.after.config.to_toml(),
         "out": str(out),
         "data_dir": None if data_dir is None else str(data_dir),
         "parent": os.getpid(),
@@ -303,7 +350,8 @@ PATIENCE = 60.0
 def serve(order: Mapping[str, Any]) -> int:
     """Carry out an order of `in_a_process`; its exit code."""
     config = parse(order["config"], "the order")
-    task = Task(config, order["k"], order["limit"])
+    after = order["after"] and Task(parse(order["after"], "the order"), order["k"])
+    task = Task(config, order["k"], order["limit"], tuple(order["measures"]), after)
     watch, began = Orphaned(order["parent"]), time.monotonic()
     while True:
         try:

@@ -48,6 +48,9 @@ class ModelConfig:
     written 200,200/100,100. Left out: the preset for --layers."""
     latents: tuple[int, ...] | None = None
     """Latent units per stochastic layer from the image up, written 100,50. Left out: the preset."""
+    initialization: Literal["glorot", "fan-in"] = "glorot"
+    """glorot: weights U[±√(6/(n_in+n_out))], the output bias from the training mean, other biases
+    zero; fan-in: weights U[±1/√n_in], all biases zero."""
     likelihood: str = "auto"
     """bernoulli, gaussian, or the name of any numpyro distribution with one parameter per pixel and
     argument. auto: bernoulli for binary data and intensities, gaussian for real values."""
@@ -109,6 +112,11 @@ class ModelConfig:
             not plain or self.proposal_weights == "uniform",
             f"proposal_weights = {self.proposal_weights} was given, but independent draws have no "
             f"heads to weigh; give --proposal hierarchical.",
+        )
+        require(
+            plain or self.initialization == "glorot",
+            f"initialization = {self.initialization} was given, but the heads of a {self.proposal} "
+            f"proposal have their own; leave it out.",
         )
         for name in ("proposal_latents", "proposal_width"):
             _at_least_one(name, getattr(self, name))
@@ -277,6 +285,8 @@ class TrainingConfig:
     precision: Precision = "float32"
     """Of the factors of matrix products in training: bfloat16 and tf32 are faster on a GPU. Sums,
     parameters, log-weights and every evaluation are in float32."""
+    start_from: str | None = None
+    """Folder of a finished run whose parameters are the first of this one."""
     weight_kl: float = 0.0
     """Weight of KL(q(weights) || N(0, weight_prior^2)) / N beside the bound, N examples in a pass;
     0, as published for IWAEU, leaves it out and 1 is the bound of the whole training set."""

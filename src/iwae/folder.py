@@ -176,11 +176,13 @@ def _unmake(path: Path) -> None:
 
 
 def _check_resumable(path: Path, config: RunConfig) -> None:
-    """Only the saving may differ, and the number of passes where it does not shape the schedule."""
+    """Only the saving may differ, where the run lies that this one began with, and the number of
+    passes where it does not shape the schedule."""
     stored = read_config(path)
     longer = stored.training.schedule == "constant"
     for name, before, now in differences(stored, config):
-        if name in (*SAVING, "minutes") or (name == "epochs" and longer and now > before):
+        moved = name == "start_from" and None not in (before, now)
+        if moved or name in (*SAVING, "minutes") or (name == "epochs" and longer and now > before):
             continue
         hint = "leave the setting out"
         if name == "epochs" and not longer:

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from iwae import evaluation, training
+from iwae import checkpoint, evaluation, training
 from iwae.build import build
 from iwae.config import RunConfig, TrainingConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
-from iwae.folder import CHECKPOINT, CONFIG, Folder, Progress, replicas
+from iwae.folder import CHECKPOINT, CONFIG, MODEL, Folder, Progress, replicas
 from iwae.model import Autoencoder
 from iwae.observation import Observation
 from iwae.settings import override
@@ -305,8 +305,8 @@ def _kind(config: RunConfig) -> RunConfig:
 
 
 def initial(config: RunConfig, data: Observed) -> Autoencoder:
-    """The model before the first step."""
-    return eqx.filter_jit(build)(
+    """The model before the first step: built anew, or that of `start_from`."""
+    model = eqx.filter_jit(build)(
         config.model,
         kind=data.seen.model_kind,
         mean=data.dataset.mean(),
@@ -314,6 +314,16 @@ def initial(config: RunConfig, data: Observed) -> Autoencoder:
         key=training.stream(config.seed, training.INIT),
         k=config.objective.k,
     )
+    if config.training.start_from is None:
+        return model
+    file = Path(config.training.start_from) / MODEL
+    if not file.exists():
+        raise InputError(
+            f"start_from = {file.parent} was given, but no finished run is there; give a folder "
+            f"that `iwae train --out` made."
+        )
+    arrays, static = eqx.partition(model, eqx.is_array)
+    return eqx.combine(checkpoint.load(file, arrays), static)
 
 
 def _is_over(progress: Progress, config: TrainingConfig) -> bool:

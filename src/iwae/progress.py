@@ -242,6 +242,8 @@ def print_table(rows: list[Any], source: str) -> None:
         )
     console = Console()
     console.print(table)
+    if any(row.figures for row in rows):
+        console.print(_figures(rows))
     lines = [_how(row) for row in rows if row.results]
     if lines:
         alike = lines[0] if len(set(lines)) == 1 else "; ".join(dict.fromkeys(lines))
@@ -253,6 +255,17 @@ def print_table(rows: list[Any], source: str) -> None:
         lines.append(f"Δ: {to}.")
     lines += [f"Published: {source}."] if known else []
     console.print(*lines, sep="\n")
+
+
+def _figures(rows: list[Any]) -> Table:
+    """What else was measured of each cell, beside what was published."""
+    table = Table(Column("cell", no_wrap=True), "measured", "ours", "published")
+    for row in rows:
+        for name, figure in row.figures.items():
+            theirs = row.cell.further.get(name)
+            published = "" if theirs is None else f"{theirs:.2f}"
+            table.add_row(Text(row.cell.name), Text(name), nats(*figure), published)
+    return table
 
 
 def _how(row: Any) -> str:

@@ -161,7 +161,7 @@ class Reproduce:
             return self.draws
         return SMOKE_DRAWS if self.recipe == SMOKE else 5000
 
-    def _listed(self, otherwise: int = 3) -> tuple[Sequence[str], Sequence[int]]:
+    def _listed(self, otherwise: Sequence[int] = range(3)) -> tuple[Sequence[str], Sequence[int]]:
         """Data sets and seeds; --seed is the only one unless there are --seeds."""
         from iwae import runs
 
@@ -172,8 +172,9 @@ class Reproduce:
         datasets = [name for name in self.datasets.split(",") if name]
         if self.config.seed:
             return datasets, [self.config.seed]
-        given = self.seeds or (otherwise,)
-        return datasets, runs.listed(given[0] if len(given) == 1 else given)
+        if self.seeds is None:
+            return datasets, list(otherwise)
+        return datasets, runs.listed(self.seeds[0] if len(self.seeds) == 1 else self.seeds)
 
     def _start(self) -> RunConfig:
         """The recipe, before flags replaced its settings."""

@@ -19,7 +19,7 @@ from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.experiments import known, versions
 from iwae.loop import Silent
-from iwae.papers import Cell, Experiment, Figure
+from iwae.papers import UNKNOWN, Cell, Experiment, Figure
 from iwae.settings import differences, flatten, override
 
 
@@ -71,11 +71,13 @@ def _moved(cell: Cell, dataset: str, to: str) -> Cell:
     settings = {**cell.settings, "dataset": to if to in data.NAMES else str(Path(to).resolve())}
     if settings.get("binarization") == "none":  # as of data that are binary themselves
         settings["binarization"] = "fixed"
-    named = lambda name: name.replace(dataset, Path(to).name, 1)
+    named = lambda name: name and name.replace(dataset, Path(to).name, 1)
     return Cell(
         name=named(cell.name),
         settings=settings,
-        against=None if cell.against is None else named(cell.against),
+        against=named(cell.against),
+        after=named(cell.after),
+        measures=cell.measures,
     )
 
 
@@ -95,10 +97,29 @@ def tasks_of(
     """
     own = {name for cell in cells for name in cell.settings}
     refuse(config, start, own, "choose by --cells")
-    return {
-        cell.name: [Task(override(config, **cell.settings, seed=seed), k, limit) for seed in seeds]
-        for cell in cells
-    }
+    tasks: dict[str, list[Task]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.after is not None):
+        begun = [None] * len(seeds) if cell.after is None else tasks[cell.after]
+        basis = config if cell.after is None else continued(config)
+        tasks[cell.name] = [
+            Task(override(basis, **cell.settings, seed=seed), k, limit, cell.measures, after)
+            for seed, after in zip(seeds, begun, strict=True)
+        ]
+    return tasks
+
+
+def continued(config: RunConfig) -> RunConfig:
+    """How a converged model is trained on: 3^7 of the 3,280 passes at a tenth of the first
+    learning rate (Burda et al. §5)."""
+    t = config.training
+    passes = max(1, round(t.epochs * 3**7 / 3280))
+    return override(
+        config,
+        epochs=passes,
+        learning_rate=t.learning_rate / 10,
+        schedule="constant",
+        warmup=0,
+    )
 
 
 def refuse(config: RunConfig, start: RunConfig, own: set[str], instead: str) -> None:
@@ -140,6 +161,21 @@ class Row:
         """Mean over seeds, layer by layer."""
         counts = np.mean([e["active_units"] for e in self.results], axis=0)
         return "+".join(f"{n:.3g}" for n in counts)
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """What else was measured, by name, over seeds or of a single one."""
+        each = [
+            dict(i for of in e.get("figures", {}).values() for i in of.items())
+            for e in self.results
+        ]
+        if len(each) < 2:
+            return {
+                name: (v, UNKNOWN if se is None else se)
+                for e in each
+                for name, (v, se) in e.items()
+            }
+        return {name: mean_and_error(np.array([e[name][0] for e in each])) for name in each[0]}
 
     @property
     def difference(self) -> Figure | None:
@@ -281,6 +317,7 @@ def record(
                 "against": row.cell.against,
                 "published": known(row.cell.published),
                 "published_units": row.cell.units,
+                "figures": {name: known(figure) for name, figure in row.figures.items()},
                 "runs": [{n: e[n] for n in kept} for e in row.results],
             }
             for row in rows

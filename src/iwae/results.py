@@ -79,7 +79,25 @@ def _table(name: str, experiment: Experiment, records: Mapping[str, dict[str, An
             lines.append(_row([f"`{cell_name}`", published[0], "not yet run", *empty]))
         for file, entry in entries.items():
             lines.append(_row(_entry(cell_name, entry, published, file, records[file])))
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_figures(of, measured)])
+
+
+def _figures(
+    of: Mapping[str, Cell], measured: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> list[str]:
+    """What else was measured of each cell, beside what was published."""
+    heads = ("cell", "measured", "published", "ours", "record")
+    lines = [
+        _row([f"`{name}`", what, _further(of.get(name), what), _figure(figure), f"`{file}`"])
+        for (file, name), entry in measured.items()
+        for what, figure in entry.get("figures", {}).items()
+    ]
+    return [_row(heads), _row(["---"] * len(heads)), *lines, ""] if lines else []
+
+
+def _further(cell: Cell | None, what: str) -> str:
+    known = cell is not None and what in cell.further
+    return f"{cell.further[what]:.2f}" if cell is not None and known else ""
 
 
 def _published(cell: Cell | None, of: Mapping[str, Cell]) -> tuple[str, str]:

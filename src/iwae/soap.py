@@ -39,7 +39,7 @@ class Turned(NamedTuple):
 class SoapState(NamedTuple):
     """Steps taken, and what is kept of each array."""
 
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     arrays: tuple[Turned, ...]
 
 
@@ -76,11 +76,11 @@ def soap(
 
     def update(gradient: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
         leaves, tree = jax.tree.flatten(gradient)
-        t = state.count + 1
+        t = state.steps + 1
         pairs = [one(g, kept, t) for g, kept in zip(leaves, state.arrays, strict=True)]
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        steps = tree.unflatten([-rate * step for step, _ in pairs])
-        return steps, SoapState(t, tuple(kept for _, kept in pairs))
+        rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
+        down = jax.tree.unflatten(tree, [-rate * step for step, _ in pairs])
+        return down, SoapState(t, tuple(kept for _, kept in pairs))
 
     return optax.GradientTransformation(init, update)
 

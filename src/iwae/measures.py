@@ -1,0 +1,124 @@
+"""What papers measure of a trained model beside its L_K: figures by name, with standard errors."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from iwae import bounds
+from iwae.evaluation import mean_and_error, over_examples
+from iwae.model import Model, draw_log_weights
+from iwae.papers import UNKNOWN, Figure
+from iwae.trained import Evaluation, Trained
+
+Figures = dict[str, Figure]
+"""A value in nats with its standard error, by name."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Figures of a model, given its evaluation on the test split."""
+
+    about: str
+    take: Callable[[Trained, Evaluation], Figures]
+
+
+def _gap(trained: Trained, test: Evaluation) -> Figures:
+    images = trained.data().split("train")[: test.n]
+    train, error = mean_and_error(-trained.log_likelihoods(images, k=test.k))
+    return {
+        "train NLL": (train, error),
+        "test − train": (test.nll - train, math.hypot(test.nll_se, error)),
+    }
+
+
+def _pruned(trained: Trained, test: Evaluation) -> Figures:
+    images = trained.data().split("test")[: test.n]
+    smaller = dataclasses.replace(trained, model=trained.without_inactive())
+    values = smaller.log_likelihoods(images, k=test.k)
+    return {
+        "NLL without inactive units": mean_and_error(-values),
+        "change": mean_and_error(test.log_likelihoods - values),
+    }
+
+
+def _bound(trained: Trained, test: Evaluation) -> Figures:
+    k = trained.config.objective.k
+    images = trained.data().split("test")[: test.n]
+    return {f"−L_{k}": mean_and_error(-trained.log_likelihoods(images, k=k))}
+
+
+ORDERS = {"ELBO": bounds.elbo, "IWAE": bounds.iwae} | {
+    f"JVI-{m}": eqx.Partial(bounds.jvi, order=m) for m in (1, 2)
+}
+"""Estimators of log p(x) of Nowozin (2018)."""
+
+
+def jackknives(
+    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
+) -> Float[Array, " estimators"]:
+    """Every estimate of `ORDERS` from the same k draws."""
+    log_w = draw_log_weights(model, x, k, key)
+    return jnp.stack([estimate(log_w) for estimate in ORDERS.values()])
+
+
+def _jackknife(trained: Trained, test: Evaluation) -> Figures:
+    k = trained.config.objective.k
+    images = trained.data().split("test")[: test.n]
+    values = over_examples(
+        eqx.Partial(jackknives, k=k), trained.model, images, trained.seen.observer, seed=0, draws=k
+    )
+    return {f"NLL by {name}": mean_and_error(-v) for name, v in zip(ORDERS, values.T, strict=True)}
+
+
+REPEATS, REPEATED = 200, 200
+"""Estimates of each image, and images, behind the mean absolute deviation."""
+
+
+def repeated(
+    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, repeats: int
+) -> Float[Array, " repeats"]:
+    """Independent estimates log p̂(x) = log (1/K) Σ_i w_i."""
+    one = lambda key: bounds.iwae(draw_log_weights(model, x, k, key))
+    return jax.lax.map(one, jax.random.split(key, repeats))
+
+
+def _deviation(trained: Trained, test: Evaluation) -> Figures:
+    """E|log p̂ − E log p̂| ≤ 2 + 2δ, δ = log p(x) − L_K (Burda et al., appendix).
+
+    δ by L_K of the evaluation in place of log p(x), which makes it smaller.
+    """
+    k = trained.config.objective.k
+    images = trained.data().split("test")[: min(test.n, REPEATED)]
+    values = over_examples(
+        eqx.Partial(repeated, k=k, repeats=REPEATS),
+        trained.model,
+        images,
+        trained.seen.observer,
+        seed=0,
+        draws=k,
+    )
+    means = values.mean(axis=1, dtype=np.float64)
+    deviations = np.abs(values - means[:, None]).mean(axis=1)
+    limits = 2 + 2 * np.maximum(0, test.log_likelihoods[: len(images)] - means)
+    return {
+        "E|log p̂ − E log p̂|": mean_and_error(deviations),
+        "2 + 2δ": mean_and_error(limits),
+        "largest ratio": (float(np.max(deviations / limits)), UNKNOWN),
+    }
+
+
+MEASURES = {
+    "gap": Measure("NLL of as many training images", _gap),
+    "pruned": Measure("NLL after inactive units are removed", _pruned),
+    "bound": Measure("the bound at the K of training", _bound),
+    "jackknife": Measure("log p(x) estimated from the draws of training", _jackknife),
+    "deviation": Measure("mean absolute deviation of log p̂ and its limit", _deviation),
+}
+"""By the name that a cell asks for."""

@@ -1,0 +1,102 @@
+"""What is measured of a trained model, against exact posteriors and the model's own evaluation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iwae import measures
+from iwae.measures import MEASURES, ORDERS
+from iwae.model import restrict
+from iwae.papers import EXPERIMENTS
+from iwae.settings import override
+from linear_gaussian import generic_chain, orthogonal_chain
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_run):
+    """(run, its evaluation, figures by measure), of 30 images."""
+    run = dataclasses.replace(tiny_run, config=override(tiny_run.config, k=4))
+    test = run.evaluate(k=20, limit=30, without_inactive=True)
+    return run, test, {name: of.take(run, test) for name, of in MEASURES.items()}
+
+
+def test_every_measure_of_a_table_exists_and_every_published_figure_is_measured(measured) -> None:
+    run, test, _ = measured
+    for experiment in EXPERIMENTS.values():
+        for cell in experiment.cells:
+            assert set(cell.measures) <= MEASURES.keys()
+            if cell.further:
+                config = override(run.config, k=cell.settings["k"])
+                trained = dataclasses.replace(run, config=config)
+                (name,) = cell.measures
+                assert MEASURES[name].take(trained, test).keys() == cell.further.keys()
+
+
+def test_the_gap_is_to_as_many_training_images(measured) -> None:
+    run, test, figures = measured
+    train = run.evaluate(k=20, split="train", limit=30)
+    gap = figures["gap"]
+    assert gap["train NLL"] == pytest.approx((train.nll, train.nll_se))
+    error = np.hypot(test.nll_se, train.nll_se)
+    assert gap["test − train"] == pytest.approx((test.nll - train.nll, error))
+
+
+def test_units_are_removed_as_in_the_evaluation(measured) -> None:
+    _, test, figures = measured
+    nll, _ = figures["pruned"]["NLL without inactive units"]
+    assert nll == pytest.approx(test.nll_without_inactive)
+    change, error = figures["pruned"]["change"]
+    assert change == pytest.approx(nll - test.nll, abs=1e-5)
+    assert error < test.nll_se
+
+
+def test_removing_a_unit_that_does_nothing_changes_nothing(tiny_run) -> None:
+    """All units are kept: the model is itself again, draw by draw."""
+    keep = tuple(jnp.ones(n, bool) for n in tiny_run.model.latents)
+    fill = tuple(jnp.zeros(n) for n in tiny_run.model.latents)
+    same = dataclasses.replace(tiny_run, model=restrict(tiny_run.model, keep, fill))
+    images = tiny_run.data().test[:5]
+    given = {"k": 7}
+    np.testing.assert_allclose(
+        same.log_likelihoods(images, **given), tiny_run.log_likelihoods(images, **given), rtol=1e-5
+    )
+
+
+def test_the_bound_is_that_of_training(measured) -> None:
+    run, _, figures = measured
+    k = run.config.objective.k
+    at_k = run.evaluate(k=k, limit=30)
+    assert figures["bound"] == {f"−L_{k}": pytest.approx((at_k.nll, at_k.nll_se))}
+
+
+def test_every_estimate_is_exact_where_the_posterior_is() -> None:
+    oracle = orthogonal_chain(1)
+    x = jnp.asarray(oracle.draw(1, seed=3)[0])
+    exact = oracle.log_evidence(x)
+    values = measures.jackknives(oracle.model, x, jax.random.key(0), k=4)
+    np.testing.assert_allclose(values, np.full(len(ORDERS), exact), rtol=1e-4)
+    repeated = measures.repeated(oracle.model, x, jax.random.key(0), k=4, repeats=6)
+    np.testing.assert_allclose(repeated, np.full(6, exact), rtol=1e-4)
+
+
+def test_jackknives_take_bias_away() -> None:
+    """E[ELBO] < E[IWAE] < E[JVI-1], and JVI-1 is nearest to log p(x)."""
+    oracle = generic_chain((3,), inflate=1.4)
+    x = jnp.asarray(oracle.draw(1, seed=3)[0])
+    keys = jax.random.split(jax.random.key(1), 4000)
+    each = jax.jit(jax.vmap(lambda key: measures.jackknives(oracle.model, x, key, k=6)))(keys)
+    elbo, iwae, jvi1, _ = np.asarray(each, np.float64).mean(0)
+    exact = float(oracle.log_evidence(x))
+    assert elbo < iwae < jvi1
+    assert abs(jvi1 - exact) < abs(iwae - exact) < abs(elbo - exact)
+
+
+def test_the_mean_absolute_deviation_is_within_its_limit(measured) -> None:
+    figures = measured[2]["deviation"]
+    deviation, limit = figures["E|log p̂ − E log p̂|"][0], figures["2 + 2δ"][0]
+    assert 0.01 < deviation < limit
+    assert limit >= 2
+    assert deviation / limit < figures["largest ratio"][0] < 1
