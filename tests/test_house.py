@@ -13,7 +13,7 @@ SOURCE = Path(iwae.__file__).parent
 
 ROWS = [
     ("errors",),
-    ("files", "config", "settings", "threefry", "papers", "data"),
+    ("files", "devices", "config", "settings", "threefry", "papers", "data"),
     ("observation", "likelihoods", "networks"),
     ("model",),
     ("bayesian", "proposals", "build"),
@@ -27,7 +27,7 @@ ROWS = [
     ("report",),
     ("experiments", "measures", "cells", "reproduce", "results", "plates", "dependence"),
     ("outputs", "flags", "progress"),
-    ("research", "published"),
+    ("applied", "research", "published"),
     ("cli",),
 ]
 """From the ground up; a module may import from its own row's left neighbours and from below."""

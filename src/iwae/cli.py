@@ -8,15 +8,16 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
+from iwae.applied import Encode, Reconstruct, Sample, Score
 from iwae.config import RunConfig
 from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest
-from iwae.flags import DataDir, Overwrite, Seed
-from iwae.outputs import check_output, write_array, write_images, write_scores
+from iwae.flags import ALONE, DataDir, Hosts, Overwrite, Seed
+from iwae.outputs import check_output, write_scores
 from iwae.published import RECIPES, SWITCHES, Reproduce
 from iwae.research import Compare, Gradients, Posterior
 from iwae.settings import recipe, recipe_names
@@ -37,11 +38,21 @@ class Train:
     """Train replicas in one program, each a run in OUT/seed-…: how many, or which seeds."""
     data_dir: DataDir = None
     """Where to look first for the files of data sets."""
+    devices: int = 1
+    """Devices of this machine that share each batch; several hosts use all they have."""
+    together: Hosts = ALONE
 
     def run(self) -> None:
         from iwae import folder, runs
+        from iwae.loop import Silent
         from iwae.progress import TrainingBars
 
+        first = self.together.join()
+        if self.seeds is not None and self.devices > 1:
+            raise InputError(
+                f"seeds and devices = {self.devices} were given, but replicas are trained on one; "
+                f"leave one out."
+            )
         seeds: Any = self.seeds
         if seeds is None and self.resume:
             seeds = [folder.read_config(p).seed for p in folder.replicas(self.out)] or None
@@ -56,11 +67,13 @@ class Train:
         epochs = self.config.training.epochs
         with TrainingBars() as bars:
             if seeds is None:
-                runs.train(self.config, watch=bars.one("training", epochs), **where)
+                watcher = bars.one("training", epochs) if first else Silent()
+                runs.train(self.config, watch=watcher, devices=self.devices, **where)
             else:
                 watch = lambda seed: bars.one(f"seed {seed}", epochs)
                 runs.train_replicas(self.config, seeds=seeds, watch=watch, **where)
-        print(f"Trained {self.out}. Next: iwae evaluate {self.out}")
+        if first:
+            print(f"Trained {self.out}. Next: iwae evaluate {self.out}")
 
 
 @dataclass(frozen=True)
@@ -88,11 +101,13 @@ class Evaluate:
     """Print one JSON object."""
     overwrite: Overwrite = False
     data_dir: DataDir = None
+    together: Hosts = ALONE
 
     def run(self) -> None:
         from iwae import folder, runs
         from iwae.progress import counting, print_evaluation, print_replicas
 
+        first = self.together.join()
         check_output(self.per_example, (".npy", ".csv"), overwrite=self.overwrite)
         several = folder.replicas(self.run_folder)
         if several and self.per_example is not None:
@@ -100,7 +115,7 @@ class Evaluate:
                 f"{self.run_folder} holds replicas, of which --per-example takes one; give "
                 f"{several[0]}."
             )
-        with counting("evaluating", quiet=self.json) as progress:
+        with counting("evaluating", quiet=self.json or not first) as progress:
             result: Any = (runs.evaluate_replicas if several else runs.evaluate)(
                 self.run_folder,
                 data_dir=self.data_dir,
@@ -113,114 +128,14 @@ class Evaluate:
                 mean_weights=self.mean_weights,
                 progress=progress,
             )
+        if not first:
+            return
         if self.per_example is not None:
             write_scores(self.per_example, result.log_likelihoods)
         if self.json:
             print(json.dumps(result.to_json()))
         else:
             (print_replicas if several else print_evaluation)(result)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Draw images from a trained model: a picture of E[x|h], or an array."""
-
-    run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE.png|.npy")]
-    n: int = 100
-    """Number of images."""
-    values: Literal["mean", "draw"] = "mean"
-    """mean: E[x|h]; draw: x itself."""
-    seed: Seed = 0
-    overwrite: Overwrite = False
-
-    def run(self) -> None:
-        from iwae import runs
-
-        check_output(self.out, (".png", ".npy"), overwrite=self.overwrite)
-        images = runs.load(self.run_folder).sample(
-            self.n, seed=self.seed, mean=self.values == "mean"
-        )
-        write_images(self.out, images)
-        print(f"Wrote {self.n} samples to {self.out}.")
-
-
-@dataclass(frozen=True)
-class Reconstruct:
-    """Draw test images above their reconstructions through one draw of the latents."""
-
-    run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE.png")]
-    n: int = 10
-    """Number of images."""
-    split: str = "test"
-    """train, valid or test."""
-    seed: Seed = 0
-    overwrite: Overwrite = False
-    data_dir: DataDir = None
-
-    def run(self) -> None:
-        from iwae import figures, runs
-        from iwae.files import write_atomic
-
-        check_output(self.out, (".png",), overwrite=self.overwrite)
-        trained = runs.load(self.run_folder, data_dir=self.data_dir)
-        picture = figures.reconstruction_picture(
-            trained, n=self.n, seed=self.seed, split=self.split
-        )
-        write_atomic(self.out, picture)
-        shown = min(self.n, len(trained.data().split(self.split)))
-        print(f"Wrote {shown} images, as the model saw them and reconstructed, to {self.out}.")
-
-
-@dataclass(frozen=True)
-class Encode:
-    """Posterior means E_q[h_l|x] of your own examples, [n, units of layer l]."""
-
-    run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
-    """A .npy, .npz or .csv file, or NAME or NAME:SPLIT of a registered data set."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy")]
-    layer: int = 1
-    """Stochastic layer, counted from the image."""
-    seed: Seed = 0
-    overwrite: Overwrite = False
-    data_dir: DataDir = None
-
-    def run(self) -> None:
-        from iwae import runs
-
-        check_output(self.out, (".npy",), overwrite=self.overwrite)
-        trained = runs.load(self.run_folder, data_dir=self.data_dir)
-        codes = trained.encode(self.data, layer=self.layer, seed=self.seed)
-        write_array(self.out, codes)
-        print(f"Wrote {len(codes)} codes of {codes.shape[1]} units to {self.out}.")
-
-
-@dataclass(frozen=True)
-class Score:
-    """log p(x) of your own examples, estimated by L_K, in nats; low is unusual."""
-
-    run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
-    """A .npy, .npz or .csv file, or NAME or NAME:SPLIT of a registered data set."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv|.npy")]
-    k: int = 5000
-    """Draws per example."""
-    seed: Seed = 0
-    overwrite: Overwrite = False
-    data_dir: DataDir = None
-
-    def run(self) -> None:
-        from iwae import runs
-        from iwae.progress import counting
-
-        check_output(self.out, (".csv", ".npy"), overwrite=self.overwrite)
-        trained = runs.load(self.run_folder, data_dir=self.data_dir)
-        with counting("scoring") as progress:
-            scores = trained.score(self.data, k=self.k, seed=self.seed, progress=progress)
-        write_scores(self.out, scores)
-        print(f"Wrote {len(scores)} log-likelihoods (L_{self.k}, nats) to {self.out}.")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae import threefry
 from iwae.bounds import Bound
+from iwae.devices import gathered
 from iwae.model import Autoencoder, Model, block_of, draw_log_weights
 from iwae.observation import Observer
 
@@ -119,20 +120,32 @@ def over_examples(
     block = block_size(math.ceil(n / workers), d, draws, memory // workers)
     group = block * math.ceil(min(GROUP, n / workers) / block)
     starts = range(0, n, group)
+    hosts, places = jax.process_count(), jax.local_devices()
+    arrays, static = eqx.partition((function, model), eqx.is_array)
+    copies = [jax.device_put(arrays, place) for place in places] if len(places) > 1 else [arrays]
 
-    def evaluated(start: int) -> Any:
+    def evaluated(turn: int) -> Any:
+        """Of the group that is this host's at its turn; past the end, of the last again."""
+        start = starts[min(turn * hosts + jax.process_index(), len(starts) - 1)]
         index = np.minimum(np.arange(start, start + group), n - 1)
-        rows, numbers = jnp.asarray(images[index]), jnp.asarray(index)
-        part = _over_group(function, model, rows, numbers, jnp.uint32(seed), observe, block)
-        return jax.tree.map(lambda a: np.asarray(a)[: n - start], part)
+        own = turn % len(places)
+        with jax.default_device(places[own] if len(places) > 1 else None):
+            bound, of = eqx.combine(copies[own], static)
+            rows, numbers = jnp.asarray(images[index]), jnp.asarray(index)
+            part = _over_group(bound, of, rows, numbers, jnp.uint32(seed), observe, block)
+            return jax.tree.map(np.asarray, part)
 
     results: list[Any] = []
-    with _pool(workers) as pool:
-        for start, result in zip(starts, pool.map(evaluated, starts), strict=True):
+    turns = range(-(-len(starts) // hosts))
+    with _pool(max(workers, len(places))) as pool:
+        for turn, result in zip(turns, pool.map(evaluated, turns), strict=True):
             results.append(result)
             if progress is not None:
-                progress(min(start + group, n), n)
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+                progress(min((turn + 1) * hosts * group, n), n)
+    return jax.tree.map(
+        lambda a: np.swapaxes(a, 0, 1).reshape(-1, *a.shape[3:])[:n],
+        gathered(jax.tree.map(lambda *parts: np.stack(parts), *results)),
+    )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -15,6 +16,36 @@ DataDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 Seed = Annotated[int, tyro.conf.arg(help="Seed of the draws.")]
 Overwrite = Annotated[bool, tyro.conf.arg(help="Replace an existing file.")]
 
+
+@dataclass(frozen=True)
+class Hosts:
+    """Machines that run one command together."""
+
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
+    """Where the first of several machines that run this command listens; auto on a cluster that
+    says so itself (SLURM, Kubernetes, Open MPI)."""
+    hosts: int = 1
+    """How many machines there are."""
+    host: int = 0
+    """Which of them this one is, from 0."""
+
+    def join(self) -> bool:
+        """Come together, if there are several; whether this one is the first, which prints."""
+        if self.coordinator is None:
+            if (self.hosts, self.host) != (1, 0):
+                raise InputError(
+                    f"hosts = {self.hosts} and host = {self.host} were given, but not where the "
+                    f"first of them listens; give --coordinator HOST:PORT."
+                )
+            return True
+        from iwae import devices
+
+        devices.join(self.coordinator, self.hosts, self.host)
+        return devices.is_first()
+
+
+ALONE = Hosts()
+"""This machine alone."""
 
 SHORT = {
     "--lr": "--learning-rate",

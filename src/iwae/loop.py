@@ -4,7 +4,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from iwae import checkpoint, evaluation, training
 from iwae.build import build
 from iwae.config import RunConfig, TrainingConfig
 from iwae.data import Dataset
+from iwae.devices import Devices, any_host, from_first, json_from_first
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
 from iwae.folder import CHECKPOINT, CONFIG, MODEL, Folder, Progress, replicas
@@ -65,9 +66,17 @@ class Observed:
 class Run:
     """One run: its state, and what has been recorded and saved of it."""
 
-    def __init__(self, config: RunConfig, data: Observed, folder: Folder, watch: Watcher):
+    def __init__(
+        self,
+        config: RunConfig,
+        data: Observed,
+        folder: Folder,
+        watch: Watcher,
+        devices: Devices = training.DEFAULT,
+    ):
         t = config.training
         self.config, self.data, self.folder, self.watch = config, data, folder, watch
+        self.devices = devices
         self.n = len(data.dataset.train)
         self.steps_per_pass = self.n // t.batch_size
         if self.steps_per_pass == 0:
@@ -80,7 +89,9 @@ class Run:
         transform = training.optimizer(t, self.steps_per_pass, self.rates)
         state = training.init(params, transform, average=t.average is not None)
         best = training.copied(params) if t.patience is not None else None
-        (self.state, self.best), self.progress = folder.restore((state, best))
+        (state, best), progress = folder.restore((state, best))
+        self.progress = Progress(**json_from_first(asdict(progress)))
+        self.state, self.best = devices.everywhere(from_first((state, best)))
         if not _is_over(self.progress, t):
             self.progress = replace(self.progress, finished="")
         self.schedule = training.learning_rate(t, self.steps_per_pass, self.rates)
@@ -89,7 +100,8 @@ class Run:
             bound=training.objective_bounds(config.objective).theta,
             k=config.objective.k,
         )
-        self.seed = jnp.uint32(config.seed)
+        self.rates = devices.everywhere(self.rates)
+        self.seed = devices.everywhere(jnp.uint32(config.seed))
         self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
         self.saved = time.monotonic()
 
@@ -105,14 +117,20 @@ class Run:
         """The order of the current pass."""
         if self.ordered != self.progress.passes:
             self.ordered = self.progress.passes
-            self.order = training.order_of_pass(self.config.seed, self.ordered, self.n)
+            order = training.order_of_pass(self.config.seed, self.ordered, self.n)
+            self.order = self.devices.everywhere(order)
         return self.order
 
     def make_step(self) -> training.Step:
         """The step that this run takes, and with it those that differ in seed or learning rate."""
         config, observer = self.config, self.data.seen.observer
         return training.make_step(
-            self.static, config.objective, config.training, self.steps_per_pass, observer
+            self.static,
+            config.objective,
+            config.training,
+            self.steps_per_pass,
+            observer,
+            self.devices,
         )
 
     def arrive(self, state: TrainState, before: int, took: float) -> None:
@@ -187,12 +205,12 @@ class Run:
         return self.state.params if self.state.average is None else self.state.average
 
     def _current(self) -> Autoencoder:
-        return eqx.combine(self._kept(), self.static)
+        return eqx.combine(self.devices.here(self._kept()), self.static)
 
     def model(self) -> Autoencoder:
         """The model that the run yields: the best on validation, the average, or the last."""
         if self.best is not None and self.progress.best is not None:
-            return eqx.combine(self.best, self.static)
+            return eqx.combine(self.devices.here(self.best), self.static)
         return self._current()
 
     def trained(self) -> Trained:
@@ -210,9 +228,10 @@ class Run:
 
         The last of a run is written after the model, so that a finished run always has one.
         """
-        if not training.all_finite(self.state.params):
+        state, best = self.devices.here((self.state, self.best))
+        if not training.all_finite(state.params):
             raise NonFiniteError(self._non_finite_message(self.step))
-        self.folder.save((self.state, self.best), self.progress)
+        self.folder.save((state, best), self.progress)
         self.saved = time.monotonic()
 
     def _non_finite_message(self, step: int) -> str:
@@ -236,7 +255,8 @@ class Together:
     def __init__(self, runs: Sequence[Run], out: Path | None):
         self.runs, self.out, self.chunk = list(runs), out, 1
         self.failed: dict[Run, NonFiniteError] = {}
-        self.images = jnp.asarray(runs[0].data.dataset.train)
+        self.devices = runs[0].devices
+        self.images = self.devices.everywhere(jnp.asarray(runs[0].data.dataset.train))
         kinds = {_kind(run.config): run for run in runs}
         steps = {kind: run.make_step() for kind, run in kinds.items()}
         self.steps = {run: steps[_kind(run.config)] for run in runs}
@@ -251,7 +271,7 @@ class Together:
         with _signals() as interrupted:
             while going := self._going():
                 self._advance(going)
-                if interrupted and (going := self._going()):
+                if any_host(bool(interrupted)) and (going := self._going()):
                     self._leave(going)
         for error in self.failed.values():
             raise error
@@ -264,7 +284,8 @@ class Together:
         before = min(r.step for r in going)
         group = [r for r in going if r.step == before]
         ahead = [r.step for r in going if r.step > before]
-        until = min(before + self.chunk, group[0].end_of_pass, *ahead)
+        chunk = int(from_first(np.array(self.chunk)))
+        until = min(before + chunk, group[0].end_of_pass, *ahead)
         began = time.monotonic()
         states = self.advance(
             tuple(self.steps[r] for r in group),
@@ -277,7 +298,7 @@ class Together:
             until,
         )
         reached = int(states[0].step)
-        took = time.monotonic() - began
+        took = float(from_first(np.array(time.monotonic() - began)))
         for run, state in zip(group, states, strict=True):
             try:
                 run.arrive(state, before, took)

@@ -3,8 +3,9 @@
 A run that was killed continues exactly where its last checkpoint stood.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from iwae import checkpoint, data
 from iwae.build import build
 from iwae.config import RunConfig, check_seed
 from iwae.data import Dataset
+from iwae.devices import Devices, is_first, json_from_first
 from iwae.errors import InputError
 from iwae.evaluation import mean_and_error
 from iwae.files import write_atomic
@@ -24,6 +26,7 @@ from iwae.folder import (
     EVALUATION,
     MODEL,
     REPLICA,
+    Folder,
     opened,
     opened_together,
     read_config,
@@ -45,19 +48,43 @@ def train(
     resume: bool = False,
     data_dir: str | Path | None = None,
     watch: Watcher | None = None,
+    devices: int = 1,
     **settings: Any,
 ) -> Trained:
     """Train a model; `settings` replace fields of the configuration by name, e.g. `k=50`.
 
     `data` is your own array [n, …] or `Dataset`, in place of `dataset`. With `out` the run is a
-    folder that `load` reads; `resume` continues it. Raises `InputError` for unusable input,
-    `NonFiniteError` when the bound is not finite, `Interrupted` after Ctrl-C.
+    folder that `load` reads; `resume` continues it. So many `devices` of this machine share each
+    batch; in a program of several hosts (`iwae.devices.join`) all do, and the first writes. Raises
+    `InputError` for unusable input, `NonFiniteError` when the bound is not finite, `Interrupted`
+    after Ctrl-C.
     """
     config, observed = _observed(override(config or RunConfig(), **settings), data, data_dir)
-    with opened(out, config, resume=resume) as folder:
-        run = Run(config, observed, folder, watch or Silent())
+    where = Devices.of(devices, config.training.batch_size)
+    with _opened_by_first(out, config, resume=resume) as folder:
+        run = Run(config, observed, folder, watch or Silent(), where)
         Together([run], folder.path).train()
     return replace(run.trained(), data_dir=data_dir)
+
+
+@contextlib.contextmanager
+def _opened_by_first(
+    out: str | Path | None, config: RunConfig, *, resume: bool
+) -> Iterator[Folder]:
+    """`opened` on the first host; the others have no folder, and raise what it raises."""
+    with contextlib.ExitStack() as stack:
+        folder, refusal = Folder(None), ""
+        if is_first():
+            try:
+                folder = stack.enter_context(opened(out, config, resume=resume))
+            except InputError as error:
+                refusal = str(error)
+                json_from_first(refusal)
+                raise
+        refusal = json_from_first(refusal)
+        if refusal:
+            raise InputError(refusal)
+        yield folder
 
 
 def train_replicas(
@@ -103,6 +130,11 @@ def train_together(
     out/name. `resume` continues those that are there and starts the others; `watch` gives each its
     watcher. Raises what `train` raises.
     """
+    if jax.process_count() > 1:
+        raise InputError(
+            "Several runs were given to several hosts, which share the batches of one; train them "
+            "one by one."
+        )
     observed = _observed_together(configs, data, data_dir)
     configs = {name: config for name, (config, _) in observed.items()}
     with opened_together(out, configs, resume=resume) as folders:
@@ -233,7 +265,7 @@ def evaluate(
     """`Trained.evaluate` of a run, kept in its evaluation.json."""
     trained = run if isinstance(run, Trained) else load(run, data_dir=data_dir)
     result = trained.evaluate(**options)
-    if trained.path is not None:
+    if trained.path is not None and is_first():
         name = f"{result.split} k={result.k} n={result.n} seed={result.seed} passes={result.passes}"
         name += " mean weights" * result.mean_weights
         kept = read_evaluations(trained.path) | {name: result.to_json()}

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 from iwae import bounds, threefry
 from iwae.bounds import Pair
 from iwae.config import ObjectiveConfig, TrainingConfig
+from iwae.devices import Devices
 from iwae.gradients import surrogate_loss
 from iwae.networks import at_precision
 from iwae.observation import Observer
@@ -28,6 +29,9 @@ INIT, ORDER, STEPS, VALIDATION = range(4)
 """Independent streams of a run's key."""
 
 STAGES = 8
+
+DEFAULT = Devices()
+"""The default device alone."""
 
 
 def stream(seed: int | Array, purpose: int) -> PRNGKeyArray:
@@ -147,11 +151,12 @@ def make_step(
     config: TrainingConfig,
     steps_per_pass: int,
     observe: Observer,
+    devices: Devices = DEFAULT,
 ) -> Step:
     """`step(state, order, key, rates, images, start)`: one step of Adam on one batch.
 
     `start` is the step at which the pass began. The learning rate of `config` is not used; `rates`
-    stands for it, so that replicas with their own can share the step.
+    stands for it, so that replicas with their own can share the step. `devices` share the batch.
     """
     bound = objective_bounds(objective)
     batch = config.batch_size
@@ -185,9 +190,9 @@ def make_step(
         keys = jax.random.split(jax.random.fold_in(key, state.step), (2, batch))
         with jax.named_scope("images"):
             rows = jax.lax.dynamic_slice(order, ((state.step - start) * batch,), (batch,))
-            x = jax.vmap(observe)(images[rows], keys[0])
+            x = devices.split(jax.vmap(observe)(images[rows], keys[0]))
         given = (state.params, x, keys[1], state.step)
-        (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(*given)
+        (_, value), gradient = devices.whole(jax.value_and_grad(loss, has_aux=True)(*given))
         transform = optimizer(config, steps_per_pass, rates)
         with jax.named_scope("optimizer"):
             updates, opt_state = transform.update(gradient, state.opt_state, state.params)
