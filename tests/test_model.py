@@ -408,3 +408,21 @@ def test_bernoulli_of_real_values_is_refused():
         "--likelihood gaussian, or bring the data into [0, 1]."
     ):
         make("bernoulli", kind="real")
+
+
+def test_weights_by_fan_in_are_uniform_to_its_root_and_biases_zero():
+    """U[±1/√n_in] (DD2434): the edges are approached, the variance is 1 / (3 n_in)."""
+    config = ModelConfig(2, ((200, 90), (60,)), (40, 30), "bernoulli", initialization="fan-in")
+    mean = np.full(300, 0.2)
+    model = build(config, kind="binary", mean=mean, spread=np.ones(300), key=jax.random.key(4))
+    is_linear = lambda part: isinstance(part, Linear)
+    linears = [p for p in jax.tree.leaves(model, is_leaf=is_linear) if is_linear(p)]
+    assert len(linears) == 3 + 4 * 2 + 1 + 1
+    for linear in linears:
+        edge = linear.weight.shape[1] ** -0.5
+        largest = np.max(np.abs(linear.weight))
+        assert 0.97 * edge < largest <= edge
+        np.testing.assert_allclose(np.var(linear.weight), edge**2 / 3, rtol=0.15)
+        assert not np.any(linear.bias)
+    first = [np.asarray(linear.weight).ravel()[0] for linear in linears]
+    assert len(set(first)) == len(first)

@@ -177,6 +177,22 @@ def test_a_table_from_the_command_line(tmp_path: Path, capsys) -> None:
     assert json.loads(record.read_text()) == kept
 
 
+def test_a_replication_has_its_initial_weights_its_table_and_its_pictures(
+    tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "runs"
+    form = ["reproduce", "dd2434", "--recipe", "smoke", "--cells", "digits/1/*-5", "--limit", "20"]
+    main([*form, "--epochs", "1", "--out", str(out)])
+    said = capsys.readouterr().out
+    for name in ("vae.svg", "iwae.svg", "vae-iwae.svg", "reconstructions.png"):
+        path = out / "dd2434" / f"digits-1-{name}"
+        assert f"Wrote {path}." in said
+        assert path.stat().st_size > 1000
+    (config, _) = [iwae.load(p.parent).config for p in sorted(out.rglob("model.safetensors"))]
+    assert (config.seed, config.model.initialization) == (42, "fan-in")
+    assert config.training.batch_size == 48
+
+
 def test_the_recipe_is_that_of_the_experiment_and_not_of_a_flags_value() -> None:
     said = parse("reproduce", ["--out", "table1", "iwaeu"])
     assert (said.name, said.config.model.latents) == ("iwaeu", (40,))

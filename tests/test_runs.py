@@ -423,3 +423,21 @@ def test_checkpoints_by_time_come_within_a_pass(tiny: RunConfig, tmp_path: Path)
     iwae.train(config, out=tmp_path / "run", watch=Looking())
     assert steps
     assert all(0 < step < 64 for step in steps)
+
+
+def test_a_run_can_start_from_another(tiny, tiny_run, tmp_path):
+    """Its first parameters are those of the other; it has its own objective and optimiser."""
+    settings = {"start_from": str(tiny_run.path), "objective": "vae", "optimizer": "soap"}
+    config = override(tiny, **settings, learning_rate=1e-12, epochs=1)
+    begun = iwae.runs.untrained(config).model
+    again = iwae.train(config, out=tmp_path / "on")
+    for model in (begun, again.model):
+        for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(tiny_run.model), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-8)
+    with refused(
+        f"start_from = {tmp_path / 'lost'} was given, but no finished run is there; give a folder "
+        f"that `iwae train --out` made."
+    ):
+        iwae.train(tiny, start_from=str(tmp_path / "lost"))
+    with pytest.raises(InputError, match="belongs to another model"):
+        iwae.train(tiny, start_from=str(tiny_run.path), latents=(4,))

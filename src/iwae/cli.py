@@ -31,7 +31,7 @@ class Train:
     out: Path
     """Folder of the run."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
-    """Settings to start from; flags replace them. Built in: paper, demo, smoke."""
+    """Settings to start from; flags replace them. Built in: paper, fast, demo, smoke."""
     resume: bool = False
     """Continue the run in --out with its own settings; --epochs or --minutes can make it longer."""
     seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None

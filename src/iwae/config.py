@@ -48,9 +48,6 @@ class ModelConfig:
     written 200,200/100,100. Left out: the preset for --layers."""
     latents: tuple[int, ...] | None = None
     """Latent units per stochastic layer from the image up, written 100,50. Left out: the preset."""
-    initialization: Literal["glorot", "fan-in"] = "glorot"
-    """glorot: weights U[±√(6/(n_in+n_out))], the output bias from the training mean, other biases
-    zero; fan-in: weights U[±1/√n_in], all biases zero."""
     likelihood: str = "auto"
     """bernoulli, gaussian, or the name of any numpyro distribution with one parameter per pixel and
     argument. auto: bernoulli for binary data and intensities, gaussian for real values."""
@@ -69,6 +66,9 @@ class ModelConfig:
     """Units of z_0."""
     proposal_width: int = 100
     """Units of the hidden layer of the heads, and of the reverse model r(z_0|h, x)."""
+    initialization: Literal["glorot", "fan-in"] = "glorot"
+    """glorot: weights U[±√(6/(n_in+n_out))], the output bias from the training mean, other biases
+    zero; fan-in: weights U[±1/√n_in], all biases zero."""
 
     def __post_init__(self) -> None:
         require(

@@ -45,6 +45,8 @@ class Experiment:
     cells: tuple[Cell, ...] = field(repr=False)
     seeds: tuple[int, ...] = (0,)
     """Unless they are given."""
+    pictured: bool = False
+    """Whether training curves and reconstructions are drawn as well."""
 
 
 BOUNDS = (("vae", 1), ("vae", 5), ("vae", 50), ("iwae", 1), ("iwae", 5), ("iwae", 50))
@@ -331,6 +333,7 @@ EXPERIMENTS = {
         source="Bradicic, Sitarz, Skoglund & Swartling 2024",
         recipe="paper",
         seeds=(42,),
+        pictured=True,
         cells=_replicated(
             {
                 (1, 1): "87.68 87.68 111.85 111.88",

@@ -217,6 +217,12 @@ class Reproduce:
             failures = {t: r for t, r in results.items() if isinstance(r, cells.Failure)}
         rows = reproduce.rows(chosen, tasks, out, failures)
         print_table(rows, experiment.source)
+        if experiment.pictured:
+            from iwae import replication
+
+            first = {cell.name: tasks[cell.name][0] for cell in chosen}
+            pictures = replication.draw(first, out, out / str(self.name), self.data_dir)
+            print(*(f"Wrote {path}." for path in pictures), sep="\n")
         if failures:
             failed = next(row for row in rows if row.failures)
             raise InputError(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 LARGEST = 256
 """Widest side of a matrix that is turned."""
 
-Square = Float[Array, "d d"]
+Square = Float[Array, "_ _"]
 Sides = tuple[Square | None, ...]
 """A matrix for each side that is turned, from the left."""
 

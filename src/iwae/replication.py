@@ -1,0 +1,70 @@
+"""Pictures of a table's models side by side: training curves, and reconstructions.
+
+For cells called dataset/layers/objective-k, as in Table 1 of Burda et al. and the figures of the
+DD2434 replication (Bradicic, Sitarz, Skoglund & Swartling 2024).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from iwae import figures, runs
+from iwae.cells import Task, place, recorded
+from iwae.files import write_atomic
+from iwae.folder import read_metrics
+from iwae.trained import Trained
+
+BOTH = ("vae", "iwae")
+
+SHOWN = 10
+"""Test images that are reconstructed."""
+
+
+def draw(
+    tasks: Mapping[str, Task], out: Path, folder: Path, data_dir: str | Path | None = None
+) -> list[Path]:
+    """Write the pictures of all finished cells into `folder`, and return their paths.
+
+    Per data set and number of layers: the bounds of VAE and IWAE at the largest K they share; of
+    each objective at every K; and test images above the reconstructions of these two.
+    """
+    found: dict[tuple[str, str], dict[str, Task]] = {}
+    for name, task in tasks.items():
+        dataset, layers, bound = name.rsplit("/", 2)
+        if recorded(task, out) is not None:
+            found.setdefault((dataset, layers), {})[bound] = task
+    pictures: dict[str, bytes] = {}
+    for (dataset, layers), of in found.items():
+        own = f"{dataset}-{layers}"
+        for objective in BOTH:
+            several = {b: t for b, t in of.items() if b.startswith(f"{objective}-")}
+            if several:
+                pictures[f"{own}-{objective}.svg"] = _curves(several, out)
+        shared = [k for k in map(_draws, of) if {f"vae-{k}", f"iwae-{k}"} <= of.keys()]
+        if shared:
+            pair = {f"{bound}-{max(shared)}": of[f"{bound}-{max(shared)}"] for bound in BOTH}
+            pictures[f"{own}-vae-iwae.svg"] = _curves(pair, out)
+            models = [runs.load(place(t, out), data_dir=data_dir) for t in pair.values()]
+            pictures[f"{own}-reconstructions.png"] = reconstructions(models)
+    for name, content in pictures.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / name, content)
+    return [folder / name for name in pictures]
+
+
+def _draws(bound: str) -> int:
+    return int(bound.rpartition("-")[2])
+
+
+def _curves(tasks: Mapping[str, Task], out: Path) -> bytes:
+    rows = [(name.upper(), read_metrics(place(task, out))) for name, task in tasks.items()]
+    return figures.training_curves(rows)
+
+
+def reconstructions(models: list[Trained]) -> bytes:
+    """Test images as the models saw them, then a row of reconstructions of each, as a PNG."""
+    images = models[0].data().test[:SHOWN]
+    seen, _ = models[0].reconstruct(images)
+    again = [model.reconstruct(images)[1] for model in models]
+    return figures.png(figures.grid(np.concatenate([seen, *again]), columns=len(images)))
