@@ -89,6 +89,11 @@ def test_names_of_settings_are_unique() -> None:
             "resampled by the weights of one objective; leave it out.",
         ),
         (
+            {"backward_draws": 2, "proposal": "hierarchical"},
+            "backward_draws = 2 was given with proposal = hierarchical, whose draws are weighed "
+            "together; leave it out.",
+        ),
+        (
             {"epochs": 0},
             "epochs = 0 was given, but --epochs must be at least 1.",
         ),

@@ -12,6 +12,7 @@ from scipy.special import softmax
 
 from iwae import laboratory
 from iwae.bounds import BOUNDS, Pair, ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
+from iwae.build import build
 from iwae.config import ModelConfig, ObjectiveConfig
 from iwae.gradients import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
 from iwae.model import FromFunctions, log_weights
@@ -403,7 +404,10 @@ def test_at_an_optimum_there_is_no_relative_bias():
 
 
 def test_draws_are_resampled_by_their_weights():
-    """Every count is s p_i rounded up or down, and s p_i in the mean; c_i / (s p_i) is Σ|c| / s."""
+    """Every count is s p_i rounded up or down, and s p_i in the mean; c_i / (s p_i) is Σ|c| / s.
+
+    A draw whose path weighs more than its c is taken by that, so that no weight explodes.
+    """
     c = jnp.array([0.5, -0.2, 0.02, 0.0, 0.28])
     weighed = Weighed(c.at[3].set(TINY), path=c**2, score=None)
     share = np.abs(c) / np.sum(np.abs(c))
@@ -416,10 +420,15 @@ def test_draws_are_resampled_by_their_weights():
     expected = (c**2)[which] / (3 * share[which])
     np.testing.assert_allclose(scaled.path, expected, rtol=1e-4)
     assert scaled.score is None
+    heavy = Weighed(weighed.c, path=jnp.full(5, 0.5), score=None)
+    _, scaled = jax.vmap(lambda key: resampled(heavy, 3, key))(keys)
+    assert np.max(np.abs(scaled.path)) < 1
 
 
-@pytest.mark.parametrize("estimator", ["reparam", "dreg", "rws"])
-@pytest.mark.parametrize("name", ["iwae", "jvi-1"])
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [("iwae", "reparam"), ("iwae", "dreg"), ("iwae", "rws"), ("jvi-1", "dreg")],
+)
 def test_through_two_draws_the_gradient_has_the_same_mean(name, estimator):
     """Of the same draws, paired; each parameter within 4 standard errors."""
     model = user_model()
@@ -432,14 +441,14 @@ def test_through_two_draws_the_gradient_has_the_same_mean(name, estimator):
         (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(model)
         return value, jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(gradient)])
 
-    keys = jax.random.split(jax.random.key(5), 20_000)
+    keys = jax.random.split(jax.random.key(5), 8000)
     values, full = jax.jit(jax.vmap(lambda key: gradient(key, None)))(keys)
     same, two = jax.jit(jax.vmap(lambda key: gradient(key, 2)))(keys)
     np.testing.assert_allclose(same, values, rtol=1e-5)
     apart = np.asarray(two - full, np.float64)
     error = apart.std(0) / np.sqrt(len(keys))
     assert np.all(np.abs(apart.mean(0)) < 4 * error)
-    assert np.all(error > 1e-4)
+    assert np.all(error > 1e-6)
 
 
 def test_through_as_many_draws_as_there_are_is_through_all():
@@ -450,23 +459,28 @@ def test_through_as_many_draws_as_there_are_is_through_all():
 
 @pytest.mark.parametrize("which", ["encoder", "both"])
 def test_resampled_draws_keep_their_weights(which):
-    """With uncertain weights a draw goes on with the weights that it was made with."""
+    """With uncertain weights a draw goes on with the weights that it was made with: the same mean
+    gradient of the same draws, paired, within 4.5 standard errors."""
     config = ModelConfig(1, ((4,),), (3,), "bernoulli", which, 0.3)
-    model, x = random_model(config, 5, seed=2), jnp.array([1.0, 0, 0, 1, 1])
-    ours = {}
+    key = jax.random.key(2)
+    model = build(config, kind="binary", mean=np.full(5, 0.4), spread=np.ones(5), key=key)
+    x = jnp.array([1.0, 0, 0, 1, 1])
 
-    def loss(model, few):
-        def one(key):
-            given = {"bound": elbo, "k": 4, "estimator": "stl", "backward_draws": few}
+    def gradient(key, few):
+        def loss(model):
+            given = {"bound": iwae, "k": 4, "estimator": "stl", "backward_draws": few}
             return surrogate_loss(model, x, key, **given)[0]
 
-        return jnp.mean(jax.vmap(one)(jax.random.split(jax.random.key(6), 4000)))
+        leaves = jax.tree.leaves(eqx.filter_grad(loss)(model))
+        return jnp.concatenate([jnp.ravel(a) for a in leaves])
 
-    for few in (None, 2):
-        gradient = eqx.filter_jit(eqx.filter_grad(loss))(model, few)
-        ours[few] = np.concatenate([np.ravel(a) for a in jax.tree.leaves(gradient)])
-    apart = np.linalg.norm(ours[2] - ours[None]) / np.linalg.norm(ours[None])
-    assert apart < 0.1
+    keys = jax.random.split(jax.random.key(6), 8000)
+    apart = jax.jit(jax.vmap(lambda key: gradient(key, 2) - gradient(key, None)))(keys)
+    apart = np.asarray(apart, np.float64)
+    error = apart.std(0) / np.sqrt(len(keys))
+    moving = error > 0
+    assert moving.sum() > 50
+    assert np.max(np.abs(apart.mean(0)[moving]) / error[moving]) < 4.5
 
 
 def test_combinations_without_meaning_are_refused():
@@ -508,6 +522,12 @@ def test_combinations_without_meaning_are_refused():
         "weights of one bound; leave it out, or give one bound for θ and φ."
     ):
         loss(bound=Pair(iwae, elbo), k=4, backward_draws=2)
+
+    with refused(
+        "backward_draws = 0 was given, but a gradient passes through at least 1 draw; give 1 or "
+        "more."
+    ):
+        loss(bound=iwae, k=4, backward_draws=0)
 
     class Blocks(LinearGaussian):
         block = 2

@@ -9,7 +9,6 @@ import pytest
 
 from iwae import measures
 from iwae.measures import MEASURES, ORDERS
-from iwae.model import restrict
 from iwae.papers import EXPERIMENTS
 from iwae.settings import override
 from linear_gaussian import generic_chain, orthogonal_chain
@@ -51,18 +50,6 @@ def test_units_are_removed_as_in_the_evaluation(measured) -> None:
     change, error = figures["pruned"]["change"]
     assert change == pytest.approx(nll - test.nll, abs=1e-5)
     assert error < test.nll_se
-
-
-def test_removing_a_unit_that_does_nothing_changes_nothing(tiny_run) -> None:
-    """All units are kept: the model is itself again, draw by draw."""
-    keep = tuple(jnp.ones(n, bool) for n in tiny_run.model.latents)
-    fill = tuple(jnp.zeros(n) for n in tiny_run.model.latents)
-    same = dataclasses.replace(tiny_run, model=restrict(tiny_run.model, keep, fill))
-    images = tiny_run.data().test[:5]
-    given = {"k": 7}
-    np.testing.assert_allclose(
-        same.log_likelihoods(images, **given), tiny_run.log_likelihoods(images, **given), rtol=1e-5
-    )
 
 
 def test_the_bound_is_that_of_training(measured) -> None:

@@ -73,13 +73,20 @@ def test_a_comparison_is_recorded_and_reused(tmp_path: Path, monkeypatch, capsys
 
 def test_every_comparison_is_a_set_of_runs_that_mean_something() -> None:
     for name in experiments.COMPARISONS:
-        cells = experiments.comparison(name, RunConfig())
+        cells = experiments.comparison(name, RunConfig(), RunConfig())
         configs = {override(RunConfig(), **c.settings) for c in cells}
         assert len(configs) == len({c.folder for c in cells}) == len(cells)
     dreg = override(RunConfig(), estimator="dreg", objective="miwae", m=5)
-    assert len(experiments.comparison("objectives", override(RunConfig(), estimator="dreg"))) == 7
+    assert (
+        len(
+            experiments.comparison(
+                "objectives", override(RunConfig(), estimator="dreg"), RunConfig()
+            )
+        )
+        == 7
+    )
     with refused(
         "estimator = dreg was given, but a comparison of estimators trains every one of them; "
         "leave it out."
     ):
-        experiments.comparison("estimators", dreg)
+        experiments.comparison("estimators", dreg, RunConfig())

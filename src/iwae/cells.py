@@ -1,7 +1,7 @@
 """Runs that are addressed by their content: made once, reused, resumed, in one process or several.
 
 A task is a configuration and how it is evaluated. Equal configurations have one folder, whatever
-table asks for them, and a finished evaluation in it is never made again.
+table asks for them, and a finished evaluation in it is never replaced.
 """
 
 import hashlib
@@ -166,10 +166,13 @@ def _trained(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None)
 
 
 def _record(task: Task, out: Path, result: Result) -> None:
+    """Write what is not there yet: a finished evaluation is never replaced."""
     files = {"": {name: value for name, value in result.items() if name != "figures"}}
     files |= {m: result["figures"][m] for m in task.measures}
     for measure, content in files.items():
         path = _result_file(task, out, measure)
+        if _read(path) is not None:
+            continue
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(content, indent=1))
 
@@ -195,11 +198,11 @@ def make_all(
     results: dict[Task, Result | Failure] = {}
     missing: dict[Task, str] = {}
     for name, task in tasks.items():
-        known = recorded(task, out)
-        if known is None:
+        before = recorded(task, out)
+        if before is None:
             missing.setdefault(task, name)
         else:
-            results[task] = known
+            results[task] = before
 
     def keep(task: Task, result: Result | Failure) -> None:
         results[task] = result
@@ -318,9 +321,9 @@ def in_a_process(task: Task, out: Path, data_dir: Path | None) -> Result | Failu
         text=True,
         check=False,
     )
-    known = recorded(task, out)
-    if known is not None:
-        return known
+    result = recorded(task, out)
+    if result is not None:
+        return result
     said = done.stderr.strip().splitlines()
     if done.returncode == FAILED and said:
         return Failure(said[-1])

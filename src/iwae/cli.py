@@ -48,17 +48,17 @@ class Train:
         from iwae.progress import TrainingBars
 
         first = self.together.join()
-        if self.seeds is not None and self.devices > 1:
-            raise InputError(
-                f"seeds and devices = {self.devices} were given, but replicas are trained on one; "
-                f"leave one out."
-            )
         seeds: Any = self.seeds
         if seeds is None and self.resume:
             seeds = [folder.read_config(p).seed for p in folder.replicas(self.out)] or None
         elif seeds is not None:
             _check_no_seed(self.config, resume=self.resume)
             seeds = seeds[0] if len(seeds) == 1 else seeds
+        if seeds is not None and self.devices > 1:
+            raise InputError(
+                f"devices = {self.devices} was given, but replicas are trained on one; leave it "
+                f"out."
+            )
         where: dict[str, Any] = {
             "out": self.out,
             "resume": self.resume,
@@ -222,9 +222,11 @@ def main(argv: list[str] | None = None) -> None:
     except MemoryError:
         _leave(TOO_LARGE, 2)
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error):
+            _leave(TOO_LARGE, 2)
+        if "--coordinator" not in " ".join(arguments):
             raise
-        _leave(TOO_LARGE, 2)
+        _leave(f"Another host has stopped, and none goes on without it ({error}).", 2)
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -260,7 +262,8 @@ def parse(name: str, arguments: list[str]) -> Any:
         default = Compare(name=tyro.MISSING, out=tyro.MISSING, config=_recipe(arguments, "paper"))
     elif command is Reproduce:
         asked = RECIPES.get(_positional(arguments))
-        default = Reproduce(config=_recipe(arguments, asked))
+        seeded = _option(arguments, "--seed") is not None
+        default = Reproduce(config=_recipe(arguments, asked), seeded=seeded)
     return flags.parse(command, arguments, prog=f"iwae {name}", default=default)
 
 

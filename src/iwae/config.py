@@ -369,6 +369,11 @@ class RunConfig:
         elif self.model.proposal == "hierarchical-independent":
             allowed.add(dataclasses.replace(plain, estimator="dreg"))
         require(
+            self.model.proposal == "independent" or self.objective.backward_draws is None,
+            f"backward_draws = {self.objective.backward_draws} was given with proposal = "
+            f"{self.model.proposal}, whose draws are weighed together; leave it out.",
+        )
+        require(
             self.model.proposal == "independent" or self.objective in allowed,
             f"{self.objective.label} was given with proposal = {self.model.proposal} and "
             f"proposal_weights = {self.model.proposal_weights}, which take "

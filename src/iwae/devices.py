@@ -4,7 +4,12 @@ On several machines (hosts) every one runs the same program; the first reads and
 folder, and decides what depends on a clock.
 """
 
+import contextlib
 import json
+import re
+import socket
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +21,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from iwae.errors import InputError
 
 Tree = TypeVar("Tree")
+
+PATIENCE = 120.0
+"""Seconds in which the first host has to listen."""
 
 BATCH = "batch"
 """The axis that is split."""
@@ -90,23 +98,59 @@ def join(coordinator: str, hosts: int, host: int) -> None:
     """Make this process host number `host` of so many; the first listens at HOST:PORT.
 
     With coordinator "auto" all three come from the cluster (SLURM, Kubernetes, Open MPI). To be
-    called before anything is computed. `InputError` if the hosts do not come together.
+    called before anything is computed. `InputError` for an address or number that is none, and if
+    the first host cannot listen or does not answer.
     """
-    if coordinator != "auto" and not 0 <= host < hosts:
+    if coordinator == "auto":
+        try:
+            return jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                "coordinator = auto was given, but no cluster says where its hosts are; give "
+                "--coordinator HOST:PORT, --hosts and --host."
+            ) from error
+    address = re.fullmatch(r"(.+):(\d{1,5})", coordinator)
+    if address is None or not 0 < int(address[2]) < 2**16:
         raise InputError(
-            f"host = {host} was given with hosts = {hosts}, but hosts are counted from 0; give 0 "
-            f"to {hosts - 1}."
+            f"coordinator = {coordinator} was given, but it is where the first host listens; give "
+            f"HOST:PORT, as first-machine:9911, or auto."
         )
-    try:
-        if coordinator == "auto":
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(coordinator, hosts, host)
-    except (ValueError, RuntimeError) as error:
+    if hosts < 1 or not 0 <= host < hosts:
         raise InputError(
-            f"coordinator = {coordinator} was given, but the hosts did not come together "
-            f"({str(error).splitlines()[0]}); start all of them with one --coordinator and --hosts."
-        ) from error
+            f"host = {host} was given with hosts = {hosts}, but hosts are counted from 0, and are "
+            f"at least 1; give a --host less than --hosts."
+        )
+    name, port = address[1], int(address[2])
+    if host == 0 and not _free(port):
+        raise InputError(
+            f"coordinator = {coordinator} was given, but this machine cannot listen there; give "
+            f"another port."
+        )
+    if host > 0 and not _reachable(name, port):
+        raise InputError(
+            f"coordinator = {coordinator} was given, but nobody listens there; start the first "
+            f"host as well, with --host 0."
+        )
+    return jax.distributed.initialize(coordinator, hosts, host)
+
+
+def _reachable(host: str, port: int) -> bool:
+    """Whether somebody listens there before `PATIENCE` is over."""
+    began = time.monotonic()
+    while time.monotonic() - began < PATIENCE:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _free(port: int) -> bool:
+    """Whether this machine can listen there."""
+    with contextlib.suppress(OSError), socket.socket() as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        here.bind(("", port))
+        return True
+    return False
 
 
 def is_first() -> bool:
@@ -126,6 +170,23 @@ def json_from_first(content: Any) -> Any:
     encoded = np.frombuffer(json.dumps(content).encode(), np.uint8)
     size = int(from_first(np.array(len(encoded))))
     return json.loads(bytes(np.asarray(from_first(np.resize(encoded, size)))))
+
+
+@contextlib.contextmanager
+def hosts_agree() -> Iterator[None]:
+    """What ends one host within it ends all, each with a sentence."""
+    failure: InputError | OSError | None = None
+    try:
+        yield
+    except (InputError, OSError) as error:
+        failure = error
+    elsewhere = any_host(failure is not None)
+    if failure is not None:
+        raise failure
+    if elsewhere:
+        raise InputError(
+            "Another host could not go on, and none goes on without it; see what it printed."
+        )
 
 
 def any_host(condition: bool) -> bool:

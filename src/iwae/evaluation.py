@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae import threefry
 from iwae.bounds import Bound
-from iwae.devices import gathered
+from iwae.devices import gathered, json_from_first
 from iwae.model import Autoencoder, Model, block_of, draw_log_weights
 from iwae.observation import Observer
 
@@ -119,6 +119,7 @@ def over_examples(
         memory = workers * 2**23 if on_cpu else 2**31
     block = block_size(math.ceil(n / workers), d, draws, memory // workers)
     group = block * math.ceil(min(GROUP, n / workers) / block)
+    block, group = json_from_first([block, group])
     starts = range(0, n, group)
     hosts, places = jax.process_count(), jax.local_devices()
     arrays, static = eqx.partition((function, model), eqx.is_array)

@@ -88,7 +88,7 @@ COMPARISONS = {
         _objective_cell("VAE", "vae"),
         _objective_cell("CIWAE-0.5", "ciwae", beta=0.5),
         _objective_cell("MIWAE-5", "miwae", m=5),
-        _objective_cell("PIWAE-5", "piwae", m=5),
+        _objective_cell("PIWAE-5", "piwae", m=5, backward_draws=None),
         _objective_cell("VR-IWAE-0.5", "vr-iwae", alpha=0.5),
         _objective_cell("JVI-1", "jvi", order=1),
     ),
@@ -98,14 +98,15 @@ COMPARISONS = {
 precisions of the products in training, all else alike."""
 
 
-def comparison(name: str, config: RunConfig) -> tuple[Cell, ...]:
-    """The cells of a comparison; `InputError` if there is none, or `config` sets what it varies."""
+def comparison(name: str, config: RunConfig, start: RunConfig) -> tuple[Cell, ...]:
+    """The cells of a comparison; `InputError` if there is none, or `config` sets what it varies
+    otherwise than the recipe `start`."""
     if name not in COMPARISONS:
         known = nearest(name, list(COMPARISONS))
         raise InputError(f"There is no comparison {name!r}; {known}.")
     varied = name.removesuffix("s")
     given = flatten(config)[varied]
-    if given != flatten(RunConfig())[varied]:
+    if given != flatten(start)[varied]:
         raise InputError(
             f"{varied} = {given} was given, but a comparison of {name} trains every one of them; "
             f"leave it out."

@@ -52,6 +52,11 @@ class Folder:
         self.path = path
         self.rows: list[dict[str, Any]] = []
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.path is not None and (self.path / CHECKPOINT).exists()
+
     def append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if self.path is not None:
@@ -64,7 +69,7 @@ class Folder:
 
     def restore(self, like: Any) -> tuple[Any, Progress]:
         """The last checkpoint, and metrics cut back to it; `like` itself if there is none yet."""
-        if self.path is None or not (self.path / CHECKPOINT).exists():
+        if self.path is None or not self.begun:
             return like, Progress()
         progress = Progress(**checkpoint.read_header(self.path / CHECKPOINT))
         tree = checkpoint.load(self.path / CHECKPOINT, like)

@@ -110,10 +110,15 @@ def surrogate_loss(
     """
     pair = paired(bound)
     chosen = named(estimator)
-    few = backward_draws is not None and backward_draws < k
-    check(chosen, pair, k, model, few=few)
+    few = None if backward_draws is None or backward_draws >= k else backward_draws
+    if backward_draws is not None and backward_draws < 1:
+        raise InputError(
+            f"backward_draws = {backward_draws} was given, but a gradient passes through at least "
+            f"1 draw; give 1 or more."
+        )
+    check(chosen, pair, k, model, few=few is not None)
     h, log_q = draw(model, x, k, key)
-    if few:
+    if few is not None:
         still = frozen(model)
         log_w = still.log_joint(x, jax.lax.stop_gradient(h)) - jax.lax.stop_gradient(log_q)
     elif chosen == ESTIMATORS["reparam"] and pair.theta is pair.phi:
@@ -122,8 +127,8 @@ def surrogate_loss(
     else:
         log_w = jax.lax.stop_gradient(model.log_joint(x, h) - log_q)
     weighed = Weighed.by(chosen, Weights(log_w, pair.phi), pair.theta)
-    if few:
-        which, weighed = resampled(weighed, int(backward_draws or k), jax.random.fold_in(key, 2))
+    if few is not None:
+        which, weighed = resampled(weighed, few, jax.random.fold_in(key, 2))
         h = jax.tree.map(lambda a: a[which], h)
     loss = _loss(model, x, h, weighed)
     if chosen.dreams:
@@ -152,14 +157,15 @@ def resampled(
 ) -> tuple[Int[Array, " draws"], Weighed]:
     """Which draws stand for all, and what their gradients are multiplied by.
 
-    Draw i is taken with p_i = |c_i| / Σ|c| by systematic resampling and divided by `draws` · p_i,
-    so that the gradient has the same mean: for L_K those drawn by w̃ have weight 1 / `draws` (Burda
-    et al. §3, for a single one).
+    Draw i is taken with p_i ∝ max(|c_i|, |b_i|, |s_i|) by systematic resampling and divided by
+    `draws` · p_i, so that the gradient has the same mean: for L_K draws are taken by w̃ and weighed
+    with 1 / `draws` (Burda et al. §3, for a single one).
     """
-    shares = jnp.cumsum(jnp.abs(weighed.c))
+    sizes = jnp.max(jnp.abs(jnp.stack(jax.tree.leaves(weighed))), axis=0)
+    shares = jnp.cumsum(sizes)
     points = (jnp.arange(draws) + jax.random.uniform(key)) / draws * shares[-1]
     which = jnp.minimum(jnp.searchsorted(shares, points), len(shares) - 1)
-    scale = shares[-1] / (draws * jnp.abs(weighed.c[which]))
+    scale = shares[-1] / (draws * sizes[which])
     return which, jax.tree.map(lambda of: of[which] * scale, weighed)
 
 

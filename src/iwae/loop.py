@@ -18,7 +18,14 @@ from iwae import checkpoint, evaluation, training
 from iwae.build import build
 from iwae.config import RunConfig, TrainingConfig
 from iwae.data import Dataset
-from iwae.devices import Devices, any_host, from_first, json_from_first
+from iwae.devices import (
+    Devices,
+    any_host,
+    from_first,
+    hosts_agree,
+    is_first,
+    json_from_first,
+)
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
 from iwae.folder import CHECKPOINT, CONFIG, MODEL, Folder, Progress, replicas
@@ -84,12 +91,15 @@ class Run:
                 f"batch_size = {t.batch_size} was given, but there are only {self.n} training "
                 f"examples; give --batch-size {self.n} or less."
             )
-        params, self.static = eqx.partition(initial(config, data), eqx.is_inexact_array)
+        with hosts_agree():
+            start = initial(config, data, anew=folder.begun or not is_first())
+        params, self.static = eqx.partition(start, eqx.is_inexact_array)
         self.rates = jnp.asarray(training.rates(t))
         transform = training.optimizer(t, self.steps_per_pass, self.rates)
         state = training.init(params, transform, average=t.average is not None)
         best = training.copied(params) if t.patience is not None else None
-        (state, best), progress = folder.restore((state, best))
+        with hosts_agree():
+            (state, best), progress = folder.restore((state, best))
         self.progress = Progress(**json_from_first(asdict(progress)))
         self.state, self.best = devices.everywhere(from_first((state, best)))
         if not _is_over(self.progress, t):
@@ -260,7 +270,11 @@ class Together:
         kinds = {_kind(run.config): run for run in runs}
         steps = {kind: run.make_step() for kind, run in kinds.items()}
         self.steps = {run: steps[_kind(run.config)] for run in runs}
-        self.advance = training.make_advance(vectorized=jax.default_backend() != "cpu")
+        batched = jax.default_backend() != "cpu" and all(
+            run.config.training.optimizer != "soap"
+            for run in runs  # would turn its axes each step
+        )
+        self.advance = training.make_advance(vectorized=batched)
 
     def train(self) -> None:
         """Train all to their end.
@@ -284,8 +298,7 @@ class Together:
         before = min(r.step for r in going)
         group = [r for r in going if r.step == before]
         ahead = [r.step for r in going if r.step > before]
-        chunk = int(from_first(np.array(self.chunk)))
-        until = min(before + chunk, group[0].end_of_pass, *ahead)
+        until = min(before + self.chunk, group[0].end_of_pass, *ahead)
         began = time.monotonic()
         states = self.advance(
             tuple(self.steps[r] for r in group),
@@ -325,8 +338,8 @@ def _kind(config: RunConfig) -> RunConfig:
     return override(config, seed=0, learning_rate=1.0)
 
 
-def initial(config: RunConfig, data: Observed) -> Autoencoder:
-    """The model before the first step: built anew, or that of `start_from`."""
+def initial(config: RunConfig, data: Observed, *, anew: bool = False) -> Autoencoder:
+    """The model before the first step: that of `start_from`, if there is one, or built `anew`."""
     model = eqx.filter_jit(build)(
         config.model,
         kind=data.seen.model_kind,
@@ -335,7 +348,7 @@ def initial(config: RunConfig, data: Observed) -> Autoencoder:
         key=training.stream(config.seed, training.INIT),
         k=config.objective.k,
     )
-    if config.training.start_from is None:
+    if anew or config.training.start_from is None:
         return model
     file = Path(config.training.start_from) / MODEL
     if not file.exists():

@@ -57,8 +57,10 @@ class Reproduce:
     """Names, separated by commas; left out: those of the experiment. In a table omniglot=mine.npy
     puts other data in the place of published ones."""
     seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
-    """How many seeds, or which; left out: those of --seed if it is given, else 1 for the tables of
-    long runs and 3 for the others."""
+    """How many seeds, or which; left out: that of --seed if it is given, else 0 for the tables of
+    long runs, 42 for dd2434 and 3 seeds for the others."""
+    seeded: tyro.conf.Suppress[bool] = False
+    """Whether --seed was given."""
     ks: tuple[int, ...] | None = None
     """Numbers of draws that hiwae compares, in place of --k; left out: 2,5,10,20."""
     draws: int | None = None
@@ -165,12 +167,13 @@ class Reproduce:
         """Data sets and seeds; --seed is the only one unless there are --seeds."""
         from iwae import runs
 
-        if self.config.seed and self.seeds is not None:
+        seeded = self.seeded or self.config.seed != 0
+        if seeded and self.seeds is not None:
             raise InputError(
                 f"seed = {self.config.seed} and seeds were given; give one of the two."
             )
         datasets = [name for name in self.datasets.split(",") if name]
-        if self.config.seed:
+        if seeded:
             return datasets, [self.config.seed]
         if self.seeds is None:
             return datasets, list(otherwise)

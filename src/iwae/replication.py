@@ -12,7 +12,7 @@ import numpy as np
 from iwae import figures, runs
 from iwae.cells import Task, place, recorded
 from iwae.files import write_atomic
-from iwae.folder import read_metrics
+from iwae.folder import MODEL, read_metrics
 from iwae.trained import Trained
 
 BOTH = ("vae", "iwae")
@@ -24,7 +24,7 @@ SHOWN = 10
 def draw(
     tasks: Mapping[str, Task], out: Path, folder: Path, data_dir: str | Path | None = None
 ) -> list[Path]:
-    """Write the pictures of all finished cells into `folder`, and return their paths.
+    """Write the pictures of all finished cells whose models are here into `folder`; their paths.
 
     Per data set and number of layers: the bounds of VAE and IWAE at the largest K they share; of
     each objective at every K; and test images above the reconstructions of these two.
@@ -32,7 +32,7 @@ def draw(
     found: dict[tuple[str, str], dict[str, Task]] = {}
     for name, task in tasks.items():
         dataset, layers, bound = name.rsplit("/", 2)
-        if recorded(task, out) is not None:
+        if recorded(task, out) is not None and (place(task, out) / MODEL).exists():
             found.setdefault((dataset, layers), {})[bound] = task
     pictures: dict[str, bytes] = {}
     for (dataset, layers), of in found.items():

@@ -19,6 +19,7 @@ from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.experiments import known, versions
 from iwae.loop import Silent
+from iwae.measures import MEASURES
 from iwae.papers import UNKNOWN, Cell, Experiment, Figure
 from iwae.settings import differences, flatten, override
 
@@ -95,7 +96,7 @@ def tasks_of(
     `start` is the recipe that `config` was made from; `InputError` if they differ in what is the
     cells' own.
     """
-    own = {name for cell in cells for name in cell.settings}
+    own = set.intersection(*(set(cell.settings) for cell in cells))
     refuse(config, start, own, "choose by --cells")
     tasks: dict[str, list[Task]] = {}
     for cell in sorted(cells, key=lambda cell: cell.after is not None):
@@ -266,7 +267,7 @@ def estimate(
         stands = state(task, out)
         if stands == "done":
             continue
-        kind = dataclasses.replace(task, config=override(task.config, seed=0))
+        kind = dataclasses.replace(task, config=override(task.config, seed=0), after=None)
         if kind not in kinds:
             kinds[kind] = _seconds(kind, data_dir)
         training, evaluation = kinds[kind]
@@ -274,7 +275,8 @@ def estimate(
         left = 0 if stands == "trained" else max(0, t.epochs - passes(task, out)) * training
         if t.minutes is not None:
             left = min(left, 60 * t.minutes)
-        seconds[task] = left + evaluation
+        more = sum(MEASURES[measure].evaluations for measure in task.measures)
+        seconds[task] = left + evaluation * (1 + more)
     return seconds
 
 
@@ -299,8 +301,9 @@ def record(
     name: str, experiment: Experiment, config: RunConfig, rows: Sequence[Row]
 ) -> dict[str, Any]:
     """The finished rows with all that is needed to have them again."""
-    own = {n for row in rows for n in row.cell.settings} | {"seed"}
+    own = {"seed", *set.intersection(*(set(row.cell.settings) for row in rows))}
     settings = {n: v for n, v in flatten(config).items() if v is not None and n not in own}
+    further = {n: v for n, v, _ in differences(continued(config), config)}
     kept = ["seed", "passes", "k", "n", "nll", "nll_se", "elbo", "active_units"]
     kept += ["training_seconds", "device", "iwae", "note"]
     return {
@@ -311,10 +314,11 @@ def record(
         "cells": [
             {
                 "name": row.cell.name,
-                "settings": dict(row.cell.settings),
+                "settings": dict(row.cell.settings) | (further if row.cell.after else {}),
                 "nll": known(row.nll),
                 "difference": known(row.difference),
                 "against": row.cell.against,
+                "after": row.cell.after,
                 "published": known(row.cell.published),
                 "published_units": row.cell.units,
                 "figures": {name: known(figure) for name, figure in row.figures.items()},

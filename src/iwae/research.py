@@ -141,7 +141,7 @@ class Compare:
         from iwae.progress import TrainingBars, print_comparison
 
         check_output(self.record, (".json",), overwrite=self.overwrite)
-        cells = experiments.comparison(self.name, self.config)
+        cells = experiments.comparison(self.name, self.config, recipe(self.recipe))
         with TrainingBars(len(cells)) as bars:
             results = experiments.compare(
                 cells,

@@ -18,7 +18,7 @@ from iwae import checkpoint, data
 from iwae.build import build
 from iwae.config import RunConfig, check_seed
 from iwae.data import Dataset
-from iwae.devices import Devices, is_first, json_from_first
+from iwae.devices import Devices, hosts_agree, is_first, json_from_first
 from iwae.errors import InputError
 from iwae.evaluation import mean_and_error
 from iwae.files import write_atomic
@@ -36,7 +36,7 @@ from iwae.folder import (
 )
 from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
 from iwae.observation import Observation, observation, prepare
-from iwae.settings import differences, override
+from iwae.settings import differences, override, parse
 from iwae.trained import Evaluation, Trained
 
 
@@ -59,11 +59,14 @@ def train(
     `InputError` for unusable input, `NonFiniteError` when the bound is not finite, `Interrupted`
     after Ctrl-C.
     """
-    config, observed = _observed(override(config or RunConfig(), **settings), data, data_dir)
-    where = Devices.of(devices, config.training.batch_size)
+    config = override(config or RunConfig(), **settings)
+    config = parse(json_from_first(config.to_toml()), "the first host's settings")
+    with hosts_agree():
+        config, observed = _observed(config, data, data_dir)
+        where = Devices.of(devices, config.training.batch_size)
     with _opened_by_first(out, config, resume=resume) as folder:
         run = Run(config, observed, folder, watch or Silent(), where)
-        Together([run], folder.path).train()
+        Together([run], None if out is None else Path(out)).train()
     return replace(run.trained(), data_dir=data_dir)
 
 
@@ -71,19 +74,12 @@ def train(
 def _opened_by_first(
     out: str | Path | None, config: RunConfig, *, resume: bool
 ) -> Iterator[Folder]:
-    """`opened` on the first host; the others have no folder, and raise what it raises."""
+    """`opened` on the first host; the others have no folder."""
     with contextlib.ExitStack() as stack:
-        folder, refusal = Folder(None), ""
-        if is_first():
-            try:
+        folder = Folder(None)
+        with hosts_agree():
+            if is_first():
                 folder = stack.enter_context(opened(out, config, resume=resume))
-            except InputError as error:
-                refusal = str(error)
-                json_from_first(refusal)
-                raise
-        refusal = json_from_first(refusal)
-        if refusal:
-            raise InputError(refusal)
         yield folder
 
 
@@ -196,7 +192,11 @@ def listed(seeds: int | Sequence[int]) -> list[int]:
 def _observed(
     config: RunConfig, given: Any, data_dir: str | Path | None
 ) -> tuple[RunConfig, Observed]:
-    """The configuration with the name of its data, and these as the model sees them."""
+    """The configuration with the name of its data and whole paths, and the data as the model sees
+    them."""
+    begin = config.training.start_from
+    if begin is not None:
+        config = override(config, start_from=str(Path(begin).resolve()))
     dataset = _dataset(config, given, data_dir)
     if given is not None:
         config = override(config, dataset=dataset.name)

@@ -77,7 +77,8 @@ def soap(
     def update(gradient: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
         leaves, tree = jax.tree.flatten(gradient)
         t = state.steps + 1
-        pairs = [one(g, kept, t) for g, kept in zip(leaves, state.arrays, strict=True)]
+        with jax.default_matmul_precision("highest"):
+            pairs = [one(g, kept, t) for g, kept in zip(leaves, state.arrays, strict=True)]
         rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         down = jax.tree.unflatten(tree, [-rate * step for step, _ in pairs])
         return down, SoapState(t, tuple(kept for _, kept in pairs))

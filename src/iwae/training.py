@@ -153,7 +153,7 @@ def make_step(
     observe: Observer,
     devices: Devices = DEFAULT,
 ) -> Step:
-    """`step(state, order, key, rates, images, start)`: one step of Adam on one batch.
+    """`step(state, order, key, rates, images, start)`: one step of the optimiser on one batch.
 
     `start` is the step at which the pass began. The learning rate of `config` is not used; `rates`
     stands for it, so that replicas with their own can share the step. `devices` share the batch.
