@@ -90,7 +90,7 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     assert cells.make(more, tmp_path / "out", watch=Silent())["k"] == 6
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_begins_where_another_ended(tiny: RunConfig, tmp_path: Path, workers: int) -> None:
     """It comes after it, whatever their order, and has an address and measures of its own."""
     first = small(tiny)

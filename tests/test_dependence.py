@@ -106,12 +106,10 @@ def test_weights_are_of_the_images_that_were_evaluated(tiny: RunConfig) -> None:
     assert np.mean(np.abs(spread.bound)) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("datasets", "seeds", "kinds"),
-    [
-        ("banana", "2", ["shared z_0"]),
-        pytest.param("banana,digits", "1", list(dependence.KINDS), marks=pytest.mark.slow),
-    ],
+    [("banana", "2", ["shared z_0"]), ("banana,digits", "1", list(dependence.KINDS))],
 )
 def test_the_comparison_from_the_command_line(
     datasets: str, seeds: str, kinds: list[str], tmp_path: Path, capsys, monkeypatch

@@ -457,7 +457,7 @@ def test_through_as_many_draws_as_there_are_is_through_all():
     assert surrogate_loss(model, X, key, bound=iwae, k=4, backward_draws=9) == full
 
 
-@pytest.mark.parametrize("which", ["encoder", "both"])
+@pytest.mark.parametrize("which", ["encoder", pytest.param("both", marks=pytest.mark.slow)])
 def test_resampled_draws_keep_their_weights(which):
     """With uncertain weights a draw goes on with the weights that it was made with: the same mean
     gradient of the same draws, paired, within 4.5 standard errors."""

@@ -190,8 +190,8 @@ def test_a_replica_that_is_not_finite_leaves_the_others_to_their_end(
 ) -> None:
     real = loop.initial
 
-    def poisoned(config: RunConfig, data: loop.Observed):
-        model = real(config, data)
+    def poisoned(config: RunConfig, data: loop.Observed, **how):
+        model = real(config, data, **how)
         if config.seed != 7:
             return model
         bias = model.observation.linear.bias

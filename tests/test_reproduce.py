@@ -177,6 +177,7 @@ def test_a_table_from_the_command_line(tmp_path: Path, capsys) -> None:
     assert json.loads(record.read_text()) == kept
 
 
+@pytest.mark.slow
 def test_a_replication_has_its_initial_weights_its_table_and_its_pictures(
     tmp_path: Path, capsys
 ) -> None:
