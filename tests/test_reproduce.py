@@ -210,6 +210,11 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
     assert {name: task.config.seed for name, task in asked.items()} == {
         f"digits/1/vae-5, seed {seed}": seed for seed in (7, 2, 3)
     }
+    asked.clear()
+    form[1] = "dd2434"
+    main([*form, "--out", str(tmp_path)])
+    main([*form, "--seed", "0", "--out", str(tmp_path)])
+    assert [task.config.seed for task in asked.values()] == [42, 0]
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             _leave(TOO_LARGE, 2)
-        if "--coordinator" not in " ".join(arguments):
+        if type(error).__name__ != "JaxRuntimeError" or _option(arguments, "--coordinator") is None:
             raise
         _leave(f"Another host has stopped, and none goes on without it ({error}).", 2)
     except BrokenPipeError:  # whoever read the output has had enough

@@ -28,7 +28,7 @@ from iwae.devices import (
 )
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
-from iwae.folder import CHECKPOINT, CONFIG, MODEL, Folder, Progress, replicas
+from iwae.folder import CONFIG, MODEL, Folder, Progress, replicas
 from iwae.model import Autoencoder
 from iwae.observation import Observation
 from iwae.settings import override
@@ -246,7 +246,7 @@ class Run:
 
     def _non_finite_message(self, step: int) -> str:
         kept = "nothing was saved"
-        if self.folder.path is not None and (self.folder.path / CHECKPOINT).exists():
+        if self.folder.begun:
             kept = f"the last good checkpoint is kept in {self.folder.path}"
         return (
             f"The bound is not finite at step {step} (pass {self.progress.passes + 1}); {kept}. "

@@ -60,7 +60,8 @@ def train(
     after Ctrl-C.
     """
     config = override(config or RunConfig(), **settings)
-    config = parse(json_from_first(config.to_toml()), "the first host's settings")
+    if jax.process_count() > 1:
+        config = parse(json_from_first(config.to_toml()), "the first host's settings")
     with hosts_agree():
         config, observed = _observed(config, data, data_dir)
         where = Devices.of(devices, config.training.batch_size)
