@@ -2,7 +2,8 @@
 
 No test reads or writes the user's cache, or downloads anything. What one test compiles, in whatever
 process, the others load from a folder of this session, or from JAX_COMPILATION_CACHE_DIR. Compiling
-takes longer than running here, so LLVM does not optimise, unless XLA_FLAGS say otherwise.
+takes longer than running here, so LLVM does not optimise, and XLA leaves its newer emitters of
+fusions alone, unless XLA_FLAGS say otherwise.
 """
 
 import os
@@ -13,7 +14,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="iwae-programs-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
 import pytest
 from jaxtyping import install_import_hook

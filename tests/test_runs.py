@@ -76,10 +76,8 @@ def test_training_does_not_depend_on_the_size_of_chunks(tiny_run, tiny, tmp_path
 
 
 def test_options_that_keep_more_state_resume_exactly(tiny: RunConfig, tmp_path: Path) -> None:
-    config = override(
-        tiny, average=0.9, patience=50, clip=1.0, epochs=4, schedule="constant", layers=2,
-        hidden=((8,), (6,)), latents=(4, 2),
-    )  # fmt: skip
+    kept = {"average": 0.9, "patience": 50, "clip": 1.0, "schedule": "constant"}
+    config = override(tiny, epochs=4, **kept)
     iwae.train(config, out=tmp_path / "whole")
     iwae.train(override(config, epochs=2), out=tmp_path / "parts")
     iwae.train(config, out=tmp_path / "parts", resume=True)
@@ -137,7 +135,7 @@ def finish(process: subprocess.Popen, code: int) -> None:
     assert process.returncode == code, error.decode()
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random(long_run: tuple[Path, Path], tmp_path: Path, times: int) -> None:
     config, whole = long_run
     out, rng, kills = tmp_path / "killed", random.Random(0), 0
