@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iwae import cells
+from iwae import cells, runs, workers
 from iwae.cells import Failure, Task
 from iwae.config import RunConfig
 from iwae.errors import Interrupted
@@ -59,7 +59,7 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
         "b": small(tiny, seed=1),
     }
     told: list[str] = []
-    make = lambda: cells.make_all(
+    make = lambda: workers.make_all(
         tasks, tmp_path / "out", watch=Quiet(), made=lambda name, result: told.append(name)
     )
     results = make()
@@ -90,17 +90,19 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     assert cells.make(more, tmp_path / "out", watch=Silent())["k"] == 6
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_begins_where_another_ended(tiny: RunConfig, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_begins_where_another_ended(
+    tiny: RunConfig, tmp_path: Path, processes: int, monkeypatch
+) -> None:
     """It comes after it, whatever their order, and has an address and measures of its own."""
     first = small(tiny)
     second = replace(small(tiny, learning_rate=1e-12), after=first, measures=("gap",))
     assert second.address != small(tiny, learning_rate=1e-12).address
     out, told = tmp_path / "out", []
-    results = cells.make_all(
+    results = workers.make_all(
         {"second": second, "first": first},
         out,
-        elsewhere=cells.processes(workers) if workers > 1 else None,
+        elsewhere=workers.processes(processes) if processes > 1 else None,
         watch=Quiet(),
         made=lambda name, result: told.append(name),
     )
@@ -113,6 +115,7 @@ def test_a_run_begins_where_another_ended(tiny: RunConfig, tmp_path: Path, worke
     assert cells.state(other, out) == "trained"
     (out / "cells").rename(tmp_path / "moved")
     (out / "cells").symlink_to(tmp_path / "moved")
+    monkeypatch.setattr(runs, "evaluate", None)  # what is measured later evaluates nothing again
     again = cells.make(other, out, watch=Silent())
     assert again["figures"].keys() == {"gap", "bound"}
 
@@ -120,8 +123,8 @@ def test_a_run_begins_where_another_ended(tiny: RunConfig, tmp_path: Path, worke
 def test_other_processes_make_what_this_one_makes(tiny: RunConfig, tmp_path: Path) -> None:
     tasks = {"a": small(tiny), "lost": small(tiny, dataset=str(tmp_path / "lost.npy"))}
     here, there = (
-        cells.make_all(tasks, tmp_path / name, elsewhere=pool, watch=Quiet())
-        for name, pool in (("here", None), ("there", cells.processes(2)))
+        workers.make_all(tasks, tmp_path / name, elsewhere=pool, watch=Quiet())
+        for name, pool in (("here", None), ("there", workers.processes(2)))
     )
     for name, value in here[tasks["a"]].items():
         assert name.endswith("seconds") or there[tasks["a"]][name] == value
@@ -139,12 +142,12 @@ def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Pa
 
     monkeypatch.setattr(cells, "make", breaking)
     message = "RESOURCE_EXHAUSTED: out of memory"
-    results = cells.make_all(tasks, tmp_path, watch=Quiet())
+    results = workers.make_all(tasks, tmp_path, watch=Quiet())
     assert isinstance(results[tasks["large"]], Failure)
     assert results[tasks["b"]] == cells.recorded(tasks["b"], tmp_path) == {"nll": 1.0}
     message = "something else"
     with pytest.raises(RuntimeError, match="something else"):
-        cells.make_all(tasks, tmp_path, watch=Quiet())
+        workers.make_all(tasks, tmp_path, watch=Quiet())
 
 
 def test_an_interrupted_cell_goes_on_under_another_way_of_saving(
@@ -230,8 +233,8 @@ def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_
     with local:
         results: dict = {}
         make = lambda: results.update(
-            cells.make_all(
-                tasks, out, elsewhere=cells.cluster(local.scheduler_address), watch=Quiet()
+            workers.make_all(
+                tasks, out, elsewhere=workers.cluster(local.scheduler_address), watch=Quiet()
             )
         )
         thread = threading.Thread(target=make)
@@ -240,17 +243,37 @@ def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_
         os.kill(local.workers[0].pid, signal.SIGKILL)
         thread.join()
     assert all(isinstance(results[t], dict) for t in tasks.values())
-    alone = cells.make_all({"0": tasks["0"]}, tmp_path / "alone", watch=Quiet())
+    alone = workers.make_all({"0": tasks["0"]}, tmp_path / "alone", watch=Quiet())
     assert results[tasks["0"]]["nll"] == alone[tasks["0"]]["nll"]
 
 
+@pytest.mark.slow
+def test_a_cell_that_nobody_waits_for_any_more_is_saved_and_stopped(tiny: RunConfig, tmp_path):
+    import distributed
+    import psutil
+
+    task = small(tiny, epochs=10_000, checkpoint_every=10_000)
+    local = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+    )
+    with local:
+        elsewhere = workers.cluster(local.scheduler_address)
+        elsewhere.submit(workers.in_a_process, task, tmp_path, None)
+        worker = psutil.Process(local.workers[0].pid)
+        until(lambda: cells.passes(task, tmp_path) > 0 and worker.children())
+        elsewhere.shutdown(wait=False, cancel_futures=True)
+        until(lambda: not worker.children())
+    assert list(tmp_path.rglob("checkpoint*"))
+    assert cells.state(task, tmp_path).startswith("begun")
+
+
 def test_a_scheduler_that_does_not_answer_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(cells, "ANSWER", 0.5)
+    monkeypatch.setattr(workers, "ANSWER", 0.5)
     with refused(
         "scheduler = tcp://127.0.0.1:1 was given, but no Dask scheduler answers there; start one "
         "with `dask scheduler`, and give the address that it prints."
     ):
-        cells.cluster("tcp://127.0.0.1:1")
+        workers.cluster("tcp://127.0.0.1:1")
 
 
 def test_an_orphan_saves_its_run_and_stops(tiny: RunConfig, tmp_path: Path) -> None:
@@ -259,12 +282,12 @@ def test_an_orphan_saves_its_run_and_stops(tiny: RunConfig, tmp_path: Path) -> N
     order = {"config": task.config.to_toml(), "k": 5, "limit": 20, "out": str(tmp_path)}
     order |= {"measures": [], "after": None}
     done = subprocess.run(
-        [sys.executable, "-m", "iwae.cells"],
+        [sys.executable, "-m", "iwae.workers"],
         input=json.dumps(order | {"data_dir": None, "parent": 1}),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == cells.INTERRUPTED, done.stderr
+    assert done.returncode == workers.INTERRUPTED, done.stderr
     assert "the run is saved" in done.stderr
     assert list(tmp_path.rglob("checkpoint*"))

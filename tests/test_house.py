@@ -29,6 +29,7 @@ ROWS = [
         "experiments",
         "measures",
         "cells",
+        "workers",
         "replication",
         "reproduce",
         "results",

@@ -19,7 +19,11 @@ def measured(tiny_run):
     """(run, its evaluation, figures by measure), of 30 images."""
     run = dataclasses.replace(tiny_run, config=override(tiny_run.config, k=4))
     test = run.evaluate(k=20, limit=30, without_inactive=True)
-    return run, test, {name: of.take(run, test) for name, of in MEASURES.items()}
+    return (
+        run,
+        test,
+        {name: of.take(run, 20, test.log_likelihoods) for name, of in MEASURES.items()},
+    )
 
 
 def test_every_measure_of_a_table_exists_and_every_published_figure_is_measured(measured) -> None:
@@ -31,7 +35,10 @@ def test_every_measure_of_a_table_exists_and_every_published_figure_is_measured(
                 config = override(run.config, k=cell.settings["k"])
                 trained = dataclasses.replace(run, config=config)
                 (name,) = cell.measures
-                assert MEASURES[name].take(trained, test).keys() == cell.further.keys()
+                assert (
+                    MEASURES[name].take(trained, 20, test.log_likelihoods).keys()
+                    == cell.further.keys()
+                )
 
 
 def test_the_gap_is_to_as_many_training_images(measured) -> None:

@@ -1,5 +1,6 @@
 """Published experiments, as far as they can be run in seconds."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import cells, plates, reproduce, targets
+from iwae import plates, reproduce, targets, workers
 from iwae.cli import main, parse
 from iwae.papers import EXPERIMENTS
 from iwae.published import OTHERS, PICTURED, RECIPES
@@ -123,15 +124,35 @@ def test_cells_are_chosen_by_name_and_data() -> None:
         names("mnist/3/*", datasets=["mnist"])
 
 
+def test_the_time_that_is_left_counts_the_run_that_another_begins_with(tmp_path, monkeypatch):
+    """Once: with the task itself where it is one, else with the first that begins with it."""
+    monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0))
+    smoke = recipe("smoke")
+    swap = reproduce.placed(EXPERIMENTS["swap"], everywhere="digits")
+    tasks = reproduce.tasks_of(swap, smoke, smoke, seeds=[0], k=9, limit=None)
+    (vae,), (then,) = tasks["digits/vae-1"], tasks["digits/vae-1-then-iwae-50"]
+    long, short = 2 * smoke.training.epochs, 2 * then.config.training.epochs
+    assert reproduce.estimate([vae, then], tmp_path) == {vae: long + 3, then: short + 3}
+    assert reproduce.estimate([then], tmp_path) == {then: short + 3 + long}
+    other = dataclasses.replace(then, k=7)
+    alone = reproduce.estimate([then, other], tmp_path)
+    assert alone == {then: short + 3 + long, other: short + 3}
+
+
 def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
     cell = EXPERIMENTS["iwaeu"].cells[1]
-    result = lambda nll: {"nll": nll, "nll_se": 0.5, "active_units": [20, 3], "seed": 0}
-    one = Row(cell, "done", [result(94.0)], [result(95.0)], [])
+    result = lambda nll, apart=1.0: {
+        "nll": nll,
+        "nll_se": 0.5,
+        "active_units": [20, 3],
+        "seed": 0,
+        "log_likelihoods": [-nll - apart, -nll + apart],
+    }
+    one = Row(cell, "done", [result(94.0)], [result(95.0, 1.5)], [])
     assert one.nll == (94.0, 0.5)
     assert one.active_units == "20+3"
     assert one.excess == pytest.approx((94.0 - 94.709, -0.709 / np.hypot(0.5, 0.025)))
-    assert one.difference is not None
-    assert one.difference[0] == -1
+    assert one.difference == pytest.approx((-1, 0.5)), "image by image"
     assert one.figures == {}
     with_figures = lambda value: {**result(94.0), "figures": {"gap": {"train": [value, None]}}}
     (figure,) = Row(cell, "done", [with_figures(3.0)], [], []).figures.values()
@@ -203,7 +224,7 @@ def test_the_recipe_is_that_of_the_experiment_and_not_of_a_flags_value() -> None
 
 def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
     asked: dict = {}
-    monkeypatch.setattr(cells, "make_all", lambda tasks, out, **how: asked.update(tasks) or {})
+    monkeypatch.setattr(workers, "make_all", lambda tasks, out, **how: asked.update(tasks) or {})
     form = ["reproduce", "table1", "--recipe", "smoke", "--cells", "*/1/vae-5"]
     main([*form, "--seed", "7", "--out", str(tmp_path)])
     main([*form, "--seeds", "2,3", "--out", str(tmp_path)])

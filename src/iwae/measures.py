@@ -15,43 +15,47 @@ from iwae import bounds
 from iwae.evaluation import mean_and_error, over_examples
 from iwae.model import Model, draw_log_weights
 from iwae.papers import UNKNOWN, Figure
-from iwae.trained import Evaluation, Trained
+from iwae.trained import Trained
 
 Figures = dict[str, Figure]
 """A value in nats with its standard error, by name."""
 
 
+Likelihoods = Float[np.ndarray, " n"]
+
+
 @dataclass(frozen=True)
 class Measure:
-    """Figures of a model, given its evaluation on the test split."""
+    """Figures of a model, given K and L_K of each image [n] that it was evaluated by."""
 
-    take: Callable[[Trained, Evaluation], Figures]
+    take: Callable[[Trained, int, Likelihoods], Figures]
     evaluations: int = 0
     """How many more of as many draws and images it takes."""
 
 
-def _gap(trained: Trained, test: Evaluation) -> Figures:
-    images = trained.data().split("train")[: test.n]
-    train, error = mean_and_error(-trained.log_likelihoods(images, k=test.k))
+def _gap(trained: Trained, k: int, test: Likelihoods) -> Figures:
+    images = trained.data().split("train")[: len(test)]
+    train, error = mean_and_error(-trained.log_likelihoods(images, k=k))
+    nll, nll_error = mean_and_error(-test)
     return {
         "train NLL": (train, error),
-        "test − train": (test.nll - train, math.hypot(test.nll_se, error)),
+        "test − train": (nll - train, math.hypot(nll_error, error)),
     }
 
 
-def _pruned(trained: Trained, test: Evaluation) -> Figures:
-    images = trained.data().split("test")[: test.n]
+def _pruned(trained: Trained, k: int, test: Likelihoods) -> Figures:
+    images = trained.data().split("test")[: len(test)]
     smaller = dataclasses.replace(trained, model=trained.without_inactive())
-    values = smaller.log_likelihoods(images, k=test.k)
+    values = smaller.log_likelihoods(images, k=k)
     return {
         "NLL without inactive units": mean_and_error(-values),
-        "change": mean_and_error(test.log_likelihoods - values),
+        "change": mean_and_error(test - values),
     }
 
 
-def _bound(trained: Trained, test: Evaluation) -> Figures:
+def _bound(trained: Trained, _: int, test: Likelihoods) -> Figures:
     k = trained.config.objective.k
-    images = trained.data().split("test")[: test.n]
+    images = trained.data().split("test")[: len(test)]
     return {f"−L_{k}": mean_and_error(-trained.log_likelihoods(images, k=k))}
 
 
@@ -69,9 +73,9 @@ def jackknives(
     return jnp.stack([estimate(log_w) for estimate in ORDERS.values()])
 
 
-def _jackknife(trained: Trained, test: Evaluation) -> Figures:
+def _jackknife(trained: Trained, _: int, test: Likelihoods) -> Figures:
     k = trained.config.objective.k
-    images = trained.data().split("test")[: test.n]
+    images = trained.data().split("test")[: len(test)]
     values = over_examples(
         eqx.Partial(jackknives, k=k), trained.model, images, trained.seen.observer, seed=0, draws=k
     )
@@ -90,13 +94,13 @@ def repeated(
     return jax.lax.map(one, jax.random.split(key, repeats))
 
 
-def _deviation(trained: Trained, test: Evaluation) -> Figures:
+def _deviation(trained: Trained, _: int, test: Likelihoods) -> Figures:
     """E|log p̂ − E log p̂| ≤ 2 + 2δ, δ = log p(x) − L_K (Burda et al., appendix).
 
     δ by L_K of the evaluation in place of log p(x), which makes it smaller.
     """
     k = trained.config.objective.k
-    images = trained.data().split("test")[: min(test.n, REPEATED)]
+    images = trained.data().split("test")[: min(len(test), REPEATED)]
     values = over_examples(
         eqx.Partial(repeated, k=k, repeats=REPEATS),
         trained.model,
@@ -107,7 +111,7 @@ def _deviation(trained: Trained, test: Evaluation) -> Figures:
     )
     means = values.mean(axis=1, dtype=np.float64)
     deviations = np.abs(values - means[:, None]).mean(axis=1)
-    limits = 2 + 2 * np.maximum(0, test.log_likelihoods[: len(images)] - means)
+    limits = 2 + 2 * np.maximum(0, test[: len(images)] - means)
     return {
         "E|log p̂ − E log p̂|": mean_and_error(deviations),
         "2 + 2δ": mean_and_error(limits),

@@ -152,11 +152,11 @@ class Reproduce:
 
     def _executor(self) -> Any:
         """Where cells are made; None stands for this process."""
-        from iwae import cells
+        from iwae import workers
 
         if self.scheduler is not None:
-            return cells.cluster(self.scheduler)
-        return None if self.workers == 1 else cells.processes(self.workers)
+            return workers.cluster(self.scheduler)
+        return None if self.workers == 1 else workers.processes(self.workers)
 
     def _k(self) -> int:
         if self.draws is not None:
@@ -185,7 +185,7 @@ class Reproduce:
 
     def _table(self, experiment: Any) -> dict[str, Any] | None:
         """Make what is missing of a table, print it, and return its record."""
-        from iwae import cells, reproduce
+        from iwae import cells, reproduce, workers
         from iwae.progress import TrainingBars, print_cells, print_estimate, print_table
 
         datasets, seeds = self._listed(experiment.seeds)
@@ -209,7 +209,7 @@ class Reproduce:
         if not self.render:
             left = sum(cells.recorded(task, out) is None for task in distinct)
             with TrainingBars(left) as bars:
-                results = cells.make_all(
+                results = workers.make_all(
                     each,
                     out,
                     elsewhere=self._executor() if left else None,

@@ -180,10 +180,14 @@ class Row:
 
     @property
     def difference(self) -> Figure | None:
-        """NLL less that of the cell it is held against, seed by seed."""
+        """NLL less that of the cell it is held against: seed by seed, or of a single one image by
+        image."""
         if not (self.results and self.reference):
             return None
-        pairs = zip(self.results, self.reference, strict=True)
+        pairs = list(zip(self.results, self.reference, strict=True))
+        if len(pairs) == 1:
+            a, b = (np.array(e["log_likelihoods"]) for e in pairs[0])
+            return mean_and_error(b - a)
         return mean_and_error(np.array([a["nll"] - b["nll"] for a, b in pairs]))
 
     @property
@@ -259,24 +263,34 @@ def estimate(
 ) -> dict[Task, float]:
     """Seconds that each unfinished task has left on this machine.
 
-    Of each kind a second is trained and a few examples are evaluated; seeds are of one kind.
+    Of each kind a second is trained and a few examples are evaluated; seeds are of one kind. The
+    training of a run that others begin with, and that is none of the tasks, is the first one's.
     """
     kinds: dict[Task, tuple[float, float]] = {}
-    seconds: dict[Task, float] = {}
-    for task in tasks:
-        stands = state(task, out)
-        if stands == "done":
-            continue
+
+    def of_kind(task: Task) -> tuple[float, float]:
         kind = dataclasses.replace(task, config=override(task.config, seed=0), after=None)
         if kind not in kinds:
             kinds[kind] = _seconds(kind, data_dir)
-        training, evaluation = kinds[kind]
+        return kinds[kind]
+
+    def training(task: Task) -> float:
+        if state(task, out) in ("done", "trained"):
+            return 0.0
         t = task.config.training
-        left = 0 if stands == "trained" else max(0, t.epochs - passes(task, out)) * training
-        if t.minutes is not None:
-            left = min(left, 60 * t.minutes)
+        left = max(0, t.epochs - passes(task, out)) * of_kind(task)[0]
+        return left if t.minutes is None else min(left, 60 * t.minutes)
+
+    seconds: dict[Task, float] = {}
+    counted = set(tasks)
+    for task in tasks:
+        if state(task, out) == "done":
+            continue
         more = sum(MEASURES[measure].evaluations for measure in task.measures)
-        seconds[task] = left + evaluation * (1 + more)
+        seconds[task] = training(task) + of_kind(task)[1] * (1 + more)
+        if task.after is not None and task.after not in counted:
+            counted.add(task.after)
+            seconds[task] += training(task.after)
     return seconds
 
 
