@@ -17,6 +17,7 @@ from benchmarks.floor import Floor
 from benchmarks.images import synthetic
 from benchmarks.timing import Contestant, Effort, Times, fastest, interleaved, ratios
 from iwae.config import ObjectiveConfig
+from iwae.settings import override, recipe
 
 IMAGES = 60_000
 K_EVALUATION = 5000
@@ -200,6 +201,30 @@ def estimators(effort: Effort, *, layers: int) -> Result:
     return Result("ms/step", _scaled(times, 1e3), f"time to reparam's: {', '.join(parts)}")
 
 
+def recipe_fast(effort: Effort, *, k: int) -> Result:
+    """A step of the recipe `fast`, and the same with Adam, or with gradients through all draws."""
+    given = override(recipe("fast"), k=k)
+    variants = {
+        "iwae": given,
+        "adam": override(given, optimizer="adam"),
+        "all draws": override(given, backward_draws=None),
+    }
+    contestants = {
+        name: iwae_steps.TrainingLoop(
+            iwae_steps.new_model(1, images()),
+            images(),
+            k=k,
+            batch=of.training.batch_size,
+            objective=of.objective,
+            config=of.training,
+        )
+        for name, of in variants.items()
+    }
+    times = interleaved(contestants, effort)
+    parts = [f"{name} {r['median']:.2f}" for name, r in ratios(times).items()]
+    return Result("ms/step", _scaled(times, 1e3), f"time to the recipe's: {', '.join(parts)}")
+
+
 def evaluation(effort: Effort) -> Result:
     """L_5000 of some images, as seconds for 10,000.
 
@@ -296,6 +321,7 @@ CASES: dict[str, Callable[[Effort], Result]] = {
     "five replicas, K = 50": partial(replicas, k=50),
     "estimators, 1 layer, K = 50": partial(estimators, layers=1),
     "estimators, 2 layers, K = 50": partial(estimators, layers=2),
+    **{f"recipe fast, K = {k}": partial(recipe_fast, k=k) for k in (1, 5, 50)},
     "evaluation of L_5000, 1 layer": evaluation,
     "import": _fresh("s", 0, iwae="import_iwae", torch="import_torch"),
     "help at the command line": _fresh("s", 0, iwae="help_iwae"),

@@ -4,6 +4,8 @@ The program that is timed is the one that is shipped: `training.make_advance` wi
 order and dynamic binarisation, `evaluation.over_examples` with `evaluation.log_likelihood`.
 """
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -52,9 +54,11 @@ class TrainingLoop:
         k: int,
         batch: int,
         objective: ObjectiveConfig | None = None,
+        config: TrainingConfig | None = None,
         replicas: int = 1,
     ):
-        config, objective = TrainingConfig(batch_size=batch), objective or ObjectiveConfig(k=k)
+        config, objective = config or TrainingConfig(), objective or ObjectiveConfig(k=k)
+        config = replace(config, batch_size=batch)
         self.steps_per_pass, self.step = len(images) // batch, 0
         params, static = eqx.partition(model, eqx.is_inexact_array)
         rates = jnp.asarray(training.rates(config))

@@ -53,6 +53,7 @@ def rendered(content: dict[str, Any]) -> str:
         _rest("Evaluation", _starting(cases, "evaluation")),
         _replicas(_starting(cases, "five replicas")),
         _estimators(_starting(cases, "estimators")),
+        _recipe(_starting(cases, "recipe fast")),
         _rest(
             "Start-up and memory", _starting(cases, "import", "help", "first step", "peak memory")
         ),
@@ -152,6 +153,15 @@ def _estimators(cases: dict[str, Any]) -> str:
     rows = [[n, *(_ratio(c, e) for e in c["ratio"])] for n, c in cases.items()]
     names = next((list(c["ratio"]) for c in cases.values()), [])
     return _section("Estimators and objectives, time to reparam's", ["", *names], rows)
+
+
+def _recipe(cases: dict[str, Any]) -> str:
+    rows = [
+        [n, number(c["median"]["iwae"]), *(_ratio(c, of) for of in ("adam", "all draws"))]
+        for n, c in cases.items()
+    ]
+    heads = ["", "iwae, ms/step", "Adam / iwae", "gradients through all draws / iwae"]
+    return _section("The recipe `fast`", heads, rows)
 
 
 def _scaling(cases: dict[str, Any]) -> str:
