@@ -188,11 +188,11 @@ def _awaited() -> Callable[[], bool]:
         return lambda: True
     name = worker.get_current_task()
 
-    def executing() -> bool:
+    def wanted() -> bool:
         task = worker.state.tasks.get(name)
-        return task is not None and task.state == "executing"
+        return task is not None and task.state != "cancelled"
 
-    return executing
+    return wanted
 
 
 FAILED, INTERRUPTED = 2, 130
