@@ -1,0 +1,163 @@
+"""Cells made at once, in processes that may be killed and on a cluster that loses a worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from iwae import cells, workers
+from iwae.cells import Failure, Task
+from iwae.config import RunConfig
+from iwae.settings import override
+from refusals import refused
+from test_cells import small
+from watchers import Quiet
+
+
+def test_other_processes_make_what_this_one_makes(tiny: RunConfig, tmp_path: Path) -> None:
+    tasks = {"a": small(tiny), "lost": small(tiny, dataset=str(tmp_path / "lost.npy"))}
+    here, there = (
+        workers.make_all(tasks, tmp_path / name, elsewhere=pool, watch=Quiet())
+        for name, pool in (("here", None), ("there", workers.processes(2)))
+    )
+    for name, value in here[tasks["a"]].items():
+        assert name.endswith("seconds") or there[tasks["a"]][name] == value
+    assert there[tasks["lost"]] == here[tasks["lost"]]
+
+
+def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Path, monkeypatch):
+    """Too little memory is such a thing; a mistake of ours is none."""
+    tasks = {"large": small(tiny), "b": small(tiny, seed=1)}
+
+    def breaking(task: Task, out: Path, **how) -> dict:
+        if task == tasks["large"]:
+            raise RuntimeError(message)
+        return {"nll": 1.0}
+
+    monkeypatch.setattr(cells, "make", breaking)
+    message = "RESOURCE_EXHAUSTED: out of memory"
+    results = workers.make_all(tasks, tmp_path, watch=Quiet())
+    assert isinstance(results[tasks["large"]], Failure)
+    assert results[tasks["b"]] == cells.recorded(tasks["b"], tmp_path) == {"nll": 1.0}
+    message = "something else"
+    with pytest.raises(RuntimeError, match="something else"):
+        workers.make_all(tasks, tmp_path, watch=Quiet())
+
+
+COMMAND = [
+    *(sys.executable, "-c", "from iwae.cli import main; main()"),
+    *("reproduce", "table1", "--recipe", "smoke", "--epochs", "40", "--limit", "20"),
+    *("--checkpoint-every", "1"),
+]
+
+
+def until(condition) -> None:
+    """Wait, but not for ever."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < 300
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_killed_table_is_finished_without_redoing_a_cell(tmp_path: Path) -> None:
+    out, record = tmp_path / "runs", tmp_path / "record.json"
+    own = ["--out", str(out)]
+    first = [*COMMAND, "--cells", "digits/1/vae-1", *own]
+    subprocess.run(first, check=True, capture_output=True)
+    (done,) = out.rglob("L_*.json")
+    before = done.stat().st_mtime_ns
+    command = [*COMMAND, "--cells", "digits/1/vae-*", "--workers", "2", *own]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    begun = lambda: [p for p in out.rglob("metrics.jsonl") if p.parent != done.parent]
+    until(lambda: len(begun()) == 2 and all(len(p.read_text().splitlines()) > 2 for p in begun()))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    behind = {p: len(p.read_text().splitlines()) for p in begun()}
+    assert all(2 < n < 40 for n in behind.values())
+    subprocess.run([*command, "--record", record], check=True, capture_output=True)
+    assert done.stat().st_mtime_ns == before
+    rows = {p: [json.loads(line)["pass"] for line in p.read_text().splitlines()] for p in behind}
+    assert all(passes == list(range(1, 41)) for passes in rows.values())
+    names = [cell["name"] for cell in json.loads(record.read_text())["cells"]]
+    assert names == ["digits/1/vae-1", "digits/1/vae-5", "digits/1/vae-50"]
+
+
+@pytest.mark.slow
+def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_path: Path) -> None:
+    import distributed
+
+    tasks = {f"{s}": small(tiny, seed=s, checkpoint_every=1) for s in range(3)}
+    tasks = {n: replace(t, config=override(t.config, epochs=60)) for n, t in tasks.items()}
+    out = tmp_path / "out"
+    local = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    )
+    with local:
+        results: dict = {}
+        make = lambda: results.update(
+            workers.make_all(
+                tasks, out, elsewhere=workers.cluster(local.scheduler_address), watch=Quiet()
+            )
+        )
+        thread = threading.Thread(target=make)
+        thread.start()
+        until(lambda: len(list(out.rglob("checkpoint*"))) >= 2)
+        os.kill(local.workers[0].pid, signal.SIGKILL)
+        thread.join()
+    assert all(isinstance(results[t], dict) for t in tasks.values())
+    alone = workers.make_all({"0": tasks["0"]}, tmp_path / "alone", watch=Quiet())
+    assert results[tasks["0"]]["nll"] == alone[tasks["0"]]["nll"]
+
+
+@pytest.mark.slow
+def test_a_cell_that_nobody_waits_for_any_more_is_saved_and_stopped(tiny: RunConfig, tmp_path):
+    import distributed
+    import psutil
+
+    task = small(tiny, epochs=10_000, checkpoint_every=10_000)
+    local = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+    )
+    with local:
+        elsewhere = workers.cluster(local.scheduler_address)
+        elsewhere.submit(workers.in_a_process, task, tmp_path, None)
+        worker = psutil.Process(local.workers[0].pid)
+        until(lambda: cells.passes(task, tmp_path) > 0 and worker.children())
+        elsewhere.shutdown(wait=False, cancel_futures=True)
+        until(lambda: not worker.children())
+    assert list(tmp_path.rglob("checkpoint*"))
+    assert cells.state(task, tmp_path).startswith("begun")
+
+
+def test_a_scheduler_that_does_not_answer_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(workers, "ANSWER", 0.5)
+    with refused(
+        "scheduler = tcp://127.0.0.1:1 was given, but no Dask scheduler answers there; start one "
+        "with `dask scheduler`, and give the address that it prints."
+    ):
+        workers.cluster("tcp://127.0.0.1:1")
+
+
+def test_an_orphan_saves_its_run_and_stops(tiny: RunConfig, tmp_path: Path) -> None:
+    """Its parent is said to be a process that is none of its own."""
+    task = small(tiny, epochs=10_000)
+    order = {"config": task.config.to_toml(), "k": 5, "limit": 20, "out": str(tmp_path)}
+    order |= {"measures": [], "after": None}
+    done = subprocess.run(
+        [sys.executable, "-m", "iwae.workers"],
+        input=json.dumps(order | {"data_dir": None, "parent": 1}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == workers.INTERRUPTED, done.stderr
+    assert "the run is saved" in done.stderr
+    assert list(tmp_path.rglob("checkpoint*"))
