@@ -457,16 +457,6 @@ def test_through_as_many_draws_as_there_are_is_through_all():
     assert surrogate_loss(model, X, key, bound=iwae, k=4, backward_draws=9) == full
 
 
-@pytest.mark.parametrize("estimator", [n for n, e in ESTIMATORS.items() if not e.dreams])
-def test_of_the_elbo_no_more_draws_are_made_than_the_gradient_passes_through(estimator):
-    """They weigh the same; an estimator whose φ weighs them by w̃ still needs them all."""
-    model, key = user_model(), jax.random.key(3)
-    given = {"bound": elbo, "estimator": estimator}
-    _, value = surrogate_loss(model, X, key, k=6, backward_draws=3, **given)
-    made = 6 if ESTIMATORS[estimator].own_phi else 3
-    assert value == surrogate_loss(model, X, key, k=made, **given)[1]
-
-
 @pytest.mark.parametrize("which", ["encoder", pytest.param("both", marks=pytest.mark.slow)])
 def test_resampled_draws_keep_their_weights(which):
     """With uncertain weights a draw goes on with the weights that it was made with: the same mean

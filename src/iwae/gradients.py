@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from iwae.bounds import Bound, Pair, curvature, elbo
+from iwae.bounds import Bound, Pair, curvature
 from iwae.errors import InputError, nearest
 from iwae.model import Model, block_of, draw
 
@@ -89,9 +89,6 @@ ESTIMATORS: dict[str, Estimator] = {
 - `aisle-kl`, `aisle-chi2`: b = w̃ and b = 2K w̃² (Finke & Thiery 2019).
 """
 
-UNWEIGHED = tuple(ESTIMATORS[name] for name in ("reparam", "stl", "dreg"))
-"""Estimators that weigh the draws of the ELBO all the same."""
-
 
 def surrogate_loss(
     model: Model,
@@ -108,8 +105,8 @@ def surrogate_loss(
     The gradient of `loss` is the estimate of −∇bound; `value` is the bound (that of θ, if they
     differ). `model` is anything with `propose`, `log_joint` and `log_proposal`. With
     `backward_draws` < K the gradient passes through so many draws only, resampled by their weights
-    (`resampled`); of the ELBO, whose draws weigh the same, no more are then made. `InputError` if
-    the estimator does not exist, or means nothing for this bound, K or model.
+    (`resampled`). `InputError` if the estimator does not exist, or means nothing for this bound, K
+    or model.
     """
     pair = paired(bound)
     chosen = named(estimator)
@@ -120,8 +117,6 @@ def surrogate_loss(
             f"1 draw; give 1 or more."
         )
     check(chosen, pair, k, model, few=few is not None)
-    if few is not None and pair.theta is elbo and chosen in UNWEIGHED:
-        k, few = few, None
     h, log_q = draw(model, x, k, key)
     if few is not None:
         still = frozen(model)
