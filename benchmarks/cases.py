@@ -204,17 +204,14 @@ def estimators(effort: Effort, *, layers: int) -> Result:
 def recipe_fast(effort: Effort, *, k: int) -> Result:
     """A step of the recipe `fast`, and the same with Adam, or with gradients through all draws."""
     given = override(recipe("fast"), k=k)
-    variants = {
-        "iwae": given,
-        "adam": override(given, optimizer="adam"),
-        "all draws": override(given, backward_draws=None),
-    }
+    variants = {"iwae": given, "adam": override(given, optimizer="adam")}
+    if k > (given.objective.backward_draws or k):
+        variants["all draws"] = override(given, backward_draws=None)
     contestants = {
         name: iwae_steps.TrainingLoop(
             iwae_steps.new_model(1, images()),
             images(),
             k=k,
-            batch=of.training.batch_size,
             objective=of.objective,
             config=of.training,
         )

@@ -4,8 +4,6 @@ The program that is timed is the one that is shipped: `training.make_advance` wi
 order and dynamic binarisation, `evaluation.over_examples` with `evaluation.log_likelihood`.
 """
 
-from dataclasses import replace
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -52,14 +50,14 @@ class TrainingLoop:
         images: np.ndarray,
         *,
         k: int,
-        batch: int,
+        batch: int = 20,
         objective: ObjectiveConfig | None = None,
         config: TrainingConfig | None = None,
         replicas: int = 1,
     ):
-        config, objective = config or TrainingConfig(), objective or ObjectiveConfig(k=k)
-        config = replace(config, batch_size=batch)
-        self.steps_per_pass, self.step = len(images) // batch, 0
+        config = config or TrainingConfig(batch_size=batch)
+        objective = objective or ObjectiveConfig(k=k)
+        self.steps_per_pass, self.step = len(images) // config.batch_size, 0
         params, static = eqx.partition(model, eqx.is_inexact_array)
         rates = jnp.asarray(training.rates(config))
         transform = training.optimizer(config, self.steps_per_pass, rates)

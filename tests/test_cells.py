@@ -105,6 +105,12 @@ def test_a_run_begins_where_another_ended(
     monkeypatch.setattr(runs, "evaluate", None)  # what is measured later evaluates nothing again
     again = cells.make(other, out, watch=Silent())
     assert again["figures"].keys() == {"gap", "bound"}
+    (likelihoods,) = cells.place(other, out).glob("L_*-log_likelihoods.json")
+    likelihoods.unlink()
+    monkeypatch.undo()
+    third = cells.make(replace(other, measures=("gap", "pruned")), out, watch=Silent())
+    assert third["figures"]["gap"] == again["figures"]["gap"]
+    assert np.isfinite(third["figures"]["pruned"]["change"]).all(), "they are made again"
 
 
 def test_an_interrupted_cell_goes_on_under_another_way_of_saving(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import iwae
 from iwae.cli import COMMANDS, parse
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,14 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names["scores"].shape == (400,)
     assert names["codes"].shape == (400, 20)
     assert names["images"].shape == (100, 8, 8)
+
+
+def test_the_layout_names_every_file() -> None:
+    layout = README.partition("## Layout")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)(?:\.py|/)`", layout))
+    source = Path(iwae.__file__).parent
+    there = {p.stem for p in source.glob("*.py")} | {"data"}
+    assert named == there - {"__init__"}
 
 
 def test_every_command_line_parses() -> None:

@@ -146,13 +146,20 @@ def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
         "nll_se": 0.5,
         "active_units": [20, 3],
         "seed": 0,
-        "log_likelihoods": [-nll - apart, -nll + apart],
+        "log_likelihoods": np.array([-nll - apart, -nll + apart]),
     }
     one = Row(cell, "done", [result(94.0)], [result(95.0, 1.5)], [])
     assert one.nll == (94.0, 0.5)
     assert one.active_units == "20+3"
     assert one.excess == pytest.approx((94.0 - 94.709, -0.709 / np.hypot(0.5, 0.025)))
     assert one.difference == pytest.approx((-1, 0.5)), "image by image"
+    unknown = pytest.approx((-1, np.nan), nan_ok=True)
+    older = {**result(95.0), "log_likelihoods": None}
+    assert Row(cell, "done", [result(94.0)], [older], []).difference == unknown
+    same = Row(cell, "done", [result(94.0)], [result(94.0)], []).difference
+    assert same == pytest.approx((0, np.nan), nan_ok=True), "one run has no error"
+    single = Row(cell, "done", [{**result(94.0), "nll_se": None}], [], []).nll
+    assert single == pytest.approx((94.0, np.nan), nan_ok=True)
     assert one.figures == {}
     with_figures = lambda value: {**result(94.0), "figures": {"gap": {"train": [value, None]}}}
     (figure,) = Row(cell, "done", [with_figures(3.0)], [], []).figures.values()

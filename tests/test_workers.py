@@ -7,9 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
 from iwae import cells, workers
@@ -21,15 +24,48 @@ from test_cells import small
 from watchers import Quiet
 
 
-def test_other_processes_make_what_this_one_makes(tiny: RunConfig, tmp_path: Path) -> None:
-    tasks = {"a": small(tiny), "lost": small(tiny, dataset=str(tmp_path / "lost.npy"))}
-    here, there = (
-        workers.make_all(tasks, tmp_path / name, elsewhere=pool, watch=Quiet())
-        for name, pool in (("here", None), ("there", workers.processes(2)))
-    )
-    for name, value in here[tasks["a"]].items():
-        assert name.endswith("seconds") or there[tasks["a"]][name] == value
+def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypatch) -> None:
+    """Where they share no folder, all that was measured is sent back."""
+    measured = replace(small(tiny), measures=("bound",))
+    tasks = {"a": measured, "lost": small(tiny, dataset=str(tmp_path / "lost.npy"))}
+    here = workers.make_all(tasks, tmp_path / "here", watch=Quiet())
+    in_a_process = workers.in_a_process
+    far = lambda task, out, *rest, **more: in_a_process(task, tmp_path / "far", *rest, **more)
+    monkeypatch.setattr(workers, "in_a_process", far)
+    pool = workers.processes(2)
+    there = workers.make_all(tasks, tmp_path / "there", elsewhere=pool, watch=Quiet())
+    for name, value in here[measured].items():
+        assert name.endswith("seconds") or there[measured][name] == value
     assert there[tasks["lost"]] == here[tasks["lost"]]
+    assert cells.recorded(measured, tmp_path / "there") == there[measured]
+    kept = [cells.log_likelihoods(measured, tmp_path / name) for name in ("here", "there")]
+    np.testing.assert_array_equal(*kept)
+    assert -kept[0].mean() == pytest.approx(there[measured]["nll"])
+
+
+def test_a_process_that_nobody_wants_is_interrupted_and_a_long_order_is_read(monkeypatch) -> None:
+    monkeypatch.setattr(workers, "LOOK", 0.05)
+    python = lambda script: [sys.executable, "-c", script]
+    code, _ = workers._carry_out(python("import time; time.sleep(60)"), "", lambda: True)
+    assert code == -signal.SIGINT
+    reading = "import sys, time; time.sleep(0.2); print(len(sys.stdin.read()), file=sys.stderr)"
+    assert workers._carry_out(python(reading), "x" * 200_000, lambda: False) == (0, ["200000"])
+
+
+def test_cells_of_other_processes_are_saved_when_they_are_cancelled(tiny, tmp_path: Path) -> None:
+    task = small(tiny, epochs=10_000, checkpoint_every=10_000)
+    pool = workers.processes(1)
+    future = pool.submit(workers.in_a_process, task, tmp_path, None)
+    until(lambda: cells.passes(task, tmp_path) > 0)
+    pool.shutdown(cancel_futures=True)
+    assert "the run is saved" in str(future.exception())
+    assert list(tmp_path.rglob("checkpoint*"))
+
+
+def test_a_failure_without_words_is_named() -> None:
+    future: Future = Future()
+    future.set_exception(TimeoutError())
+    assert workers._outcome(future) == Failure("TimeoutError")
 
 
 def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Path, monkeypatch):
@@ -72,13 +108,14 @@ def test_a_killed_table_is_finished_without_redoing_a_cell(tmp_path: Path) -> No
     own = ["--out", str(out)]
     first = [*COMMAND, "--cells", "digits/1/vae-1", *own]
     subprocess.run(first, check=True, capture_output=True)
-    (done,) = out.rglob("L_*.json")
+    (done,) = out.rglob("model.safetensors")
     before = done.stat().st_mtime_ns
     command = [*COMMAND, "--cells", "digits/1/vae-*", "--workers", "2", *own]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     begun = lambda: [p for p in out.rglob("metrics.jsonl") if p.parent != done.parent]
     until(lambda: len(begun()) == 2 and all(len(p.read_text().splitlines()) > 2 for p in begun()))
-    os.killpg(process.pid, signal.SIGKILL)
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.kill()
     process.communicate()
     behind = {p: len(p.read_text().splitlines()) for p in begun()}
     assert all(2 < n < 40 for n in behind.values())
@@ -120,7 +157,6 @@ def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_
 @pytest.mark.slow
 def test_a_cell_that_nobody_waits_for_any_more_is_saved_and_stopped(tiny: RunConfig, tmp_path):
     import distributed
-    import psutil
 
     task = small(tiny, epochs=10_000, checkpoint_every=10_000)
     local = distributed.LocalCluster(

@@ -82,8 +82,11 @@ class Failure:
 
 
 Result = dict[str, Any]
-"""An evaluation with its `log_likelihoods` image by image, the seed and the seconds of the
-training, and what it was made with."""
+"""An evaluation, the seed and the seconds of the training, and what it was made with; besides, in
+files of their own, `LIKELIHOODS` and the `figures` of each measure."""
+
+LIKELIHOODS = "log_likelihoods"
+"""L_K of each test image, in nats, [n]."""
 
 
 def place(task: Task, out: Path) -> Path:
@@ -91,8 +94,8 @@ def place(task: Task, out: Path) -> Path:
     return out / FOLDER / task.address
 
 
-def _result_file(task: Task, out: Path, measure: str = "") -> Path:
-    return place(task, out) / f"{task.evaluation}{measure and '-'}{measure}.json"
+def _result_file(task: Task, out: Path, part: str = "") -> Path:
+    return place(task, out) / f"{task.evaluation}{part and '-'}{part}.json"
 
 
 def recorded(task: Task, out: Path) -> Result | None:
@@ -104,6 +107,17 @@ def recorded(task: Task, out: Path) -> Result | None:
     return result | ({"figures": figures} if figures else {})
 
 
+def log_likelihoods(task: Task, out: Path) -> np.ndarray | None:
+    """L_K of each test image, in nats, [n], if they were kept."""
+    values = _read(_result_file(task, out, LIKELIHOODS))
+    return None if values is None else np.array(values)
+
+
+def measured(task: Task, out: Path, measure: str = "") -> bool:
+    """Whether there is this measure of a task, or (none named) its evaluation."""
+    return _read(_result_file(task, out, measure)) is not None
+
+
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
@@ -112,7 +126,7 @@ def _read(path: Path) -> Any:
 
 
 def state(task: Task, out: Path) -> str:
-    """done, trained (but not evaluated), begun (after so many passes) or missing."""
+    """done, trained (but not all is measured), begun (after so many passes) or missing."""
     if recorded(task, out) is not None:
         return "done"
     path = place(task, out)
@@ -138,22 +152,25 @@ def make(task: Task, out: Path, *, watch: Watcher, data_dir: str | Path | None =
         begin = _trained(task.after, out, watch, data_dir)
         config = override(config, start_from=str(begin.path))
     trained = finished(path, config, watch, data_dir)
-    result = _read(_result_file(task, out))
-    if result is None:
+    if not measured(task, out):
         evaluated = runs.evaluate(trained, k=task.k, limit=task.limit)
         result = evaluated.to_json() | {
             "seed": task.config.seed,
             "training_seconds": runs.training_seconds(trained),
             **versions(),
-            "log_likelihoods": evaluated.log_likelihoods.tolist(),
         }
-        record(task, out, result)
+        write_result(task, out, {LIKELIHOODS: evaluated.log_likelihoods.tolist()} | result)
     for measure in task.measures:
-        if _read(_result_file(task, out, measure)) is None:
-            taken = MEASURES[measure].take(trained, task.k, np.array(result["log_likelihoods"]))
-            figures = {measure: {name: known(figure) for name, figure in taken.items()}}
-            record(task, out, result | {"figures": figures})
-    return recorded(task, out) or result
+        if not measured(task, out, measure):
+            values = log_likelihoods(task, out)
+            if values is None:
+                values = trained.evaluate(k=task.k, limit=task.limit).log_likelihoods
+            taken = MEASURES[measure].take(trained, task.k, values)
+            figures = {name: known(figure) for name, figure in taken.items()}
+            write_result(task, out, {"figures": {measure: figures}})
+    whole = recorded(task, out)
+    assert whole is not None
+    return whole
 
 
 def _trained(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None) -> Trained:
@@ -164,16 +181,17 @@ def _trained(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None)
     )
 
 
-def record(task: Task, out: Path, result: Result) -> None:
-    """Write what is not there yet: a finished evaluation is never replaced."""
-    files = {"": {name: value for name, value in result.items() if name != "figures"}}
-    files |= result.get("figures", {})
-    for measure, content in files.items():
-        path = _result_file(task, out, measure)
-        if _read(path) is not None:
+def write_result(task: Task, out: Path, result: Result) -> None:
+    """Write the parts that are given and not there yet: what is finished is never replaced."""
+    parts = dict(result)
+    files = {LIKELIHOODS: parts.pop(LIKELIHOODS, None), **parts.pop("figures", {})}
+    files[""] = parts or None  # last, as it says that all the rest is there
+    for part, content in files.items():
+        path = _result_file(task, out, part)
+        if content is None or _read(path) is not None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(content, indent=1))
+        write_atomic(path, json.dumps(content, indent=None if part == LIKELIHOODS else 1))
 
 
 def attempt(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None) -> Result | Failure:

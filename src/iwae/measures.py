@@ -21,41 +21,42 @@ Figures = dict[str, Figure]
 """A value in nats with its standard error, by name."""
 
 
-Likelihoods = Float[np.ndarray, " n"]
+LogLikelihoods = Float[np.ndarray, " n"]
+"""L_K of each test image, in nats."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Figures of a model, given K and L_K of each image [n] that it was evaluated by."""
+    """Figures of a model, given the K and the L_K of its evaluation."""
 
-    take: Callable[[Trained, int, Likelihoods], Figures]
+    take: Callable[[Trained, int, LogLikelihoods], Figures]
     evaluations: int = 0
     """How many more of as many draws and images it takes."""
 
 
-def _gap(trained: Trained, k: int, test: Likelihoods) -> Figures:
-    images = trained.data().split("train")[: len(test)]
+def _gap(trained: Trained, k: int, l_k: LogLikelihoods) -> Figures:
+    images = trained.data().split("train")[: len(l_k)]
     train, error = mean_and_error(-trained.log_likelihoods(images, k=k))
-    nll, nll_error = mean_and_error(-test)
+    nll, nll_error = mean_and_error(-l_k)
     return {
         "train NLL": (train, error),
         "test − train": (nll - train, math.hypot(nll_error, error)),
     }
 
 
-def _pruned(trained: Trained, k: int, test: Likelihoods) -> Figures:
-    images = trained.data().split("test")[: len(test)]
+def _pruned(trained: Trained, k: int, l_k: LogLikelihoods) -> Figures:
+    images = trained.data().split("test")[: len(l_k)]
     smaller = dataclasses.replace(trained, model=trained.without_inactive())
     values = smaller.log_likelihoods(images, k=k)
     return {
         "NLL without inactive units": mean_and_error(-values),
-        "change": mean_and_error(test - values),
+        "change": mean_and_error(l_k - values),
     }
 
 
-def _bound(trained: Trained, _: int, test: Likelihoods) -> Figures:
+def _bound(trained: Trained, _: int, l_k: LogLikelihoods) -> Figures:
     k = trained.config.objective.k
-    images = trained.data().split("test")[: len(test)]
+    images = trained.data().split("test")[: len(l_k)]
     return {f"−L_{k}": mean_and_error(-trained.log_likelihoods(images, k=k))}
 
 
@@ -73,9 +74,9 @@ def jackknives(
     return jnp.stack([estimate(log_w) for estimate in ORDERS.values()])
 
 
-def _jackknife(trained: Trained, _: int, test: Likelihoods) -> Figures:
+def _jackknife(trained: Trained, _: int, l_k: LogLikelihoods) -> Figures:
     k = trained.config.objective.k
-    images = trained.data().split("test")[: len(test)]
+    images = trained.data().split("test")[: len(l_k)]
     values = over_examples(
         eqx.Partial(jackknives, k=k), trained.model, images, trained.seen.observer, seed=0, draws=k
     )
@@ -94,13 +95,13 @@ def repeated(
     return jax.lax.map(one, jax.random.split(key, repeats))
 
 
-def _deviation(trained: Trained, _: int, test: Likelihoods) -> Figures:
+def _deviation(trained: Trained, _: int, l_k: LogLikelihoods) -> Figures:
     """E|log p̂ − E log p̂| ≤ 2 + 2δ, δ = log p(x) − L_K (Burda et al., appendix).
 
     δ by L_K of the evaluation in place of log p(x), which makes it smaller.
     """
     k = trained.config.objective.k
-    images = trained.data().split("test")[: min(len(test), REPEATED)]
+    images = trained.data().split("test")[: min(len(l_k), REPEATED)]
     values = over_examples(
         eqx.Partial(repeated, k=k, repeats=REPEATS),
         trained.model,
@@ -111,7 +112,7 @@ def _deviation(trained: Trained, _: int, test: Likelihoods) -> Figures:
     )
     means = values.mean(axis=1, dtype=np.float64)
     deviations = np.abs(values - means[:, None]).mean(axis=1)
-    limits = 2 + 2 * np.maximum(0, test[: len(images)] - means)
+    limits = 2 + 2 * np.maximum(0, l_k[: len(images)] - means)
     return {
         "E|log p̂ − E log p̂|": mean_and_error(deviations),
         "2 + 2δ": mean_and_error(limits),

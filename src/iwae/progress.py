@@ -252,7 +252,7 @@ def print_table(rows: list[Any], source: str) -> None:
     against = {row.cell.name: row.cell.against for row in rows if row.difference is not None}
     if against:
         to = ", ".join(f"{a} to {b}" for a, b in against.items())
-        lines.append(f"Δ: {to}.")
+        lines.append(f"Δ: {to}, paired.")
     lines += [f"Published: {source}."] if known else []
     console.print(*lines, sep="\n")
 

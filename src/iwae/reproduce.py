@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 
 from iwae import data, runs
-from iwae.cells import Failure, Task, passes, recorded, state
+from iwae.cells import (
+    LIKELIHOODS,
+    Failure,
+    Result,
+    Task,
+    log_likelihoods,
+    measured,
+    passes,
+    recorded,
+    state,
+)
 from iwae.config import RunConfig
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
@@ -154,7 +164,8 @@ class Row:
     def nll(self) -> Figure:
         """Over seeds, or of a single one over examples."""
         if len(self.results) == 1:
-            return self.results[0]["nll"], self.results[0]["nll_se"]
+            nll, error = self.results[0]["nll"], self.results[0]["nll_se"]
+            return nll, UNKNOWN if error is None else error
         return mean_and_error(np.array([e["nll"] for e in self.results]))
 
     @property
@@ -186,8 +197,7 @@ class Row:
             return None
         pairs = list(zip(self.results, self.reference, strict=True))
         if len(pairs) == 1:
-            a, b = (np.array(e["log_likelihoods"]) for e in pairs[0])
-            return mean_and_error(b - a)
+            return _paired(*pairs[0])
         return mean_and_error(np.array([a["nll"] - b["nll"] for a, b in pairs]))
 
     @property
@@ -200,6 +210,15 @@ class Row:
         return ours - theirs, (ours - theirs) / math.hypot(*errors) if any(errors) else math.nan
 
 
+def _paired(ours: Result, other: Result) -> Figure:
+    """NLL less the other, image by image; the error is unknown where likelihoods were not kept, or
+    are those of one run."""
+    a, b = ours.get(LIKELIHOODS), other.get(LIKELIHOODS)
+    if a is None or b is None or np.array_equal(a, b):
+        return ours["nll"] - other["nll"], UNKNOWN
+    return mean_and_error(b - a)
+
+
 def rows(
     cells: Sequence[Cell],
     tasks: Mapping[str, Sequence[Task]],
@@ -208,7 +227,7 @@ def rows(
 ) -> list[Row]:
     """Every cell as its runs in `out` stand; `tasks` may hold more cells, to hold these against."""
     failed = failures or {}
-    found = {name: [recorded(task, out) for task in of] for name, of in tasks.items()}
+    found = {name: [_found(task, out) for task in of] for name, of in tasks.items()}
     complete = {n: [r for r in of if r is not None] for n, of in found.items() if None not in of}
     return [
         Row(
@@ -220,6 +239,12 @@ def rows(
         )
         for cell in cells
     ]
+
+
+def _found(task: Task, out: Path) -> Result | None:
+    """What is recorded of a task, with its likelihoods if they were kept."""
+    result = recorded(task, out)
+    return result and result | {LIKELIHOODS: log_likelihoods(task, out)}
 
 
 def _state(tasks: Sequence[Task], out: Path) -> str:
@@ -264,7 +289,7 @@ def estimate(
     """Seconds that each unfinished task has left on this machine.
 
     Of each kind a second is trained and a few examples are evaluated; seeds are of one kind. The
-    training of a run that others begin with, and that is none of the tasks, is the first one's.
+    first task that begins with a run outside of `tasks` is charged for training it.
     """
     kinds: dict[Task, tuple[float, float]] = {}
 
@@ -286,8 +311,10 @@ def estimate(
     for task in tasks:
         if state(task, out) == "done":
             continue
-        more = sum(MEASURES[measure].evaluations for measure in task.measures)
-        seconds[task] = training(task) + of_kind(task)[1] * (1 + more)
+        left = [measure for measure in task.measures if not measured(task, out, measure)]
+        evaluations = sum(MEASURES[measure].evaluations for measure in left)
+        evaluations += not measured(task, out)
+        seconds[task] = training(task) + of_kind(task)[1] * evaluations
         if task.after is not None and task.after not in counted:
             counted.add(task.after)
             seconds[task] += training(task.after)

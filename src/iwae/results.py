@@ -22,7 +22,8 @@ HEAVY = "of autoencoders Cov and Var(p̂) are sums over a few huge weights, Var(
 HEAD = """# Results
 
 Negative log-likelihoods in nats, ± standard errors: over seeds where there are several, else over
-test images. Active units in brackets. Every figure comes from the record that is named beside it;
+test images. Active units in brackets. Δ is the difference, in pairs, to the cell that the table
+holds it against. Every figure comes from the record that is named beside it;
 `iwae reproduce --page FILE.md --records FOLDER` writes this page from them.
 """
 

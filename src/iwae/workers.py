@@ -1,18 +1,31 @@
 """Tasks made all at once: in this process, in processes of their own, or on a cluster."""
 
+import contextlib
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from iwae.cells import Failure, Result, Task, attempt, record, recorded
+from iwae.cells import (
+    LIKELIHOODS,
+    Failure,
+    Result,
+    Task,
+    attempt,
+    log_likelihoods,
+    recorded,
+    write_result,
+)
 from iwae.errors import InputError, Interrupted
 from iwae.experiments import Watchers
 from iwae.loop import Silent
@@ -46,9 +59,10 @@ def make_all(
             results[task] = before
 
     def keep(task: Task, result: Result | Failure) -> None:
+        if not isinstance(result, Failure):
+            write_result(task, out, result)  # where it was made without a folder that is shared
+            result.pop(LIKELIHOODS, None)
         results[task] = result
-        if not isinstance(result, Failure) and recorded(task, out) is None:
-            record(task, out, result)  # made where no folder is shared
         made(missing[task], result)
 
     if elsewhere is None:
@@ -80,12 +94,28 @@ def _outcome(future: Future) -> Result | Failure:
     try:
         return future.result()
     except Exception as error:  # whatever became of a worker, the other cells go on
-        return Failure(f"{error or type(error).__name__}")
+        return Failure(str(error) or type(error).__name__)
+
+
+class _Processes(ThreadPoolExecutor):
+    """A process for each task, which is no longer awaited once the others are cancelled."""
+
+    def __init__(self, workers: int):
+        super().__init__(workers)
+        self.left = threading.Event()
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:
+        return super().submit(function, *args, **kwargs, left=self.left)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        if cancel_futures:
+            self.left.set()
+        super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 def processes(workers: int) -> Executor:
     """So many processes at once on this machine."""
-    return ThreadPoolExecutor(workers)
+    return _Processes(workers)
 
 
 ANSWER = 10.0
@@ -126,11 +156,14 @@ def cluster(scheduler: str) -> Executor:
     return _Cluster(client)
 
 
-def in_a_process(task: Task, out: Path, data_dir: Path | None) -> Result | Failure:
-    """`make` in a process of its own, so that what ends it ends nothing else.
+def in_a_process(
+    task: Task, out: Path, data_dir: Path | None, left: threading.Event | None = None
+) -> Result | Failure:
+    """`make` in a process of its own, so that what ends it ends nothing else; the result has its
+    likelihoods.
 
-    It is interrupted once nobody waits for it. Raises `RuntimeError` if it was ended from outside,
-    and another should try.
+    It is interrupted once `left` is set, or on a worker of a cluster when its client has cancelled
+    it or disconnected. Raises `RuntimeError` if it was ended from outside, and another should try.
     """
     order = {
         "config": task.config.to_toml(),
@@ -142,57 +175,68 @@ def in_a_process(task: Task, out: Path, data_dir: Path | None) -> Result | Failu
         "data_dir": None if data_dir is None else str(data_dir),
         "parent": os.getpid(),
     }
-    code, said = _communicate([sys.executable, "-m", "iwae.workers"], json.dumps(order), _awaited())
-    result = recorded(task, out)
+    unwanted = _cancelled() if left is None else left.is_set
+    code, said = _carry_out([sys.executable, "-m", "iwae.workers"], json.dumps(order), unwanted)
+    result, values = recorded(task, out), log_likelihoods(task, out)
     if result is not None:
-        return result
+        return result | ({} if values is None else {LIKELIHOODS: values.tolist()})
     if code == FAILED and said:
         return Failure(said[-1])
     last = f": {said[-1]}" if said else ""
     raise RuntimeError(f"Its process ended with {code}{last}.")
 
 
-def _communicate(
-    command: Sequence[str], given: str, awaited: Callable[[], bool]
-) -> tuple[int, list[str]]:
-    """Exit code and the lines of standard error of a process that is interrupted once it is no
-    longer awaited."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
-        told, message = False, given
-        while True:
-            try:
-                _, said = process.communicate(message or None, timeout=LOOK)
-                return process.returncode, said.strip().splitlines()
-            except subprocess.TimeoutExpired:
-                message = ""
-            if not told and not awaited():
-                process.send_signal(signal.SIGINT)
-                told = True
-
-
 LOOK = 1.0
-"""Seconds between two looks whether a task is still awaited."""
+"""Seconds between two looks whether a task is still wanted."""
 
 
-def _awaited() -> Callable[[], bool]:
-    """Whether the task that this thread is at is still awaited: on a worker of a cluster it is not
-    when who submitted it has left."""
+def _carry_out(
+    command: Sequence[str], given: str, unwanted: Callable[[], bool]
+) -> tuple[int, list[str]]:
+    """Exit code of a process, and the lines it wrote to standard error.
+
+    It gets SIGINT once it is unwanted, and again after each `PATIENCE` seconds, since one that
+    comes while a library is at work can be lost.
+    """
+    with tempfile.TemporaryFile("w+") as order, tempfile.TemporaryFile("w+") as said:
+        order.write(given)
+        order.seek(0)
+        process = subprocess.Popen(
+            command,
+            stdin=order,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,  # a terminal's Ctrl-C comes once, from here
+        )
+        told = -math.inf
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(LOOK)
+                break
+            if time.monotonic() - told > PATIENCE and unwanted():
+                process.send_signal(signal.SIGINT)
+                told = time.monotonic()
+        said.seek(0)
+        return code, said.read().strip().splitlines()
+
+
+def _cancelled() -> Callable[[], bool]:
+    """Whether the task that this thread of a cluster's worker is at has been cancelled."""
     if "distributed" not in sys.modules:
-        return lambda: True
+        return lambda: False
     from distributed import get_worker
 
     try:
         worker = get_worker()
     except ValueError:  # this thread is none of a worker
-        return lambda: True
+        return lambda: False
     name = worker.get_current_task()
 
-    def wanted() -> bool:
+    def cancelled() -> bool:
         task = worker.state.tasks.get(name)
-        return task is not None and task.state != "cancelled"
+        return task is None or task.state == "cancelled"
 
-    return wanted
+    return cancelled
 
 
 FAILED, INTERRUPTED = 2, 130
@@ -211,7 +255,7 @@ class Orphaned(Silent):
 
 
 PATIENCE = 60.0
-"""Seconds that an orphan has to save its run before another process takes it over."""
+"""Seconds that a process has to save its run before it is told again, or another takes it over."""
 
 
 def serve(order: Mapping[str, Any]) -> int:
@@ -235,4 +279,5 @@ def serve(order: Mapping[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was ignored
     raise SystemExit(serve(json.load(sys.stdin)))
