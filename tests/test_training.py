@@ -156,6 +156,36 @@ def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit(optimizer):
     assert all(moved)
 
 
+@pytest.mark.parametrize(
+    ("batch", "draws", "size"),
+    [(20, 50, 20), (100, 50, 25), (500, 5, 250), (500, 1, 500), (20, 5000, 1), (101, 50, 101)],
+)
+def test_groups_divide_a_batch_and_hold_enough_draws(batch, draws, size):
+    assert training.group_size(batch, draws, rows=1250) == size
+
+
+def test_a_batch_in_groups_is_the_whole_one(monkeypatch):
+    """The same draws and the same mean gradient, summed in another order."""
+    params, static = eqx.partition(small_model(), eqx.is_inexact_array)
+    config = TrainingConfig(batch_size=12)
+    rates = jnp.asarray(training.rates(config))
+    transform = training.optimizer(config, 5, rates)
+    ended = []
+    for size in (12, 3):
+        monkeypatch.setattr(training, "group_size", lambda batch, draws, size=size: size)
+        observe = Observer(255.0, dynamic=True)
+        step = training.make_step(static, ObjectiveConfig("iwae", k=3), config, 5, observe)
+        state = training.init(params, transform, average=False)
+        key = training.stream(0, training.STEPS)
+        given = (jnp.arange(60), key, rates, jnp.asarray(PIXELS), 0)
+        assert ("scan" in str(jax.make_jaxpr(step)(state, *given))) == (size == 3)
+        for _ in range(3):
+            state = jax.jit(step)(state, *given)
+        ended.append(state)
+    for whole, parts in zip(*map(jax.tree.leaves, ended), strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=2e-4, atol=1e-6)
+
+
 def test_each_step_sees_its_own_rows_of_the_order():
     """With the exact posterior the bound is log p(x) for any draws, so it names the batch."""
     oracle = orthogonal_chain(1)

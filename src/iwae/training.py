@@ -138,6 +138,21 @@ def _permutation(key: PRNGKeyArray, number: Array, n: int) -> Int[Array, " n"]:
     return jax.random.permutation(jax.random.fold_in(key, number), n)
 
 
+ROWS = 1250
+"""Draws that are passed back through at once on a CPU: what is kept of them fits in its cache."""
+
+
+def group_size(batch: int, draws: int, rows: int = ROWS) -> int:
+    """How many examples of a batch, with so many draws each, are passed back through at once.
+
+    The most that divide the batch and make no more than `rows` draws; all of it where that would
+    make the groups small.
+    """
+    dividing = [n for n in range(1, batch + 1) if batch % n == 0 and n * draws <= rows]
+    size = max(dividing, default=1)
+    return size if 4 * size * draws > rows else batch
+
+
 Replicas = tuple[Any, ...]
 """Something of each replica."""
 
@@ -160,6 +175,9 @@ def make_step(
     """
     bound = objective_bounds(objective)
     batch = config.batch_size
+    group = batch
+    if devices.mesh is None and jax.default_backend() == "cpu":
+        group = group_size(batch, min(objective.k, objective.backward_draws or objective.k))
 
     def loss(
         params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array
@@ -179,6 +197,19 @@ def make_step(
         penalty = _weight_penalty(model, config, step / steps_per_pass) / (batch * steps_per_pass)
         return jnp.mean(losses) + penalty, jnp.mean(values)
 
+    of_group = jax.value_and_grad(loss, has_aux=True)
+
+    def of_batch(params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array) -> Any:
+        """((loss, value), gradient), means over groups of equal size."""
+        if group == batch:
+            return of_group(params, x, keys, step)
+        x, keys = (a.reshape(batch // group, group, *a.shape[1:]) for a in (x, keys))
+        one = lambda given: of_group(params, *given, step)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, (x[0], keys[0])))
+        add = lambda total, given: (jax.tree.map(jnp.add, total, one(given)), None)
+        total, _ = jax.lax.scan(add, zeros, (x, keys))
+        return jax.tree.map(lambda a: a * (group / batch), total)
+
     def step(
         state: TrainState,
         order: Array,
@@ -192,7 +223,7 @@ def make_step(
             rows = jax.lax.dynamic_slice(order, ((state.step - start) * batch,), (batch,))
             x = devices.split(jax.vmap(observe)(images[rows], keys[0]))
         given = (state.params, x, keys[1], state.step)
-        (_, value), gradient = devices.whole(jax.value_and_grad(loss, has_aux=True)(*given))
+        (_, value), gradient = devices.whole(of_batch(*given))
         transform = optimizer(config, steps_per_pass, rates)
         with jax.named_scope("optimizer"):
             updates, opt_state = transform.update(gradient, state.opt_state, state.params)
