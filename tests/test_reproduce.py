@@ -13,7 +13,7 @@ import pytest
 import iwae
 from iwae import plates, reproduce, targets, workers
 from iwae.cli import main, parse
-from iwae.papers import EXPERIMENTS
+from iwae.papers import EXPERIMENTS, excess, excess_in_words
 from iwae.published import OTHERS, PICTURED, RECIPES
 from iwae.reproduce import Row
 from iwae.settings import override, recipe, recipe_names
@@ -151,7 +151,10 @@ def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
     one = Row(cell, "done", [result(94.0)], [result(95.0, 1.5)], [])
     assert one.nll == (94.0, 0.5)
     assert one.active_units == "20+3"
-    assert one.excess == pytest.approx((94.0 - 94.709, -0.709 / np.hypot(0.5, 0.025)))
+    assert cell.published is not None
+    expected = pytest.approx((94.0 - 94.709, -0.709 / np.hypot(0.5, 0.025)))
+    assert excess(one.nll, cell.published) == expected
+    assert excess_in_words((94.5, np.nan), (94.0, np.nan)) == "+0.50"
     assert one.difference == pytest.approx((-1, 0.5)), "image by image"
     unknown = pytest.approx((-1, np.nan), nan_ok=True)
     older = {**result(95.0), "log_likelihoods": None}
@@ -169,7 +172,6 @@ def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
     two = Row(cell, "done", [result(94.0), result(96.0)], [result(95.0), result(96.5)], [])
     assert two.nll == pytest.approx((95.0, 1.0))
     assert two.difference == pytest.approx((-0.75, 0.25))
-    assert Row(cell, "missing", [], [], []).excess is None
 
 
 def test_a_table_from_the_command_line(tmp_path: Path, capsys) -> None:

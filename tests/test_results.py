@@ -36,8 +36,8 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     main(["reproduce", "--page", str(page), "--records", str(tmp_path)])
     assert capsys.readouterr().out == f"Wrote {page}.\n"
     assert (
-        "| `mnist/2/iwae-5` | 83.89 (21+5) | 84.12 ± 0.25 (20+4) | -1.50 | -1.12 | 7 passes, "
-        "L_9 of 1,200 images, seed 3, gpu, iwae 0.1.0, odd | `own.json` |"
+        "| `mnist/2/iwae-5` | 83.89 (21+5) | 84.12 ± 0.25 (20+4) | +0.23 (+0.9 s.e.) | -1.50 "
+        "| -1.12 | 7 passes, L_9 of 1,200 images, seed 3, gpu, iwae 0.1.0, odd | `own.json` |"
     ) in page.read_text()
     assert "| `mnist/2/iwae-5` | train NLL |  | 83.50 ± 0.25 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-5` | NLL by JVI-9 |  | 1.00 | `own.json` |" in page.read_text()

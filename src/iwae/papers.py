@@ -1,5 +1,6 @@
 """Published tables as data: what each cell is trained with, and what was published of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +11,19 @@ Figure = tuple[float, float]
 """A value with its standard error; nan where none is known."""
 
 UNKNOWN = float("nan")
+
+
+def excess(ours: Figure, published: Figure) -> Figure:
+    """How much more ours is, and how many standard errors that are (nan where none is known)."""
+    errors = [error for error in (ours[1], published[1]) if not math.isnan(error)]
+    apart = ours[0] - published[0]
+    return apart, apart / math.hypot(*errors) if any(errors) else UNKNOWN
+
+
+def excess_in_words(ours: Figure, published: Figure) -> str:
+    """As +0.46 (+2.0 s.e.)."""
+    apart, errors = excess(ours, published)
+    return f"{apart:+.2f}" + ("" if math.isnan(errors) else f" ({errors:+.1f} s.e.)")
 
 
 @dataclass(frozen=True)

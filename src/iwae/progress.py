@@ -12,6 +12,7 @@ from rich.text import Text
 
 from iwae.data import FileStatus
 from iwae.evaluation import Progress as Counter
+from iwae.papers import excess_in_words
 from iwae.runs import OverSeeds
 from iwae.trained import Evaluation
 
@@ -231,7 +232,9 @@ def print_table(rows: list[Any], source: str) -> None:
         apart = other and row.cell.published and row.cell.published[0] - other[0]
         theirs = (
             _published(row.cell),
-            _excess(row.excess),
+            excess_in_words(row.nll, row.cell.published)
+            if row.results and row.cell.published
+            else "",
             "" if apart is None else f"{apart:.2f}",
         )
         table.add_row(
@@ -273,12 +276,6 @@ def _how(row: Any) -> str:
     n = f"L_{first['k']} of {first['n']:,} test images"
     seeds = ", ".join(map(str, row.seeds))
     return f"{first['passes']} passes, {n}, seed{'s' * (len(row.seeds) > 1)} {seeds}"
-
-
-def _excess(excess: tuple[float, float] | None) -> str:
-    if excess is None:
-        return ""
-    return f"{excess[0]:+.2f}" + ("" if math.isnan(excess[1]) else f" ({excess[1]:+.1f} s.e.)")
 
 
 def _published(cell: Any) -> str:

@@ -200,15 +200,6 @@ class Row:
             return _paired(*pairs[0])
         return mean_and_error(np.array([a["nll"] - b["nll"] for a, b in pairs]))
 
-    @property
-    def excess(self) -> tuple[float, float] | None:
-        """NLL less the published one, in nats and in standard errors (nan: none is known)."""
-        if not self.results or self.cell.published is None:
-            return None
-        (ours, error), (theirs, published) = self.nll, self.cell.published
-        errors = [e for e in (error, published) if not math.isnan(e)]
-        return ours - theirs, (ours - theirs) / math.hypot(*errors) if any(errors) else math.nan
-
 
 def _paired(ours: Result, other: Result) -> Figure:
     """NLL less the other, image by image; the error is unknown where likelihoods were not kept, or

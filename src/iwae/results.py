@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from iwae.errors import InputError
-from iwae.papers import EXPERIMENTS, Cell, Experiment
+from iwae.papers import EXPERIMENTS, UNKNOWN, Cell, Experiment, excess_in_words
 
 HELD = {"hiwae": "rows", "ring": "measured", "manifold": "measured"}
 """What a record of an experiment that is no table holds."""
@@ -67,7 +67,7 @@ def _table(name: str, experiment: Experiment, records: Mapping[str, dict[str, An
     if not records:
         cells = ", ".join(f"`{cell.name}`" for cell in experiment.cells)
         return "\n".join([*lines, f"Not yet run: {cells}.", ""])
-    heads = ("cell", "published", "ours", "Δ", "published Δ", "how", "record")
+    heads = ("cell", "published", "ours", "ours − published", "Δ", "published Δ", "how", "record")
     lines += [_row(heads), _row(["---"] * len(heads))]
     of = {cell.name: cell for cell in experiment.cells}
     measured = {(file, c["name"]): c for file, r in records.items() for c in r["cells"]}
@@ -79,7 +79,7 @@ def _table(name: str, experiment: Experiment, records: Mapping[str, dict[str, An
             empty = [""] * (len(heads) - 3)
             lines.append(_row([f"`{cell_name}`", published[0], "not yet run", *empty]))
         for file, entry in entries.items():
-            lines.append(_row(_entry(cell_name, entry, published, file, records[file])))
+            lines.append(_row(_entry(cell_name, entry, of, file, records[file])))
     return "\n".join([*lines, "", *_figures(of, measured)])
 
 
@@ -114,7 +114,7 @@ def _published(cell: Cell | None, of: Mapping[str, Cell]) -> tuple[str, str]:
 def _entry(
     name: str,
     entry: Mapping[str, Any],
-    published: tuple[str, str],
+    of: Mapping[str, Cell],
     file: str,
     record: Mapping[str, Any],
 ) -> list[str]:
@@ -126,10 +126,14 @@ def _entry(
     how += dict.fromkeys(run["device"] for run in runs)
     how += dict.fromkeys(f"iwae {run.get('iwae', record['iwae'])}" for run in runs)
     how += [first["note"]] if first["note"] else []
-    apart = entry["difference"]
-    ours = f"{_figure(entry['nll'])} ({units})"
-    delta = "" if apart is None else _figure(apart)
-    return [f"`{name}`", published[0], ours, delta, published[1], ", ".join(how), f"`{file}`"]
+    nll, difference, cell = entry["nll"], entry["difference"], of.get(name)
+    published, apart = _published(cell, of)
+    more = ""
+    if cell is not None and cell.published is not None:
+        more = excess_in_words((nll[0], UNKNOWN if nll[1] is None else nll[1]), cell.published)
+    delta = "" if difference is None else _figure(difference)
+    ours = f"{_figure(nll)} ({units})"
+    return [f"`{name}`", published, ours, more, delta, apart, ", ".join(how), f"`{file}`"]
 
 
 def _other(file: str, record: Mapping[str, Any]) -> str:
