@@ -110,7 +110,8 @@ def test_a_run_begins_where_another_ended(
     monkeypatch.undo()
     third = cells.make(replace(other, measures=("gap", "pruned")), out, watch=Silent())
     assert third["figures"]["gap"] == again["figures"]["gap"]
-    assert np.isfinite(third["figures"]["pruned"]["change"]).all(), "they are made again"
+    assert np.isfinite(third["figures"]["pruned"]["change"]).all()
+    assert likelihoods.exists(), "they are made again"
 
 
 def test_an_interrupted_cell_goes_on_under_another_way_of_saving(

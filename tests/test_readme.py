@@ -48,8 +48,15 @@ def test_the_layout_names_every_file() -> None:
     layout = README.partition("## Layout")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(\w+)(?:\.py|/)`", layout))
     source = Path(iwae.__file__).parent
-    there = {p.stem for p in source.glob("*.py")} | {"data"}
-    assert named == there - {"__init__"}
+    packages = {p.parent.name for p in source.glob("*/__init__.py")}
+    assert named == {p.stem for p in source.glob("*.py")} - {"__init__"} | packages
+
+
+def test_every_record_that_is_named_is_there() -> None:
+    texts = [p.read_text() for p in (*ROOT.glob("*.md"), *ROOT.glob("src/iwae/recipes/*.toml"))]
+    named = set(re.findall(r"[\w-]*table1[\w-]*\.json", " ".join(texts)))
+    assert named
+    assert named <= {p.name for p in (ROOT / "results" / "reproduced").iterdir()}
 
 
 def test_every_command_line_parses() -> None:

@@ -42,18 +42,31 @@ EXACT = """
 import sys
 import jax, numpy as np
 import iwae
-from iwae.settings import parse
+from iwae.errors import Interrupted
+from iwae.loop import Silent
+from iwae.settings import override, parse
+sys.path.insert(0, sys.argv[3])
+from watchers import Interrupting
 config = parse(sys.argv[1], "the test")
-for trained, seed in zip(iwae.train_replicas(config, seeds=(3, 0), out=sys.argv[2]), (3, 0)):
-    alone = iwae.train(config, seed=seed)
-    for ours, theirs in zip(*map(jax.tree.leaves, (trained.model, alone.model)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+for given in (config, override(config, batch_size=100, k=50, epochs=2)):
+    out = f"{sys.argv[2]}-{given.objective.k}"
+    try:
+        watch = {0: Interrupting(5), 3: Silent()}.get
+        iwae.train_replicas(given, seeds=(3, 0), out=out, watch=watch)
+        raise SystemExit("It was not interrupted.")
+    except Interrupted:
+        together = iwae.train_replicas(given, seeds=(3, 0), out=out, resume=True)
+    for trained, seed in zip(together, (3, 0)):
+        alone = iwae.train(given, seed=seed)
+        for ours, theirs in zip(*map(jax.tree.leaves, (trained.model, alone.model)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 """
 
 
 def test_replicas_are_bit_for_bit_the_runs_of_their_seeds(tiny, tmp_path: Path) -> None:
-    """Compiled as for users."""
-    command = [sys.executable, "-c", EXACT, tiny.to_toml(), str(tmp_path / "out")]
+    """Interrupted and resumed, of small batches and of one in groups, compiled as for users."""
+    folders = [str(tmp_path / "out"), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", EXACT, tiny.to_toml(), *folders]
     subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, check=True)
 
 

@@ -12,7 +12,9 @@ import pytest
 
 import iwae
 from iwae import plates, reproduce, targets, workers
+from iwae.cells import Task
 from iwae.cli import main, parse
+from iwae.experiments import COMPARISONS
 from iwae.papers import EXPERIMENTS, excess, excess_in_words
 from iwae.published import OTHERS, PICTURED, RECIPES
 from iwae.reproduce import Row
@@ -45,6 +47,21 @@ def test_a_table_is_of_cells_that_mean_something(name: str) -> None:
         limit=None,
     )
     assert len({task.address for (task,) in tasks.values()}) == of_own[name]
+
+
+@pytest.mark.parametrize("name", ["table1", "dd2434", "rainforth", "jvi"])
+def test_a_vae_of_several_draws_has_its_gradient_through_all_of_them(name: str) -> None:
+    fast = recipe("fast")
+    tasks = reproduce.tasks_of(EXPERIMENTS[name].cells, fast, fast, seeds=[0], k=9, limit=None)
+    few = {
+        task.config.objective.objective: task.config.objective.backward_draws
+        for (task,) in tasks.values()
+        if task.config.objective.k > 5
+    }
+    assert few["vae"] is None
+    assert few["iwae"] == 5
+    compared = {c.name: override(fast, **c.settings) for c in COMPARISONS["objectives"]}
+    assert compared["VAE"].objective.backward_draws is None
 
 
 def test_a_converged_model_is_trained_on_as_the_other() -> None:
@@ -139,6 +156,20 @@ def test_the_time_that_is_left_counts_the_run_that_another_begins_with(tmp_path,
     assert alone == {then: short + 3 + long, other: short + 3}
 
 
+def test_the_time_that_is_left_is_of_what_is_missing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0))
+    monkeypatch.setattr(reproduce, "state", lambda task, out: "trained")
+    there = {""}
+    monkeypatch.setattr(reproduce, "measured", lambda task, out, part="": part in there)
+    task = Task(recipe("smoke"), k=9, measures=("gap", "bound"))
+    left = lambda: reproduce.estimate([task], tmp_path)[task]
+    assert left() == 2 * 3, "the likelihoods again, and those of the training images"
+    there.add("log_likelihoods")
+    assert left() == 3
+    there.add("gap")
+    assert left() == 0
+
+
 def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
     cell = EXPERIMENTS["iwaeu"].cells[1]
     result = lambda nll, apart=1.0: {
@@ -152,9 +183,12 @@ def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
     assert one.nll == (94.0, 0.5)
     assert one.active_units == "20+3"
     assert cell.published is not None
-    expected = pytest.approx((94.0 - 94.709, -0.709 / np.hypot(0.5, 0.025)))
-    assert excess(one.nll, cell.published) == expected
-    assert excess_in_words((94.5, np.nan), (94.0, np.nan)) == "+0.50"
+    expected = pytest.approx((94.0 - 94.709, np.hypot(0.5, 0.025)))
+    assert excess(one.results, cell.published) == expected
+    unsure = [{"nll": 94.5, "nll_se": None}]
+    assert excess_in_words(unsure, (94.0, np.nan)) == "+0.50"
+    over_seeds = [result(94.0), result(94.5)]
+    assert excess_in_words(over_seeds, (93.25, np.nan)) == "+1.00 (+1.8 s.e.)"
     assert one.difference == pytest.approx((-1, 0.5)), "image by image"
     unknown = pytest.approx((-1, np.nan), nan_ok=True)
     older = {**result(95.0), "log_likelihoods": None}

@@ -26,7 +26,7 @@ def test_every_published_cell_is_measured_or_not_yet_run() -> None:
 
 def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     run = {"k": 9, "n": 1200, "seed": 3, "passes": 7, "active_units": [20, 4], "note": "odd"}
-    run |= {"device": "gpu", "iwae": "0.1.0"}
+    run |= {"device": "gpu", "iwae": "0.1.0", "nll": 84.125, "nll_se": 0.25}
     cell = {"name": "mnist/2/iwae-5", "nll": [84.125, 0.25], "difference": [-1.5, None]}
     record = {"experiment": "table1", "device": "cpu", "iwae": "0.1.0"}
     figures = {"train NLL": [83.5, 0.25], "NLL by JVI-9": [1, None]}

@@ -158,7 +158,10 @@ def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit(optimizer):
 
 @pytest.mark.parametrize(
     ("batch", "draws", "size"),
-    [(20, 50, 20), (100, 50, 25), (500, 5, 250), (500, 1, 500), (20, 5000, 1), (101, 50, 101)],
+    [
+        *((20, 50, 20), (100, 50, 25), (500, 5, 250), (500, 1, 500)),
+        *((20, 64, 20), (20, 5000, 1), (101, 50, 101)),
+    ],
 )
 def test_groups_divide_a_batch_and_hold_enough_draws(batch, draws, size):
     assert training.group_size(batch, draws, rows=1250) == size
@@ -170,18 +173,22 @@ def test_a_batch_in_groups_is_the_whole_one(monkeypatch):
     config = TrainingConfig(batch_size=12)
     rates = jnp.asarray(training.rates(config))
     transform = training.optimizer(config, 5, rates)
-    ended = []
+    ended, asked, scans = [], [], []
     for size in (12, 3):
-        monkeypatch.setattr(training, "group_size", lambda batch, draws, size=size: size)
+        group = lambda *given, size=size: asked.append(given) or size
+        monkeypatch.setattr(training, "group_size", group)
         observe = Observer(255.0, dynamic=True)
-        step = training.make_step(static, ObjectiveConfig("iwae", k=3), config, 5, observe)
+        objective = ObjectiveConfig("iwae", k=3, backward_draws=2)
+        step = training.make_step(static, objective, config, 5, observe)
         state = training.init(params, transform, average=False)
         key = training.stream(0, training.STEPS)
         given = (jnp.arange(60), key, rates, jnp.asarray(PIXELS), 0)
-        assert ("scan" in str(jax.make_jaxpr(step)(state, *given))) == (size == 3)
+        scans.append(str(jax.make_jaxpr(step)(state, *given)).count("scan["))
         for _ in range(3):
             state = jax.jit(step)(state, *given)
         ended.append(state)
+    assert scans[1] == scans[0] + 1
+    assert asked == [(12, 2), (12, 2)], "examples, and draws that are passed back through"
     for whole, parts in zip(*map(jax.tree.leaves, ended), strict=True):
         np.testing.assert_allclose(parts, whole, rtol=2e-4, atol=1e-6)
 

@@ -18,6 +18,7 @@ import pytest
 from iwae import cells, workers
 from iwae.cells import Failure, Task
 from iwae.config import RunConfig
+from iwae.errors import InputError
 from iwae.settings import override
 from refusals import refused
 from test_cells import small
@@ -38,6 +39,8 @@ def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypa
         assert name.endswith("seconds") or there[measured][name] == value
     assert there[tasks["lost"]] == here[tasks["lost"]]
     assert cells.recorded(measured, tmp_path / "there") == there[measured]
+    with pytest.raises(InputError, match=r"trained the same run to 1\.0; let workers share"):
+        cells.write_result(measured, tmp_path / "there", {"nll": 1.0})
     kept = [cells.log_likelihoods(measured, tmp_path / name) for name in ("here", "there")]
     np.testing.assert_array_equal(*kept)
     assert -kept[0].mean() == pytest.approx(there[measured]["nll"])
@@ -50,6 +53,24 @@ def test_a_process_that_nobody_wants_is_interrupted_and_a_long_order_is_read(mon
     assert code == -signal.SIGINT
     reading = "import sys, time; time.sleep(0.2); print(len(sys.stdin.read()), file=sys.stderr)"
     assert workers._carry_out(python(reading), "x" * 200_000, lambda: False) == (0, ["200000"])
+
+
+STUBBORN = """
+import pathlib, signal, sys, time
+forgive = lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGINT, forgive)
+pathlib.Path(sys.stdin.read()).touch()
+time.sleep(60)
+time.sleep(60)
+"""
+
+
+def test_a_signal_that_is_lost_is_sent_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(workers, "LOOK", 0.05)
+    monkeypatch.setattr(workers, "PATIENCE", 0.2)
+    ready = tmp_path / "ready"
+    code, _ = workers._carry_out([sys.executable, "-c", STUBBORN], str(ready), ready.exists)
+    assert code == -signal.SIGINT
 
 
 def test_cells_of_other_processes_are_saved_when_they_are_cancelled(tiny, tmp_path: Path) -> None:
@@ -109,7 +130,8 @@ def test_a_killed_table_is_finished_without_redoing_a_cell(tmp_path: Path) -> No
     first = [*COMMAND, "--cells", "digits/1/vae-1", *own]
     subprocess.run(first, check=True, capture_output=True)
     (done,) = out.rglob("model.safetensors")
-    before = done.stat().st_mtime_ns
+    written = lambda: {p: p.stat().st_mtime_ns for p in done.parent.iterdir()}
+    before = written()
     command = [*COMMAND, "--cells", "digits/1/vae-*", "--workers", "2", *own]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     begun = lambda: [p for p in out.rglob("metrics.jsonl") if p.parent != done.parent]
@@ -120,7 +142,7 @@ def test_a_killed_table_is_finished_without_redoing_a_cell(tmp_path: Path) -> No
     behind = {p: len(p.read_text().splitlines()) for p in begun()}
     assert all(2 < n < 40 for n in behind.values())
     subprocess.run([*command, "--record", record], check=True, capture_output=True)
-    assert done.stat().st_mtime_ns == before
+    assert written() == before
     rows = {p: [json.loads(line)["pass"] for line in p.read_text().splitlines()] for p in behind}
     assert all(passes == list(range(1, 41)) for passes in rows.values())
     names = [cell["name"] for cell in json.loads(record.read_text())["cells"]]

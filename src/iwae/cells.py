@@ -165,6 +165,7 @@ def make(task: Task, out: Path, *, watch: Watcher, data_dir: str | Path | None =
             values = log_likelihoods(task, out)
             if values is None:
                 values = trained.evaluate(k=task.k, limit=task.limit).log_likelihoods
+                write_result(task, out, {LIKELIHOODS: values.tolist()})
             taken = MEASURES[measure].take(trained, task.k, values)
             figures = {name: known(figure) for name, figure in taken.items()}
             write_result(task, out, {"figures": {measure: figures}})
@@ -182,10 +183,19 @@ def _trained(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None)
 
 
 def write_result(task: Task, out: Path, result: Result) -> None:
-    """Write the parts that are given and not there yet: what is finished is never replaced."""
+    """Write the parts that are given and not there yet: what is finished is never replaced.
+
+    `InputError` if they are of a run that ended elsewhere with another NLL than the one here.
+    """
     parts = dict(result)
     files = {LIKELIHOODS: parts.pop(LIKELIHOODS, None), **parts.pop("figures", {})}
-    files[""] = parts or None  # last, as it says that all the rest is there
+    files[""] = parts or None  # last, so that its likelihoods are there
+    there = _read(_result_file(task, out))
+    if parts and there is not None and there["nll"] != parts["nll"]:
+        raise InputError(
+            f"{_result_file(task, out)} holds an NLL of {there['nll']}, but another worker trained "
+            f"the same run to {parts['nll']}; let workers share the folder, so that one is made."
+        )
     for part, content in files.items():
         path = _result_file(task, out, part)
         if content is None or _read(path) is not None:

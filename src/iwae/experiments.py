@@ -85,7 +85,7 @@ COMPARISONS = {
     ),
     "objectives": (
         _objective_cell("IWAE", "iwae"),
-        _objective_cell("VAE", "vae"),
+        _objective_cell("VAE", "vae", backward_draws=None),
         _objective_cell("CIWAE-0.5", "ciwae", beta=0.5),
         _objective_cell("MIWAE-5", "miwae", m=5),
         _objective_cell("PIWAE-5", "piwae", m=5, backward_draws=None),
@@ -146,16 +146,15 @@ def compare(
 def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
     """The results with all that is needed to have them again."""
     settings = {n: v for n, v in flatten(config).items() if v is not None}
-    for result in results:
-        for name in result.cell.settings:
-            settings.pop(name, None)
+    own = {name for result in results for name in result.cell.settings}
+    others = {name: settings.pop(name) for name in own & settings.keys()}
     return {
         **versions(),
         "settings": settings,
         "cells": [
             {
                 "name": r.name,
-                "settings": {n: v for n, v in r.cell.settings.items() if v is not None},
+                "settings": {n: v for n, v in (others | r.cell.settings).items() if v is not None},
                 **{n: r.evaluation[n] for n in ("k", "n", "nll", "nll_se", "active_units", "seed")},
                 "difference": r.difference,
                 "training_seconds": r.seconds,

@@ -232,7 +232,7 @@ def print_table(rows: list[Any], source: str) -> None:
         apart = other and row.cell.published and row.cell.published[0] - other[0]
         theirs = (
             _published(row.cell),
-            excess_in_words(row.nll, row.cell.published)
+            excess_in_words(row.results, row.cell.published)
             if row.results and row.cell.published
             else "",
             "" if apart is None else f"{apart:.2f}",

@@ -198,7 +198,8 @@ class Row:
         pairs = list(zip(self.results, self.reference, strict=True))
         if len(pairs) == 1:
             return _paired(*pairs[0])
-        return mean_and_error(np.array([a["nll"] - b["nll"] for a, b in pairs]))
+        apart = np.array([a["nll"] - b["nll"] for a, b in pairs])
+        return mean_and_error(apart) if apart.any() else (0.0, UNKNOWN)
 
 
 def _paired(ours: Result, other: Result) -> Figure:
@@ -304,7 +305,9 @@ def estimate(
             continue
         left = [measure for measure in task.measures if not measured(task, out, measure)]
         evaluations = sum(MEASURES[measure].evaluations for measure in left)
-        evaluations += not measured(task, out)
+        evaluations += not measured(task, out) or bool(
+            left and not measured(task, out, LIKELIHOODS)
+        )
         seconds[task] = training(task) + of_kind(task)[1] * evaluations
         if task.after is not None and task.after not in counted:
             counted.add(task.after)

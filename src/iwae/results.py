@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from iwae.errors import InputError
-from iwae.papers import EXPERIMENTS, UNKNOWN, Cell, Experiment, excess_in_words
+from iwae.papers import EXPERIMENTS, Cell, Experiment, excess_in_words
 
 HELD = {"hiwae": "rows", "ring": "measured", "manifold": "measured"}
 """What a record of an experiment that is no table holds."""
@@ -22,8 +22,9 @@ HEAVY = "of autoencoders Cov and Var(p̂) are sums over a few huge weights, Var(
 HEAD = """# Results
 
 Negative log-likelihoods in nats, ± standard errors: over seeds where there are several, else over
-test images. Active units in brackets. Δ is the difference, in pairs, to the cell that the table
-holds it against. Every figure comes from the record that is named beside it;
+test images. Active units in brackets. How far ours is from the published figure is given in
+standard errors of both, of ours over seeds and test images. Δ is the difference, in pairs, to the
+cell that the table holds it against. Every figure comes from the record that is named beside it;
 `iwae reproduce --page FILE.md --records FOLDER` writes this page from them.
 """
 
@@ -130,7 +131,7 @@ def _entry(
     published, apart = _published(cell, of)
     more = ""
     if cell is not None and cell.published is not None:
-        more = excess_in_words((nll[0], UNKNOWN if nll[1] is None else nll[1]), cell.published)
+        more = excess_in_words(runs, cell.published)
     delta = "" if difference is None else _figure(difference)
     ours = f"{_figure(nll)} ({units})"
     return [f"`{name}`", published, ours, more, delta, apart, ", ".join(how), f"`{file}`"]

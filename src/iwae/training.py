@@ -139,18 +139,21 @@ def _permutation(key: PRNGKeyArray, number: Array, n: int) -> Int[Array, " n"]:
 
 
 ROWS = 1250
-"""Draws that are passed back through at once on a CPU: what is kept of them fits in its cache."""
+"""Draws of a batch that are passed back through at once on a CPU: with the paper's models about
+what is fastest there, as less of what is kept of each layer leaves the cache."""
 
 
 def group_size(batch: int, draws: int, rows: int = ROWS) -> int:
     """How many examples of a batch, with so many draws each, are passed back through at once.
 
-    The most that divide the batch and make no more than `rows` draws; all of it where that would
-    make the groups small.
+    The most that divide the batch and make no more than `rows` draws, or a single one. The whole
+    batch if it makes less than twice `rows`, or if groups would make less than a quarter of them.
     """
+    if batch * draws < 2 * rows:
+        return batch
     dividing = [n for n in range(1, batch + 1) if batch % n == 0 and n * draws <= rows]
     size = max(dividing, default=1)
-    return size if 4 * size * draws > rows else batch
+    return size if 4 * size * draws >= rows else batch
 
 
 Replicas = tuple[Any, ...]

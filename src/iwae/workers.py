@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,11 @@ def make_all(
 
     def keep(task: Task, result: Result | Failure) -> None:
         if not isinstance(result, Failure):
-            write_result(task, out, result)  # where it was made without a folder that is shared
-            result.pop(LIKELIHOODS, None)
+            try:
+                write_result(task, out, result)  # where it was made without a folder that is shared
+                result.pop(LIKELIHOODS, None)
+            except InputError as error:
+                result = Failure(str(error))
         results[task] = result
         made(missing[task], result)
 
@@ -198,7 +202,8 @@ def _carry_out(
     It gets SIGINT once it is unwanted, and again after each `PATIENCE` seconds, since one that
     comes while a library is at work can be lost.
     """
-    with tempfile.TemporaryFile("w+") as order, tempfile.TemporaryFile("w+") as said:
+    text = partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="replace")
+    with text() as order, text() as said:
         order.write(given)
         order.seek(0)
         process = subprocess.Popen(
