@@ -159,7 +159,7 @@ def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit(optimizer):
 @pytest.mark.parametrize(
     ("batch", "draws", "size"),
     [
-        *((20, 50, 20), (100, 50, 25), (500, 5, 250), (500, 1, 500)),
+        *((20, 50, 20), (100, 50, 25), (500, 5, 500), (500, 1, 500)),
         *((20, 64, 20), (20, 5000, 1), (101, 50, 101)),
     ],
 )

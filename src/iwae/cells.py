@@ -113,9 +113,10 @@ def log_likelihoods(task: Task, out: Path) -> np.ndarray | None:
     return None if values is None else np.array(values)
 
 
-def measured(task: Task, out: Path, measure: str = "") -> bool:
-    """Whether there is this measure of a task, or (none named) its evaluation."""
-    return _read(_result_file(task, out, measure)) is not None
+def measured(task: Task, out: Path, part: str = "") -> bool:
+    """Whether there is this part of a task's result: a measure, `LIKELIHOODS`, or (none named) its
+    evaluation."""
+    return _read(_result_file(task, out, part)) is not None
 
 
 def _read(path: Path) -> Any:

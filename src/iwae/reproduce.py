@@ -305,9 +305,8 @@ def estimate(
             continue
         left = [measure for measure in task.measures if not measured(task, out, measure)]
         evaluations = sum(MEASURES[measure].evaluations for measure in left)
-        evaluations += not measured(task, out) or bool(
-            left and not measured(task, out, LIKELIHOODS)
-        )
+        needed = ("", LIKELIHOODS) if left else ("",)
+        evaluations += not all(measured(task, out, part) for part in needed)
         seconds[task] = training(task) + of_kind(task)[1] * evaluations
         if task.after is not None and task.after not in counted:
             counted.add(task.after)

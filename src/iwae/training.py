@@ -139,17 +139,17 @@ def _permutation(key: PRNGKeyArray, number: Array, n: int) -> Int[Array, " n"]:
 
 
 ROWS = 1250
-"""Draws of a batch that are passed back through at once on a CPU: with the paper's models about
-what is fastest there, as less of what is kept of each layer leaves the cache."""
+"""Draws of a batch that are passed back through at once on a CPU: about what is fastest there with
+the paper's models."""
 
 
 def group_size(batch: int, draws: int, rows: int = ROWS) -> int:
     """How many examples of a batch, with so many draws each, are passed back through at once.
 
     The most that divide the batch and make no more than `rows` draws, or a single one. The whole
-    batch if it makes less than twice `rows`, or if groups would make less than a quarter of them.
+    batch if it makes no more than twice `rows`, or if groups would make less than a quarter.
     """
-    if batch * draws < 2 * rows:
+    if batch * draws <= 2 * rows:
         return batch
     dividing = [n for n in range(1, batch + 1) if batch % n == 0 and n * draws <= rows]
     size = max(dividing, default=1)
