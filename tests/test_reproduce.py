@@ -291,6 +291,11 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
             "choose by --cells.",
         ),
         (
+            ["table1", "--recipe", "fast", "--backward-draws", "3"],
+            "backward_draws = 3 was given, but mnist/1/vae-5 has its own; leave it out, or choose "
+            "other cells by --cells.",
+        ),
+        (
             ["table1", "--dry-run", "--record", "x.json"],
             "record = x.json was given, but --list and --dry-run have no results; leave one out.",
         ),

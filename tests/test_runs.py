@@ -189,6 +189,18 @@ def test_interrupt_saves_and_says_how_to_resume(tiny: RunConfig, tmp_path: Path)
     assert same_models(out, tmp_path / "whole")
 
 
+def test_an_interrupt_in_the_last_steps_is_heard_where_nothing_is_lost(
+    tiny: RunConfig, tiny_run: Trained, tmp_path: Path
+) -> None:
+    last = Interrupting(folder.read_metrics(tiny_run.path)[-1]["step"] - 1)
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted) as error:
+        iwae.train(tiny, out=out, watch=last)
+    assert str(error.value) == f"Interrupted after the last pass; {out} is finished."
+    in_memory = iwae.train(tiny, watch=last)
+    assert in_memory.passes == iwae.load(out).passes == 3
+
+
 def test_a_torn_last_line_of_metrics_is_dropped(tiny_run: Trained, tmp_path: Path) -> None:
     text = (tiny_run.path / folder.METRICS).read_text()
     (tmp_path / folder.METRICS).write_text(text + '{"pass": 4, "tr')

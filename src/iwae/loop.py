@@ -279,14 +279,15 @@ class Together:
     def train(self) -> None:
         """Train all to their end.
 
-        `Interrupted` after Ctrl-C, with all saved. A run that is no longer finite is left behind;
-        its `NonFiniteError` is raised when the others have ended.
+        `Interrupted` after Ctrl-C, with all saved; not if all have ended and only memory holds
+        them. A run that is no longer finite is left behind; its `NonFiniteError` is raised when the
+        others have ended.
         """
         with _signals() as interrupted:
             while going := self._going():
                 self._advance(going)
-                if any_host(bool(interrupted)) and (going := self._going()):
-                    self._leave(going)
+                if any_host(bool(interrupted)):
+                    self._leave(self._going())
         for error in self.failed.values():
             raise error
 
@@ -321,7 +322,11 @@ class Together:
         self.chunk = max(1, min(2 * self.chunk, fitting))
 
     def _leave(self, going: list[Run]) -> None:
-        """Save, and say how to go on."""
+        """Save, and say how to go on; those that have ended are saved already."""
+        if not going:
+            if self.out is not None and not self.failed:
+                raise Interrupted(f"Interrupted after the last pass; {self.out} is finished.")
+            return
         for run in going:
             run.save()
         progress, epochs = going[0].progress, going[0].config.training.epochs

@@ -195,6 +195,7 @@ class Reproduce:
         start, k = self._start(), self._k()
         config = override(self.config, seed=start.seed)
         tasks = reproduce.tasks_of(placed, config, start, seeds=seeds, k=k, limit=self.limit)
+        reproduce.refuse_unheard(chosen, config, start)
         out = self.out or Path()
         if self.list:
             print_cells(reproduce.rows(chosen, tasks, out), with_state=self.out is not None)

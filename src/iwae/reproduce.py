@@ -143,6 +143,17 @@ def refuse(config: RunConfig, start: RunConfig, own: set[str], instead: str) -> 
             )
 
 
+def refuse_unheard(cells: Sequence[Cell], config: RunConfig, start: RunConfig) -> None:
+    """`InputError` if `config` differs from the recipe in what some cells have otherwise."""
+    for name, value, _ in differences(config, start):
+        for cell in cells:
+            if cell.settings.get(name, value) != value:
+                raise InputError(
+                    f"{name} = {value} was given, but {cell.name} has its own; leave it out, or "
+                    f"choose other cells by --cells."
+                )
+
+
 @dataclass(frozen=True)
 class Row:
     """A cell with what there is of it."""
