@@ -100,3 +100,23 @@ def test_the_bases_are_orthogonal_and_turned_every_so_often():
         np.testing.assert_allclose(q.T @ q, np.eye(5), atol=1e-5)
     moved = [bool(np.any(a != b)) for a, b in pairwise(bases)]
     assert moved == [False, False, False, True] * 2
+
+
+def test_no_step_is_longer_than_adams_can_be():
+    """Turned axes meet second moments that are next to nothing where a gradient is rare."""
+    b1, b2 = 0.9, 0.95
+    longest = (1 - b1) / np.sqrt((1 - b2) * (1 - b1**2 / b2))
+    transform = soap(1.0, b1=b1, b2=b2, eps=1e-12, every=3)
+    w = jnp.zeros((LARGEST + 1, 2))
+    state, update = transform.init(w), jax.jit(transform.update)
+    rng = np.random.default_rng(0)
+    lengths = []
+    for t in range(1, 40):
+        angle = 0.3 if t > 20 else 0.0
+        c, s = np.cos(angle), np.sin(angle)
+        g = rng.normal(size=w.shape) * [2, 1] @ [[c, s], [-s, c]]
+        g[0] = [1.0, 0.0] if t == 20 else 0.0
+        updates, state = update(jnp.asarray(g, jnp.float32), state)
+        (kept,) = state.arrays
+        lengths.append(np.abs(updates @ kept.bases[1]).max() * (1 - b1**t) / np.sqrt(1 - b2**t))
+    assert 0.9 * longest < max(lengths) < 1.001 * longest

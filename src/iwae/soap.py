@@ -6,8 +6,14 @@ For a matrix W with gradient G, with exponential moving averages of decay β on 
 
 Adam runs on Q_Lᵀ G Q_R, and its step is turned back. A side wider than `LARGEST` keeps its own
 axes, as does everything that is no matrix: there SOAP is Adam.
+
+Adam's second moment stays with the axes while these are turned, and where a gradient is rare, as
+of a pixel that hardly ever is on, it can be next to nothing in an axis that the first moment comes
+to lie in. In axes that stay, |m| ≤ √v · (1−β₁) / √((1−β₂)(1−β₁²/β₂)) by Cauchy and Schwarz; here m
+is held to that, so that no step is longer than Adam's can be.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +64,8 @@ def soap(
     the QR decomposition of L Q_L.
     """
 
+    longest = (1 - b1) / math.sqrt((1 - b2) * (1 - b1**2 / b2)) if b1**2 < b2 else None
+
     def init(params: Any) -> SoapState:
         arrays = tuple(_start(p) for p in jax.tree.leaves(params))
         return SoapState(jnp.zeros((), jnp.int32), arrays)
@@ -70,7 +78,9 @@ def soap(
             bases = jax.lax.switch(turn, (_kept, _exact, _iterated), moments, bases)
         mu = b1 * kept.mu + (1 - b1) * g
         nu = b2 * kept.nu + (1 - b2) * _into(g, bases) ** 2
-        mu_hat, nu_hat = _into(mu, bases) / (1 - b1**t), nu / (1 - b2**t)
+        limit = jnp.inf if longest is None else longest * jnp.sqrt(nu)
+        held = jnp.clip(_into(mu, bases), -limit, limit)
+        mu_hat, nu_hat = held / (1 - b1**t), nu / (1 - b2**t)
         step = _out_of(mu_hat / (jnp.sqrt(nu_hat) + eps), bases)
         return step, Turned(mu, nu, moments, bases)
 
