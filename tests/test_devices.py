@@ -1,11 +1,14 @@
 """Batches shared by devices: the same run as on one, in one process and in several."""
 
+import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -125,17 +128,34 @@ def test_replicas_are_trained_on_one_device(tmp_path: Path) -> None:
 
 
 COMMAND = [sys.executable, "-c", "from iwae.cli import main; main()"]
+PIPES: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 SMALL = ["--dataset", "digits", "--hidden", "8", "--latents", "3", "--k", "2", "--batch-size", "20"]
+
+
+def free_port(ports: Iterable[int] = (0,)) -> int:
+    """The first of these that nobody listens at; 0 stands for any."""
+    for port in ports:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return free.getsockname()[1]
+    raise OSError("no port is free")
 
 
 def together(arguments: list[str]) -> list[subprocess.Popen]:
     """Two hosts that run one command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = [*COMMAND, *arguments, "--coordinator", f"127.0.0.1:{port}", "--hosts", "2"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([*shared, "--host", str(i)], **pipes) for i in range(2)]
+    shared = [*COMMAND, *arguments, "--coordinator", f"127.0.0.1:{free_port()}", "--hosts", "2"]
+    return [subprocess.Popen([*shared, "--host", str(i)], **PIPES) for i in range(2)]
+
+
+def by_slurm(arguments: list[str]) -> list[subprocess.Popen]:
+    """Two hosts that run one command, in the environment that `srun` gives them."""
+    first = 2**16 - 2**12  # of the ports among which JAX takes one by the job's number
+    job = free_port(range(first, 2**16)) - first
+    shared = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 2}
+    own = [{**shared, "SLURM_PROCID": i, "SLURM_LOCALID": i} for i in range(2)]
+    command = [*COMMAND, *arguments, "--coordinator", "auto"]
+    environments = [os.environ | {name: str(v) for name, v in of.items()} for of in own]
+    return [subprocess.Popen(command, env=env, **PIPES) for env in environments]
 
 
 def ended(hosts: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
@@ -165,6 +185,15 @@ def test_two_hosts_train_and_evaluate_one_run(tmp_path: Path) -> None:
     assert [code for code, *_ in again] == [2, 2]
     assert f"{both} holds a run already; give --resume to continue it" in again[0][2]
     assert "Another host could not go on, and none goes on without it" in again[1][2]
+
+
+@pytest.mark.slow
+def test_a_cluster_says_where_its_hosts_are(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first, second = ended(by_slurm(["train", *SMALL, "--epochs", "1", "--out", str(out)]))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert "Trained" in first[1]
+    assert "Trained" not in second[1]
 
 
 @pytest.mark.slow

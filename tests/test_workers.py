@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,6 +175,49 @@ def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_
     assert all(isinstance(results[t], dict) for t in tasks.values())
     alone = workers.make_all({"0": tasks["0"]}, tmp_path / "alone", watch=Quiet())
     assert results[tasks["0"]]["nll"] == alone[tasks["0"]]["nll"]
+
+
+SBATCH = """#!/usr/bin/env bash
+cat "$1" > "$0.job"
+setsid bash "$0.job" > "$0.log" 2>&1 < /dev/null &
+echo "Submitted batch job $!"
+"""
+SCANCEL = """#!/usr/bin/env bash
+for job; do kill -TERM -- "-$job"; done
+"""
+
+
+@pytest.mark.slow
+def test_the_example_for_slurm_makes_a_table(tmp_path: Path) -> None:
+    """As the documentation has it, with commands of SLURM that start its jobs on this machine."""
+    for name, text in {"sbatch": SBATCH, "scancel": SCANCEL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    guide = Path(__file__).parent.parent / "docs" / "cluster.md"
+    (example,) = re.findall(r"```python\n(.*?)```", guide.read_text("utf-8"), re.DOTALL)
+    record = tmp_path / "record.json"
+    small = ["--recipe", "smoke", "--cells", "*/1/vae-5", "--record", str(record)]
+    here = {
+        '"source /shared/iwae/.venv/bin/activate"': '"true"',
+        '"iwae", "reproduce"': ", ".join(map(repr, [*COMMAND[:3], "reproduce"])),
+        '"/shared/papers"': repr(str(tmp_path / "out")),
+        '"--data-dir", "/shared/data"': ", ".join(map(repr, small)),
+    }
+    for there, instead in here.items():
+        assert there in example
+        example = example.replace(there, instead)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        [sys.executable, "-c", example],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"PATH": path},
+        cwd=tmp_path,
+    )
+    assert "#SBATCH --gres=gpu:1" in (tmp_path / "sbatch.job").read_text()
+    (cell,) = json.loads(record.read_text())["cells"]
+    assert cell["name"] == "digits/1/vae-5"
 
 
 @pytest.mark.slow
