@@ -1,6 +1,7 @@
 """The page of results holds what the records hold, and nothing else."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def test_every_published_cell_is_measured_or_not_yet_run() -> None:
     page = results.page(RECORDS)
     for experiment in EXPERIMENTS.values():
         assert all(f"`{cell.name}`" in page for cell in experiment.cells)
+
+
+def test_every_row_has_as_many_cells_as_its_head() -> None:
+    width = 0
+    for line in results.page(RECORDS).splitlines():
+        cells = len(re.split(r"(?<!\\)\|", line))
+        width = cells if width <= 1 else width
+        assert cells in (width, 1), line
+        width = cells
 
 
 def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:

@@ -175,5 +175,10 @@ def _figure(figure: Sequence[float | None], digits: int = 2) -> str:
     return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if known else "")
 
 
+BAR = r"\|"
+"""A bar that ends no cell, as those of E|log p̂ − E log p̂|."""
+
+
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
+
