@@ -9,11 +9,13 @@ axes, as does everything that is no matrix: there SOAP is Adam.
 
 Adam's second moment stays with the axes while these are turned, and where a gradient is rare, as
 of a pixel that hardly ever is on, it can be next to nothing in an axis that the first moment comes
-to lie in. In axes that stay, |m| ≤ √v · (1−β₁) / √((1−β₂)(1−β₁²/β₂)) by Cauchy and Schwarz; here m
-is held to that, so that no step is longer than Adam's can be.
+to lie in. In axes that stay, by Cauchy and Schwarz,
+
+    |m_t| ≤ √v_t · (1−β₁) √(Σ_{i<t} (β₁²/β₂)^i / (1−β₂)),
+
+and m is held to that, so that no step is longer than Adam's can be.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -64,8 +66,6 @@ def soap(
     the QR decomposition of L Q_L.
     """
 
-    longest = (1 - b1) / math.sqrt((1 - b2) * (1 - b1**2 / b2)) if b1**2 < b2 else None
-
     def init(params: Any) -> SoapState:
         arrays = tuple(_start(p) for p in jax.tree.leaves(params))
         return SoapState(jnp.zeros((), jnp.int32), arrays)
@@ -78,7 +78,7 @@ def soap(
             bases = jax.lax.switch(turn, (_kept, _exact, _iterated), moments, bases)
         mu = b1 * kept.mu + (1 - b1) * g
         nu = b2 * kept.nu + (1 - b2) * _into(g, bases) ** 2
-        limit = jnp.inf if longest is None else longest * jnp.sqrt(nu)
+        limit = (1 - b1) * jnp.sqrt(_series(b1**2 / b2, t) / (1 - b2)) * jnp.sqrt(nu)
         held = jnp.clip(_into(mu, bases), -limit, limit)
         mu_hat, nu_hat = held / (1 - b1**t), nu / (1 - b2**t)
         step = _out_of(mu_hat / (jnp.sqrt(nu_hat) + eps), bases)
@@ -94,6 +94,13 @@ def soap(
         return down, SoapState(t, tuple(kept for _, kept in pairs))
 
     return optax.GradientTransformation(init, update)
+
+
+def _series(ratio: float, terms: Array) -> Array:
+    """1 + ratio + ratio² + …, so many terms, or 10³⁰ if that is less."""
+    if ratio == 1:
+        return terms.astype(jnp.float32)
+    return (1 - jnp.minimum(ratio**terms, 1e30)) / (1 - ratio)
 
 
 def _start(p: Array) -> Turned:
