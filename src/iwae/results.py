@@ -181,4 +181,3 @@ BAR = r"\|"
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
-
