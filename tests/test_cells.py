@@ -1,12 +1,14 @@
 """Cells of tables: addressed by content, made once, reused and resumed."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from iwae import cells, runs, workers
+import iwae
+from iwae import cells, folder, runs, soap, workers
 from iwae.cells import Failure, Task
 from iwae.config import RunConfig
 from iwae.errors import Interrupted
@@ -126,12 +128,60 @@ def test_an_interrupted_cell_goes_on_under_another_way_of_saving(
     assert result["passes"] == 3
 
 
+def test_a_folder_that_another_process_takes_meanwhile_is_in_use(
+    tiny: RunConfig, tmp_path: Path, monkeypatch
+) -> None:
+    """It begins between the first look at the folder and the lock."""
+    task = small(tiny)
+    path = cells.place(task, tmp_path)
+    look, held = folder._is_blank, contextlib.ExitStack()
+
+    def taken(at: Path) -> bool:
+        blank = look(at)
+        path.mkdir(parents=True)
+        (path / folder.CONFIG).write_text(task.config.to_toml())
+        held.enter_context(folder._locked(path))
+        return blank
+
+    monkeypatch.setattr(folder, "_is_blank", taken)
+    with held:
+        result = cells.attempt(task, tmp_path, Silent(), None)
+    assert isinstance(result, Failure)
+    assert result.in_use
+
+
 @pytest.mark.parametrize("name", ["draws", "limit"])
 def test_an_evaluation_of_nothing_is_refused_before_anything_is_trained(
     tiny: RunConfig, name: str
 ) -> None:
     with refused(f"{name} = 0 was given, but an evaluation needs at least 1; give 1 or more."):
         Task(tiny, **{"k": 5} | {{"draws": "k", "limit": "limit"}[name]: 0})
+
+
+def test_steps_that_are_others_have_another_address(tiny: RunConfig, monkeypatch) -> None:
+    adam, turned = small(tiny).address, small(tiny, optimizer="soap").address
+    monkeypatch.setattr(soap, "REVISION", soap.REVISION + 1)
+    assert small(tiny).address == adam
+    assert small(tiny, optimizer="soap").address != turned
+
+
+def test_a_run_is_finished_from_an_equal_file_elsewhere(tiny: RunConfig, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).random((200, 9))
+    paths = [tmp_path / name / "mine.npy" for name in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        np.save(path, rows)
+    first, second = (small(tiny, dataset=str(path)) for path in paths)
+    made = cells.make(first, tmp_path / "out", watch=Silent())
+    assert made["made_with"] == [f"{made['device']}, iwae {iwae.__version__}"]
+    again = cells.make(replace(second, k=6), tmp_path / "out", watch=Silent())
+    assert (again["k"], again["training_seconds"]) == (6, made["training_seconds"])
+    np.save(paths[1], 1 - rows)
+    with refused(
+        f"{cells.place(first, tmp_path / 'out')} was started with dataset = {paths[1]}, not "
+        f"{paths[0]}; leave the setting out to resume it, or give another --out."
+    ):
+        cells.make(replace(first, k=7), tmp_path / "out", watch=Silent())
 
 
 def test_of_a_data_file_the_content_counts(tiny: RunConfig, tmp_path: Path) -> None:

@@ -21,8 +21,6 @@ from iwae.reproduce import Row
 from iwae.settings import override, recipe, recipe_names
 from refusals import refused
 
-SMALL = ["--hidden", "8", "--latents", "3", "--k", "2", "--epochs", "1"]
-
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_table_is_of_cells_that_mean_something(name: str) -> None:
@@ -141,6 +139,20 @@ def test_cells_are_chosen_by_name_and_data() -> None:
         names("mnist/3/*", datasets=["mnist"])
 
 
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    places = []
+    for published in ("mnist", "omniglot"):
+        path = tmp_path / published / "mine.npy"
+        path.parent.mkdir()
+        np.save(path, np.eye(4))
+        places.append(f"{published}={path}")
+    with refused(
+        f"datasets = {','.join(places)} was given, but both would be called mine.npy; rename one "
+        f"of the files."
+    ):
+        reproduce.placed(EXPERIMENTS["table1"], places)
+
+
 def test_the_time_that_is_left_counts_the_run_that_another_begins_with(tmp_path, monkeypatch):
     """Once: with the task itself where it is one, else with the first that begins with it."""
     monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0))
@@ -210,13 +222,22 @@ def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
 
 def test_a_table_from_the_command_line(tmp_path: Path, capsys) -> None:
     out, record = tmp_path / "runs", tmp_path / "record.json"
-    form = ["reproduce", "iwaeu", *SMALL, "--datasets", "mnist=digits", "--cells", "*/IWAE*c"]
+    form = [
+        "reproduce",
+        "iwaeu",
+        "--epochs",
+        "1",
+        "--datasets",
+        "mnist=digits",
+        "--cells",
+        "*/IWAE*c",
+    ]
     form += ["--draws", "5", "--limit", "20", "--out", str(out)]
-    main([*form, "--dry-run", "--epochs", "1000"])
+    main([*form, "--dry-run", "--epochs", "100"])
     said = " ".join(capsys.readouterr().out.split())
     (about,) = re.findall(r"3 runs to make, 0 done\. About ([\d.]+ \w+) one after", said)
     value, unit = about.split()
-    assert 3 < float(value) * {"s": 1, "min": 60}[unit] < 3600, "3,000 passes of 64 short steps"
+    assert 3 < float(value) * {"s": 1, "min": 60}[unit] < 3600, "300 passes of 64 short steps"
     form[form.index("*/IWAE*c")] = "*[!U]"
     main([*form, "--render", "--seeds", "2"])
     assert capsys.readouterr().out.count("missing") == 2
@@ -225,14 +246,15 @@ def test_a_table_from_the_command_line(tmp_path: Path, capsys) -> None:
     assert "digits/IWAEU_rec" in printed.out
     assert "2/4 digits/IWAE, seed 1: " in printed.err
     kept = json.loads(record.read_text())
-    assert kept["settings"]["hidden"] == [[8]]
+    assert kept["settings"]["epochs"] == 1
     plain, rec = kept["cells"]
     assert [plain["name"], rec["name"]] == ["digits/IWAE", "digits/IWAEU_rec"]
     assert plain["difference"] is None
     apart = [a["nll"] - b["nll"] for a, b in zip(rec["runs"], plain["runs"], strict=True)]
     expected = [np.mean(apart), np.std(apart, ddof=1) / np.sqrt(2)]
     assert rec["difference"] == pytest.approx(expected)
-    assert rec["settings"] == {"dataset": "digits", "uncertain_weights": "encoder"}
+    own = {"dataset": "digits", "uncertain_weights": "encoder", "hidden": [[400]], "k": 25}
+    assert own.items() <= rec["settings"].items()
     models = sorted(out.rglob("model.safetensors"))
     assert len(models) == 4
     before = [m.stat().st_mtime_ns for m in models]
@@ -294,6 +316,11 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
             ["table1", "--recipe", "fast", "--backward-draws", "3"],
             "backward_draws = 3 was given, but mnist/1/vae-5 has its own; leave it out, or choose "
             "other cells by --cells.",
+        ),
+        (
+            ["swap", "--schedule", "cosine"],
+            "schedule = cosine was given, but mnist/vae-1-then-iwae-50 has its own; leave it out, "
+            "or choose other cells by --cells.",
         ),
         (
             ["table1", "--dry-run", "--record", "x.json"],

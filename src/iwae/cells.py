@@ -4,6 +4,7 @@ A task is a configuration and how it is evaluated. Equal configurations have one
 table asks for them, and a finished evaluation in it is never replaced.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from iwae import runs
+from iwae import runs, soap
 from iwae.config import RunConfig
-from iwae.errors import TOO_LARGE, InputError
+from iwae.errors import TOO_LARGE, InputError, unusable
 from iwae.experiments import finished, known, versions
 from iwae.files import write_atomic
 from iwae.folder import CONFIG, MODEL, SAVING, InUseError, read_metrics
@@ -46,18 +47,23 @@ class Task:
                     f"more."
                 )
 
-    @property
+    @functools.cached_property
     def address(self) -> str:
         """The folder's name: what one looks for, then a digest of every setting that matters.
 
         Only those that are not the default are in it, so that it outlives the settings to come. Of
-        a data file it is the content that counts.
+        a data file, and of the model that `start_from` names, it is the content that counts.
         """
         given = differences(self.config, RunConfig())
         content: dict[str, Any] = {n: v for n, v, _ in given if n not in SAVING}
         source = Path(self.config.data.dataset)
         if source.is_file():
-            content["dataset"] = hashlib.sha256(source.read_bytes()).hexdigest()
+            content["dataset"] = _digest(source)
+        begun = self.config.training.start_from
+        if begun is not None and (Path(begun) / MODEL).is_file():
+            content["start_from"] = _digest(Path(begun) / MODEL)
+        if self.config.training.optimizer == "soap":
+            content["soap"] = soap.REVISION
         if self.after is not None:
             content["after"] = self.after.address
         text = json.dumps(content, sort_keys=True)
@@ -70,6 +76,10 @@ class Task:
     def evaluation(self) -> str:
         """The name of its result."""
         return f"L_{self.k}" + ("" if self.limit is None else f"-of-{self.limit}")
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,7 @@ def make(task: Task, out: Path, *, watch: Watcher, data_dir: str | Path | None =
         result = evaluated.to_json() | {
             "seed": task.config.seed,
             "training_seconds": runs.training_seconds(trained),
+            "made_with": runs.made_with(trained),
             **versions(),
         }
         write_result(task, out, {LIKELIHOODS: evaluated.log_likelihoods.tolist()} | result)
@@ -209,8 +220,12 @@ def attempt(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None) 
     """`make`, or what is the matter with this one task, which is no reason to leave the others."""
     try:
         return make(task, out, watch=watch, data_dir=data_dir)
-    except (InputError, OSError, MemoryError) as error:
-        return Failure(str(error) or TOO_LARGE, in_use=isinstance(error, InUseError))
+    except InputError as error:
+        return Failure(str(error), in_use=isinstance(error, InUseError))
+    except OSError as error:
+        return Failure(unusable(error))
+    except MemoryError:
+        return Failure(TOO_LARGE)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 
 from iwae.applied import Encode, Reconstruct, Sample, Score
 from iwae.config import RunConfig
-from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest
+from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest, unusable
 from iwae.flags import ALONE, DataDir, Hosts, Overwrite, Seed
 from iwae.outputs import check_output, write_scores
 from iwae.published import RECIPES, SWITCHES, Reproduce
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
-        _leave(f"{error.filename or 'A file'} could not be used: {error.strerror}.", 2)
+        _leave(unusable(error), 2)
     except Interrupted as error:
         _leave(str(error), 130)
 

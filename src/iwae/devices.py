@@ -104,10 +104,15 @@ def join(coordinator: str, hosts: int, host: int) -> None:
     if coordinator == "auto":
         try:
             return jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             raise InputError(
                 "coordinator = auto was given, but no cluster says where its hosts are; give "
                 "--coordinator HOST:PORT, --hosts and --host."
+            ) from error
+        except RuntimeError as error:
+            raise InputError(
+                "coordinator = auto was given, but the hosts that the cluster names do not find "
+                "each other; start all, or give --coordinator HOST:PORT, --hosts and --host."
             ) from error
     address = re.fullmatch(r"(.+):(\d{1,5})", coordinator)
     if address is None or not 0 < int(address[2]) < 2**16:

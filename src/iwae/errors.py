@@ -16,6 +16,11 @@ class Interrupted(Exception):  # noqa: N818
 TOO_LARGE = "This needs more memory than there is; give a smaller --n, --batch-size or --memory."
 
 
+def unusable(error: OSError) -> str:
+    """The sentence for a file that the operating system refuses."""
+    return f"{error.filename or 'A file'} could not be used: {error.strerror}."
+
+
 def nearest(name: str, known: list[str]) -> str:
     """The part of a sentence that suggests the closest of `known`; a short list is given whole."""
     import difflib

@@ -17,10 +17,9 @@ from iwae.config import PARAMETERS, ObjectiveConfig, Precision, RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
-from iwae.folder import CONFIG
 from iwae.laboratory import Measurement, Slope
 from iwae.loop import Watcher
-from iwae.settings import flatten, override, recipe
+from iwae.settings import differences, flatten, override, recipe
 from iwae.trained import Trained
 
 
@@ -111,6 +110,12 @@ def comparison(name: str, config: RunConfig, start: RunConfig) -> tuple[Cell, ..
             f"{varied} = {given} was given, but a comparison of {name} trains every one of them; "
             f"leave it out."
         )
+    for setting, given, _ in differences(config, start):
+        for cell in COMPARISONS[name]:
+            if cell.settings.get(setting, given) != given:
+                raise InputError(
+                    f"{setting} = {given} was given, but {cell.name} has its own; leave it out."
+                )
     return COMPARISONS[name]
 
 
@@ -238,5 +243,4 @@ def finished(
     data: Dataset | None = None,
 ) -> Trained:
     """The run in `path`, trained, resumed or simply loaded as need be."""
-    resume = (path / CONFIG).exists()
-    return runs.train(config, data=data, out=path, resume=resume, watch=watch, data_dir=data_dir)
+    return runs.train(config, data=data, out=path, resume=None, watch=watch, data_dir=data_dir)

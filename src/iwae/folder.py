@@ -6,6 +6,7 @@ time trains in it.
 
 import contextlib
 import fcntl
+import filecmp
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -43,6 +44,8 @@ class Progress:
     """Validations since then."""
     finished: str = ""
     """Why training ended; empty while it has not."""
+    made_with: tuple[str, ...] = ()
+    """Devices and versions that took part, e.g. cpu, iwae 0.2.0."""
 
 
 class Folder:
@@ -71,7 +74,7 @@ class Folder:
         """The last checkpoint, and metrics cut back to it; `like` itself if there is none yet."""
         if self.path is None or not self.begun:
             return like, Progress()
-        progress = Progress(**checkpoint.read_header(self.path / CHECKPOINT))
+        progress = read_progress(self.path)
         tree = checkpoint.load(self.path / CHECKPOINT, like)
         self.rows = [r for r in read_metrics(self.path) if r["pass"] <= progress.passes]
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
@@ -85,8 +88,9 @@ class Folder:
 
 
 @contextlib.contextmanager
-def opened(out: str | Path | None, config: RunConfig, *, resume: bool) -> Iterator[Folder]:
-    """The locked folder of a run: made for a first start, checked for a resume.
+def opened(out: str | Path | None, config: RunConfig, *, resume: bool | None) -> Iterator[Folder]:
+    """The locked folder of a run: made for a first start, checked for a resume; None stands for
+    whichever there is to do.
 
     `InputError` if `out` exists and is not to be resumed, is no run, was configured otherwise, or
     is in use, or if there is nothing to resume. A start that is refused before its first
@@ -100,9 +104,10 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool) -> Iterat
         raise InputError(
             f"{path} does not exist, so there is no run to resume; leave out --resume to start one."
         )
-    fresh = not resume or _is_blank(path)
+    blank = _is_blank(path)
+    fresh = blank or resume is False or (resume is None and not (path / CONFIG).exists())
     if fresh:
-        _make(path)
+        _make(path, taken=blank and resume is None)
     else:
         _check_resumable(path, config)
     with _locked(path):
@@ -152,8 +157,9 @@ def _is_blank(path: Path) -> bool:
     return all(p.name == LOCK or p.name.endswith(TEMPORARY) for p in path.iterdir())
 
 
-def _make(path: Path) -> None:
-    if (path / CONFIG).exists():
+def _make(path: Path, *, taken: bool) -> None:
+    """The folder; that it is `taken` by now, of those that were blank, is no matter."""
+    if (path / CONFIG).exists() and not taken:
         raise InputError(
             f"{path} holds a run already; give --resume to continue it, or another --out."
         )
@@ -161,7 +167,7 @@ def _make(path: Path) -> None:
         raise InputError(
             f"{path} holds replicas already; give --resume to continue them, or another --out."
         )
-    if not _is_blank(path):
+    if not (taken or _is_blank(path)):
         raise InputError(
             f"{path} exists and is not a run of iwae; give the name of a folder that does not "
             f"exist yet."
@@ -187,6 +193,7 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
     longer = stored.training.schedule == "constant"
     for name, before, now in differences(stored, config):
         moved = name == "start_from" and None not in (before, now)
+        moved |= name == "dataset" and _same_file(before, now)
         if moved or name in (*SAVING, "minutes") or (name == "epochs" and longer and now > before):
             continue
         hint = "leave the setting out"
@@ -196,6 +203,13 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
             f"{path} was started with {name} = {before}, not {now}; {hint} to resume it, or give "
             f"another --out."
         )
+
+
+def _same_file(before: str, now: str) -> bool:
+    """Whether both are data files, of the same content."""
+    with contextlib.suppress(OSError):
+        return filecmp.cmp(before, now, shallow=False)
+    return False
 
 
 SAVING = ("checkpoint_every", "checkpoint_minutes")
@@ -212,9 +226,14 @@ def _locked(path: Path) -> Iterator[None]:
     with (path / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InUseError(
                 f"{path} is being trained by another process; wait for it or give another --out."
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be locked ({error.strerror}); give an --out on a file system that "
+                f"has locks."
             ) from error
         yield
 
@@ -227,6 +246,12 @@ def read_config(path: Path) -> RunConfig:
         exists = "is not the folder of a run" if path.exists() else "does not exist"
         raise InputError(f"{path} {exists}; give a folder that `iwae train --out` made.")
     return read(path / CONFIG)
+
+
+def read_progress(path: Path) -> Progress:
+    """How far the run in a folder was when it was last saved."""
+    header = checkpoint.read_header(path / CHECKPOINT)
+    return Progress(**header | {"made_with": tuple(header.get("made_with", ()))})
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+import iwae
 from iwae import checkpoint, evaluation, training
 from iwae.build import build
 from iwae.config import RunConfig, TrainingConfig
@@ -100,7 +101,10 @@ class Run:
         best = training.copied(params) if t.patience is not None else None
         with hosts_agree():
             (state, best), progress = folder.restore((state, best))
-        self.progress = Progress(**json_from_first(asdict(progress)))
+        self.progress = replace(progress, **json_from_first(asdict(progress)))
+        made_with = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
+        known = dict.fromkeys((*self.progress.made_with, made_with))
+        self.progress = replace(self.progress, made_with=tuple(known))
         self.state, self.best = devices.everywhere(from_first((state, best)))
         if not _is_over(self.progress, t):
             self.progress = replace(self.progress, finished="")
@@ -390,6 +394,12 @@ def _signals() -> Iterator[list[int]]:
             previous[name] = signal.signal(name, note)
     try:
         yield received
+    except (InputError, Interrupted):
+        raise
+    except Exception as error:
+        if received:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from iwae.data import FileStatus
 from iwae.evaluation import Progress as Counter
-from iwae.papers import excess_in_words
+from iwae.papers import Experiment, excess_in_words
 from iwae.runs import OverSeeds
 from iwae.trained import Evaluation
 
@@ -220,10 +220,10 @@ def print_cells(rows: list[Any], *, with_state: bool) -> None:
     Console().print(table)
 
 
-def print_table(rows: list[Any], source: str) -> None:
+def print_table(rows: list[Any], experiment: Experiment) -> None:
     """Our figures beside the published ones."""
     known = any(row.cell.published is not None for row in rows)
-    table = Table(Column("cell", no_wrap=True), "NLL (units)", "Δ")
+    table = Table(Column("cell", no_wrap=True), "NLL (units)", "Δ", title=experiment.about)
     for name in ("published", "ours − published", "published Δ") if known else ():
         table.add_column(name)
     published = {row.cell.name: row.cell.published for row in rows}
@@ -256,7 +256,7 @@ def print_table(rows: list[Any], source: str) -> None:
     if against:
         to = ", ".join(f"{a} to {b}" for a, b in against.items())
         lines.append(f"Δ: {to}, paired.")
-    lines += [f"Published: {source}."] if known else []
+    lines += [f"Published: {experiment.source}."] if known else []
     console.print(*lines, sep="\n")
 
 

@@ -220,7 +220,7 @@ class Reproduce:
                 )
             failures = {t: r for t, r in results.items() if isinstance(r, cells.Failure)}
         rows = reproduce.rows(chosen, tasks, out, failures)
-        print_table(rows, experiment.source)
+        print_table(rows, experiment)
         if experiment.pictured:
             from iwae import replication
 
@@ -229,9 +229,12 @@ class Reproduce:
             print(*(f"Wrote {path}." for path in pictures), sep="\n")
         if failures:
             failed = next(row for row in rows if row.failures)
+            again = "the same command tries again."
+            others = len(failures) < len(distinct)
+            rest = f"The others are finished; {again}" if others else again.capitalize()
             raise InputError(
                 f"{len(failures)} of {len(distinct)} runs failed, first {failed.cell.name}: "
-                f"{failed.failures[0]} The others are finished; the same command tries again."
+                f"{failed.failures[0]} {rest}"
             )
         return reproduce.record(str(self.name), experiment, self.config, rows)
 

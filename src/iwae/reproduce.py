@@ -60,7 +60,12 @@ def placed(
         dataset = str(cell.settings["dataset"])
         if dataset in places:
             moved = _moved(cell, dataset, everywhere or places[dataset] or dataset)
-            cells.setdefault(moved.name, moved)
+            there = cells.setdefault(moved.name, moved)
+            if there.settings["dataset"] != moved.settings["dataset"]:
+                raise InputError(
+                    f"datasets = {','.join(datasets)} was given, but both would be called "
+                    f"{Path(places[dataset]).name}; rename one of the files."
+                )
     return tuple(cells.values())
 
 
@@ -128,9 +133,12 @@ def continued(config: RunConfig) -> RunConfig:
         config,
         epochs=passes,
         learning_rate=t.learning_rate / 10,
-        schedule="constant",
-        warmup=0,
+        **CONTINUED,
     )
+
+
+CONTINUED: dict[str, Any] = {"schedule": "constant", "warmup": 0}
+"""How the learning rate of such a training goes, whatever that of the first did."""
 
 
 def refuse(config: RunConfig, start: RunConfig, own: set[str], instead: str) -> None:
@@ -147,7 +155,8 @@ def refuse_unheard(cells: Sequence[Cell], config: RunConfig, start: RunConfig) -
     """`InputError` if `config` differs from the recipe in what some cells have otherwise."""
     for name, value, _ in differences(config, start):
         for cell in cells:
-            if cell.settings.get(name, value) != value:
+            own = cell.settings if cell.after is None else {**cell.settings, **CONTINUED}
+            if own.get(name, value) != value:
                 raise InputError(
                     f"{name} = {value} was given, but {cell.name} has its own; leave it out, or "
                     f"choose other cells by --cells."
@@ -350,7 +359,7 @@ def record(
     settings = {n: v for n, v in flatten(config).items() if v is not None and n not in own}
     further = {n: v for n, v, _ in differences(continued(config), config)}
     kept = ["seed", "passes", "k", "n", "nll", "nll_se", "elbo", "active_units"]
-    kept += ["training_seconds", "device", "iwae", "note"]
+    kept += ["training_seconds", "made_with", "device", "iwae", "note"]
     return {
         **versions(),
         "experiment": name,
@@ -367,7 +376,7 @@ def record(
                 "published": known(row.cell.published),
                 "published_units": row.cell.units,
                 "figures": {name: known(figure) for name, figure in row.figures.items()},
-                "runs": [{n: e[n] for n in kept} for e in row.results],
+                "runs": [{n: e[n] for n in kept if n in e} for e in row.results],
             }
             for row in rows
             if row.results

@@ -23,9 +23,10 @@ HEAD = """# Results
 
 Negative log-likelihoods in nats, ± standard errors: over seeds where there are several, else over
 test images. Active units in brackets. How far ours is from the published figure is given in
-standard errors of both, of ours over seeds and test images. Δ is the difference, in pairs, to the
-cell that the table holds it against. Every figure comes from the record that is named beside it;
-`iwae reproduce --page FILE.md --records FOLDER` writes this page from them.
+standard errors of both, of ours over seeds and test images, as if the images were others; they are
+the same, and of a single seed it is not known how others differ. Δ is the difference, in pairs, to
+the cell that the table holds it against. Every figure comes from the record that is named beside
+it; `iwae reproduce --page FILE.md --records FOLDER` writes this page from them.
 """
 
 
@@ -124,8 +125,7 @@ def _entry(
     units = "+".join(f"{n:.3g}" for n in counts)
     how = [f"{first['passes']} passes", f"L_{first['k']} of {first['n']:,} images"]
     how += [f"seed{'s' * (len(runs) > 1)} {', '.join(str(run['seed']) for run in runs)}"]
-    how += dict.fromkeys(run["device"] for run in runs)
-    how += dict.fromkeys(f"iwae {run.get('iwae', record['iwae'])}" for run in runs)
+    how += _made_with(runs, record)
     how += [first["note"]] if first["note"] else []
     nll, difference, cell = entry["nll"], entry["difference"], of.get(name)
     published, apart = _published(cell, of)
@@ -135,6 +135,17 @@ def _entry(
     delta = "" if difference is None else _figure(difference)
     ours = f"{_figure(nll)} ({units})"
     return [f"`{name}`", published, ours, more, delta, apart, ", ".join(how), f"`{file}`"]
+
+
+def _made_with(runs: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:
+    """Devices and versions of the trainings, and those of the evaluations if they were others."""
+    trained = dict.fromkeys(part for run in runs for part in run.get("made_with", ()))
+    versions = (run.get("iwae", record["iwae"]) for run in runs)
+    evaluated = dict.fromkeys(
+        f"{run['device']}, iwae {version}" for run, version in zip(runs, versions, strict=True)
+    )
+    others = [part for part in evaluated if part not in trained]
+    return [*trained, *(f"evaluated on {part}" if trained else part for part in others)]
 
 
 def _other(file: str, record: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ from iwae.folder import (
     read_config,
     read_evaluations,
     read_metrics,
+    read_progress,
     replicas,
 )
 from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
@@ -45,7 +46,7 @@ def train(
     *,
     data: Dataset | np.ndarray | None = None,
     out: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | None = False,
     data_dir: str | Path | None = None,
     watch: Watcher | None = None,
     devices: int = 1,
@@ -54,10 +55,10 @@ def train(
     """Train a model; `settings` replace fields of the configuration by name, e.g. `k=50`.
 
     `data` is your own array [n, …] or `Dataset`, in place of `dataset`. With `out` the run is a
-    folder that `load` reads; `resume` continues it. So many `devices` of this machine share each
-    batch; in a program of several hosts (`iwae.devices.join`) all do, and the first writes. Raises
-    `InputError` for unusable input, `NonFiniteError` when the bound is not finite, `Interrupted`
-    after Ctrl-C.
+    folder that `load` reads; `resume` continues it, and None starts or continues it. So many
+    `devices` of this machine share each batch; in a program of several hosts (`iwae.devices.join`)
+    all do, and the first writes. Raises `InputError` for unusable input, `NonFiniteError` when the
+    bound is not finite, `Interrupted` after Ctrl-C.
     """
     config = override(config or RunConfig(), **settings)
     if jax.process_count() > 1:
@@ -73,7 +74,7 @@ def train(
 
 @contextlib.contextmanager
 def _opened_by_first(
-    out: str | Path | None, config: RunConfig, *, resume: bool
+    out: str | Path | None, config: RunConfig, *, resume: bool | None
 ) -> Iterator[Folder]:
     """`opened` on the first host; the others have no folder."""
     with contextlib.ExitStack() as stack:
@@ -222,6 +223,11 @@ def training_seconds(trained: Trained) -> float:
     """The training time behind a run in a folder."""
     rows = [] if trained.path is None else read_metrics(trained.path)
     return float(rows[-1]["seconds"]) if rows else 0.0
+
+
+def made_with(trained: Trained) -> list[str]:
+    """Devices and versions that a run in a folder was trained with."""
+    return [] if trained.path is None else list(read_progress(trained.path).made_with)
 
 
 def load(

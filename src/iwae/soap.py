@@ -23,6 +23,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+REVISION = 2
+"""Counts how often equal settings came to take other steps."""
+
 LARGEST = 256
 """Widest side of a matrix that is turned."""
 

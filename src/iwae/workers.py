@@ -98,6 +98,8 @@ def _outcome(future: Future) -> Result | Failure:
     try:
         return future.result()
     except Exception as error:  # whatever became of a worker, the other cells go on
+        if type(error).__name__ == "KilledWorker":
+            return Failure("Its workers were lost again and again.")
         return Failure(str(error) or type(error).__name__)
 
 
@@ -186,8 +188,9 @@ def in_a_process(
         return result | ({} if values is None else {LIKELIHOODS: values.tolist()})
     if code == FAILED and said:
         return Failure(said[-1])
-    last = f": {said[-1]}" if said else ""
-    raise RuntimeError(f"Its process ended with {code}{last}.")
+    last = f": {said[-1].rstrip('.')}" if said else ""
+    ended = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
+    raise RuntimeError(f"Its process {ended}{last}.")
 
 
 LOOK = 1.0
