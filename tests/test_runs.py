@@ -201,6 +201,18 @@ def test_an_interrupt_in_the_last_steps_is_heard_where_nothing_is_lost(
     assert in_memory.passes == iwae.load(out).passes == 3
 
 
+def test_an_interrupt_is_heard_where_a_watcher_ends_the_training(tiny: RunConfig) -> None:
+    class Ending(Interrupting):
+        def on_chunk(self, *of) -> None:
+            super().on_chunk(*of)
+            raise LookupError
+
+    with pytest.raises(KeyboardInterrupt):
+        iwae.train(tiny, watch=Ending(0))
+    with pytest.raises(LookupError):
+        iwae.train(tiny, watch=Ending(10**6))
+
+
 def test_a_torn_last_line_of_metrics_is_dropped(tiny_run: Trained, tmp_path: Path) -> None:
     text = (tiny_run.path / folder.METRICS).read_text()
     (tmp_path / folder.METRICS).write_text(text + '{"pass": 4, "tr')
