@@ -90,3 +90,6 @@ def test_every_comparison_is_a_set_of_runs_that_mean_something() -> None:
         "leave it out."
     ):
         experiments.comparison("estimators", dreg, RunConfig())
+    few = override(RunConfig(), k=50, backward_draws=3, estimator="dreg")
+    with refused("backward_draws = 3 was given, but VAE has its own; leave it out."):
+        experiments.comparison("objectives", few, RunConfig())
