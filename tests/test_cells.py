@@ -1,6 +1,7 @@
 """Cells of tables: addressed by content, made once, reused and resumed."""
 
 import contextlib
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,12 +177,25 @@ def test_a_run_is_finished_from_an_equal_file_elsewhere(tiny: RunConfig, tmp_pat
     assert made["made_with"] == [f"{made['device']}, iwae {iwae.__version__}"]
     again = cells.make(replace(second, k=6), tmp_path / "out", watch=Silent())
     assert (again["k"], again["training_seconds"]) == (6, made["training_seconds"])
-    np.save(paths[1], 1 - rows)
+    paths[1].unlink()
+    assert cells.make(replace(first, k=7), tmp_path / "out", watch=Silent())["k"] == 7
+    np.save(paths[0], 1 - rows)
+    path = cells.place(first, tmp_path / "out")
     with refused(
-        f"{cells.place(first, tmp_path / 'out')} was started with dataset = {paths[1]}, not "
-        f"{paths[0]}; leave the setting out to resume it, or give another --out."
+        f"{path} was started on other examples than those of mine; resume it with its own, or give "
+        f"another --out."
     ):
-        cells.make(replace(first, k=7), tmp_path / "out", watch=Silent())
+        iwae.train(first.config, out=path, resume=True)
+
+
+def test_another_machine_has_an_address_of_its_own_files(tiny: RunConfig, tmp_path: Path) -> None:
+    path = tmp_path / "mine.npy"
+    task = small(tiny, dataset=str(path))
+    here = task.address
+    np.save(path, np.eye(4))
+    assert task.address == here, "that of a task stays while it is made"
+    assert pickle.loads(pickle.dumps(task)) == task
+    assert pickle.loads(pickle.dumps(task)).address != here
 
 
 def test_of_a_data_file_the_content_counts(tiny: RunConfig, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import checkpoint, files, folder, loop
+from iwae import checkpoint, files, folder, loop, runs
 from iwae.config import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
@@ -199,6 +199,44 @@ def test_an_interrupt_in_the_last_steps_is_heard_where_nothing_is_lost(
     assert str(error.value) == f"Interrupted after the last pass; {out} is finished."
     in_memory = iwae.train(tiny, watch=last)
     assert in_memory.passes == iwae.load(out).passes == 3
+
+
+def test_a_run_says_what_it_was_trained_with(tiny: RunConfig, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "run"
+    versions = ("7.0", "8.0", "8.0")
+    for version, step in zip(versions, (70, 100), strict=False):
+        monkeypatch.setattr(iwae, "__version__", version)
+        with pytest.raises(Interrupted):
+            iwae.train(tiny, out=out, resume=None, watch=Interrupting(step))
+    trained = iwae.train(tiny, out=out, resume=None)
+    assert runs.made_with(trained) == ["cpu, iwae 7.0", "cpu, iwae 8.0"]
+    monkeypatch.setattr(iwae, "__version__", "9.0")
+    assert runs.made_with(iwae.train(tiny, out=out, resume=None)) == runs.made_with(trained)
+    old = folder.Progress(seconds=1.0).made_on("cpu, iwae 7.0")
+    assert old.made_with == ("iwae before 0.2.0", "cpu, iwae 7.0")
+
+
+def test_a_file_system_without_locks_is_refused(tiny: RunConfig, tmp_path: Path, monkeypatch):
+    def without(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(folder.fcntl, "flock", without)
+    out = tmp_path / "run"
+    with refused(
+        f"{out} cannot be locked (No locks available); give an --out on a file system that has "
+        f"locks."
+    ):
+        iwae.train(tiny, out=out)
+
+
+def test_an_interrupt_is_heard_where_a_run_fails(tiny: RunConfig, tmp_path: Path) -> None:
+    class Failing(Interrupting):
+        def on_chunk(self, *of) -> None:
+            super().on_chunk(*of)
+            raise InputError("It failed.")
+
+    with pytest.raises(Interrupted, match=r"^It failed\.$"):
+        iwae.train(tiny, watch=Failing(0))
 
 
 def test_an_interrupt_is_heard_where_a_watcher_ends_the_training(tiny: RunConfig) -> None:

@@ -103,6 +103,17 @@ def test_the_bases_are_orthogonal_and_turned_every_so_often():
     assert moved == [False, False, False, True] * 2
 
 
+@pytest.mark.parametrize(
+    ("b1", "b2"), [(0.8, 0.64), (0.7, 0.49), (0.9, 0.0), (0.0, 0.9), (0.0, 0.0)]
+)
+def test_any_decays_go_down(b1: float, b2: float) -> None:
+    gradient, target = quadratic(jax.random.key(4), 4, 3, spread=0.3)
+    ended = walk(soap(0.02, b1=b1, b2=b2), gradient, jnp.zeros((4, 3)), 30)
+    if b1**2 <= b2 or b1 == 0:
+        assert np.linalg.norm(ended - target) < 0.9 * np.linalg.norm(target)
+    assert np.all(np.isfinite(ended))
+
+
 @pytest.mark.parametrize(("b1", "every"), [(0.9, 3), (0.9, 1), (0.98, 3)])
 def test_no_step_is_longer_than_adams_can_be(b1: float, every: int) -> None:
     """Turned axes meet second moments that are next to nothing where a gradient is rare."""

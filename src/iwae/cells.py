@@ -7,7 +7,7 @@ table asks for them, and a finished evaluation in it is never replaced.
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class Task:
                     f"{name} = {value} was given, but an evaluation needs at least 1; give 1 or "
                     f"more."
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the address, which is that of the machine's own files."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @functools.cached_property
     def address(self) -> str:

@@ -110,9 +110,10 @@ def join(coordinator: str, hosts: int, host: int) -> None:
                 "--coordinator HOST:PORT, --hosts and --host."
             ) from error
         except RuntimeError as error:
+            why = str(error).partition("\n")[0].rstrip(".")
             raise InputError(
-                "coordinator = auto was given, but the hosts that the cluster names do not find "
-                "each other; start all, or give --coordinator HOST:PORT, --hosts and --host."
+                f"coordinator = auto was given, but the cluster's hosts could not be joined "
+                f"({why}); give --coordinator HOST:PORT, --hosts and --host."
             ) from error
     address = re.fullmatch(r"(.+):(\d{1,5})", coordinator)
     if address is None or not 0 < int(address[2]) < 2**16:

@@ -18,7 +18,7 @@ TOO_LARGE = "This needs more memory than there is; give a smaller --n, --batch-s
 
 def unusable(error: OSError) -> str:
     """The sentence for a file that the operating system refuses."""
-    return f"{error.filename or 'A file'} could not be used: {error.strerror}."
+    return f"{error.filename or 'A file'} could not be used: {error.strerror or error}."
 
 
 def nearest(name: str, known: list[str]) -> str:

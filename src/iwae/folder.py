@@ -6,10 +6,9 @@ time trains in it.
 
 import contextlib
 import fcntl
-import filecmp
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,10 @@ REPLICA = "seed-"
 """What the folder of a replica is called, before its seed."""
 
 
+UNRECORDED = "iwae before 0.2.0"
+"""What a run was begun with whose checkpoint does not say."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is; saved in the checkpoint's header."""
@@ -46,6 +49,13 @@ class Progress:
     """Why training ended; empty while it has not."""
     made_with: tuple[str, ...] = ()
     """Devices and versions that took part, e.g. cpu, iwae 0.2.0."""
+    data: str = ""
+    """A digest of the training examples."""
+
+    def made_on(self, here: str) -> "Progress":
+        """With the device and version that take part from here on."""
+        before = self.made_with or ((UNRECORDED,) if self.seconds else ())
+        return replace(self, made_with=tuple(dict.fromkeys((*before, here))))
 
 
 class Folder:
@@ -111,6 +121,8 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool | None) ->
     else:
         _check_resumable(path, config)
     with _locked(path):
+        if fresh and (path / CONFIG).exists():  # another process was here first
+            _check_resumable(path, config)
         for leftover in path.glob(f".*{TEMPORARY}"):
             leftover.unlink()
         write_atomic(path / CONFIG, config.to_toml())
@@ -187,13 +199,13 @@ def _unmake(path: Path) -> None:
 
 
 def _check_resumable(path: Path, config: RunConfig) -> None:
-    """Only the saving may differ, where the run lies that this one began with, and the number of
-    passes where it does not shape the schedule."""
+    """Only the saving may differ, where the data file lies and the run that this one began with,
+    and the number of passes where it does not shape the schedule."""
     stored = read_config(path)
     longer = stored.training.schedule == "constant"
     for name, before, now in differences(stored, config):
         moved = name == "start_from" and None not in (before, now)
-        moved |= name == "dataset" and _same_file(before, now)
+        moved |= name == "dataset" and bool(Path(before).suffix and Path(now).suffix)
         if moved or name in (*SAVING, "minutes") or (name == "epochs" and longer and now > before):
             continue
         hint = "leave the setting out"
@@ -203,13 +215,6 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
             f"{path} was started with {name} = {before}, not {now}; {hint} to resume it, or give "
             f"another --out."
         )
-
-
-def _same_file(before: str, now: str) -> bool:
-    """Whether both are data files, of the same content."""
-    with contextlib.suppress(OSError):
-        return filecmp.cmp(before, now, shallow=False)
-    return False
 
 
 SAVING = ("checkpoint_every", "checkpoint_minutes")
@@ -226,7 +231,7 @@ def _locked(path: Path) -> Iterator[None]:
     with (path / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except (BlockingIOError, PermissionError) as error:
             raise InUseError(
                 f"{path} is being trained by another process; wait for it or give another --out."
             ) from error

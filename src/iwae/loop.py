@@ -99,12 +99,17 @@ class Run:
         transform = training.optimizer(t, self.steps_per_pass, self.rates)
         state = training.init(params, transform, average=t.average is not None)
         best = training.copied(params) if t.patience is not None else None
+        examples = data.dataset.digest
         with hosts_agree():
             (state, best), progress = folder.restore((state, best))
+            if progress.data not in ("", examples):
+                raise InputError(
+                    f"{folder.path} was started on other examples than those of "
+                    f"{data.dataset.name}; resume it with its own, or give another --out."
+                )
         self.progress = replace(progress, **json_from_first(asdict(progress)))
-        made_with = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
-        known = dict.fromkeys((*self.progress.made_with, made_with))
-        self.progress = replace(self.progress, made_with=tuple(known))
+        here = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
+        self.progress = replace(self.progress.made_on(here), data=examples)
         self.state, self.best = devices.everywhere(from_first((state, best)))
         if not _is_over(self.progress, t):
             self.progress = replace(self.progress, finished="")
@@ -292,8 +297,8 @@ class Together:
                 self._advance(going)
                 if any_host(bool(interrupted)):
                     self._leave(self._going())
-        for error in self.failed.values():
-            raise error
+            for error in self.failed.values():
+                raise error
 
     def _going(self) -> list[Run]:
         return [r for r in self.runs if not r.progress.finished and r not in self.failed]
@@ -394,12 +399,12 @@ def _signals() -> Iterator[list[int]]:
             previous[name] = signal.signal(name, note)
     try:
         yield received
-    except (InputError, Interrupted):
+    except Interrupted:
         raise
+    except InputError as error:
+        raise (Interrupted(str(error)) if received else error) from error
     except Exception as error:
-        if received:
-            raise KeyboardInterrupt from error
-        raise
+        raise (KeyboardInterrupt() if received else error) from error
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)

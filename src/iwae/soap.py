@@ -16,6 +16,7 @@ to lie in. In axes that stay, by Cauchy and Schwarz,
 and m is held to that, so that no step is longer than Adam's can be.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -81,8 +82,10 @@ def soap(
             bases = jax.lax.switch(turn, (_kept, _exact, _iterated), moments, bases)
         mu = b1 * kept.mu + (1 - b1) * g
         nu = b2 * kept.nu + (1 - b2) * _into(g, bases) ** 2
-        limit = (1 - b1) * jnp.sqrt(_series(b1**2 / b2, t) / (1 - b2)) * jnp.sqrt(nu)
-        held = jnp.clip(_into(mu, bases), -limit, limit)
+        held = _into(mu, bases)
+        if b2 > 0:
+            limit = (1 - b1) * jnp.sqrt(_series(b1**2 / b2, t) / (1 - b2)) * jnp.sqrt(nu)
+            held = jnp.clip(held, -limit, limit)
         mu_hat, nu_hat = held / (1 - b1**t), nu / (1 - b2**t)
         step = _out_of(mu_hat / (jnp.sqrt(nu_hat) + eps), bases)
         return step, Turned(mu, nu, moments, bases)
@@ -100,10 +103,13 @@ def soap(
 
 
 def _series(ratio: float, terms: Array) -> Array:
-    """1 + ratio + ratio² + …, so many terms, or 10³⁰ if that is less."""
-    if ratio == 1:
+    """1 + ratio + ratio² + …, so many terms; of a ratio above 1 no more than about 10³⁰."""
+    if ratio == 0:
+        return jnp.ones(())
+    rate = math.log(ratio)
+    if abs(rate) < 1e-6:
         return terms.astype(jnp.float32)
-    return (1 - jnp.minimum(ratio**terms, 1e30)) / (1 - ratio)
+    return jnp.expm1(jnp.minimum(terms * rate, 69.0)) / math.expm1(rate)
 
 
 def _start(p: Array) -> Turned:

@@ -188,6 +188,8 @@ def in_a_process(
         return result | ({} if values is None else {LIKELIHOODS: values.tolist()})
     if code == FAILED and said:
         return Failure(said[-1])
+    if code == 0:
+        return Failure("It was made as another run; its worker has another version, or other data.")
     last = f": {said[-1].rstrip('.')}" if said else ""
     ended = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
     raise RuntimeError(f"Its process {ended}{last}.")

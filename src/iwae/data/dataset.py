@@ -1,5 +1,7 @@
 """A data set in memory: three splits of examples and what their numbers mean."""
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -40,6 +42,11 @@ class Dataset:
         if name not in SPLITS:
             raise InputError(f"{name!r} is not a split: {nearest(name, list(SPLITS))}.")
         return getattr(self, name)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the training examples as they are stored."""
+        return hashlib.sha256(self.train.data).hexdigest()[:16]
 
     def mean(self) -> np.ndarray:
         """Mean over the training split of x / scale, float32 [d]."""
