@@ -110,13 +110,23 @@ def comparison(name: str, config: RunConfig, start: RunConfig) -> tuple[Cell, ..
             f"{varied} = {given} was given, but a comparison of {name} trains every one of them; "
             f"leave it out."
         )
-    for setting, given, _ in differences(config, start):
-        for cell in COMPARISONS[name]:
-            if cell.settings.get(setting, given) != given:
-                raise InputError(
-                    f"{setting} = {given} was given, but {cell.name} has its own; leave it out."
-                )
+    refuse_unheard({cell.name: cell.settings for cell in COMPARISONS[name]}, config, start)
     return COMPARISONS[name]
+
+
+def refuse_unheard(
+    own: Mapping[str, Mapping[str, Any]], config: RunConfig, start: RunConfig, instead: str = ""
+) -> None:
+    """`InputError` if `config` differs from the recipe in what some cell has otherwise.
+
+    `own` are the settings of each by its name; `instead` says what to do but to leave it out.
+    """
+    for setting, given, _ in differences(config, start):
+        for name, settings in own.items():
+            if settings.get(setting, given) != given:
+                raise InputError(
+                    f"{setting} = {given} was given, but {name} has its own; leave it out{instead}."
+                )
 
 
 def compare(

@@ -185,7 +185,7 @@ class Reproduce:
 
     def _table(self, experiment: Any) -> dict[str, Any] | None:
         """Make what is missing of a table, print it, and return its record."""
-        from iwae import cells, reproduce, workers
+        from iwae import cells, experiments, reproduce, workers
         from iwae.progress import TrainingBars, print_cells, print_estimate, print_table
 
         datasets, seeds = self._listed(experiment.seeds)
@@ -195,7 +195,8 @@ class Reproduce:
         start, k = self._start(), self._k()
         config = override(self.config, seed=start.seed)
         tasks = reproduce.tasks_of(placed, config, start, seeds=seeds, k=k, limit=self.limit)
-        reproduce.refuse_unheard(chosen, config, start)
+        own, instead = reproduce.own_settings(chosen), ", or choose other cells by --cells"
+        experiments.refuse_unheard(own, config, start, instead)
         out = self.out or Path()
         if self.list:
             print_cells(reproduce.rows(chosen, tasks, out), with_state=self.out is not None)

@@ -151,16 +151,9 @@ def refuse(config: RunConfig, start: RunConfig, own: set[str], instead: str) -> 
             )
 
 
-def refuse_unheard(cells: Sequence[Cell], config: RunConfig, start: RunConfig) -> None:
-    """`InputError` if `config` differs from the recipe in what some cells have otherwise."""
-    for name, value, _ in differences(config, start):
-        for cell in cells:
-            own = cell.settings if cell.after is None else {**cell.settings, **CONTINUED}
-            if own.get(name, value) != value:
-                raise InputError(
-                    f"{name} = {value} was given, but {cell.name} has its own; leave it out, or "
-                    f"choose other cells by --cells."
-                )
+def own_settings(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """By the name of each cell, what is its own whatever the recipe says."""
+    return {cell.name: {**cell.settings, **(CONTINUED if cell.after else {})} for cell in cells}
 
 
 @dataclass(frozen=True)
