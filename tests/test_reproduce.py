@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import plates, reproduce, targets, workers
+from iwae import cells, plates, reproduce, targets, workers
 from iwae.cells import Task
 from iwae.cli import main, parse
 from iwae.experiments import COMPARISONS
@@ -290,6 +290,29 @@ def test_the_recipe_is_that_of_the_experiment_and_not_of_a_flags_value() -> None
     assert (said.name, said.config.model.latents) == ("iwaeu", (40,))
     said = parse("reproduce", ["--overwrite", "hiwae", "--datasets=ring"])
     assert (said.name, said.config.model.proposal) == ("hiwae", "hierarchical")
+
+
+def test_what_is_finished_is_put_down_though_another_cell_failed(
+    tmp_path: Path, monkeypatch
+) -> None:
+    out, record = tmp_path / "runs", tmp_path / "record.json"
+    evaluation = {"passes": 1, "k": 100, "n": 50, "nll": 90.0, "nll_se": 1.0, "elbo": -91.0}
+    evaluation |= {"active_units": [3], "seed": 0, "device": "cpu", "note": ""}
+
+    def some(tasks, out: Path, **_):
+        first, second = dict.fromkeys(tasks.values())
+        cells.write_result(first, out, evaluation)
+        return {first: evaluation, second: cells.Failure("It is missing.")}
+
+    monkeypatch.setattr(workers, "make_all", some)
+    form = ["table1", "--recipe", "smoke", "--cells", "digits/1/*-5"]
+    with refused(
+        "1 of 2 runs failed, first digits/1/iwae-5: It is missing. The others are finished; the "
+        "same command tries again."
+    ):
+        parse("reproduce", [*form, "--out", str(out), "--record", str(record)]).run()
+    (kept,) = json.loads(record.read_text())["cells"]
+    assert (kept["name"], kept["nll"]) == ("digits/1/vae-5", [90.0, 1.0])
 
 
 def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:

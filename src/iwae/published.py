@@ -87,8 +87,6 @@ class Reproduce:
     data_dir: DataDir = None
 
     def run(self) -> None:
-        from iwae.files import write_atomic
-
         if self.list and self.name is None:
             from iwae.progress import print_experiments
 
@@ -98,6 +96,7 @@ class Reproduce:
             )
         if self.page is not None:
             from iwae import results
+            from iwae.files import write_atomic
 
             check_output(self.page, (".md",), overwrite=self.overwrite)
             write_atomic(self.page, results.page(self.records))
@@ -108,9 +107,15 @@ class Reproduce:
             content = self._table(EXPERIMENTS[self.name])
         else:
             content = self._draw() if self.name in PICTURED else self._depend()
+        self._keep(content)
+        return None
+
+    def _keep(self, content: dict[str, Any] | None) -> None:
+        """Write the record if one is wanted and there is something to put down."""
+        from iwae.files import write_atomic
+
         if self.record is not None and content is not None:
             write_atomic(self.record, json.dumps(content, indent=1))
-        return None
 
     def _check(self) -> None:
         """`InputError` for a name that is none, and for flags that it does not take."""
@@ -228,7 +233,9 @@ class Reproduce:
             first = {cell.name: tasks[cell.name][0] for cell in chosen}
             pictures = replication.draw(first, out, out / str(self.name), self.data_dir)
             print(*(f"Wrote {path}." for path in pictures), sep="\n")
+        content = reproduce.record(str(self.name), experiment, self.config, rows)
         if failures:
+            self._keep(content if content["cells"] else None)
             failed = next(row for row in rows if row.failures)
             again = "the same command tries again."
             others = len(failures) < len(distinct)
@@ -237,7 +244,7 @@ class Reproduce:
                 f"{len(failures)} of {len(distinct)} runs failed, first {failed.cell.name}: "
                 f"{failed.failures[0]} {rest}"
             )
-        return reproduce.record(str(self.name), experiment, self.config, rows)
+        return content
 
     def _depend(self) -> dict[str, Any]:
         """Print the table, write the pictures, and return the record."""
