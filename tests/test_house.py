@@ -13,7 +13,7 @@ SOURCE = Path(iwae.__file__).parent
 
 ROWS = [
     ("errors",),
-    ("files", "devices", "config", "settings", "threefry", "papers", "data"),
+    ("files", "devices", "config", "settings", "threefry", "tables", "papers", "data"),
     ("observation", "likelihoods", "networks"),
     ("model",),
     ("bayesian", "proposals", "build"),

@@ -1,6 +1,7 @@
 """What is measured of a trained model, against exact posteriors and the model's own evaluation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +29,19 @@ def measured(tiny_run):
 
 def test_every_measure_of_a_table_exists_and_every_published_figure_is_measured(measured) -> None:
     run, test, _ = measured
+
+    @functools.cache
+    def taken(name: str, k: int) -> set[str]:
+        trained = dataclasses.replace(run, config=override(run.config, k=k))
+        return set(MEASURES[name].take(trained, 20, test.log_likelihoods))
+
     for experiment in EXPERIMENTS.values():
         for cell in experiment.cells:
             assert set(cell.measures) <= MEASURES.keys()
             if cell.further:
-                config = override(run.config, k=cell.settings["k"])
-                trained = dataclasses.replace(run, config=config)
                 (name,) = cell.measures
-                assert (
-                    MEASURES[name].take(trained, 20, test.log_likelihoods).keys()
-                    == cell.further.keys()
-                )
+                k = cell.settings["k"] if name in ("bound", "jackknife") else 4
+                assert cell.further.keys() <= taken(name, k)
 
 
 def test_the_gap_is_to_as_many_training_images(measured) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from iwae import bounds
 from iwae.evaluation import mean_and_error, over_examples
 from iwae.model import Model, draw_log_weights
-from iwae.papers import UNKNOWN, Figure
+from iwae.tables import UNKNOWN, Figure
 from iwae.trained import Trained
 
 Figures = dict[str, Figure]

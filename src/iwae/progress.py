@@ -12,8 +12,8 @@ from rich.text import Text
 
 from iwae.data import FileStatus
 from iwae.evaluation import Progress as Counter
-from iwae.papers import Experiment, excess_in_words
 from iwae.runs import OverSeeds
+from iwae.tables import Experiment, excess_in_words
 from iwae.trained import Evaluation
 
 
@@ -265,9 +265,7 @@ def _figures(rows: list[Any]) -> Table:
     table = Table(Column("cell", no_wrap=True), "measured", "ours", "published")
     for row in rows:
         for name, figure in row.figures.items():
-            theirs = row.cell.further.get(name)
-            published = "" if theirs is None else f"{theirs:.2f}"
-            table.add_row(Text(row.cell.name), Text(name), nats(*figure), published)
+            table.add_row(Text(row.cell.name), Text(name), nats(*figure), row.cell.theirs(name))
     return table
 
 

@@ -30,8 +30,8 @@ from iwae.evaluation import mean_and_error
 from iwae.experiments import known, versions
 from iwae.loop import Silent
 from iwae.measures import MEASURES
-from iwae.papers import UNKNOWN, Cell, Experiment, Figure
 from iwae.settings import differences, flatten, override
+from iwae.tables import UNKNOWN, Cell, Experiment, Figure
 
 
 def placed(

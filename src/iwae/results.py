@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from iwae.errors import InputError
-from iwae.papers import EXPERIMENTS, Cell, Experiment, excess_in_words
+from iwae.papers import EXPERIMENTS
+from iwae.tables import Cell, Experiment, excess_in_words
 
 HELD = {"hiwae": "rows", "ring": "measured", "manifold": "measured"}
 """What a record of an experiment that is no table holds."""
@@ -90,17 +91,13 @@ def _figures(
 ) -> list[str]:
     """What else was measured of each cell, beside what was published."""
     heads = ("cell", "measured", "published", "ours", "record")
+    theirs = lambda name, what: of[name].theirs(what) if name in of else ""
     lines = [
-        _row([f"`{name}`", what, _further(of.get(name), what), _figure(figure), f"`{file}`"])
+        _row([f"`{name}`", what, theirs(name, what), _figure(figure), f"`{file}`"])
         for (file, name), entry in measured.items()
         for what, figure in entry.get("figures", {}).items()
     ]
     return [_row(heads), _row(["---"] * len(heads)), *lines, ""] if lines else []
-
-
-def _further(cell: Cell | None, what: str) -> str:
-    known = cell is not None and what in cell.further
-    return f"{cell.further[what]:.2f}" if cell is not None and known else ""
 
 
 def _published(cell: Cell | None, of: Mapping[str, Cell]) -> tuple[str, str]:
