@@ -58,6 +58,8 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     assert "| `mnist/2/iwae-5` | train NLL |  | 83.50 ± 0.25 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-5` | NLL by JVI-9 |  | 1.00 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-50` | 82.90 (26+7) | not yet run |" in page.read_text()
+    assert "| table1 | 24 | 1 | 0 |" in page.read_text()
+    assert "| swap | 4 | 0 | 0 |" in page.read_text()
     with refused(
         f"records = {page} was given, which is no folder; give that of the files that `iwae "
         f"reproduce --record` wrote."

@@ -39,10 +39,12 @@ def page(folder: Path) -> str:
             f"`iwae reproduce --record` wrote."
         )
     records = {path.name: _read(path) for path in sorted(folder.glob("*.json"))}
-    parts = [HEAD]
-    for name, experiment in EXPERIMENTS.items():
-        own = {file: r for file, r in records.items() if r["experiment"] == name}
-        parts.append(_table(name, experiment, own))
+    of = {
+        name: {file: r for file, r in records.items() if r["experiment"] == name}
+        for name in EXPERIMENTS
+    }
+    parts = [HEAD, _overview(of)]
+    parts += [_table(name, experiment, of[name]) for name, experiment in EXPERIMENTS.items()]
     for file, record in records.items():
         if record["experiment"] not in EXPERIMENTS:
             parts.append(_other(file, record))
@@ -62,6 +64,18 @@ def _read(path: Path) -> dict[str, Any]:
             f"take it out of there."
         )
     return record
+
+
+def _overview(records: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
+    """How many cells of each table there is a record of."""
+    heads = ("table", "published cells", "of them measured", "measured on other data")
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    for name, experiment in EXPERIMENTS.items():
+        known = {cell.name for cell in experiment.cells}
+        ours = {cell["name"] for record in records[name].values() for cell in record["cells"]}
+        counts = (len(known), len(known & ours), len(ours - known))
+        lines.append(_row([name, *map(str, counts)]))
+    return "\n".join([*lines, ""])
 
 
 def _table(name: str, experiment: Experiment, records: Mapping[str, dict[str, Any]]) -> str:
