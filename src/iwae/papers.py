@@ -230,7 +230,7 @@ TABLE1 = _burda(
 )
 
 
-SMALL: Said = {name: {"change": "less than 0.06"} for name in ("mnist", "omniglot")}
+PRUNED: Said = {name: {"change": "less than 0.06"} for name in ("mnist", "omniglot")}
 """Without inactive units."""
 
 GAPS: Said = {
@@ -307,7 +307,7 @@ EXPERIMENTS = {
         about="table1 after inactive units are removed",
         source="Burda, Grosse & Salakhutdinov 2016, section 5",
         recipe="paper",
-        cells=_also(TABLE1, "pruned", SMALL),
+        cells=_also(TABLE1, "pruned", PRUNED),
     ),
     "gap": Experiment(
         about="table1 on as many training images",

@@ -273,7 +273,8 @@ def _how(row: Any) -> str:
     first = row.results[0]
     n = f"L_{first['k']} of {first['n']:,} test images"
     seeds = ", ".join(map(str, row.seeds))
-    return f"{first['passes']} passes, {n}, seed{'s' * (len(row.seeds) > 1)} {seeds}"
+    before = f" after those of {row.cell.after}" if row.cell.after else ""
+    return f"{first['passes']} passes{before}, {n}, seed{'s' * (len(row.seeds) > 1)} {seeds}"
 
 
 def _published(cell: Any) -> str:

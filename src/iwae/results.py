@@ -68,7 +68,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _overview(records: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
     """How many cells of each table there is a record of."""
-    heads = ("table", "published cells", "of them measured", "measured on other data")
+    heads = (
+        "table",
+        "published cells",
+        "of them measured, by any schedule",
+        "measured on other data",
+    )
     lines = [_row(heads), _row(["---"] * len(heads))]
     for name, experiment in EXPERIMENTS.items():
         known = {cell.name for cell in experiment.cells}
@@ -134,7 +139,8 @@ def _entry(
     runs, first = entry["runs"], entry["runs"][0]
     counts = np.mean([run["active_units"] for run in runs], axis=0)
     units = "+".join(f"{n:.3g}" for n in counts)
-    how = [f"{first['passes']} passes", f"L_{first['k']} of {first['n']:,} images"]
+    before = f" after those of `{entry['after']}`" if entry.get("after") else ""
+    how = [f"{first['passes']} passes{before}", f"L_{first['k']} of {first['n']:,} images"]
     how += [f"seed{'s' * (len(runs) > 1)} {', '.join(str(run['seed']) for run in runs)}"]
     how += _made_with(runs, record)
     how += [first["note"]] if first["note"] else []
