@@ -457,14 +457,41 @@ def test_through_as_many_draws_as_there_are_is_through_all():
     assert surrogate_loss(model, X, key, bound=iwae, k=4, backward_draws=9) == full
 
 
+BITS = jnp.array([1.0, 0, 0, 1, 1])
+
+
+def small(uncertain):
+    """One layer of 3 units for 5 bits, whose weights are uncertain in these networks."""
+    config = ModelConfig(1, ((4,),), (3,), "bernoulli", uncertain, 0.3)
+    key = jax.random.key(2)
+    return build(config, kind="binary", mean=np.full(5, 0.4), spread=np.ones(5), key=key)
+
+
+@pytest.mark.parametrize("uncertain", ["none", "both"])
+def test_draws_weighed_in_chunks_are_weighed_alike(uncertain):
+    """Also where the last chunk is smaller, and where a draw has weights of its own."""
+    model = small(uncertain)
+    keys, images = jax.random.split(jax.random.key(3), 4), jnp.stack([BITS, 1 - BITS] * 2)
+
+    def of_batch(chunk):
+        def loss(model):
+            given = {"bound": iwae, "k": 7, "estimator": "dreg", "backward_draws": 2}
+            one = lambda x, key: surrogate_loss(model, x, key, **given, chunk=chunk)
+            return jax.tree.map(jnp.mean, jax.vmap(one)(images, keys))
+
+        return eqx.filter_jit(eqx.filter_value_and_grad(loss, has_aux=True))(model)
+
+    at_once = of_batch(None)
+    for chunk in (1, 3, 7):
+        for a, b in zip(*map(jax.tree.leaves, (at_once, of_batch(chunk))), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("which", ["encoder", pytest.param("both", marks=pytest.mark.slow)])
 def test_resampled_draws_keep_their_weights(which):
     """With uncertain weights a draw goes on with the weights that it was made with: the same mean
     gradient of the same draws, paired, within 4.5 standard errors."""
-    config = ModelConfig(1, ((4,),), (3,), "bernoulli", which, 0.3)
-    key = jax.random.key(2)
-    model = build(config, kind="binary", mean=np.full(5, 0.4), spread=np.ones(5), key=key)
-    x = jnp.array([1.0, 0, 0, 1, 1])
+    model, x = small(which), BITS
 
     def gradient(key, few):
         def loss(model):

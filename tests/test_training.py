@@ -167,16 +167,25 @@ def test_groups_divide_a_batch_and_hold_enough_draws(batch, draws, size):
     assert training.group_size(batch, draws, rows=1250) == size
 
 
-def test_a_batch_in_groups_is_the_whole_one(monkeypatch):
+@pytest.mark.parametrize(
+    ("batch", "draws", "size"), [(500, 50, 5), (500, 5, None), (20, 50, None), (4000, 50, 1)]
+)
+def test_chunks_hold_enough_draws_of_a_batch(batch, draws, size):
+    assert training.chunk_size(batch, draws, rows=1250) == size
+
+
+def test_a_batch_in_groups_and_draws_in_chunks_are_the_whole(monkeypatch):
     """The same draws and the same mean gradient, summed in another order."""
     params, static = eqx.partition(small_model(), eqx.is_inexact_array)
     config = TrainingConfig(batch_size=12)
     rates = jnp.asarray(training.rates(config))
     transform = training.optimizer(config, 5, rates)
     ended, asked, scans = [], [], []
-    for size in (12, 3):
+    for size, few in ((12, None), (3, None), (3, 2)):
         group = lambda *given, size=size: asked.append(given) or size
+        chunk = lambda *given, few=few: asked.append(given) or few
         monkeypatch.setattr(training, "group_size", group)
+        monkeypatch.setattr(training, "chunk_size", chunk)
         observe = Observer(255.0, dynamic=True)
         objective = ObjectiveConfig("iwae", k=3, backward_draws=2)
         step = training.make_step(static, objective, config, 5, observe)
@@ -187,10 +196,12 @@ def test_a_batch_in_groups_is_the_whole_one(monkeypatch):
         for _ in range(3):
             state = jax.jit(step)(state, *given)
         ended.append(state)
-    assert scans[1] == scans[0] + 1
-    assert asked == [(12, 2), (12, 2)], "examples, and draws that are passed back through"
-    for whole, parts in zip(*map(jax.tree.leaves, ended), strict=True):
-        np.testing.assert_allclose(parts, whole, rtol=2e-4, atol=1e-6)
+    assert [n - scans[0] for n in scans[1:]] == [1, 2]
+    assert asked[::2] == [(12, 2)] * 3, "examples, and draws that are passed back through"
+    assert asked[1::2] == [(12, 3), (3, 3), (3, 3)], "examples, and draws that are weighed"
+    for whole, *others in zip(*map(jax.tree.leaves, ended), strict=True):
+        for parts in others:
+            np.testing.assert_allclose(parts, whole, rtol=2e-4, atol=1e-6)
 
 
 def test_each_step_sees_its_own_rows_of_the_order():

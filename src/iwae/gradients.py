@@ -99,14 +99,16 @@ def surrogate_loss(
     k: int,
     estimator: str | Estimator = "reparam",
     backward_draws: int | None = None,
+    chunk: int | None = None,
 ) -> tuple[Scalar, Scalar]:
     """(loss, value) of one example with K fresh draws; differentiate `loss` in the model.
 
     The gradient of `loss` is the estimate of −∇bound; `value` is the bound (that of θ, if they
     differ). `model` is anything with `propose`, `log_joint` and `log_proposal`. With
     `backward_draws` < K the gradient passes through so many draws only, resampled by their weights
-    (`resampled`). `InputError` if the estimator does not exist, or means nothing for this bound, K
-    or model.
+    (`resampled`), and all K are weighed `chunk` at a time, or at once.
+
+    `InputError` if the estimator does not exist, or means nothing for this bound, K or model.
     """
     pair = paired(bound)
     chosen = named(estimator)
@@ -119,8 +121,8 @@ def surrogate_loss(
     check(chosen, pair, k, model, few=few is not None)
     h, log_q = draw(model, x, k, key)
     if few is not None:
-        still = frozen(model)
-        log_w = still.log_joint(x, jax.lax.stop_gradient(h)) - jax.lax.stop_gradient(log_q)
+        log_w = _log_joint(frozen(model), x, jax.lax.stop_gradient(h), chunk)
+        log_w -= jax.lax.stop_gradient(log_q)
     elif chosen == ESTIMATORS["reparam"] and pair.theta is pair.phi:
         value = pair.theta(model.log_joint(x, h) - log_q)
         return -value, value
@@ -134,6 +136,14 @@ def surrogate_loss(
     if chosen.dreams:
         loss -= _sleep(model, k, jax.random.fold_in(key, 1))
     return loss, pair.theta(log_w)
+
+
+def _log_joint(model: Model, x: Array, h: Any, chunk: int | None) -> PerDraw:
+    """log p(x, h) of each draw, so many draws at a time."""
+    if chunk is None:
+        return model.log_joint(x, h)
+    one = lambda h: model.log_joint(x, jax.tree.map(lambda a: a[None], h))[0]
+    return jax.lax.map(one, h, batch_size=chunk)
 
 
 class Weighed(NamedTuple):

@@ -156,6 +156,15 @@ def group_size(batch: int, draws: int, rows: int = ROWS) -> int:
     return size if 4 * size * draws >= rows else batch
 
 
+def chunk_size(batch: int, draws: int, rows: int = ROWS) -> int | None:
+    """How many draws of each example are weighed at once where no gradient passes; None is all.
+
+    As many as make twice `rows` in the whole batch, or a single one.
+    """
+    chunk = max(1, 2 * rows // batch)
+    return chunk if chunk < draws else None
+
+
 Replicas = tuple[Any, ...]
 """Something of each replica."""
 
@@ -178,9 +187,10 @@ def make_step(
     """
     bound = objective_bounds(objective)
     batch = config.batch_size
-    group = batch
+    group, chunk = batch, None
     if devices.mesh is None and jax.default_backend() == "cpu":
         group = group_size(batch, min(objective.k, objective.backward_draws or objective.k))
+        chunk = chunk_size(group, objective.k)
 
     def loss(
         params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array
@@ -195,6 +205,7 @@ def make_step(
                 k=objective.k,
                 estimator=objective.estimator,
                 backward_draws=objective.backward_draws,
+                chunk=chunk,
             )
         )(x, keys)
         penalty = _weight_penalty(model, config, step / steps_per_pass) / (batch * steps_per_pass)
