@@ -32,6 +32,7 @@ ROWS = [
         "workers",
         "replication",
         "reproduce",
+        "records",
         "results",
         "plates",
         "dependence",

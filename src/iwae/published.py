@@ -82,7 +82,8 @@ class Reproduce:
     records: Path = Path("results/reproduced")
     """Folder of these records."""
     record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Also write the results with their settings."""
+    """Also write the results with their settings. Cells of a table join those that are in the file,
+    if its settings are the same."""
     overwrite: Overwrite = False
     data_dir: DataDir = None
 
@@ -102,20 +103,41 @@ class Reproduce:
             write_atomic(self.page, results.page(self.records))
             return print(f"Wrote {self.page}.")
         self._check()
-        check_output(self.record, (".json",), overwrite=self.overwrite)
         if self.name in EXPERIMENTS:
-            content = self._table(EXPERIMENTS[self.name])
+            self._table(EXPERIMENTS[self.name])
         else:
-            content = self._draw() if self.name in PICTURED else self._depend()
-        self._keep(content)
+            check_output(self.record, (".json",), overwrite=self.overwrite)
+            self._keep(self._draw() if self.name in PICTURED else self._depend())
         return None
 
-    def _keep(self, content: dict[str, Any] | None) -> None:
-        """Write the record if one is wanted and there is something to put down."""
+    def _keep(self, content: dict[str, Any]) -> None:
+        """Write the record if one is wanted."""
         from iwae.files import write_atomic
 
-        if self.record is not None and content is not None:
+        if self.record is not None:
             write_atomic(self.record, json.dumps(content, indent=1))
+
+    def _growing(self) -> dict[str, Any] | None:
+        """The record that the cells of a table join, if there is one."""
+        from iwae import records
+
+        check_output(self.record, (".json",), overwrite=True)
+        if self.record is None or self.overwrite or not self.record.exists():
+            return None
+        return records.growing(self.record, str(self.name), self.config)
+
+    def _join(self, rows: Sequence[Any]) -> None:
+        """Put the finished rows down, beside the cells that are in the record already."""
+        from iwae import records
+
+        content = records.of_table(str(self.name), self.config, rows)
+        if self.record is None:
+            return
+        if not content["cells"]:
+            print(f"No cell is finished, so {self.record} was not written.")
+            return
+        there = self._growing()
+        self._keep(content if there is None else records.joined(there, content, self.record))
 
     def _check(self) -> None:
         """`InputError` for a name that is none, and for flags that it does not take."""
@@ -188,8 +210,8 @@ class Reproduce:
         """The recipe, before flags replaced its settings."""
         return recipe(self.recipe or RECIPES[str(self.name)])
 
-    def _table(self, experiment: Any) -> dict[str, Any] | None:
-        """Make what is missing of a table, print it, and return its record."""
+    def _table(self, experiment: Any) -> None:
+        """Make what is missing of a table, print it, and record it."""
         from iwae import cells, experiments, reproduce, workers
         from iwae.progress import TrainingBars, print_cells, print_estimate, print_table
 
@@ -205,13 +227,14 @@ class Reproduce:
         out = self.out or Path()
         if self.list:
             print_cells(reproduce.rows(chosen, tasks, out), with_state=self.out is not None)
-            return None
+            return
         each = {f"{c.name}, seed {t.config.seed}": t for c in chosen for t in tasks[c.name]}
         distinct = list(dict.fromkeys(each.values()))
         if self.dry_run:
             seconds = reproduce.estimate(distinct, out, data_dir=self.data_dir)
             print_estimate(each, seconds, self.workers)
-            return None
+            return
+        self._growing()  # what cannot be joined is refused before hours of work
         failures: dict[cells.Task, cells.Failure] = {}
         if not self.render:
             left = sum(cells.recorded(task, out) is None for task in distinct)
@@ -233,9 +256,8 @@ class Reproduce:
             first = {cell.name: tasks[cell.name][0] for cell in chosen}
             pictures = replication.draw(first, out, out / str(self.name), self.data_dir)
             print(*(f"Wrote {path}." for path in pictures), sep="\n")
-        content = reproduce.record(str(self.name), experiment, self.config, rows)
+        self._join(rows)
         if failures:
-            self._keep(content if content["cells"] else None)
             failed = next(row for row in rows if row.failures)
             again = "the same command tries again."
             others = len(failures) < len(distinct)
@@ -244,7 +266,6 @@ class Reproduce:
                 f"{len(failures)} of {len(distinct)} runs failed, first {failed.cell.name}: "
                 f"{failed.failures[0]} {rest}"
             )
-        return content
 
     def _depend(self) -> dict[str, Any]:
         """Print the table, write the pictures, and return the record."""

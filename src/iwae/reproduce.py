@@ -27,10 +27,9 @@ from iwae.cells import (
 from iwae.config import RunConfig
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
-from iwae.experiments import known, versions
 from iwae.loop import Silent
 from iwae.measures import MEASURES
-from iwae.settings import differences, flatten, override
+from iwae.settings import differences, override
 from iwae.tables import UNKNOWN, Cell, Experiment, Figure
 
 
@@ -211,8 +210,14 @@ class Row:
         pairs = list(zip(self.results, self.reference, strict=True))
         if len(pairs) == 1:
             return _paired(*pairs[0])
-        apart = np.array([a["nll"] - b["nll"] for a, b in pairs])
-        return mean_and_error(apart) if apart.any() else (0.0, UNKNOWN)
+        return apart([a["nll"] - b["nll"] for a, b in pairs])
+
+
+def apart(differences: Sequence[float]) -> Figure:
+    """Mean over seeds and its standard error, which is unknown of one, or of equal runs."""
+    if len(differences) == 1 or not any(differences):
+        return float(np.mean(differences)), UNKNOWN
+    return mean_and_error(np.array(differences))
 
 
 def _paired(ours: Result, other: Result) -> Figure:
@@ -342,36 +347,3 @@ def _seconds(task: Task, data_dir: str | Path | None) -> tuple[float, float]:
     each = (time.monotonic() - began) / min(MEASURED, len(dataset.test))
     n = len(dataset.test) if task.limit is None else min(task.limit, len(dataset.test))
     return len(dataset.train) / rate.rate, n * each
-
-
-def record(
-    name: str, experiment: Experiment, config: RunConfig, rows: Sequence[Row]
-) -> dict[str, Any]:
-    """The finished rows with all that is needed to have them again."""
-    own = {"seed", *set.intersection(*(set(row.cell.settings) for row in rows))}
-    settings = {n: v for n, v in flatten(config).items() if v is not None and n not in own}
-    further = {n: v for n, v, _ in differences(continued(config), config)}
-    kept = ["seed", "passes", "k", "n", "nll", "nll_se", "elbo", "active_units"]
-    kept += ["training_seconds", "made_with", "device", "iwae", "note"]
-    return {
-        **versions(),
-        "experiment": name,
-        "source": experiment.source,
-        "settings": settings,
-        "cells": [
-            {
-                "name": row.cell.name,
-                "settings": dict(row.cell.settings) | (further if row.cell.after else {}),
-                "nll": known(row.nll),
-                "difference": known(row.difference),
-                "against": row.cell.against,
-                "after": row.cell.after,
-                "published": known(row.cell.published),
-                "published_units": row.cell.units,
-                "figures": {name: known(figure) for name, figure in row.figures.items()},
-                "runs": [{n: e[n] for n in kept if n in e} for e in row.results],
-            }
-            for row in rows
-            if row.results
-        ],
-    }

@@ -3,7 +3,6 @@
 All figures come from the records that `iwae reproduce --record` wrote; none is typed.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from iwae import records
 from iwae.errors import InputError
 from iwae.papers import EXPERIMENTS
 from iwae.tables import Cell, Experiment, excess_in_words
-
-HELD = {"hiwae": "rows", "ring": "measured", "manifold": "measured"}
-"""What a record of an experiment that is no table holds."""
 
 HEAVY = "of autoencoders Cov and Var(p̂) are sums over a few huge weights, Var(log p̂) is not"
 
@@ -38,27 +35,22 @@ def page(folder: Path) -> str:
             f"records = {folder} was given, which is no folder; give that of the files that "
             f"`iwae reproduce --record` wrote."
         )
-    records = {path.name: _read(path) for path in sorted(folder.glob("*.json"))}
+    found = {path.name: _read(path) for path in sorted(folder.glob("*.json"))}
     of = {
-        name: {file: r for file, r in records.items() if r["experiment"] == name}
+        name: {file: r for file, r in found.items() if r["experiment"] == name}
         for name in EXPERIMENTS
     }
     parts = [HEAD, _overview(of)]
     parts += [_table(name, experiment, of[name]) for name, experiment in EXPERIMENTS.items()]
-    for file, record in records.items():
+    for file, record in found.items():
         if record["experiment"] not in EXPERIMENTS:
             parts.append(_other(file, record))
     return "\n".join(parts)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        held = "cells" if record["experiment"] in EXPERIMENTS else HELD[record["experiment"]]
-        known = held in record and all(cell["runs"] for cell in record.get("cells", ()))
-    except (OSError, ValueError, KeyError, TypeError):
-        known = False
-    if not known:
+    record = records.read(path)
+    if record is None:
         raise InputError(
             f"{path} was found among the records, but it is none of `iwae reproduce --record`; "
             f"take it out of there."
