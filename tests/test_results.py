@@ -60,6 +60,7 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     assert "| `mnist/2/iwae-5` | train NLL |  | 83.50 ± 0.25 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-5` | NLL by JVI-9 |  | 1.00 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-50` | 82.90 (26+7) | not yet run |" in page.read_text()
+    assert "| 84.12 ± 0.25 (20+4) / 83.89 (21+5) | — / 82.90 (26+7) |\n" in page.read_text()
     assert "| table1 | 24 | 1 | 0 |" in page.read_text()
     assert "| swap | 4 | 0 | 0 |" in page.read_text()
     with refused(
@@ -67,6 +68,21 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
         f"reproduce --record` wrote."
     ):
         results.page(page)
+
+
+def test_at_a_glance_a_cell_is_of_the_longest_training_and_the_last_version(
+    tmp_path: Path,
+) -> None:
+    for i, (passes, version) in enumerate([(9, "0.2.0"), (20, "0.9.1"), (20, "0.10.0"), (3, "1")]):
+        run = {"k": 9, "n": 12, "seed": 3, "passes": passes, "active_units": [i], "note": ""}
+        run |= {"device": "gpu", "iwae": version, "nll": 90.0 + i, "nll_se": 0.5}
+        cell = {"name": "mine/1/vae-5", "nll": [90.0 + i, 0.5], "difference": None, "runs": [run]}
+        record = {"experiment": "table1", "device": "cpu", "iwae": version, "cells": [cell]}
+        (tmp_path / f"{i}.json").write_text(json.dumps(record))
+    page = results.page(tmp_path)
+    assert "\n| `mine/1` | — | 92.00 ± 0.50 (2) | — | — | — | — |\n" in page
+    assert "\n| `mnist/1` | — / 86.76 (19) | — / 86.47 (20) | " in page
+    assert page.count("| ours / published |") == 1, "where nothing else is measured, and a record"
 
 
 @pytest.mark.parametrize(

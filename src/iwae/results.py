@@ -4,6 +4,7 @@ All figures come from the records that `iwae reproduce --record` wrote; none is 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,11 @@ def _table(name: str, experiment: Experiment, records: Mapping[str, dict[str, An
     if not records:
         cells = ", ".join(f"`{cell.name}`" for cell in experiment.cells)
         return "\n".join([*lines, f"Not yet run: {cells}.", ""])
-    heads = ("cell", "published", "ours", "ours − published", "Δ", "published Δ", "how", "record")
-    lines += [_row(heads), _row(["---"] * len(heads))]
     of = {cell.name: cell for cell in experiment.cells}
     measured = {(file, c["name"]): c for file, r in records.items() for c in r["cells"]}
+    lines += _glance(of, measured)
+    heads = ("cell", "published", "ours", "ours − published", "Δ", "published Δ", "how", "record")
+    lines += [_row(heads), _row(["---"] * len(heads))]
     others = [name for _, name in measured if name not in of]
     for cell_name in (*of, *dict.fromkeys(others)):
         entries = {file: c for (file, n), c in measured.items() if n == cell_name}
@@ -95,6 +97,38 @@ def _table(name: str, experiment: Experiment, records: Mapping[str, dict[str, An
         for file, entry in entries.items():
             lines.append(_row(_entry(cell_name, entry, of, file, records[file])))
     return "\n".join([*lines, "", *_figures(of, measured)])
+
+
+def _glance(
+    of: Mapping[str, Cell], measured: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> list[str]:
+    """Ours / published as the paper has them, a row for each data set and number of layers.
+
+    Ours is of the record with the most passes, of equals the one with the last version.
+    """
+    longest = lambda entry: (entry["runs"][0]["passes"], _version(entry["runs"][0]))
+    ours: dict[str, Mapping[str, Any]] = {}
+    for (_, name), entry in measured.items():
+        if name not in ours or longest(entry) >= longest(ours[name]):
+            ours[name] = entry
+    places = [name.rpartition("/") for name in dict.fromkeys((*of, *ours))]
+    rows, columns = (list(dict.fromkeys(place[i] for place in places)) for i in (0, 2))
+    if any(cell.measures for cell in of.values()) or not all("/" in row for row in rows):
+        return []
+
+    def pair(name: str) -> str:
+        own = _ours(ours[name]) if name in ours else "—"
+        theirs, _ = _published(of.get(name), of)
+        return f"{own} / {theirs}" if theirs else own
+
+    lines = [_row(["ours / published", *(f"`{column}`" for column in columns)])]
+    lines.append(_row(["---"] * (1 + len(columns))))
+    lines += [_row([f"`{row}`", *(pair(f"{row}/{column}") for column in columns)]) for row in rows]
+    return [*lines, ""]
+
+
+def _version(run: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", run.get("iwae", ""))))
 
 
 def _figures(
@@ -129,21 +163,24 @@ def _entry(
     record: Mapping[str, Any],
 ) -> list[str]:
     runs, first = entry["runs"], entry["runs"][0]
-    counts = np.mean([run["active_units"] for run in runs], axis=0)
-    units = "+".join(f"{n:.3g}" for n in counts)
     before = f" after those of `{entry['after']}`" if entry.get("after") else ""
     how = [f"{first['passes']} passes{before}", f"L_{first['k']} of {first['n']:,} images"]
     how += [f"seed{'s' * (len(runs) > 1)} {', '.join(str(run['seed']) for run in runs)}"]
     how += _made_with(runs, record)
     how += [first["note"]] if first["note"] else []
-    nll, difference, cell = entry["nll"], entry["difference"], of.get(name)
+    difference, cell = entry["difference"], of.get(name)
     published, apart = _published(cell, of)
     more = ""
     if cell is not None and cell.published is not None:
         more = excess_in_words(runs, cell.published)
     delta = "" if difference is None else _figure(difference)
-    ours = f"{_figure(nll)} ({units})"
-    return [f"`{name}`", published, ours, more, delta, apart, ", ".join(how), f"`{file}`"]
+    return [f"`{name}`", published, _ours(entry), more, delta, apart, ", ".join(how), f"`{file}`"]
+
+
+def _ours(entry: Mapping[str, Any]) -> str:
+    """NLL (active units), these layer by layer and their mean over seeds."""
+    counts = np.mean([run["active_units"] for run in entry["runs"]], axis=0)
+    return f"{_figure(entry['nll'])} ({'+'.join(f'{n:.3g}' for n in counts)})"
 
 
 def _made_with(runs: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:
