@@ -120,10 +120,17 @@ class UncertainAutoencoder(Autoencoder):
         self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
     ) -> tuple[Any, Float[Array, " k"]]:
         """K draws, each from weights of its own, and log q(h_i|x; φ_i)."""
+        return self.reparametrize(x, self.noise(k, key))
+
+    def noise(self, k: int, key: PRNGKeyArray) -> Any:
+        """ε of K draws, each with the key of weights of its own."""
         weights = jax.random.split(jax.random.fold_in(key, WEIGHTS), k)
-        epsilon = Draws(self.noise(k, key), weights)
+        return Draws(super().noise(k, key), weights)
+
+    def reparametrize(self, x: Float[Array, " d"], epsilon: Any) -> tuple[Any, Float[Array, " k"]]:
+        """(h, log q(h_i|x; φ_i)) of the draws that ε and its weights stand for."""
         latents, log_q = self._each(lambda model, noise: model.reparametrize(x, noise), epsilon)
-        return Draws(latents, weights), log_q
+        return Draws(latents, epsilon.weights), log_q
 
     def log_joint(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
         """log p(x|h_i; θ_i) p(h_i), per draw."""

@@ -119,31 +119,48 @@ def surrogate_loss(
             f"1 draw; give 1 or more."
         )
     check(chosen, pair, k, model, few=few is not None)
-    h, log_q = draw(model, x, k, key)
     if few is not None:
-        log_w = _log_joint(frozen(model), x, jax.lax.stop_gradient(h), chunk)
-        log_w -= jax.lax.stop_gradient(log_q)
-    elif chosen == ESTIMATORS["reparam"] and pair.theta is pair.phi:
-        value = pair.theta(model.log_joint(x, h) - log_q)
-        return -value, value
+        log_w, again = _weighed_first(model, x, k, key, chunk)
     else:
+        h, log_q = draw(model, x, k, key)
+        if chosen == ESTIMATORS["reparam"] and pair.theta is pair.phi:
+            value = pair.theta(model.log_joint(x, h) - log_q)
+            return -value, value
         log_w = jax.lax.stop_gradient(model.log_joint(x, h) - log_q)
     weighed = Weighed.by(chosen, Weights(log_w, pair.phi), pair.theta)
     if few is not None:
         which, weighed = resampled(weighed, few, jax.random.fold_in(key, 2))
-        h = jax.tree.map(lambda a: a[which], h)
+        h = again(which)
     loss = _loss(model, x, h, weighed)
     if chosen.dreams:
         loss -= _sleep(model, k, jax.random.fold_in(key, 1))
     return loss, pair.theta(log_w)
 
 
-def _log_joint(model: Model, x: Array, h: Any, chunk: int | None) -> PerDraw:
-    """log p(x, h) of each draw, so many draws at a time."""
+def _weighed_first(
+    model: Any, x: Array, k: int, key: PRNGKeyArray, chunk: int | None
+) -> tuple[PerDraw, Callable[[Int[Array, " draws"]], Any]]:
+    """(log w of K draws, held constant; the same draws of these indices, to pass a gradient back).
+
+    A model with `noise` and `reparametrize` draws them again from their ε, so that its encoder is
+    passed back through for them alone. `chunk` draws are weighed at a time, or all.
+    """
+    if hasattr(model, "reparametrize"):
+        epsilon = model.noise(k, key)
+        h, log_q = frozen(model).reparametrize(x, epsilon)
+        again = lambda which: model.reparametrize(x, _taken(epsilon, which))[0]
+    else:
+        moving, log_q = draw(model, x, k, key)
+        h, log_q = jax.lax.stop_gradient((moving, log_q))
+        again = lambda which: _taken(moving, which)
     if chunk is None:
-        return model.log_joint(x, h)
-    one = lambda h: model.log_joint(x, jax.tree.map(lambda a: a[None], h))[0]
-    return jax.lax.map(one, h, batch_size=chunk)
+        return frozen(model).log_joint(x, h) - log_q, again
+    one = lambda h: frozen(model).log_joint(x, jax.tree.map(lambda a: a[None], h))[0]
+    return jax.lax.map(one, h, batch_size=chunk) - log_q, again
+
+
+def _taken(draws: Any, which: Int[Array, " draws"]) -> Any:
+    return jax.tree.map(lambda a: a[which], draws)
 
 
 class Weighed(NamedTuple):
