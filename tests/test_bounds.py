@@ -203,6 +203,14 @@ def test_jvi_is_stable_when_one_weight_dominates(order):
     np.testing.assert_allclose(gradient.sum(), 1, atol=2e-3)
 
 
+def test_the_jackknife_pushes_the_largest_weights_apart():
+    """JVI-1 of weights far apart is (2 − 1/K) log w_1 − (1 − 1/K) log w_2 up to a constant: K L_K
+    has the first, and of the L_{K−1} all but one the first, that one the second."""
+    log_w, k = jnp.array([-20.0, 0.0, -45.0, -70.0]), 4
+    gradient = jax.grad(partial(jvi, order=1))(log_w)
+    np.testing.assert_allclose(gradient, [1 / k - 1, 2 - 1 / k, 0, 0], atol=1e-5)
+
+
 @every_bound
 def test_all_but_one_weight_zero(bound):
     """No nan: L_K is log (w/K); the ELBO is −∞, and JVI, which subtracts log 0, +∞."""
