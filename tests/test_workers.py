@@ -19,11 +19,12 @@ import pytest
 from iwae import cells, workers
 from iwae.cells import Failure, Task
 from iwae.config import RunConfig
-from iwae.errors import InputError
+from iwae.errors import InputError, Interrupted
+from iwae.experiments import Watchers
 from iwae.settings import override
 from refusals import refused
 from test_cells import small
-from watchers import Quiet
+from watchers import Interrupting, Quiet
 
 
 def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypatch) -> None:
@@ -45,6 +46,21 @@ def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypa
     kept = [cells.log_likelihoods(measured, tmp_path / name) for name in ("here", "there")]
     np.testing.assert_array_equal(*kept)
     assert -kept[0].mean() == pytest.approx(there[measured]["nll"])
+
+
+def test_an_interrupted_table_says_that_the_same_command_goes_on(tiny, tmp_path: Path) -> None:
+    class Pressing(Watchers):
+        def cell(self, name: str, epochs: int) -> Interrupting:
+            return Interrupting(70)
+
+    task = small(tiny, epochs=3)
+    with pytest.raises(Interrupted) as stopped:
+        workers.make_all({"mine, seed 0": task}, tmp_path, watch=Pressing())
+    assert str(stopped.value) == (
+        f"Interrupted in mine, seed 0 after {cells.passes(task, tmp_path)} of 3 passes; what is "
+        f"finished is kept, and the same command goes on from there."
+    )
+    assert 0 < cells.passes(task, tmp_path) < 3
 
 
 def test_a_process_that_nobody_wants_is_interrupted_and_a_long_order_is_read(monkeypatch) -> None:

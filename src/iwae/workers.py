@@ -24,6 +24,7 @@ from iwae.cells import (
     Task,
     attempt,
     log_likelihoods,
+    passes,
     recorded,
     write_result,
 )
@@ -72,8 +73,14 @@ def make_all(
     if elsewhere is None:
         for task in itertools.chain(*_turns(missing)):
             name = missing[task]
-            watcher = watch.cell(name, task.config.training.epochs)
-            keep(task, attempt(task, out, watcher, data_dir))
+            epochs = task.config.training.epochs
+            try:
+                keep(task, attempt(task, out, watch.cell(name, epochs), data_dir))
+            except Interrupted as error:
+                raise Interrupted(
+                    f"Interrupted in {name} after {passes(task, out)} of {epochs} passes; what is "
+                    f"finished is kept, and the same command goes on from there."
+                ) from error
         return results
     at, data = out.resolve(), None if data_dir is None else Path(data_dir).resolve()
     with elsewhere as pool:
