@@ -100,7 +100,7 @@ def joined(there: Record, added: Record, path: Path) -> Record:
     """
     cells: dict[str, Record] = {}
     for cell in there["cells"]:
-        runs = [{"iwae": there["iwae"], **run} for run in cell["runs"]]
+        runs = [{**run, "iwae": run.get("iwae", there["iwae"])} for run in cell["runs"]]
         cells[cell["name"]] = {**cell, "runs": runs}
     for cell in added["cells"]:
         before = cells.get(cell["name"], cell)

@@ -24,8 +24,9 @@ Negative log-likelihoods in nats, ± standard errors: over seeds where there are
 test images. Active units in brackets. How far ours is from the published figure is given in
 standard errors of both, of ours over seeds and test images, as if the images were others; they are
 the same, and of a single seed it is not known how others differ. Δ is the difference, in pairs, to
-the cell that the table holds it against. Every figure comes from the record that is named beside
-it; `iwae reproduce --page FILE.md --records FOLDER` writes this page from them.
+the cell that the table holds it against, without an error where the two were not measured together.
+Every figure comes from the record that is named beside it; `iwae reproduce --page FILE.md --records
+FOLDER` writes this page from them.
 """
 
 
