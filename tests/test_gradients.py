@@ -15,7 +15,7 @@ from iwae.bounds import BOUNDS, Pair, ciwae, curvature, elbo, iwae, jvi, miwae, 
 from iwae.build import build
 from iwae.config import ModelConfig, ObjectiveConfig
 from iwae.gradients import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
-from iwae.model import FromFunctions, log_weights
+from iwae.model import Autoencoder, FromFunctions, log_weights
 from linear_gaussian import LinearGaussian, generic_chain, orthogonal_chain, random_model
 from refusals import refused
 
@@ -485,6 +485,38 @@ def test_draws_weighed_in_chunks_are_weighed_alike(uncertain):
     for chunk in (1, 3, 7):
         for a, b in zip(*map(jax.tree.leaves, (at_once, of_batch(chunk))), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+class Bare(eqx.Module):
+    """What a model needs and no more."""
+
+    model: Autoencoder
+
+    def propose(self, x, k, key):
+        return self.model.propose(x, k, key)
+
+    def log_joint(self, x, h):
+        return self.model.log_joint(x, h)
+
+    def log_proposal(self, x, h):
+        return self.model.log_proposal(x, h)
+
+
+@pytest.mark.parametrize("estimator", ["reparam", "dreg", "rws"])
+def test_draws_made_again_from_their_noise_have_the_gradient_of_the_first(estimator):
+    """In two layers, where a draw of the second passes back through the first."""
+    config, key = ModelConfig(2, ((4,), (4,)), (3, 2)), jax.random.key(4)
+    model = build(config, kind="binary", mean=np.full(5, 0.4), spread=np.ones(5), key=key)
+
+    def gradient(model):
+        given = {"bound": iwae, "k": 6, "estimator": estimator, "backward_draws": 2}
+        loss = lambda model: surrogate_loss(model, BITS, key, **given)[0]
+        return jax.tree.leaves(eqx.filter_jit(eqx.filter_grad(loss))(model))
+
+    assert hasattr(model, "reparametrize")
+    for again, first in zip(gradient(model), gradient(Bare(model)), strict=True):
+        np.testing.assert_allclose(again, first, rtol=1e-4, atol=1e-6)
+        assert np.any(first)
 
 
 @pytest.mark.parametrize("which", ["encoder", pytest.param("both", marks=pytest.mark.slow)])

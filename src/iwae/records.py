@@ -81,7 +81,7 @@ def growing(path: Path, name: str, config: RunConfig) -> Record:
         )
     defaults = _plain(flatten(RunConfig()))
     ours = _plain(of_table(name, config, ())["settings"])
-    theirs = there["settings"]
+    theirs = there.get("settings", {})
     for setting in sorted({*ours, *theirs}):
         own, other = (s.get(setting, defaults.get(setting)) for s in (ours, theirs))
         if own != other:
