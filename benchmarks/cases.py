@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from benchmarks import floor, iwae_steps, rivals, torch_iwae, tracing
 from benchmarks.floor import Floor
 from benchmarks.images import synthetic
 from benchmarks.timing import Contestant, Effort, Times, fastest, interleaved, ratios
-from iwae.config import ObjectiveConfig
+from iwae.config import ObjectiveConfig, RunConfig
 from iwae.settings import override, recipe
 
 IMAGES = 60_000
@@ -201,22 +202,23 @@ def estimators(effort: Effort, *, layers: int) -> Result:
     return Result("ms/step", _scaled(times, 1e3), f"time to reparam's: {', '.join(parts)}")
 
 
-def recipe_fast(effort: Effort, *, k: int) -> Result:
-    """A step of the recipe `fast`, and the same with Adam, or with gradients through all draws."""
+def recipe_fast(effort: Effort, *, k: int, layers: int = 1) -> Result:
+    """A step of the recipe `fast`, and the same with Adam, with gradients through all draws, or
+    with all draws weighed at once."""
     given = override(recipe("fast"), k=k)
     variants = {"iwae": given, "adam": override(given, optimizer="adam")}
-    if k > (given.objective.backward_draws or k):
+    few = k > (given.objective.backward_draws or k)
+    if few:
         variants["all draws"] = override(given, backward_draws=None)
-    contestants = {
-        name: iwae_steps.TrainingLoop(
-            iwae_steps.new_model(1, images()),
-            images(),
-            k=k,
-            objective=of.objective,
-            config=of.training,
-        )
-        for name, of in variants.items()
-    }
+
+    def loop(of: RunConfig) -> iwae_steps.TrainingLoop:
+        model, o, t = iwae_steps.new_model(layers, images()), of.objective, of.training
+        return iwae_steps.TrainingLoop(model, images(), k=k, objective=o, config=t)
+
+    contestants = {name: loop(of) for name, of in variants.items()}
+    if few:
+        with mock.patch("iwae.training.chunk_size", return_value=None):
+            contestants["at once"] = loop(given)
     times = interleaved(contestants, effort)
     parts = [f"{name} {r['median']:.2f}" for name, r in ratios(times).items()]
     return Result("ms/step", _scaled(times, 1e3), f"time to the recipe's: {', '.join(parts)}")
@@ -319,6 +321,7 @@ CASES: dict[str, Callable[[Effort], Result]] = {
     "estimators, 1 layer, K = 50": partial(estimators, layers=1),
     "estimators, 2 layers, K = 50": partial(estimators, layers=2),
     **{f"recipe fast, K = {k}": partial(recipe_fast, k=k) for k in (1, 5, 50)},
+    "recipe fast, 2 layers, K = 50": partial(recipe_fast, k=50, layers=2),
     "evaluation of L_5000, 1 layer": evaluation,
     "import": _fresh("s", 0, iwae="import_iwae", torch="import_torch"),
     "help at the command line": _fresh("s", 0, iwae="help_iwae"),
