@@ -1,5 +1,6 @@
 """Estimators: by hand, identities, agreement in the mean, variances, SNR laws, and refusals."""
 
+from dataclasses import fields
 from functools import partial
 from typing import get_args, get_type_hints
 
@@ -15,7 +16,7 @@ from iwae.bounds import BOUNDS, Pair, ciwae, curvature, elbo, iwae, jvi, miwae, 
 from iwae.build import build
 from iwae.config import ModelConfig, ObjectiveConfig
 from iwae.gradients import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
-from iwae.model import Autoencoder, FromFunctions, log_weights
+from iwae.model import Autoencoder, FromFunctions, log_normal, log_weights, made_from_noise
 from linear_gaussian import LinearGaussian, generic_chain, orthogonal_chain, random_model
 from refusals import refused
 
@@ -519,6 +520,32 @@ def test_draws_made_again_from_their_noise_have_the_gradient_of_the_first(estima
         assert np.any(first)
 
 
+class Wider(Autoencoder):
+    """Proposes with twice the standard deviation."""
+
+    def propose_and_log_prob(self, x, k, key):
+        mu, log_sigma = self.encoder[0](x)
+        h = (mu + 2 * jnp.exp(log_sigma) * self.noise(k, key)[0],)
+        return h, self.log_proposal(x, h)
+
+    def log_proposal(self, x, h):
+        mu, log_sigma = self.encoder[0](x)
+        return log_normal(h[0], mu, log_sigma + jnp.log(2))
+
+
+def test_a_model_that_proposes_in_its_own_way_is_asked_for_its_draws():
+    own = small("none")
+    wider = Wider(**{f.name: getattr(own, f.name) for f in fields(own)})
+    given = {"bound": iwae, "k": 6, "estimator": "stl"}
+    _, all_draws = surrogate_loss(wider, BITS, jax.random.key(4), **given)
+    _, value = surrogate_loss(wider, BITS, jax.random.key(4), **given, backward_draws=2)
+    np.testing.assert_allclose(value, all_draws, rtol=1e-5)
+    assert made_from_noise(own)
+    assert made_from_noise(small("both"))
+    assert not made_from_noise(wider)
+    assert not made_from_noise(user_model())
+
+
 @pytest.mark.parametrize("which", ["encoder", pytest.param("both", marks=pytest.mark.slow)])
 def test_resampled_draws_keep_their_weights(which):
     """With uncertain weights a draw goes on with the weights that it was made with: the same mean
@@ -587,6 +614,8 @@ def test_combinations_without_meaning_are_refused():
         "more."
     ):
         loss(bound=iwae, k=4, backward_draws=0)
+    with refused("chunk = 0 was given, but at least 1 draw is weighed at a time; give 1 or more."):
+        loss(bound=iwae, k=4, backward_draws=2, chunk=0)
 
     class Blocks(LinearGaussian):
         block = 2

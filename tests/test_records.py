@@ -1,13 +1,14 @@
 """Records of tables grow by the cells that are measured later, and refuse what does not fit."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from iwae import cells, records, reproduce, workers
+from iwae import cells, files, records, soap, workers
 from iwae.cli import parse
-from iwae.papers import EXPERIMENTS
 from iwae.settings import override, recipe
 from refusals import refused
 
@@ -25,7 +26,7 @@ def measured(monkeypatch):
             value = nll.get(name, 90.0 + c.objective.k + c.seed / 4)
             result = {"passes": 1, "k": 100, "n": 50, "nll": value, "nll_se": 1.0, "elbo": -99.0}
             result |= {"active_units": [3], "seed": c.seed, "device": "cpu", "note": ""}
-            result |= {"iwae": "0.1.0", cells.LIKELIHOODS: [-value - 1, -value + 1]}
+            result |= {"iwae": "0.1.0", "jax": "0.10", cells.LIKELIHOODS: [-value - 1, -value + 1]}
             cells.write_result(task, out, result)
         return {}
 
@@ -49,26 +50,37 @@ def test_a_record_grows_by_cells_and_by_their_differences(tmp_path: Path, measur
     first = put_down(tmp_path, "digits/1/iwae-[15]*", out="there")
     assert [cell["difference"] for cell in first["cells"]] == [[0.0, None], None, None]
     again = put_down(tmp_path, "digits/1/vae-5", out="here")
-    names = [f"digits/1/{name}" for name in ("iwae-1", "iwae-5", "iwae-50", "vae-5")]
-    assert [cell["name"] for cell in again["cells"]] == names
+    expected = [f"digits/1/{name}" for name in ("iwae-1", "iwae-5", "iwae-50", "vae-5")]
+    assert names(again) == expected
     (later,) = (cell for cell in again["cells"] if cell["name"] == "digits/1/iwae-5")
     assert later == first["cells"][1] | {"difference": [-1.5, None]}, "of vae-5 at 95"
     assert put_down(tmp_path, "digits/1/vae-5", out="here") == again
 
 
+def entry(name: str, *nll: float, **more) -> dict:
+    """A cell of a record, with a run of each NLL."""
+    runs = [
+        {"seed": i, "k": 9, "n": 7, "nll": value, "iwae": "0.1.0", "jax": "0.10"}
+        for i, value in enumerate(nll)
+    ]
+    cell = {"name": name, "nll": [nll[0], None], "difference": None, "against": None, "runs": runs}
+    return cell | {"settings": {"dataset": "mine"}, "figures": {}} | more
+
+
+def record_of(*entries: dict, iwae: str = "0.1.0") -> dict:
+    return {"iwae": iwae, "jax": "0.10", "experiment": "table1", "cells": list(entries)}
+
+
+def names(record: dict) -> list[str]:
+    return [cell["name"] for cell in record["cells"]]
+
+
 def test_published_cells_stand_in_their_order() -> None:
     """Those on other data follow as they came."""
-    entry = {"nll": [1.0, None], "difference": None, "against": None, "runs": [{"seed": 0}]}
-    entry["runs"][0] |= {"nll": 1.0, "iwae": "0.1.0"}
-    of = lambda *names: {
-        "iwae": "0.1.0",
-        "experiment": "table1",
-        "cells": [{"name": name, **entry} for name in names],
-    }
-    there = of("mine/1/vae-5", "omniglot/1/vae-1")
-    joined = records.joined(there, of("mnist/2/iwae-5"), Path("x.json"))
-    names = [cell["name"] for cell in joined["cells"]]
-    assert names == ["mnist/2/iwae-5", "omniglot/1/vae-1", "mine/1/vae-5"]
+    there = record_of(entry("mine/1/vae-5", 1.0), entry("omniglot/1/vae-1", 1.0))
+    joined, refused = records.joined(there, record_of(entry("mnist/2/iwae-5", 2.0)))
+    assert names(joined) == ["mnist/2/iwae-5", "omniglot/1/vae-1", "mine/1/vae-5"]
+    assert refused == []
 
 
 def test_differences_over_seeds_are_known_with_their_error(tmp_path: Path, measured) -> None:
@@ -81,54 +93,117 @@ def test_differences_over_seeds_are_known_with_their_error(tmp_path: Path, measu
     assert joined["cells"][0]["difference"] == pytest.approx([-1.0, error])
 
 
-def test_a_run_without_a_version_keeps_that_of_its_record(tmp_path: Path, measured) -> None:
-    old = put_down(tmp_path, "digits/1/vae-5")
-    old["iwae"] = "0.0.7"
-    del old["cells"][0]["runs"][0]["iwae"]
-    (tmp_path / "record.json").write_text(json.dumps(old))
-    grown = put_down(tmp_path, "digits/1/iwae-5")["cells"]
-    assert [cell["runs"][0]["iwae"] for cell in grown] == ["0.0.7", "0.1.0"]
+@pytest.mark.parametrize(
+    "other", [{"k": 10}, {"n": 8}, {"seed": 1}, {"dataset": "/elsewhere/mine.npy"}], ids=str
+)
+def test_what_was_measured_in_another_way_has_no_difference(other: dict) -> None:
+    vae, iwae = entry("a/1/vae-5", 3.0), entry("a/1/iwae-5", 2.0, against="a/1/vae-5")
+    joined, _ = records.joined(record_of(vae), record_of(iwae))
+    assert joined["cells"][1]["difference"] == [-1.0, None]
+    vae["runs"][0] |= {name: value for name, value in other.items() if name != "dataset"}
+    vae["settings"] |= {name: value for name, value in other.items() if name == "dataset"}
+    joined, _ = records.joined(record_of(vae), record_of(iwae))
+    assert joined["cells"][1]["difference"] is None
+
+
+def test_a_cell_takes_more_seeds_in_any_order_and_no_other_runs() -> None:
+    there = record_of(entry("a/1/vae-5", 3.0), entry("b/1/vae-5", 5.0))
+    more, other = entry("a/1/vae-5", 3.0, 4.0), entry("b/1/vae-5", 5.5)
+    more["runs"].reverse()
+    joined, refused = records.joined(there, record_of(more, other, entry("c/1/vae-5", 1.0)))
+    assert refused == ["b/1/vae-5"]
+    assert joined["cells"] == [more, there["cells"][1], entry("c/1/vae-5", 1.0)]
+    joined, refused = records.joined(joined, record_of(other), replace=True)
+    assert refused == []
+    assert joined["cells"] == [more, other, entry("c/1/vae-5", 1.0)]
+
+
+def test_nothing_that_is_known_is_forgotten() -> None:
+    """Neither an error of a difference, nor a measured figure, nor by what runs were made."""
+    known = entry("a/1/vae-5", 3.0, difference=[-1.0, 0.05], figures={"gap": [0.6, 0.1]})
+    there = record_of(known, iwae="0.0.7")
+    for name in ("iwae", "jax"):
+        del known["runs"][0][name]
+    later = entry("a/1/vae-5", 3.0, difference=[-1.0, None], figures={"change": [0.1, None]})
+    joined, _ = records.joined(there, record_of(later, entry("b/1/vae-5", 1.0), iwae="0.3.0"))
+    cell, _ = joined["cells"]
+    assert cell["difference"] == [-1.0, 0.05]
+    assert cell["figures"] == {"gap": [0.6, 0.1], "change": [0.1, None]}
+    assert (cell["runs"][0]["iwae"], cell["runs"][0]["jax"]) == ("0.0.7", "0.10")
+    assert joined["iwae"] == "0.3.0"
+    unchanged, _ = records.joined(joined, record_of(later, iwae="0.4.0"))
+    assert unchanged is joined, "with the versions that made it"
 
 
 def test_a_setting_that_came_later_stood_at_its_default(tmp_path: Path, measured) -> None:
     old = put_down(tmp_path, "digits/1/vae-5")
     del old["settings"]["soap_every"], old["settings"]["adam_beta1"]
+    old["settings"]["checkpoint_minutes"] = 77.0
     (tmp_path / "record.json").write_text(json.dumps(old))
     assert len(put_down(tmp_path, "digits/1/iwae-5")["cells"]) == 2
+    with refused(
+        f"record = {tmp_path / 'record.json'} was given, whose cells have adam_beta1 = 0.9 where "
+        f"these have 0.8; give another --record, or --overwrite."
+    ):
+        put_down(tmp_path, "digits/1/iwae-50", "--adam-beta1", "0.8", out="other")
 
 
 def test_what_does_not_fit_a_record_is_refused_before_any_work(tmp_path: Path, measured) -> None:
     put_down(tmp_path, "digits/1/vae-5")
     record, out = tmp_path / "record.json", tmp_path / "other"
     before = record.read_text()
-    form = ["reproduce", "table1", "--out", str(out), "--record", str(record)]
+    form = ["--recipe", "smoke", "--out", str(out), "--record", str(record)]
     with refused(
         f"record = {record} was given, whose cells have epochs = 2 where these have 3; give "
-        f"another name, or --overwrite."
-    ):
-        _run([*form, "--recipe", "smoke", "--epochs", "3"])
-    swap = ["reproduce", "swap", "--recipe", "smoke", *form[2:]]
-    with refused(
-        f"record = {record} was given, which is there and no record of swap; give another name, "
-        f"or --overwrite."
-    ):
-        _run(swap)
-    assert not out.exists()
-    measured["digits/1/vae-5, seed 0"] = 95.5
-    with refused(
-        f"{record} holds digits/1/vae-5 with an NLL of 95.0000, but here it is 95.5000; give "
         f"another --record, or --overwrite."
     ):
-        put_down(tmp_path, "digits/1/vae-5", out="other")
+        _run(["reproduce", "table1", *form, "--epochs", "3"])
+    with refused(
+        f"record = {record} was given, which is there and no record of swap; give another "
+        f"--record, or --overwrite."
+    ):
+        _run(["reproduce", "swap", *form])
+    assert not out.exists()
     assert record.read_text() == before
-    put_down(tmp_path, "digits/1/iwae-5", "--overwrite", out="other")
-    assert [cell["name"] for cell in json.loads(record.read_text())["cells"]] == ["digits/1/iwae-5"]
+    put_down(tmp_path, "digits/1/iwae-5", "--epochs", "3", "--overwrite", out="other")
+    assert names(json.loads(record.read_text())) == ["digits/1/iwae-5"]
+
+
+def test_cells_of_other_runs_keep_none_of_the_others_from_joining(tmp_path: Path, measured) -> None:
+    put_down(tmp_path, "digits/1/vae-5")
+    record = tmp_path / "record.json"
+    measured["digits/1/vae-5, seed 0"] = 95.5
+    with refused(
+        f"{record} holds other runs of digits/1/vae-5 than those here, and keeps them; give "
+        f"--overwrite to replace them, or --render and another --record."
+    ):
+        put_down(tmp_path, "digits/1/*-5", out="other")
+    nll = lambda: {cell["name"]: cell["nll"][0] for cell in json.loads(record.read_text())["cells"]}
+    assert nll() == {"digits/1/vae-5": 95.0, "digits/1/iwae-5": 95.0}
+    put_down(tmp_path, "digits/1/vae-5", "--overwrite", out="other")
+    assert nll() == {"digits/1/vae-5": 95.5, "digits/1/iwae-5": 95.0}
+
+
+def test_two_that_record_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    order = []
+
+    def second() -> None:
+        with files.one_at_a_time(tmp_path):
+            order.append("second")
+
+    with files.one_at_a_time(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 def test_where_nothing_is_finished_nothing_is_written(tmp_path: Path, capsys) -> None:
     record = tmp_path / "record.json"
     _run([*FORM, "--render", "--out", str(tmp_path / "none"), "--record", str(record)])
-    assert f"No cell is finished, so {record} was not written." in capsys.readouterr().out
+    assert f"No cell is finished, so {record} is left as it was." in capsys.readouterr().out
     assert not record.exists()
 
 
@@ -136,19 +211,10 @@ def test_the_settings_of_a_record_are_those_that_not_every_cell_has_of_its_own()
     config = override(recipe("fast"), epochs=7)
     settings = records.of_table("table1", config, ())["settings"]
     assert settings["backward_draws"] == 5, "VAEs have their own"
+    assert settings["soap_revision"] == soap.REVISION
     assert settings["epochs"] == 7
     own = {"dataset", "layers", "k", "objective", "seed"}
     assert not own & settings.keys()
-    assert records.of_table("dreg", config, ())["settings"].keys() == settings.keys() - {
-        "estimator"
-    }
-
-
-def test_every_published_table_can_be_recorded() -> None:
-    for name, experiment in EXPERIMENTS.items():
-        content = records.of_table(name, recipe(experiment.recipe), ())
-        assert content["experiment"] == name
-        assert content["cells"] == []
-        assert reproduce.own_settings(experiment.cells).keys() == {
-            cell.name for cell in experiment.cells
-        }
+    dreg = records.of_table("dreg", config, ())["settings"]
+    assert dreg.keys() == settings.keys() - {"estimator"}
+    assert "soap_revision" not in records.of_table("table1", recipe("paper"), ())["settings"]

@@ -70,19 +70,26 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
         results.page(page)
 
 
-def test_at_a_glance_a_cell_is_of_the_longest_training_and_the_last_version(
-    tmp_path: Path,
-) -> None:
-    for i, (passes, version) in enumerate([(9, "0.2.0"), (20, "0.9.1"), (20, "0.10.0"), (3, "1")]):
-        run = {"k": 9, "n": 12, "seed": 3, "passes": passes, "active_units": [i], "note": ""}
-        run |= {"device": "gpu", "iwae": version, "nll": 90.0 + i, "nll_se": 0.5}
+def test_at_a_glance_a_cell_is_of_the_best_measured_and_longest_run(tmp_path: Path) -> None:
+    """By images, K, passes, seeds and the version that trained."""
+    ways = [
+        {"n": 20, "k": 10, "passes": 99},
+        {"passes": 9},
+        {"made_with": ["cpu, iwae 0.9.1"], "iwae": "0.10.1"},
+        {"made_with": ["cpu, iwae 0.9.1", "cpu, iwae 0.10.0"]},
+        {"iwae": "0.9.2"},
+        {"passes": 3, "iwae": "1"},
+    ]
+    for i, way in enumerate(ways):
+        run = {"k": 50, "n": 100, "seed": 3, "passes": 20, "active_units": [i], "note": ""}
+        run |= {"device": "gpu", "iwae": "0.1.0", "nll": 90.0 + i, "nll_se": 0.5} | way
         cell = {"name": "mine/1/vae-5", "nll": [90.0 + i, 0.5], "difference": None, "runs": [run]}
-        record = {"experiment": "table1", "device": "cpu", "iwae": version, "cells": [cell]}
+        record = {"experiment": "table1", "device": "cpu", "iwae": "2.0", "cells": [cell]}
         (tmp_path / f"{i}.json").write_text(json.dumps(record))
     page = results.page(tmp_path)
-    assert "\n| `mine/1` | — | 92.00 ± 0.50 (2) | — | — | — | — |\n" in page
+    assert "\n| `mine/1` | — | 93.00 ± 0.50 (3) | — | — | — | — |\n" in page
     assert "\n| `mnist/1` | — / 86.76 (19) | — / 86.47 (20) | " in page
-    assert page.count("| ours / published |") == 1, "where nothing else is measured, and a record"
+    assert page.count("| ours / published |") == 1, "of table1, the only one with a record"
 
 
 @pytest.mark.parametrize(

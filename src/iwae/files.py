@@ -1,6 +1,7 @@
 """Writing files so that a reader, or a crash, only ever sees the old one or the whole new one."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -43,6 +44,18 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             f"{path} could not be written: {error.strerror}; what was there before is unharmed. "
             f"Free some space or choose another place, then run the command again."
         ) from error
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits while another process is in such a block on this folder, where its system has locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

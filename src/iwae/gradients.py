@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iwae.bounds import Bound, Pair, curvature
 from iwae.errors import InputError, nearest
-from iwae.model import Model, block_of, draw
+from iwae.model import Model, block_of, draw, made_from_noise
 
 Scalar = Float[Array, ""]
 PerDraw = Float[Array, " k"]
@@ -106,7 +106,7 @@ def surrogate_loss(
     The gradient of `loss` is the estimate of −∇bound; `value` is the bound (that of θ, if they
     differ). `model` is anything with `propose`, `log_joint` and `log_proposal`. With
     `backward_draws` < K the gradient passes through so many draws only, resampled by their weights
-    (`resampled`), and all K are weighed `chunk` at a time, or at once.
+    (`resampled`), and all K are weighed `chunk` at a time, each alone, or at once.
 
     `InputError` if the estimator does not exist, or means nothing for this bound, K or model.
     """
@@ -117,6 +117,10 @@ def surrogate_loss(
         raise InputError(
             f"backward_draws = {backward_draws} was given, but a gradient passes through at least "
             f"1 draw; give 1 or more."
+        )
+    if chunk is not None and chunk < 1:
+        raise InputError(
+            f"chunk = {chunk} was given, but at least 1 draw is weighed at a time; give 1 or more."
         )
     check(chosen, pair, k, model, few=few is not None)
     if few is not None:
@@ -142,21 +146,23 @@ def _weighed_first(
 ) -> tuple[PerDraw, Callable[[Int[Array, " draws"]], Any]]:
     """(log w of K draws, held constant; the same draws of these indices, to pass a gradient back).
 
-    A model with `noise` and `reparametrize` draws them again from their ε, so that its encoder is
-    passed back through for them alone. `chunk` draws are weighed at a time, or all.
+    Where draws are made from noise, those are made from it again, so that the encoder is passed
+    back through for them alone. `chunk` draws are weighed at a time, or all.
     """
-    if hasattr(model, "reparametrize"):
+    if made_from_noise(model):
         epsilon = model.noise(k, key)
         h, log_q = frozen(model).reparametrize(x, epsilon)
         again = lambda which: model.reparametrize(x, _taken(epsilon, which))[0]
     else:
-        moving, log_q = draw(model, x, k, key)
-        h, log_q = jax.lax.stop_gradient((moving, log_q))
-        again = lambda which: _taken(moving, which)
+        h, log_q = draw(model, x, k, key)
+        again = partial(_taken, h)
+    h, still = jax.lax.stop_gradient(h), frozen(model)
     if chunk is None:
-        return frozen(model).log_joint(x, h) - log_q, again
-    one = lambda h: frozen(model).log_joint(x, jax.tree.map(lambda a: a[None], h))[0]
-    return jax.lax.map(one, h, batch_size=chunk) - log_q, again
+        log_joint = still.log_joint(x, h)
+    else:
+        one = lambda h: still.log_joint(x, jax.tree.map(lambda a: a[None], h))[0]
+        log_joint = jax.lax.map(one, h, batch_size=chunk)
+    return jax.lax.stop_gradient(log_joint - log_q), again
 
 
 def _taken(draws: Any, which: Int[Array, " draws"]) -> Any:

@@ -233,6 +233,18 @@ class Autoencoder(eqx.Module):
         return jnp.mean(mu, axis=0), jnp.var(mu, axis=0, ddof=1) / k
 
 
+def made_from_noise(model: Any) -> bool:
+    """Whether the model's draws are those that its `reparametrize` makes of its `noise`.
+
+    So are an `Autoencoder`'s, unless a subclass proposes in a way of its own.
+    """
+    if not isinstance(model, Autoencoder):
+        return False
+    proposes = {"propose", "propose_and_log_prob"}
+    first = next(c for c in type(model).__mro__ if proposes & vars(c).keys())
+    return "reparametrize" in vars(first)
+
+
 def restrict(
     model: Autoencoder, keep: tuple[Bool[Array, " _"], ...], fill: tuple[Array, ...]
 ) -> Autoencoder:

@@ -82,8 +82,9 @@ class Reproduce:
     records: Path = Path("results/reproduced")
     """Folder of these records."""
     record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Also write the results with their settings. Cells of a table join those that are in the file,
-    if its settings are the same."""
+    """Also write the results with their settings. Cells of a table join those that are in the file
+    already, if these have the same settings; --overwrite replaces cells of the same name, and a
+    file of anything else as a whole."""
     overwrite: Overwrite = False
     data_dir: DataDir = None
 
@@ -117,27 +118,43 @@ class Reproduce:
         if self.record is not None:
             write_atomic(self.record, json.dumps(content, indent=1))
 
-    def _growing(self) -> dict[str, Any] | None:
+    def _joinable(self) -> dict[str, Any] | None:
         """The record that the cells of a table join, if there is one."""
         from iwae import records
 
         check_output(self.record, (".json",), overwrite=True)
-        if self.record is None or self.overwrite or not self.record.exists():
+        if self.record is None or not self.record.exists():
             return None
-        return records.growing(self.record, str(self.name), self.config)
+        try:
+            return records.joinable(self.record, str(self.name), self.config)
+        except InputError:
+            if self.overwrite:
+                return None
+            raise
 
-    def _join(self, rows: Sequence[Any]) -> None:
-        """Put the finished rows down, beside the cells that are in the record already."""
+    def _put_down(self, rows: Sequence[Any]) -> str:
+        """Record the finished rows beside those that are there, and say which could not be."""
         from iwae import records
+        from iwae.files import one_at_a_time
 
-        content = records.of_table(str(self.name), self.config, rows)
         if self.record is None:
-            return
+            return ""
+        content = records.of_table(str(self.name), self.config, rows)
+        refused: list[str] = []
         if not content["cells"]:
-            print(f"No cell is finished, so {self.record} was not written.")
-            return
-        there = self._growing()
-        self._keep(content if there is None else records.joined(there, content, self.record))
+            print(f"No cell is finished, so {self.record} is left as it was.")
+            return ""
+        with one_at_a_time(self.record.parent):
+            there = self._joinable()
+            if there is not None:
+                content, refused = records.joined(there, content, replace=self.overwrite)
+            self._keep(content)
+        if not refused:
+            return ""
+        return (
+            f"{self.record} holds other runs of {', '.join(refused)} than those here, and keeps "
+            f"them; give --overwrite to replace them, or --render and another --record."
+        )
 
     def _check(self) -> None:
         """`InputError` for a name that is none, and for flags that it does not take."""
@@ -234,7 +251,7 @@ class Reproduce:
             seconds = reproduce.estimate(distinct, out, data_dir=self.data_dir)
             print_estimate(each, seconds, self.workers)
             return
-        self._growing()  # what cannot be joined is refused before hours of work
+        self._joinable()  # a record of other settings is refused before hours of work
         failures: dict[cells.Task, cells.Failure] = {}
         if not self.render:
             left = sum(cells.recorded(task, out) is None for task in distinct)
@@ -250,22 +267,17 @@ class Reproduce:
             failures = {t: r for t, r in results.items() if isinstance(r, cells.Failure)}
         rows = reproduce.rows(chosen, tasks, out, failures)
         print_table(rows, experiment)
+        kept = self._put_down(rows)
         if experiment.pictured:
             from iwae import replication
 
             first = {cell.name: tasks[cell.name][0] for cell in chosen}
             pictures = replication.draw(first, out, out / str(self.name), self.data_dir)
             print(*(f"Wrote {path}." for path in pictures), sep="\n")
-        self._join(rows)
-        if failures:
-            failed = next(row for row in rows if row.failures)
-            again = "the same command tries again."
-            others = len(failures) < len(distinct)
-            rest = f"The others are finished; {again}" if others else again.capitalize()
-            raise InputError(
-                f"{len(failures)} of {len(distinct)} runs failed, first {failed.cell.name}: "
-                f"{failed.failures[0]} {rest}"
-            )
+        sentences = [_failed(rows, len(failures), len(distinct))] if failures else []
+        sentences += [kept] if kept else []
+        if sentences:
+            raise InputError(" ".join(sentences))
 
     def _depend(self) -> dict[str, Any]:
         """Print the table, write the pictures, and return the record."""
@@ -317,3 +329,11 @@ class Reproduce:
             )
         print(*plate.lines, *(f"Wrote {path}." for path in plate.pictures), sep="\n")
         return plates.record(str(self.name), self.config, plate)
+
+
+def _failed(rows: Sequence[Any], failures: int, runs: int) -> str:
+    """How many runs failed, why the first did, and how to go on."""
+    first = next(row for row in rows if row.failures)
+    again = "the same command tries again."
+    rest = f"The others are finished; {again}" if failures < runs else again.capitalize()
+    return f"{failures} of {runs} runs failed, first {first.cell.name}: {first.failures[0]} {rest}"

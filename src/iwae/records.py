@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iwae import soap
 from iwae.config import RunConfig
 from iwae.errors import InputError
 from iwae.experiments import known, versions
+from iwae.folder import SAVING
 from iwae.papers import EXPERIMENTS
-from iwae.reproduce import Row, apart, continued
+from iwae.reproduce import Row, continued, mean_difference
 from iwae.settings import differences, flatten
 
 Record = dict[str, Any]
@@ -22,22 +24,19 @@ HELD = {"hiwae": "rows", "ring": "measured", "manifold": "measured"}
 
 KEPT = (
     *("seed", "passes", "k", "n", "nll", "nll_se", "elbo", "active_units"),
-    *("training_seconds", "made_with", "device", "iwae", "note"),
+    *("training_seconds", "made_with", "device", "iwae", "jax", "note"),
 )
 """What is kept of a run's evaluation."""
 
 
 def of_table(name: str, config: RunConfig, rows: Sequence[Row]) -> Record:
     """The finished rows, and the settings that they share."""
-    experiment = EXPERIMENTS[name]
-    own = {"seed", *set.intersection(*(set(cell.settings) for cell in experiment.cells))}
-    settings = {n: v for n, v in flatten(config).items() if v is not None and n not in own}
     further = {n: v for n, v, _ in differences(continued(config), config)}
     return {
         **versions(),
         "experiment": name,
-        "source": experiment.source,
-        "settings": settings,
+        "source": EXPERIMENTS[name].source,
+        "settings": _shared(name, config),
         "cells": [
             {
                 "name": row.cell.name,
@@ -57,6 +56,15 @@ def of_table(name: str, config: RunConfig, rows: Sequence[Row]) -> Record:
     }
 
 
+def _shared(name: str, config: RunConfig) -> dict[str, Any]:
+    """The settings that not every cell of the table has of its own, as JSON gives them back."""
+    own = {"seed", *set.intersection(*(set(cell.settings) for cell in EXPERIMENTS[name].cells))}
+    settings = {n: v for n, v in flatten(config).items() if v is not None and n not in own}
+    if config.training.optimizer == "soap":
+        settings["soap_revision"] = soap.REVISION
+    return json.loads(json.dumps(settings))
+
+
 def read(path: Path) -> Record | None:
     """What `iwae reproduce --record` wrote, or None if the file is nothing of the kind."""
     try:
@@ -68,65 +76,86 @@ def read(path: Path) -> Record | None:
     return record if whole else None
 
 
-def growing(path: Path, name: str, config: RunConfig) -> Record:
-    """The record of this table that is in a file; `InputError` if it is of anything else.
+def joinable(path: Path, name: str, config: RunConfig) -> Record:
+    """The record in a file that cells of this table can join; `InputError` if it is another's.
 
-    A setting that it does not know is one that came later, and stood at its default.
+    A setting that it does not know came later, and stood at its default. How often runs were saved
+    does not matter.
     """
     there = read(path)
-    if there is None or there["experiment"] != name:
+    if there is None or there["experiment"] != name or "settings" not in there:
         raise InputError(
             f"record = {path} was given, which is there and no record of {name}; give another "
-            f"name, or --overwrite."
+            f"--record, or --overwrite."
         )
-    defaults = _plain(flatten(RunConfig()))
-    ours = _plain(of_table(name, config, ())["settings"])
-    theirs = there.get("settings", {})
-    for setting in sorted({*ours, *theirs}):
+    ours, theirs = _shared(name, config), there["settings"]
+    defaults = ours | json.loads(json.dumps(flatten(RunConfig())))
+    for setting in sorted({*ours, *theirs} - {*SAVING}):
         own, other = (s.get(setting, defaults.get(setting)) for s in (ours, theirs))
         if own != other:
             raise InputError(
                 f"record = {path} was given, whose cells have {setting} = {other} where these have "
-                f"{own}; give another name, or --overwrite."
+                f"{own}; give another --record, or --overwrite."
             )
     return there
 
 
-def joined(there: Record, added: Record, path: Path) -> Record:
-    """The cells of both, in the order of the table.
+def joined(there: Record, added: Record, *, replace: bool = False) -> tuple[Record, list[str]]:
+    """(the cells of both in the order of the table, the names of those that could not join).
 
-    A cell without a difference to the one it is held against gets it if both are there now.
-    `InputError` if the record in `path` holds a cell whose runs are others.
+    A cell that is in both is that of `added` if its runs hold those of `there`, or with `replace`;
+    else that of `there`, and could not join. One without a difference to the cell that it is held
+    against gets it when both are in the record.
     """
-    cells: dict[str, Record] = {}
-    for cell in there["cells"]:
-        runs = [{**run, "iwae": run.get("iwae", there["iwae"])} for run in cell["runs"]]
-        cells[cell["name"]] = {**cell, "runs": runs}
+    made = {name: there[name] for name in ("iwae", "jax") if name in there}
+    cells: dict[str, Record] = {
+        cell["name"]: {**cell, "runs": [run | made | run for run in cell["runs"]]}
+        for cell in there["cells"]
+    }
+    before, refused = dict(cells), []
     for cell in added["cells"]:
-        before = cells.get(cell["name"], cell)
-        ended = [[(run["seed"], run["nll"]) for run in of["runs"]] for of in (before, cell)]
-        if ended[0] != ended[1]:
-            raise InputError(
-                f"{path} holds {cell['name']} with an NLL of {before['nll'][0]:.4f}, but here it "
-                f"is {cell['nll'][0]:.4f}; give another --record, or --overwrite."
-            )
-        cells[cell["name"]] = {**before, **{n: v for n, v in cell.items() if v not in (None, {})}}
+        name = cell["name"]
+        if replace or name not in cells:
+            cells[name] = cell
+        elif _ended(cells[name]).items() <= _ended(cell).items():
+            cells[name] = _updated(cells[name], cell)
+        else:
+            refused.append(name)
     published = [cell.name for cell in EXPERIMENTS[added["experiment"]].cells]
     names = dict.fromkeys(name for name in (*published, *cells) if name in cells)
-    return {**added, "cells": [_compared(cells[name], cells) for name in names]}
+    whole = [_with_difference(cells[name], cells) for name in names]
+    if {cell["name"]: cell for cell in whole} == before:
+        return there, refused
+    return {**added, "cells": whole}, refused
 
 
-def _compared(cell: Record, cells: Mapping[str, Record]) -> Record:
+def _ended(cell: Record) -> dict[int, tuple[int, int, float]]:
+    """How each seed's run was evaluated, and to what NLL."""
+    return {run["seed"]: (run["k"], run["n"], run["nll"]) for run in cell["runs"]}
+
+
+def _updated(before: Record, cell: Record) -> Record:
+    """The later entry, with what only the earlier one of the same runs knows."""
+    if len(before["runs"]) < len(cell["runs"]):
+        return cell
+    figures = {**before.get("figures", {}), **cell["figures"]}
+    difference = max((cell["difference"], before["difference"]), key=_knowledge)
+    return {**cell, "figures": figures, "difference": difference, "runs": before["runs"]}
+
+
+def _knowledge(figure: Sequence[float | None] | None) -> int:
+    """0 of no figure, 1 of one without an error, 2 of one with it."""
+    return 0 if figure is None else 1 + (figure[1] is not None)
+
+
+def _with_difference(cell: Record, cells: Mapping[str, Record]) -> Record:
     """The cell with its difference, seed by seed, to the one that it is held against."""
     other = cells.get(cell["against"] or "")
     if cell["difference"] is not None or other is None:
         return cell
-    nll, reference = ({run["seed"]: run["nll"] for run in of["runs"]} for of in (cell, other))
-    if nll.keys() != reference.keys():
+    ours, theirs = _ended(cell), _ended(other)
+    how = lambda ended: {seed: evaluation for seed, (*evaluation, _) in ended.items()}
+    if how(ours) != how(theirs) or cell["settings"]["dataset"] != other["settings"]["dataset"]:
         return cell
-    return cell | {"difference": known(apart([nll[seed] - reference[seed] for seed in nll]))}
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
-    return json.loads(json.dumps(settings))
+    apart = [ours[seed][-1] - theirs[seed][-1] for seed in ours]
+    return cell | {"difference": known(mean_difference(apart))}

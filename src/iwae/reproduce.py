@@ -210,10 +210,10 @@ class Row:
         pairs = list(zip(self.results, self.reference, strict=True))
         if len(pairs) == 1:
             return _paired(*pairs[0])
-        return apart([a["nll"] - b["nll"] for a, b in pairs])
+        return mean_difference([a["nll"] - b["nll"] for a, b in pairs])
 
 
-def apart(differences: Sequence[float]) -> Figure:
+def mean_difference(differences: Sequence[float]) -> Figure:
     """Mean over seeds and its standard error, which is unknown of one, or of equal runs."""
     if len(differences) == 1 or not any(differences):
         return float(np.mean(differences)), UNKNOWN

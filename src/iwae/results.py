@@ -24,10 +24,16 @@ Negative log-likelihoods in nats, ± standard errors: over seeds where there are
 test images. Active units in brackets. How far ours is from the published figure is given in
 standard errors of both, of ours over seeds and test images, as if the images were others; they are
 the same, and of a single seed it is not known how others differ. Δ is the difference, in pairs, to
-the cell that the table holds it against, without an error where the two were not measured together.
-Every figure comes from the record that is named beside it; `iwae reproduce --page FILE.md --records
-FOLDER` writes this page from them.
+the cell that the table holds it against; its error is missing where both are one run, or a single
+seed was measured apart from the other. Tables of `ours / published` take of several records of a
+cell that of the most test images, then of the largest K, passes and seeds, and the last version;
+the lines below them say of every record how it was made. `iwae reproduce --page FILE.md --records
+FOLDER` writes this page from the records that are named in it.
 """
+
+
+Entry = Mapping[str, Any]
+"""A cell of a record."""
 
 
 def page(folder: Path) -> str:
@@ -60,7 +66,7 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _overview(records: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
+def _overview(found: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
     """How many cells of each table there is a record of."""
     heads = (
         "table",
@@ -71,20 +77,20 @@ def _overview(records: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
     lines = [_row(heads), _row(["---"] * len(heads))]
     for name, experiment in EXPERIMENTS.items():
         known = {cell.name for cell in experiment.cells}
-        ours = {cell["name"] for record in records[name].values() for cell in record["cells"]}
+        ours = {cell["name"] for record in found[name].values() for cell in record["cells"]}
         counts = (len(known), len(known & ours), len(ours - known))
         lines.append(_row([name, *map(str, counts)]))
     return "\n".join([*lines, ""])
 
 
-def _table(name: str, experiment: Experiment, records: Mapping[str, dict[str, Any]]) -> str:
+def _table(name: str, experiment: Experiment, found: Mapping[str, dict[str, Any]]) -> str:
     """The published cells, each with every record of it; then the cells on other data."""
     lines = [f"## {name}: {experiment.about}", "", f"Published: {experiment.source}.", ""]
-    if not records:
+    if not found:
         cells = ", ".join(f"`{cell.name}`" for cell in experiment.cells)
         return "\n".join([*lines, f"Not yet run: {cells}.", ""])
     of = {cell.name: cell for cell in experiment.cells}
-    measured = {(file, c["name"]): c for file, r in records.items() for c in r["cells"]}
+    measured = {(file, c["name"]): c for file, r in found.items() for c in r["cells"]}
     lines += _glance(of, measured)
     heads = ("cell", "published", "ours", "ours − published", "Δ", "published Δ", "how", "record")
     lines += [_row(heads), _row(["---"] * len(heads))]
@@ -96,21 +102,15 @@ def _table(name: str, experiment: Experiment, records: Mapping[str, dict[str, An
             empty = [""] * (len(heads) - 3)
             lines.append(_row([f"`{cell_name}`", published[0], "not yet run", *empty]))
         for file, entry in entries.items():
-            lines.append(_row(_entry(cell_name, entry, of, file, records[file])))
+            lines.append(_row(_entry(cell_name, entry, of, file, found[file])))
     return "\n".join([*lines, "", *_figures(of, measured)])
 
 
-def _glance(
-    of: Mapping[str, Cell], measured: Mapping[tuple[str, str], Mapping[str, Any]]
-) -> list[str]:
-    """Ours / published as the paper has them, a row for each data set and number of layers.
-
-    Ours is of the record with the most passes, of equals the one with the last version.
-    """
-    longest = lambda entry: (entry["runs"][0]["passes"], _version(entry["runs"][0]))
-    ours: dict[str, Mapping[str, Any]] = {}
-    for (_, name), entry in measured.items():
-        if name not in ours or longest(entry) >= longest(ours[name]):
+def _glance(of: Mapping[str, Cell], entries: Mapping[tuple[str, str], Entry]) -> list[str]:
+    """Ours / published as the paper has them, a row for each data set and number of layers."""
+    ours: dict[str, Entry] = {}
+    for (_, name), entry in entries.items():
+        if name not in ours or _weight(entry) >= _weight(ours[name]):
             ours[name] = entry
     places = [name.rpartition("/") for name in dict.fromkeys((*of, *ours))]
     rows, columns = (list(dict.fromkeys(place[i] for place in places)) for i in (0, 2))
@@ -128,8 +128,12 @@ def _glance(
     return [*lines, ""]
 
 
-def _version(run: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", run.get("iwae", ""))))
+def _weight(entry: Entry) -> tuple[Any, ...]:
+    """What one entry is preferred to another for."""
+    first, versions = entry["runs"][0], " ".join(entry["runs"][0].get("made_with", ()))
+    version = re.findall(r"\d+", versions.rpartition("iwae ")[2] or first.get("iwae", ""))
+    order = (first["n"], first["k"], first["passes"], len(entry["runs"]))
+    return (*order, tuple(map(int, version)))
 
 
 def _figures(

@@ -140,7 +140,7 @@ def _permutation(key: PRNGKeyArray, number: Array, n: int) -> Int[Array, " n"]:
 
 ROWS = 1250
 """Draws of a batch that are passed back through at once on a CPU: about what is fastest there with
-the paper's models."""
+the paper's models. Where no gradient passes, which keeps no arrays for later, twice as many."""
 
 
 def group_size(batch: int, draws: int, rows: int = ROWS) -> int:
@@ -156,12 +156,12 @@ def group_size(batch: int, draws: int, rows: int = ROWS) -> int:
     return size if 4 * size * draws >= rows else batch
 
 
-def chunk_size(batch: int, draws: int, rows: int = ROWS) -> int | None:
+def chunk_size(examples: int, draws: int, rows: int = ROWS) -> int | None:
     """How many draws of each example are weighed at once where no gradient passes; None is all.
 
-    As many as make twice `rows` in the whole batch, or a single one.
+    As many as make twice `rows` of all these examples together, or a single one.
     """
-    chunk = max(1, 2 * rows // batch)
+    chunk = max(1, 2 * rows // examples)
     return chunk if chunk < draws else None
 
 

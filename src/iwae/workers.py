@@ -24,7 +24,6 @@ from iwae.cells import (
     Task,
     attempt,
     log_likelihoods,
-    passes,
     recorded,
     write_result,
 )
@@ -73,13 +72,13 @@ def make_all(
     if elsewhere is None:
         for task in itertools.chain(*_turns(missing)):
             name = missing[task]
-            epochs = task.config.training.epochs
+            watcher = watch.cell(name, task.config.training.epochs)
             try:
-                keep(task, attempt(task, out, watch.cell(name, epochs), data_dir))
+                keep(task, attempt(task, out, watcher, data_dir))
             except Interrupted as error:
                 raise Interrupted(
-                    f"Interrupted in {name} after {passes(task, out)} of {epochs} passes; what is "
-                    f"finished is kept, and the same command goes on from there."
+                    f"Interrupted while {name} was made; what there is of it is saved, and the "
+                    f"same command goes on from there."
                 ) from error
         return results
     at, data = out.resolve(), None if data_dir is None else Path(data_dir).resolve()
