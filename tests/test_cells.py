@@ -2,6 +2,8 @@
 
 import contextlib
 import pickle
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +129,27 @@ def test_an_interrupted_cell_goes_on_under_another_way_of_saving(
     again = small(tiny, epochs=3, checkpoint_minutes=1.0, checkpoint_every=2)
     result = cells.make(again, tmp_path, watch=Silent())
     assert result["passes"] == 3
+
+
+def test_of_two_commands_one_evaluates(tiny: RunConfig, tmp_path: Path, monkeypatch) -> None:
+    """The other comes while it is at it, waits, and has the same result."""
+    task, evaluate = small(tiny), runs.evaluate
+    runs.train(task.config, out=cells.place(task, tmp_path))
+    others: list[Future] = []
+
+    def slow(*given, **how):
+        if not others:
+            others.append(pool.submit(cells.make, task, tmp_path, watch=Silent()))
+            time.sleep(0.5)
+            assert not others[0].done()
+        else:
+            pytest.fail("It is evaluated twice.")
+        return evaluate(*given, **how)
+
+    monkeypatch.setattr(runs, "evaluate", slow)
+    with ThreadPoolExecutor(1) as pool:
+        result = cells.make(task, tmp_path, watch=Silent())
+        assert others[0].result() == result
 
 
 def test_a_folder_that_another_process_takes_meanwhile_is_in_use(

@@ -17,7 +17,7 @@ from iwae import runs, soap
 from iwae.config import RunConfig
 from iwae.errors import TOO_LARGE, InputError, unusable
 from iwae.experiments import finished, known, versions
-from iwae.files import write_atomic
+from iwae.files import one_at_a_time, write_atomic
 from iwae.folder import CONFIG, MODEL, SAVING, InUseError, read_metrics
 from iwae.loop import Watcher
 from iwae.measures import MEASURES
@@ -156,7 +156,10 @@ def passes(task: Task, out: Path) -> int:
 
 
 def make(task: Task, out: Path, *, watch: Watcher, data_dir: str | Path | None = None) -> Result:
-    """Train, resume or reuse the run, evaluate it, and record and return the result."""
+    """Train, resume or reuse the run, measure what is missing, and return the recorded result.
+
+    Of two commands that come to one run, one measures while the other waits.
+    """
     before = recorded(task, out)
     if before is not None:
         return before
@@ -167,6 +170,15 @@ def make(task: Task, out: Path, *, watch: Watcher, data_dir: str | Path | None =
         begin = _trained(task.after, out, watch, data_dir)
         config = override(config, start_from=str(begin.path))
     trained = finished(path, config, watch, data_dir)
+    with one_at_a_time(path):
+        _measure(task, trained, out)
+    whole = recorded(task, out)
+    assert whole is not None
+    return whole
+
+
+def _measure(task: Task, trained: Trained, out: Path) -> None:
+    """Evaluate the run, take the task's measures of it, and record what is not yet there."""
     if not measured(task, out):
         evaluated = runs.evaluate(trained, k=task.k, limit=task.limit)
         result = evaluated.to_json() | {
@@ -185,9 +197,6 @@ def make(task: Task, out: Path, *, watch: Watcher, data_dir: str | Path | None =
             taken = MEASURES[measure].take(trained, task.k, values)
             figures = {name: known(figure) for name, figure in taken.items()}
             write_result(task, out, {"figures": {measure: figures}})
-    whole = recorded(task, out)
-    assert whole is not None
-    return whole
 
 
 def _trained(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None) -> Trained:
