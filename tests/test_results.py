@@ -53,10 +53,13 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     content["cells"][0]["runs"] = [run | {"made_with": made} for made in parts]
     content["cells"][0]["runs"][0]["device"] = "tpu"
     content["cells"][0]["after"] = "mnist/2/vae-1"
+    for run_of, seconds in zip(content["cells"][0]["runs"], (1000.25, 2000.0), strict=True):
+        run_of["training_seconds"] = seconds
     (tmp_path / "own.json").write_text(json.dumps(content))
     made = "cpu, iwae 0.2.0, gpu, iwae 0.1.0, evaluated on tpu, iwae 0.1.0, odd"
     assert f"seeds 3, 3, {made} |" in results.page(tmp_path)
-    assert "| 7 passes after those of `mnist/2/vae-1`, L_9 of" in results.page(tmp_path)
+    passes = "7 passes after those of `mnist/2/vae-1` in 1,500 s, L_9 of"
+    assert f"| {passes}" in results.page(tmp_path)
     assert "| `mnist/2/iwae-5` | train NLL |  | 83.50 ± 0.25 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-5` | NLL by JVI-9 |  | 1.00 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-50` | 82.90 (26+7) | not yet run |" in page.read_text()

@@ -27,7 +27,8 @@ the same, and of a single seed it is not known how others differ. Δ is the diff
 the cell that the table holds it against; its error is missing where both are one run, or a single
 seed was measured apart from the other. Tables of `ours / published` take of several records of a
 cell that of the most test images, then of the largest K, passes and seeds, and the last version;
-the lines below them say of every record how it was made. `iwae reproduce --page FILE.md --records
+the lines below them say of every record how it was made, with the seconds of a training, beside
+which the machine may have had other work. `iwae reproduce --page FILE.md --records
 FOLDER` writes this page from the records that are named in it.
 """
 
@@ -169,7 +170,9 @@ def _entry(
 ) -> list[str]:
     runs, first = entry["runs"], entry["runs"][0]
     before = f" after those of `{entry['after']}`" if entry.get("after") else ""
-    how = [f"{first['passes']} passes{before}", f"L_{first['k']} of {first['n']:,} images"]
+    seconds = [run["training_seconds"] for run in runs if run.get("training_seconds")]
+    took = f" in {np.mean(seconds):,.0f} s" if seconds else ""
+    how = [f"{first['passes']} passes{before}{took}", f"L_{first['k']} of {first['n']:,} images"]
     how += [f"seed{'s' * (len(runs) > 1)} {', '.join(str(run['seed']) for run in runs)}"]
     how += _made_with(runs, record)
     how += [first["note"]] if first["note"] else []
