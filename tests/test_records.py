@@ -118,6 +118,18 @@ def test_a_cell_takes_more_seeds_in_any_order_and_no_other_runs() -> None:
     assert joined["cells"] == [more, other, entry("c/1/vae-5", 1.0)]
 
 
+def test_a_difference_is_to_the_runs_that_are_in_the_record() -> None:
+    vae = entry("a/1/vae-5", 3.0)
+    iwae = entry("a/1/iwae-5", 2.0, against="a/1/vae-5", difference=[-1.0, 0.05])
+    there, other = record_of(vae, iwae), record_of(entry("a/1/vae-5", 3.5))
+    joined, _ = records.joined(there, other, replace=True)
+    assert joined["cells"][1]["difference"] == [-1.5, None]
+    joined, _ = records.joined(there, record_of(entry("a/1/vae-5", 3.0, 4.0)))
+    assert joined["cells"][1]["difference"] is None, "of one seed, to a mean over two"
+    joined, _ = records.joined(there, record_of(vae, entry("b/1/vae-5", 1.0)))
+    assert joined["cells"][1] == iwae
+
+
 def test_nothing_that_is_known_is_forgotten() -> None:
     """Neither an error of a difference, nor a measured figure, nor by what runs were made."""
     known = entry("a/1/vae-5", 3.0, difference=[-1.0, 0.05], figures={"gap": [0.6, 0.1]})

@@ -105,7 +105,7 @@ def joined(there: Record, added: Record, *, replace: bool = False) -> tuple[Reco
 
     A cell that is in both is that of `added` if its runs hold those of `there`, or with `replace`;
     else that of `there`, and could not join. One without a difference to the cell that it is held
-    against gets it when both are in the record.
+    against, or to what that is now, gets it when both are in the record.
     """
     made = {name: there[name] for name in ("iwae", "jax") if name in there}
     cells: dict[str, Record] = {
@@ -121,6 +121,10 @@ def joined(there: Record, added: Record, *, replace: bool = False) -> tuple[Reco
             cells[name] = _updated(cells[name], cell)
         else:
             refused.append(name)
+    others = {name for name, cell in before.items() if _ended(cells[name]) != _ended(cell)}
+    for name, cell in before.items():
+        if cell is cells[name] and cell["against"] in others:
+            cells[name] = cell | {"difference": None}
     published = [cell.name for cell in EXPERIMENTS[added["experiment"]].cells]
     names = dict.fromkeys(name for name in (*published, *cells) if name in cells)
     whole = [_with_difference(cells[name], cells) for name in names]
