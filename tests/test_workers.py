@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from iwae import cells, workers
+from iwae import cells, runs, workers
 from iwae.cells import Failure, Task
 from iwae.config import RunConfig
 from iwae.errors import InputError, Interrupted
@@ -54,11 +54,13 @@ def test_an_interrupted_table_says_that_the_same_command_goes_on(tiny, tmp_path:
             return Interrupting(70)
 
     task = small(tiny, epochs=3)
+    runs.train(small(tiny).config, out=cells.place(small(tiny), tmp_path))
+    tasks = {"there": small(tiny), "mine, seed 0": task, "never": small(tiny, seed=1)}
     with pytest.raises(Interrupted) as stopped:
-        workers.make_all({"mine, seed 0": task}, tmp_path, watch=Pressing())
+        workers.make_all(tasks, tmp_path, watch=Pressing())
     assert str(stopped.value) == (
-        "Interrupted while mine, seed 0 was made; what there is of it is saved, and the same "
-        "command goes on from there."
+        "Interrupted with 2 of 3 runs left; what there is of them is saved, and the same command "
+        "goes on from there."
     )
     assert 0 < cells.passes(task, tmp_path) < 3
 

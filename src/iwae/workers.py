@@ -48,7 +48,8 @@ def make_all(
     """The results of all tasks, made in this process or through an executor.
 
     A task that fails leaves a `Failure`, and the others go on. `watch` gives those that run in this
-    process a watcher by the task's name; `made` hears of each that has ended.
+    process a watcher by the task's name; `made` hears of each that has ended. `Interrupted` after
+    Ctrl-C, with all saved.
     """
     results: dict[Task, Result | Failure] = {}
     missing: dict[Task, str] = {}
@@ -69,29 +70,40 @@ def make_all(
         results[task] = result
         made(missing[task], result)
 
-    if elsewhere is None:
-        for task in itertools.chain(*_turns(missing)):
-            name = missing[task]
-            watcher = watch.cell(name, task.config.training.epochs)
-            try:
+    try:
+        if elsewhere is None:
+            for task in itertools.chain(*_turns(missing)):
+                watcher = watch.cell(missing[task], task.config.training.epochs)
                 keep(task, attempt(task, out, watcher, data_dir))
-            except Interrupted as error:
-                raise Interrupted(
-                    f"Interrupted while {name} was made; what there is of it is saved, and the "
-                    f"same command goes on from there."
-                ) from error
-        return results
+        else:
+            _make_elsewhere(missing, out, data_dir, elsewhere, keep)
+    except (Interrupted, KeyboardInterrupt) as error:
+        left = len(missing.keys() - results.keys())
+        raise Interrupted(
+            f"Interrupted with {left} of {left + len(results)} runs left; what there is of them is "
+            f"saved, and the same command goes on from there."
+        ) from error
+    return results
+
+
+def _make_elsewhere(
+    tasks: Iterable[Task],
+    out: Path,
+    data_dir: str | Path | None,
+    elsewhere: Executor,
+    keep: Callable[[Task, Result | Failure], None],
+) -> None:
+    """Through an executor, which drops what has not begun on Ctrl-C."""
     at, data = out.resolve(), None if data_dir is None else Path(data_dir).resolve()
     with elsewhere as pool:
         try:
-            for turn in _turns(missing):
+            for turn in _turns(tasks):
                 waiting = {pool.submit(in_a_process, task, at, data): task for task in turn}
                 for future in as_completed(waiting):
                     keep(waiting[future], _outcome(future))
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return results
 
 
 def _turns(tasks: Iterable[Task]) -> list[list[Task]]:
