@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iwae import cells, files, records, soap, workers
+from iwae import cells, files, progress, records, soap, workers
 from iwae.cli import parse
 from iwae.settings import override, recipe
 from refusals import refused
@@ -210,6 +210,18 @@ def test_two_that_record_at_once_wait_for_each_other(tmp_path: Path) -> None:
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_it_is_recorded_whoever_reads_the_table(tmp_path: Path, measured, monkeypatch) -> None:
+    """As by `iwae reproduce … | head -1`."""
+
+    def closed(*_) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(progress, "print_table", closed)
+    with pytest.raises(BrokenPipeError):
+        put_down(tmp_path, "digits/1/vae-5")
+    assert names(json.loads((tmp_path / "record.json").read_text())) == ["digits/1/vae-5"]
 
 
 def test_where_nothing_is_finished_nothing_is_written(tmp_path: Path, capsys) -> None:

@@ -266,8 +266,8 @@ class Reproduce:
                 )
             failures = {t: r for t, r in results.items() if isinstance(r, cells.Failure)}
         rows = reproduce.rows(chosen, tasks, out, failures)
-        print_table(rows, experiment)
         kept = self._put_down(rows)
+        print_table(rows, experiment)
         if experiment.pictured:
             from iwae import replication
 
