@@ -160,6 +160,20 @@ def test_a_setting_that_came_later_stood_at_its_default(tmp_path: Path, measured
         put_down(tmp_path, "digits/1/iwae-50", "--adam-beta1", "0.8", out="other")
 
 
+def test_cells_of_another_optimiser_do_not_join(tmp_path: Path) -> None:
+    path, config = tmp_path / "record.json", recipe("fast")
+    content = records.of_table("table1", config, ()) | {"cells": [entry("a/1/vae-5", 1.0)]}
+    path.write_text(json.dumps(content))
+    assert records.joinable(path, "table1", config) == content
+    unknown = {n: v for n, v in content["settings"].items() if n != "soap_revision"}
+    path.write_text(json.dumps(content | {"settings": unknown}))
+    with refused(
+        f"record = {path} was given, whose cells have soap_revision = None where these have "
+        f"{soap.REVISION}; give another --record, or --overwrite."
+    ):
+        records.joinable(path, "table1", config)
+
+
 def test_what_does_not_fit_a_record_is_refused_before_any_work(tmp_path: Path, measured) -> None:
     put_down(tmp_path, "digits/1/vae-5")
     record, out = tmp_path / "record.json", tmp_path / "other"

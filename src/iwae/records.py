@@ -89,7 +89,7 @@ def joinable(path: Path, name: str, config: RunConfig) -> Record:
             f"--record, or --overwrite."
         )
     ours, theirs = _shared(name, config), there["settings"]
-    defaults = ours | json.loads(json.dumps(flatten(RunConfig())))
+    defaults = json.loads(json.dumps(flatten(RunConfig())))
     for setting in sorted({*ours, *theirs} - {*SAVING}):
         own, other = (s.get(setting, defaults.get(setting)) for s in (ours, theirs))
         if own != other:
