@@ -113,6 +113,9 @@ def test_a_cell_takes_more_seeds_in_any_order_and_no_other_runs() -> None:
     joined, refused = records.joined(there, record_of(more, other, entry("c/1/vae-5", 1.0)))
     assert refused == ["b/1/vae-5"]
     assert joined["cells"] == [more, there["cells"][1], entry("c/1/vae-5", 1.0)]
+    again, refused = records.joined(joined, record_of(entry("a/1/vae-5", 3.0)))
+    assert again is joined, "it holds that seed"
+    assert refused == []
     joined, refused = records.joined(joined, record_of(other), replace=True)
     assert refused == []
     assert joined["cells"] == [more, other, entry("c/1/vae-5", 1.0)]

@@ -104,8 +104,8 @@ def joined(there: Record, added: Record, *, replace: bool = False) -> tuple[Reco
     """(the cells of both in the order of the table, the names of those that could not join).
 
     A cell that is in both is that of `added` if its runs hold those of `there`, or with `replace`;
-    else that of `there`, and could not join. One without a difference to the cell that it is held
-    against, or to what that is now, gets it when both are in the record.
+    else that of `there`, and could not join if it has other runs. One without a difference to the
+    cell that it is held against, or to what that is now, gets it when both are in the record.
     """
     made = {name: there[name] for name in ("iwae", "jax") if name in there}
     cells: dict[str, Record] = {
@@ -117,9 +117,11 @@ def joined(there: Record, added: Record, *, replace: bool = False) -> tuple[Reco
         name = cell["name"]
         if replace or name not in cells:
             cells[name] = cell
-        elif _ended(cells[name]).items() <= _ended(cell).items():
+            continue
+        held, ended = _ended(cells[name]).items(), _ended(cell).items()
+        if held <= ended:
             cells[name] = _updated(cells[name], cell)
-        else:
+        elif not ended <= held:
             refused.append(name)
     others = {name for name, cell in before.items() if _ended(cells[name]) != _ended(cell)}
     for name, cell in before.items():
