@@ -227,9 +227,10 @@ def test_all_but_one_weight_zero(bound):
         assert value == np.inf
 
 
-@pytest.mark.parametrize(("k", "order"), [(50, 1), (50, 2), (100, 2)])
+@pytest.mark.parametrize(("k", "order"), [(50, 1), (50, 2), (200, 2)])
 def test_jvi_keeps_its_digits_far_from_zero(k, order):
-    """Log-weights near −90, as of images, in float32 against float64."""
+    """Log-weights near −90, as of images, in float32 against float64, also where coefficients of
+    10⁴ multiply the sums over subsets."""
     log_w = np.random.default_rng(k).normal(-90, 2, size=k)
     bound = partial(jvi, order=order)
     single, double = jnp.asarray(log_w, jnp.float32), np.asarray(log_w, np.float32)
@@ -245,9 +246,9 @@ def test_jvi_keeps_its_digits_far_from_zero(k, order):
             jax.jit(jax.grad(bound))(exact),
             jax.jit(partial(curvature, bound))(exact),
         )
-        np.testing.assert_allclose(values[0], expected[0], atol=3e-3)
+        np.testing.assert_allclose(values[0], expected[0], atol=3e-4)
         for got, wanted in zip(values[1:], expected[1:], strict=True):
-            np.testing.assert_allclose(got, wanted, atol=2e-3 * np.abs(wanted).max())
+            np.testing.assert_allclose(got, wanted, atol=5e-4 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("name", sorted(set(SHAPED) - {"vr-iwae, above 1", "jvi-3"}))

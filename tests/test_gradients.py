@@ -16,7 +16,14 @@ from iwae.bounds import BOUNDS, Pair, ciwae, curvature, elbo, iwae, jvi, miwae, 
 from iwae.build import build
 from iwae.config import ModelConfig, ObjectiveConfig
 from iwae.gradients import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
-from iwae.model import Autoencoder, FromFunctions, log_normal, log_weights, made_from_noise
+from iwae.model import (
+    Autoencoder,
+    FromFunctions,
+    draw_log_weights,
+    log_normal,
+    log_weights,
+    made_from_noise,
+)
 from linear_gaussian import LinearGaussian, generic_chain, orthogonal_chain, random_model
 from refusals import refused
 
@@ -398,9 +405,6 @@ def test_at_an_optimum_there_is_no_relative_bias():
     assert all(np.isnan(m.bias) for m in measured)
 
 
-# --- refusals ---------------------------------------------------------------------------------
-
-
 # --- through a few of the draws ---------------------------------------------------------------
 
 
@@ -426,39 +430,56 @@ def test_draws_are_resampled_by_their_weights():
     assert np.max(np.abs(scaled.path)) < 1
 
 
+BITS = jnp.array([1.0, 0, 0, 1, 1])
+
+
+def few_and_all(model, x, few, draws, **given):
+    """(values, gradients) of a loss through few draws and through all, of the same draws."""
+
+    def gradient(key, few):
+        def loss(model):
+            return surrogate_loss(model, x, key, **given, backward_draws=few)
+
+        (_, value), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
+        return value, jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(gradient)])
+
+    keys = jax.random.split(jax.random.key(5), draws)
+    return [eqx.filter_jit(jax.vmap(lambda key: gradient(key, n)))(keys) for n in (few, None)]
+
+
+def deviation(few, full):
+    """Most standard errors by which the mean of a parameter's gradient is off."""
+    apart = np.asarray(few[1] - full[1], np.float64)
+    error = apart.std(0) / np.sqrt(len(apart))
+    moving = error > 1e-6
+    assert moving.sum() >= min(apart.shape[1], 50)
+    return np.max(np.abs(apart.mean(0)[moving]) / error[moving])
+
+
 @pytest.mark.parametrize(
     ("name", "estimator"),
     [("iwae", "reparam"), ("iwae", "dreg"), ("iwae", "rws"), ("jvi-1", "dreg")],
 )
 def test_through_two_draws_the_gradient_has_the_same_mean(name, estimator):
     """Of the same draws, paired; each parameter within 4 standard errors."""
-    model = user_model()
+    given = {"bound": SMOOTH[name], "k": 6, "estimator": estimator}
+    two, full = few_and_all(user_model(), X, 2, 8000, **given)
+    np.testing.assert_allclose(two[0], full[0], rtol=1e-5)
+    assert deviation(two, full) < 4
 
-    def gradient(key, few):
-        def loss(model):
-            given = {"bound": SMOOTH[name], "k": 6, "estimator": estimator}
-            return surrogate_loss(model, X, key, **given, backward_draws=few)
 
-        (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(model)
-        return value, jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(gradient)])
-
-    keys = jax.random.split(jax.random.key(5), 8000)
-    values, full = jax.jit(jax.vmap(lambda key: gradient(key, None)))(keys)
-    same, two = jax.jit(jax.vmap(lambda key: gradient(key, 2)))(keys)
-    np.testing.assert_allclose(same, values, rtol=1e-5)
-    apart = np.asarray(two - full, np.float64)
-    error = apart.std(0) / np.sqrt(len(keys))
-    assert np.all(np.abs(apart.mean(0)) < 4 * error)
-    assert np.all(error > 1e-6)
+def test_which_draws_are_taken_does_not_depend_on_their_noise():
+    """Every layer takes a part of the key: in three of them too, within 4.5 standard errors."""
+    config = ModelConfig(3, ((4,),) * 3, (3, 2, 2))
+    model = random_model(config, 5, seed=2)
+    given = {"bound": iwae, "k": 4, "estimator": "stl"}
+    assert deviation(*few_and_all(model, BITS, 1, 20_000, **given)) < 4.5
 
 
 def test_through_as_many_draws_as_there_are_is_through_all():
     model, key = user_model(), jax.random.key(1)
     full = surrogate_loss(model, X, key, bound=iwae, k=4)
     assert surrogate_loss(model, X, key, bound=iwae, k=4, backward_draws=9) == full
-
-
-BITS = jnp.array([1.0, 0, 0, 1, 1])
 
 
 def small(uncertain):
@@ -523,23 +544,34 @@ def test_draws_made_again_from_their_noise_have_the_gradient_of_the_first(estima
 class Wider(Autoencoder):
     """Proposes with twice the standard deviation."""
 
-    def propose_and_log_prob(self, x, k, key):
+    def propose(self, x, k, key):
         mu, log_sigma = self.encoder[0](x)
-        h = (mu + 2 * jnp.exp(log_sigma) * self.noise(k, key)[0],)
-        return h, self.log_proposal(x, h)
+        return (mu + 2 * jnp.exp(log_sigma) * self.noise(k, key)[0],)
 
     def log_proposal(self, x, h):
         mu, log_sigma = self.encoder[0](x)
         return log_normal(h[0], mu, log_sigma + jnp.log(2))
 
 
-def test_a_model_that_proposes_in_its_own_way_is_asked_for_its_draws():
-    own = small("none")
-    wider = Wider(**{f.name: getattr(own, f.name) for f in fields(own)})
-    given = {"bound": iwae, "k": 6, "estimator": "stl"}
-    _, all_draws = surrogate_loss(wider, BITS, jax.random.key(4), **given)
-    _, value = surrogate_loss(wider, BITS, jax.random.key(4), **given, backward_draws=2)
-    np.testing.assert_allclose(value, all_draws, rtol=1e-5)
+class WiderAtOnce(Wider):
+    def propose_and_log_prob(self, x, k, key):
+        h = self.propose(x, k, key)
+        return h, self.log_proposal(x, h)
+
+
+@pytest.mark.parametrize("kind", [Wider, WiderAtOnce])
+def test_a_model_that_proposes_in_its_own_way_is_asked_for_its_draws(kind):
+    """By every estimator, and by the evaluation."""
+    own, key = small("none"), jax.random.key(4)
+    wider = kind(**{f.name: getattr(own, f.name) for f in fields(own)})
+    expected = log_weights(wider, BITS, wider.propose(BITS, 6, key))
+    assert not np.allclose(expected, draw_log_weights(own, BITS, 6, key), rtol=1e-3)
+    np.testing.assert_allclose(draw_log_weights(wider, BITS, 6, key), expected, rtol=1e-5)
+    for estimator in ("reparam", "stl"):
+        for few in (None, 2):
+            given = {"bound": iwae, "k": 6, "estimator": estimator, "backward_draws": few}
+            _, value = surrogate_loss(wider, BITS, key, **given)
+            np.testing.assert_allclose(value, iwae(expected), rtol=1e-5)
     assert made_from_noise(own)
     assert made_from_noise(small("both"))
     assert not made_from_noise(wider)
@@ -550,23 +582,8 @@ def test_a_model_that_proposes_in_its_own_way_is_asked_for_its_draws():
 def test_resampled_draws_keep_their_weights(which):
     """With uncertain weights a draw goes on with the weights that it was made with: the same mean
     gradient of the same draws, paired, within 4.5 standard errors."""
-    model, x = small(which), BITS
-
-    def gradient(key, few):
-        def loss(model):
-            given = {"bound": iwae, "k": 4, "estimator": "stl", "backward_draws": few}
-            return surrogate_loss(model, x, key, **given)[0]
-
-        leaves = jax.tree.leaves(eqx.filter_grad(loss)(model))
-        return jnp.concatenate([jnp.ravel(a) for a in leaves])
-
-    keys = jax.random.split(jax.random.key(6), 8000)
-    apart = jax.jit(jax.vmap(lambda key: gradient(key, 2) - gradient(key, None)))(keys)
-    apart = np.asarray(apart, np.float64)
-    error = apart.std(0) / np.sqrt(len(keys))
-    moving = error > 0
-    assert moving.sum() > 50
-    assert np.max(np.abs(apart.mean(0)[moving]) / error[moving]) < 4.5
+    given = {"bound": iwae, "k": 4, "estimator": "stl"}
+    assert deviation(*few_and_all(small(which), BITS, 2, 8000, **given)) < 4.5
 
 
 def test_combinations_without_meaning_are_refused():
@@ -614,6 +631,8 @@ def test_combinations_without_meaning_are_refused():
         "more."
     ):
         loss(bound=iwae, k=4, backward_draws=0)
+    with refused("k = 0 was given, but at least 1 draw is needed; give k = 1 or more."):
+        loss(bound=iwae, k=0)
     with refused("chunk = 0 was given, but at least 1 draw is weighed at a time; give 1 or more."):
         loss(bound=iwae, k=4, backward_draws=2, chunk=0)
 

@@ -27,6 +27,10 @@ from iwae.model import Model, block_of, draw, made_from_noise
 Scalar = Float[Array, ""]
 PerDraw = Float[Array, " k"]
 
+RESAMPLING, DREAMS = 2**32 - 2, 2**32 - 3
+"""What keys are folded with for these: `fold_in(key, i)` is the i-th of `split(key, n)`, which
+proposals draw from."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -133,11 +137,11 @@ def surrogate_loss(
         log_w = jax.lax.stop_gradient(model.log_joint(x, h) - log_q)
     weighed = Weighed.by(chosen, Weights(log_w, pair.phi), pair.theta)
     if few is not None:
-        which, weighed = resampled(weighed, few, jax.random.fold_in(key, 2))
+        which, weighed = resampled(weighed, few, jax.random.fold_in(key, RESAMPLING))
         h = again(which)
     loss = _loss(model, x, h, weighed)
     if chosen.dreams:
-        loss -= _sleep(model, k, jax.random.fold_in(key, 1))
+        loss -= _sleep(model, k, jax.random.fold_in(key, DREAMS))
     return loss, pair.theta(log_w)
 
 
@@ -272,6 +276,8 @@ def named(estimator: str | Estimator) -> Estimator:
 def check(estimator: Estimator, pair: Pair, k: int, model: Any, *, few: bool = False) -> None:
     """`InputError` for a combination without meaning, with what would work."""
     name = next((n for n, e in ESTIMATORS.items() if e == estimator), "of your own")
+    if k < 1:
+        raise InputError(f"k = {k} was given, but at least 1 draw is needed; give k = 1 or more.")
     if estimator.own_phi and pair.theta is not pair.phi:
         raise InputError(
             f"Estimator {name} updates φ by a divergence of its own, so a bound of its own for φ "

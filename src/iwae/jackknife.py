@@ -1,7 +1,9 @@
 """The jackknife of log (1/K) Σ w_i, stable and mostly without enumerating subsets (Nowozin 2018).
 
-Sums over subsets that leave out 1 or 2 draws come from the sums before and after each draw:
-log Σ_{j≠i} w_j as log(Σ w − w_i) would lose everything where w_i dominates.
+Coefficients of O(K^m) multiply sums over subsets S that nearly cancel. What is summed is therefore
+how far each is from the sum over all draws: with T_S = log Σ_S w and T = log Σ w, exactly
+
+    T_S − T = log (1 − r),  r the share of the draws left out, and  e^(T − T_S) − 1 = r / (1 − r).
 """
 
 import math
@@ -35,10 +37,12 @@ def value(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
 def _value(log_w: LogWeights, order: int) -> Float[Array, "*batch"]:
     k = len(log_w)
     log_w, top = _centred(log_w)
-    total, slope = jnp.zeros(log_w.shape[1:]), jnp.zeros(log_w.shape[1:])
-    for j, c in enumerate(coefficients(k, order)):
+    total, slope = jax.nn.logsumexp(jnp.maximum(log_w, ZERO), axis=0), jnp.zeros(log_w.shape[1:])
+    terms = coefficients(k, order)
+    for j, c in enumerate(terms[1:], 1):
         mean, zero = LeftOut(log_w, j).mean()
-        total, slope = total + c * (mean - math.log(k - j)), slope + c * zero
+        total, slope = total + c * mean, slope + c * zero
+    total -= sum(c * math.log(k - j) for j, c in enumerate(terms))
     return jnp.where(slope == 0, top + total, -jnp.sign(slope) * jnp.inf)
 
 
@@ -46,25 +50,27 @@ def _value(log_w: LogWeights, order: int) -> Float[Array, "*batch"]:
 def _value_and_tangent(order: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     """∂value/∂log w_i = Σ_j c_j · mean over subsets S of v_i, v = w / Σ_S w."""
     (log_w,), (tangent,) = primals, tangents
-    slope = _mean_over_subsets(log_w, order, lambda sums: sums.normalised(1))
-    return _value(log_w, order), jnp.sum(slope * tangent, axis=0)
+    return _value(log_w, order), jnp.sum(_shares(log_w, order, 1) * tangent, axis=0)
 
 
 def curvature(log_w: LogWeights, *, order: int) -> LogWeights:
     """∂²value/∂(log w_i)² = Σ_j c_j · mean over subsets S of v_i (1 − v_i), v = w / Σ_S w."""
-    spread = lambda sums: sums.normalised(1) - sums.normalised(2)
-    return _mean_over_subsets(log_w, order, spread)
+    return _shares(log_w, order, 1) - _shares(log_w, order, 2)
 
 
-def _mean_over_subsets(
-    log_w: LogWeights, order: int, summed: Callable[["LeftOut"], LogWeights]
-) -> LogWeights:
-    """Σ_j c_j · mean over subsets that leave out j draws."""
+def _shares(log_w: LogWeights, order: int, power: int) -> LogWeights:
+    """Σ_j c_j · mean over subsets S of (w_i / Σ_S w)^power, which is 0 where i is left out.
+
+    Of all subsets 1 − j/K hold i; where they hold it, it is there more than its share of all.
+    """
     k = len(log_w)
     log_w, _ = _centred(log_w)
-    total = jnp.zeros_like(log_w)
-    for j, c in enumerate(coefficients(k, order)):
-        total += c / math.comb(k, j) * summed(LeftOut(log_w, j))
+    log_w = jnp.maximum(log_w, ZERO)
+    terms = coefficients(k, order)
+    share = jnp.exp(power * jax.nn.log_softmax(log_w, axis=0))
+    total = share * sum(c * (1 - j / k) for j, c in enumerate(terms))
+    for j, c in enumerate(terms[1:], 1):
+        total += c / math.comb(k, j) * LeftOut(log_w, j).excess(power)
     return total
 
 
@@ -94,46 +100,54 @@ def coefficients(k: int, m: int) -> list[float]:
 
 
 class LeftOut:
-    """T_S = log Σ_{i∈S} w_i for all subsets S that leave out j of the K draws."""
+    """All subsets S that leave out j ≥ 1 of the K draws."""
 
     def __init__(self, log_w: LogWeights, j: int):
         self.log_w, self.j = jnp.maximum(log_w, ZERO), j
+        self.log_share = jax.nn.log_softmax(self.log_w, axis=0)
         k = len(log_w)
-        if j == 0:
-            self.totals = jax.nn.logsumexp(self.log_w, axis=0)[None]
-        elif j == 1:
-            self.totals = _others(self.log_w)
+        if j == 1:
+            kept, self.log_r = _others(self.log_share), self.log_share
         elif j == 2:
-            rows = jnp.broadcast_to(self.log_w, (k, *log_w.shape))
-            self.totals = jax.vmap(_others)(_off_diagonal(rows))
+            rows = jnp.broadcast_to(self.log_share, (k, *log_w.shape))
+            kept = jax.vmap(_others)(_off_diagonal(rows))
+            self.log_r = jnp.logaddexp(self.log_share[:, None], self.log_share[None])
         else:
-            self.totals = jax.nn.logsumexp(self._members(self.log_w), axis=1)
+            inside = self._members(jnp.zeros_like(self.log_w)) == 0
+            parts = jnp.broadcast_to(self.log_share, inside.shape)
+            kept = jax.nn.logsumexp(jnp.where(inside, parts, ZERO), axis=1)
+            self.log_r = jax.nn.logsumexp(jnp.where(inside, ZERO, parts), axis=1)
+        self.zero = kept < ZERO / 2
+        small = self.log_r < -math.log(2)
+        near = jnp.log1p(-jnp.exp(jnp.where(small, self.log_r, -1.0)))
+        self.less = jnp.where(small, near, jnp.where(self.zero, 0, kept))
+        """T_S − T; 0 for subsets that weigh nothing."""
 
     def mean(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-        """The mean of T_S over subsets whose weights are not all 0, and the share of the others."""
-        zero = self.totals < ZERO / 2
-        totals = jnp.where(zero, 0, self.totals)
+        """The mean of T_S − T, subsets that weigh nothing as 0, and the share of those."""
+        zero, less = self.zero * 1.0, self.less
         axes: tuple[int, ...] = (0,)
-        subsets = len(totals)
+        subsets = len(less)
         if self.j == 2:
-            zero, totals = _off_diagonal(zero * 1.0, 0.0), _off_diagonal(totals, 0.0)
+            zero, less = _off_diagonal(zero, 0.0), _off_diagonal(less, 0.0)
             axes, subsets = (0, 1), subsets * (subsets - 1)
-        return jnp.sum(totals, axis=axes) / subsets, jnp.sum(zero, axis=axes) / subsets
+        return jnp.sum(less, axis=axes) / subsets, jnp.sum(zero, axis=axes) / subsets
 
-    def normalised(self, power: int) -> LogWeights:
-        """Σ_{S∋i} (w_i / Σ_S w)^power for every i, in logarithms up to the end."""
-        inverse = jnp.where(self.totals < ZERO / 2, ZERO, -power * self.totals)
-        if self.j == 0:
-            over = inverse
-        elif self.j == 1:
-            over = _others(inverse)
+    def excess(self, power: int) -> LogWeights:
+        """Σ_{S∋i} [(w_i / Σ_S w)^power − (w_i / Σ w)^power], in logarithms up to the end."""
+        log_more = self.log_r - self.less
+        if power == 2:
+            log_more += jnp.logaddexp(log_more, math.log(2))
+        log_more = jnp.where(self.zero, ZERO, log_more)
+        if self.j == 1:
+            over = _others(log_more)
         elif self.j == 2:
-            columns = jax.vmap(_others)(_off_diagonal(inverse))
+            columns = jax.vmap(_others)(_off_diagonal(log_more))
             over = jax.nn.logsumexp(_off_diagonal(columns), axis=0) - math.log(2)
         else:
             inside = self._members(jnp.zeros_like(self.log_w))
-            over = jax.nn.logsumexp(inside + inverse[:, None], axis=0)
-        return jnp.exp(power * self.log_w + over)
+            over = jax.nn.logsumexp(inside + log_more[:, None], axis=0)
+        return jnp.exp(power * self.log_share + over)
 
     def _members(self, values: LogWeights) -> Float[Array, "subsets k *batch"]:
         """`values` in each subset, and log 0 for the draws left out."""

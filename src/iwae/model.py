@@ -36,10 +36,26 @@ class Model(Protocol):
 
 def draw(model: Model, x: Array, k: int, key: PRNGKeyArray) -> tuple[Any, Float[Array, " k"]]:
     """(h, log q(h|x)) of K draws: by the model's own `propose_and_log_prob` if it has one."""
-    if hasattr(model, "propose_and_log_prob"):
+    if _draws_by(model, "propose_and_log_prob"):
         return model.propose_and_log_prob(x, k, key)
     h = model.propose(x, k, key)
     return h, model.log_proposal(x, h)
+
+
+def made_from_noise(model: Any) -> bool:
+    """Whether the model's draws are those that its `reparametrize` makes of its `noise`.
+
+    So are an `Autoencoder`'s, unless a subclass proposes in a way of its own.
+    """
+    return _draws_by(model, "reparametrize")
+
+
+def _draws_by(model: Any, method: str) -> bool:
+    """Whether a method belongs to the proposal: a subclass with another proposal inherits it too,
+    and it is then that of the class below."""
+    proposal = {"propose", "propose_and_log_prob", "log_proposal"}
+    own = next((c for c in type(model).__mro__ if proposal & vars(c).keys()), object)
+    return method in vars(own)
 
 
 def log_weights(model: Model, x: Array, h: Any) -> Float[Array, " k"]:
@@ -231,18 +247,6 @@ class Autoencoder(eqx.Module):
         below = self.propose(x, k, key)[layer - 2]
         mu, _ = jax.vmap(self.encoder[layer - 1])(below)
         return jnp.mean(mu, axis=0), jnp.var(mu, axis=0, ddof=1) / k
-
-
-def made_from_noise(model: Any) -> bool:
-    """Whether the model's draws are those that its `reparametrize` makes of its `noise`.
-
-    So are an `Autoencoder`'s, unless a subclass proposes in a way of its own.
-    """
-    if not isinstance(model, Autoencoder):
-        return False
-    proposes = {"propose", "propose_and_log_prob"}
-    first = next(c for c in type(model).__mro__ if proposes & vars(c).keys())
-    return "reparametrize" in vars(first)
 
 
 def restrict(

@@ -25,8 +25,8 @@ from iwae.networks import at_precision
 from iwae.observation import Observer
 from iwae.soap import soap
 
-INIT, ORDER, STEPS, VALIDATION = range(4)
-"""Independent streams of a run's key."""
+INIT, ORDER, STEPS = range(3)
+"""What the draws of a run's key are for: parameters, the order of examples, steps."""
 
 STAGES = 8
 
