@@ -11,7 +11,7 @@ import pytest
 from scipy.special import digamma, logsumexp, softmax
 
 from iwae import bounds, jackknife
-from iwae.bounds import ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
+from iwae.bounds import ciwae, curvature, elbo, iwae, jvi, miwae, named, vr_iwae
 from iwae.errors import InputError
 from refusals import refused
 
@@ -362,6 +362,17 @@ def test_weights_that_say_nothing_are_refused(bound):
         bound(jnp.array([[0.0, -jnp.inf]] * 1 + [[1.0, -jnp.inf]] * 3))
     with pytest.raises(InputError, match="a bound needs at least 1 draw"):
         bound(jnp.zeros((0, 3)))
+
+
+def test_names_and_settings_that_are_missing_are_refused():
+    with refused(
+        "There is no bound 'miwea'; did you mean 'miwae'? Known are ciwae, iwae, jvi, miwae, "
+        "piwae, vae, vr-iwae."
+    ):
+        named("miwea")
+    for name in ("miwae", "piwae"):
+        with refused("The bound miwae has a setting m, but none was given; give one."):
+            named(name, alpha=0.5)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (
             ("evaluate", trained, "--k", "0"),
-            "k = 0 was given, but L_K needs at least 1 draw; give k = 1 or more.",
+            "k = 0 was given, but at least 1 draw is needed; give k = 1 or more.",
         ),
         (("evaluate", trained, "--split", "tests"), None),
         (

@@ -390,6 +390,22 @@ def test_moments_are_those_of_all_draws_together():
     np.testing.assert_allclose(streamed.variance, np.cov(each.reshape(40, 4).T).trace(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("spread", [(1.0,) * 30, (3.0, 1.0, 0.2)])
+def test_the_concentration_of_a_mean_is_that_of_its_covariance(spread):
+    """√tr Cov(mean)², squared and unbiased, over 3,000 sets of blocks."""
+    spread, each = np.array(spread), 5
+    draws = np.random.default_rng(0).normal(size=(3000, laboratory.BLOCKS, each, len(spread)))
+    found = [
+        laboratory.Moments(g.mean(1), np.sum((g - g.mean(1, keepdims=True)) ** 2, (1, 2)), each)
+        for g in draws * spread
+    ]
+    covariance = spread**2 / (laboratory.BLOCKS * each)
+    squared = np.array([m.concentration**2 for m in found])
+    error = squared.std() / np.sqrt(len(squared))
+    expected = np.sum(covariance**2)
+    assert abs(squared.mean() - expected) < 4 * error + 0.01 * expected
+
+
 def test_at_an_optimum_there_is_no_relative_bias():
     """θ has no signal at μ = (μ + x)/2 …: nan instead of noise over nothing."""
     model = LinearGaussian(X[:2], X[:2], jnp.asarray(0.5 * np.log(0.5)))
@@ -436,15 +452,17 @@ BITS = jnp.array([1.0, 0, 0, 1, 1])
 def few_and_all(model, x, few, draws, **given):
     """(values, gradients) of a loss through few draws and through all, of the same draws."""
 
-    def gradient(key, few):
-        def loss(model):
-            return surrogate_loss(model, x, key, **given, backward_draws=few)
+    def gradients(backward_draws):
+        def one(key):
+            def loss(model):
+                return surrogate_loss(model, x, key, **given, backward_draws=backward_draws)
 
-        (_, value), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
-        return value, jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(gradient)])
+            (_, value), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
+            return value, jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(gradient)])
 
-    keys = jax.random.split(jax.random.key(5), draws)
-    return [eqx.filter_jit(jax.vmap(lambda key: gradient(key, n)))(keys) for n in (few, None)]
+        return eqx.filter_jit(jax.vmap(one))(jax.random.split(jax.random.key(5), draws))
+
+    return gradients(few), gradients(None)
 
 
 def deviation(few, full):

@@ -68,3 +68,20 @@ def test_densities_need_two_latent_units():
         posterior.densities(generic_chain((3, 2)).model, jnp.zeros(6), jax.random.key(0), k=2, n=4)
     with refused("k = 0 was given, but at least 1 draw is needed; give k = 1 or more."):
         posterior.resample(MODEL, X, jax.random.key(0), k=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"k": 0}, "k = 0 was given, but at least 1 draw is needed; give k = 1 or more."),
+        ({"n": 0}, "n = 0 was given, but at least 1 is needed; give 1 or more."),
+        ({"repeats": 0}, "repeats = 0 was given, but at least 1 is needed; give 1 or more."),
+        ({"side": 0.0}, "side = 0.0 was given, but the square has a size; give one above 0."),
+    ],
+)
+def test_densities_of_nothing_are_refused(given, sentence):
+    model = generic_chain((2,)).model
+    with refused(sentence):
+        posterior.densities(
+            model, jnp.zeros(6), jax.random.key(0), **{"k": 2, "n": 4, "repeats": 2} | given
+        )

@@ -4,6 +4,7 @@ import errno
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import checkpoint, files, folder, loop, runs
+from iwae import checkpoint, evaluation, files, folder, loop, report, runs
 from iwae.config import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
+from iwae.progress import print_evaluation
 from iwae.settings import override
 from iwae.trained import Trained
 from refusals import refused
@@ -429,6 +431,31 @@ def test_evaluations_are_kept(tiny_run: Trained) -> None:
     kept = folder.read_evaluations(tiny_run.path)
     assert kept["test k=10 n=20 seed=0 passes=3"] == json.loads(json.dumps(first.to_json()))
     assert kept["test k=20 n=20 seed=0 passes=3"]["nll"] == second.nll
+
+
+def test_a_single_example_has_neither_error_nor_activity(tiny_run, tmp_path, capsys) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(folder.EVALUATION))
+    one = iwae.evaluate(path, k=10, limit=1)
+    assert one.active_units is one.activity is None
+    text = (path / folder.EVALUATION).read_text()
+    kept = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert kept["test k=10 n=1 seed=0 passes=3"]["active_units"] is None
+    print_evaluation(one)
+    assert re.search(r"active units +—", capsys.readouterr().out)
+    assert "evaluate more" in report.render([path])
+    for n, k in ((1, 2), (2, 1)):
+        with refused(
+            f"The activity of units was asked for of n = {n} examples with k = {k} draws, but a "
+            f"variance is of at least 2 of each; give more."
+        ):
+            images = tiny_run.data().test[:n]
+            evaluation.activity(tiny_run.model, images, tiny_run.seen.observer, k=k)
+
+
+def test_no_examples_have_no_likelihoods(tiny_run: Trained) -> None:
+    with refused("No examples were given; give at least 1."):
+        tiny_run.log_likelihoods(tiny_run.data().test[:0], k=2)
 
 
 def test_a_run_on_arrays_in_memory_asks_for_them_again(tmp_path: Path) -> None:

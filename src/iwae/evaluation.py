@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from iwae import threefry
 from iwae.bounds import Bound
 from iwae.devices import gathered, json_from_first
-from iwae.model import Autoencoder, Model, block_of, draw_log_weights
+from iwae.errors import InputError
+from iwae.model import Autoencoder, Model, block_of, check_draws, draw_log_weights
 from iwae.observation import Observer
 
 CHUNK = 250
@@ -46,7 +47,9 @@ def log_likelihood(
     """L_K = log (1/K) Σ_i w_i of one example, in nats (Burda et al. Eq. 8).
 
     Streams over K in chunks with a running log-sum-exp: exact, in memory that does not grow with K.
+    `InputError` for a K below 1.
     """
+    check_draws(k)
     block = block_of(model)
     chunk = min(k, max(block, chunk // block * block))
 
@@ -212,7 +215,13 @@ def activity(
 
     Above the first layer E is an average over k draws of the layer below, whose own variance is
     subtracted: the estimate of A_u is unbiased, so a dead unit is not counted for its noise.
+    `InputError` for fewer than 2 examples or draws.
     """
+    if len(images) < 2 or k < 2:
+        raise InputError(
+            f"The activity of units was asked for of n = {len(images)} examples with k = {k} "
+            f"draws, but a variance is of at least 2 of each; give more."
+        )
     means = over_examples(
         eqx.Partial(posterior_means, k=k), model, images, observe, seed=seed, draws=k, memory=memory
     )

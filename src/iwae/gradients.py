@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iwae.bounds import Bound, Pair, curvature
 from iwae.errors import InputError, nearest
-from iwae.model import Model, block_of, draw, made_from_noise
+from iwae.model import Model, block_of, check_draws, draw, made_from_noise
 
 Scalar = Float[Array, ""]
 PerDraw = Float[Array, " k"]
@@ -276,8 +276,7 @@ def named(estimator: str | Estimator) -> Estimator:
 def check(estimator: Estimator, pair: Pair, k: int, model: Any, *, few: bool = False) -> None:
     """`InputError` for a combination without meaning, with what would work."""
     name = next((n for n, e in ESTIMATORS.items() if e == estimator), "of your own")
-    if k < 1:
-        raise InputError(f"k = {k} was given, but at least 1 draw is needed; give k = 1 or more.")
+    check_draws(k)
     if estimator.own_phi and pair.theta is not pair.phi:
         raise InputError(
             f"Estimator {name} updates φ by a divergence of its own, so a bound of its own for φ "

@@ -7,7 +7,6 @@ how far each is from the sum over all draws: with T_S = log Î£_S w and T = log Î
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 from typing import Any

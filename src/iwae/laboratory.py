@@ -78,10 +78,10 @@ class Moments:
     def concentration(self) -> float:
         """√tr Cov(mean)², between `error` / √P and `error`, from pairs of blocks."""
         apart = self.means - self.mean
-        products = (apart @ apart.T) ** 2
+        products = (apart @ apart.T + self.error) ** 2
         n = len(products)
         pairs = (products.sum() - np.trace(products)) / (n * (n - 1))
-        return float(np.sqrt(pairs)) / n
+        return float(np.sqrt(pairs / ((1 - 1 / n) ** 2 + 1 / n**2))) / n
 
     @property
     def signal(self) -> float:
@@ -258,7 +258,8 @@ def measure(
     for k in ks:
         for name in estimators:
             gradients.check(gradients.named(name), gradients.paired(bounds(k)), k, model)
-    reference_estimator = REFERENCE if getattr(model, "independent_draws", True) else "reparam"
+    usual = all(getattr(model, name, True) for name in ("independent_draws", "density_of_draws"))
+    reference_estimator = REFERENCE if usual else "reparam"
     results: list[Measurement] = []
     for number, k in enumerate(ks):
         draw = partial(moments, model, x, bound=bounds(k), k=k, phi=phi)

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
-from numpyro.distributions import transforms
+from numpyro.distributions import constraints, transforms
 
 from iwae.errors import InputError, nearest
 
 UNUSABLE = ("DoublyTruncatedPowerLaw", "LogUniform", "Uniform", "Unit")
 """Families whose arguments must be in order, which a transform for each cannot ensure, or that
 have nothing to observe."""
+
+WRITTEN_OUT = ("bernoulli", "gaussian")
 
 LOG_2PI = float(np.log(2 * np.pi))
 
@@ -169,7 +171,37 @@ def names() -> list[str]:
     families: list[type[dist.Distribution]] = [
         f for f in vars(dist).values() if inspect.isclass(f) and issubclass(f, dist.Distribution)
     ]
-    return ["bernoulli", "gaussian", *sorted(f.__name__ for f in families if _is_elementwise(f))]
+    return [*WRITTEN_OUT, *sorted(f.__name__ for f in families if _is_elementwise(f))]
+
+
+def check_values(name: str, values: Float[np.ndarray, "n d"], of: str) -> None:
+    """`InputError` if a numpyro distribution of a part of the real line gives some of these values
+    no finite density.
+
+    Where it starts and a little to either side: the density of Beta, say, is finite at 0 for one
+    value of its parameters.
+    """
+    if name not in names()[len(WRITTEN_OUT) :] or getattr(dist, name).support is constraints.real:
+        return
+    family = Numpyro(name)
+    mean, spread = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-3)
+    start = family.initial_bias(jnp.asarray(mean), jnp.asarray(spread))
+    for apart in (-0.5, 0.0, 0.5):
+        distribution = family.distribution(start + apart)
+        usable = np.broadcast_to(distribution.support(values), values.shape)
+        if usable.all():
+            usable = np.isfinite(distribution.log_prob(values))
+        if not usable.all():
+            raise InputError(
+                f"likelihood = {name} was given, but to the value {values[~usable][0]:g} in {of} "
+                f"it gives no finite density; give another likelihood, or bring the data inside "
+                f"its support."
+            )
+
+
+def is_binary(name: str) -> bool:
+    """Whether the likelihood `name` is of 0 and 1 only: Bernoulli, however it is parametrised."""
+    return name.lower().startswith("bernoulli")
 
 
 def _is_elementwise(family: type[dist.Distribution]) -> bool:

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from iwae import data
+from iwae import data, likelihoods
 from iwae.config import DataConfig, ModelConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
+
+CHECKED = 1000
+"""Examples that a likelihood is tried on before training."""
 
 FIXED_SEED = 0
 """Seed of the fixed binarisation: one and the same for every run."""
@@ -65,22 +68,27 @@ class Observation:
 
 def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Observation:
     """The observation that the configuration asks for; `InputError` if the values do not fit it."""
-    how = config.binarization
-    bernoulli = model.likelihood in ("auto", "bernoulli")
+    how, binary = config.binarization, likelihoods.is_binary(model.likelihood)
     if how == "auto":
-        how = "dynamic" if dataset.kind == "intensity" and bernoulli else "none"
+        intensity = dataset.kind == "intensity"
+        how = "dynamic" if intensity and (binary or model.likelihood == "auto") else "none"
     if how != "none" and dataset.kind == "real":
         raise InputError(
             f"binarization = {how} was given, but {dataset.name} has real values; bring them into "
             f"[0, 1], or give --binarization none."
         )
-    if how == "none" and dataset.kind == "intensity" and model.likelihood == "bernoulli":
+    if how == "none" and dataset.kind == "intensity" and binary:
         raise InputError(
-            "binarization = none was given with likelihood = bernoulli, which is a distribution "
-            "over 0 and 1 only; give --binarization dynamic or fixed, or --likelihood gaussian."
+            f"binarization = none was given with likelihood = {model.likelihood}, which is a "
+            f"distribution over 0 and 1 only; give --binarization dynamic or fixed, or "
+            f"--likelihood gaussian."
         )
     if dataset.kind == "binary":
         how = "none"
+    values = dataset.train[:CHECKED] / np.float32(dataset.scale)
+    if how != "none":
+        values = np.repeat([[0.0], [1.0]], values.shape[1], axis=1)
+    likelihoods.check_values(model.likelihood, values, dataset.name)
     return Observation(dataset.name, dataset.kind, dataset.scale, dataset.shape, dataset.note, how)
 
 

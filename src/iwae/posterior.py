@@ -4,6 +4,7 @@ L_K bounds from below the ELBO of an implicit posterior q_EW: draw K from q and 
 probability w̃_i.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae.errors import InputError
-from iwae.model import Model, draw
+from iwae.model import Model, check_draws, draw
 
 
 def expectation(
@@ -40,8 +41,6 @@ def resample(model: Model, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -
 
 
 def _weighted(model: Model, x: Array, key: PRNGKeyArray, k: int) -> tuple[Any, Float[Array, " k"]]:
-    if k < 1:
-        raise InputError(f"k = {k} was given, but at least 1 draw is needed; give k = 1 or more.")
     h, log_q = draw(model, x, k, key)
     return h, model.log_joint(x, h) - log_q
 
@@ -73,10 +72,17 @@ def densities(
     """q(h|x), q_EW(h|x) and p(h|x) on a grid, for a model with one layer of 2 latent units.
 
     q_EW(h|x) = E[ p(x,h) / ((p(x,h)/q(h|x) + Σ_{j≥2} w_j) / K) ] over h_2 … h_K ~ q, the mean of
-    `repeats` of them; p(h|x) is p(x,h) divided by its integral over
-    the grid. `InputError` for a model
-    of other latents.
+    `repeats` of them; p(h|x) is p(x,h) divided by its integral over the grid. `InputError` for a
+    model of other latents, or numbers below 1.
     """
+    check_draws(k)
+    for name, number in (("n", n), ("repeats", repeats)):
+        if number < 1:
+            raise InputError(
+                f"{name} = {number} was given, but at least 1 is needed; give 1 or more."
+            )
+    if not 0 < side < math.inf:
+        raise InputError(f"side = {side} was given, but the square has a size; give one above 0.")
     if tuple(model.latents) != (2,):
         raise InputError(
             f"The model has {' + '.join(map(str, model.latents))} latent units, but densities are "

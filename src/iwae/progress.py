@@ -13,7 +13,7 @@ from rich.text import Text
 from iwae.data import FileStatus
 from iwae.evaluation import Progress as Counter
 from iwae.runs import OverSeeds
-from iwae.tables import Experiment, excess_in_words
+from iwae.tables import Experiment, excess_in_words, units_in_words
 from iwae.trained import Evaluation
 
 
@@ -140,7 +140,7 @@ def print_evaluation(result: Evaluation) -> None:
         ("ELBO", f"{result.elbo:.2f} nats"),
         ("reconstruction E[log p(x|h)]", f"{result.reconstruction:.2f} nats"),
         ("KL, per layer", f"{', '.join(f'{v:.2f}' for v in result.kl)} nats"),
-        ("active units", " + ".join(map(str, result.active_units))),
+        ("active units", units_in_words(result.active_units)),
         ("seconds", f"{result.seconds:.1f} on {result.device}"),
     ]
     if result.nll_without_inactive is not None:
@@ -157,10 +157,11 @@ def print_replicas(result: OverSeeds) -> None:
     first = result.evaluations[0]
     table = Table("seed", f"NLL (L_{first.k}, nats)", "ELBO", "active units")
     for seed, e in zip(result.seeds, result.evaluations, strict=True):
-        units = " + ".join(map(str, e.active_units))
+        units = units_in_words(e.active_units)
         table.add_row(f"{seed}", nats(e.nll, e.nll_se), f"{e.elbo:.2f}", units)
     table.add_section()
-    units = " + ".join(nats(*u) for u in result.active_units)
+    counts = result.active_units
+    units = units_in_words(None) if counts is None else " + ".join(nats(*u) for u in counts)
     table.add_row("mean", nats(*result.nll), nats(*result.elbo), units)
     console = Console()
     console.print(table)
@@ -192,7 +193,7 @@ def print_comparison(results: list[Any]) -> None:
             Text(r.name),
             nats(e["nll"], e["nll_se"]),
             "" if r.difference is None else nats(*r.difference),
-            " + ".join(map(str, e["active_units"])),
+            units_in_words(e["active_units"]),
             f"{r.seconds:.0f}",
         )
     console = Console()
@@ -368,7 +369,7 @@ def print_demo(results: list[Any]) -> None:
             r.name,
             nats(e["nll"], e["nll_se"]),
             "" if r.difference is None else nats(*r.difference),
-            " + ".join(map(str, e["active_units"])),
+            units_in_words(e["active_units"]),
         )
     console = Console()
     console.print(table)

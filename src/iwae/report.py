@@ -21,6 +21,7 @@ from iwae.evaluation import ACTIVE, Progress
 from iwae.files import refuse_existing, write_atomic
 from iwae.folder import read_config, read_evaluations, read_metrics
 from iwae.settings import flatten
+from iwae.tables import units_in_words
 from iwae.trained import TERM_DRAWS, Trained
 
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"
@@ -193,7 +194,7 @@ def _figures_of(e: dict[str, Any]) -> dict[str, Any]:
         "elbo": _number(e["elbo"]),
         "reconstruction": _number(e["reconstruction"]),
         "kl": " + ".join(map(_number, e["kl"])),
-        "active": "+".join(map(str, e["active_units"])),
+        "active": units_in_words(e["active_units"], "+"),
         "draws": _count(e["k"]),
         "seconds": _number(e["seconds"], 1),
         "device": e["device"],
@@ -320,7 +321,9 @@ def _histogram(entry: Entry) -> dict[str, Any]:
     e = entry.latest
     if e is None:
         return {"sentence": "Not evaluated yet."}
-    active = " + ".join(map(str, e["active_units"]))
+    if e["active_units"] is None:
+        return {"sentence": "One example alone has no activity; evaluate more."}
+    active = units_in_words(e["active_units"])
     caption = (
         f"Activity A = Var(E[h | x]) of each latent unit over {_count(e['n'])} {e['split']} "
         f"examples ({TERM_DRAWS} draws, seed {e['seed']}, after {_count(e['passes'])} passes). "

@@ -30,7 +30,7 @@ from iwae.evaluation import mean_and_error
 from iwae.loop import Silent
 from iwae.measures import MEASURES
 from iwae.settings import differences, override
-from iwae.tables import UNKNOWN, Cell, Experiment, Figure
+from iwae.tables import UNKNOWN, Cell, Experiment, Figure, mean_units, units_in_words
 
 
 def placed(
@@ -183,8 +183,7 @@ class Row:
     @property
     def active_units(self) -> str:
         """Mean over seeds, layer by layer."""
-        counts = np.mean([e["active_units"] for e in self.results], axis=0)
-        return "+".join(f"{n:.3g}" for n in counts)
+        return units_in_words(mean_units(self.results), "+")
 
     @property
     def figures(self) -> dict[str, Figure]:

@@ -14,7 +14,7 @@ import numpy as np
 from iwae import records
 from iwae.errors import InputError
 from iwae.papers import EXPERIMENTS
-from iwae.tables import Cell, Experiment, excess_in_words
+from iwae.tables import Cell, Experiment, excess_in_words, mean_units, units_in_words
 
 HEAVY = "of autoencoders Cov and Var(p̂) are sums over a few huge weights, Var(log p̂) is not"
 
@@ -187,8 +187,7 @@ def _entry(
 
 def _ours(entry: Mapping[str, Any]) -> str:
     """NLL (active units), these layer by layer and their mean over seeds."""
-    counts = np.mean([run["active_units"] for run in entry["runs"]], axis=0)
-    return f"{_figure(entry['nll'])} ({'+'.join(f'{n:.3g}' for n in counts)})"
+    return f"{_figure(entry['nll'])} ({units_in_words(mean_units(entry['runs']), '+')})"
 
 
 def _made_with(runs: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:

@@ -296,17 +296,19 @@ class OverSeeds:
         return mean_and_error(np.array([e.elbo for e in self.evaluations]))
 
     @property
-    def active_units(self) -> list[tuple[float, float]]:
-        """Per layer."""
-        counts = np.array([e.active_units for e in self.evaluations])
-        return [mean_and_error(layer) for layer in counts.T]
+    def active_units(self) -> list[tuple[float, float]] | None:
+        """Per layer; unknown of a single example."""
+        counts = [e.active_units for e in self.evaluations]
+        return None if None in counts else [mean_and_error(layer) for layer in np.array(counts).T]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, with the evaluation of each seed."""
+        """All of it, with the evaluation of each seed; the standard error of one seed is null."""
+        known = lambda figure: [None if np.isnan(v) else v for v in figure]
+        units = self.active_units
         return {
-            "nll": self.nll,
-            "elbo": self.elbo,
-            "active_units": self.active_units,
+            "nll": known(self.nll),
+            "elbo": known(self.elbo),
+            "active_units": units and [known(layer) for layer in units],
             "replicas": {s: e.to_json() for s, e in zip(self.seeds, self.evaluations, strict=True)},
         }
 

@@ -12,6 +12,19 @@ Figure = tuple[float, float]
 UNKNOWN = float("nan")
 
 
+def units_in_words(counts: Sequence[float] | None, plus: str = " + ") -> str:
+    """Units, layer by layer, or a dash where they are unknown."""
+    return "—" if counts is None else plus.join(f"{n:.3g}" for n in counts)
+
+
+def mean_units(evaluations: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """Mean active units of each layer, unknown where they are of any evaluation."""
+    counts = [e["active_units"] for e in evaluations]
+    return (
+        None if None in counts else [statistics.mean(layer) for layer in zip(*counts, strict=True)]
+    )
+
+
 def excess(runs: Sequence[Mapping[str, Any]], published: Figure) -> Figure:
     """How much more the mean NLL of our runs is than the published one, and its standard error.
 

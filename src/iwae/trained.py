@@ -17,7 +17,7 @@ from iwae.config import RunConfig, check_seed
 from iwae.data import Dataset
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, mean_and_error, over_examples
-from iwae.model import Autoencoder, block_of, restrict
+from iwae.model import Autoencoder, block_of, check_draws, restrict
 from iwae.observation import Observation, prepare
 from iwae.proposals import HierarchicalAutoencoder
 
@@ -50,9 +50,9 @@ class Evaluation:
     """E_q[log p(x|h_1)]."""
     kl: list[float]
     """E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})], per layer."""
-    active_units: list[int]
-    """Units with A_u > 0.01, per layer."""
-    activity: list[list[float]]
+    active_units: list[int] | None
+    """Units with A_u > 0.01, per layer; unknown of a single example."""
+    activity: list[list[float]] | None
     """A_u of every unit, per layer."""
     nll_without_inactive: float | None
     """−L_K of the model without its inactive units, when asked for."""
@@ -133,10 +133,9 @@ class Trained:
                 f"memory = {memory} was given, but a block of draws needs some; give more, or "
                 f"leave it out."
             )
-        if k < 1:
-            raise InputError(
-                f"k = {k} was given, but L_K needs at least 1 draw; give k = 1 or more."
-            )
+        check_draws(k)
+        if not len(images):
+            raise InputError("No examples were given; give at least 1.")
         return over_examples(
             eqx.Partial(evaluation.log_likelihood, k=k),
             self.model,
@@ -239,7 +238,7 @@ class Trained:
         began = time.monotonic()
         values = of.log_likelihoods(images, k=k, seed=seed, memory=memory, progress=progress)
         parts = of._terms(images, seed)
-        active = of.activity(images, seed=seed)
+        active = of.activity(images, seed=seed) if len(images) > 1 else None
         smaller = None
         if without_inactive:
             restricted = dataclasses.replace(of, model=of.without_inactive())
@@ -258,8 +257,8 @@ class Trained:
             elbo=float(parts[0] - parts[1:].sum()),
             reconstruction=float(parts[0]),
             kl=[float(v) for v in parts[1:]],
-            active_units=active.counts,
-            activity=[[float(v) for v in a] for a in active.variance],
+            active_units=None if active is None else active.counts,
+            activity=None if active is None else [a.tolist() for a in active.variance],
             nll_without_inactive=smaller,
             seed=seed,
             seconds=time.monotonic() - began,

@@ -1,0 +1,81 @@
+"""Which likelihoods fit which data: how these are binarised, and what is refused."""
+
+import numpy as np
+import pytest
+
+from iwae import data, likelihoods
+from iwae.config import RunConfig
+from iwae.observation import observation
+from iwae.settings import override
+from refusals import refused
+
+RNG = np.random.default_rng(0)
+INTENSITY = data.load("digits")
+REAL = data.load(RNG.normal(size=(60, 3)).astype(np.float32))
+BINARY = data.load((RNG.random((60, 3)) < 0.3).astype(np.float32))
+DATASETS = {"intensity": INTENSITY, "real": REAL, "binary": BINARY}
+BERNOULLIS = ("bernoulli", "BernoulliLogits", "BernoulliProbs")
+
+
+def seen(dataset, **settings):
+    config = override(RunConfig(), **settings)
+    return observation(dataset, config.data, config.model)
+
+
+def test_kinds_are_what_they_are_called():
+    assert {name: dataset.kind for name, dataset in DATASETS.items()} == {n: n for n in DATASETS}
+
+
+@pytest.mark.parametrize("likelihood", ["auto", *BERNOULLIS])
+def test_intensities_are_binarised_for_every_bernoulli(likelihood):
+    assert seen(INTENSITY, likelihood=likelihood).binarization == "dynamic"
+    assert seen(INTENSITY, likelihood=likelihood, binarization="fixed").model_kind == "binary"
+    assert seen(BINARY, likelihood=likelihood).binarization == "none"
+
+
+@pytest.mark.parametrize("likelihood", BERNOULLIS)
+def test_intensities_as_they_are_are_refused_for_every_bernoulli(likelihood):
+    with refused(
+        f"binarization = none was given with likelihood = {likelihood}, which is a distribution "
+        f"over 0 and 1 only; give --binarization dynamic or fixed, or --likelihood gaussian."
+    ):
+        seen(INTENSITY, likelihood=likelihood, binarization="none")
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "kind", "value"),
+    [
+        ("Beta", "intensity", "0"),
+        ("Gamma", "intensity", "0"),
+        ("LogNormal", "intensity", "0"),
+        ("Poisson", "real", f"{REAL.train[0, 0]:g}"),
+        ("Poisson", "intensity", f"{1 / 16:g}"),
+        ("BernoulliLogits", "real", f"{REAL.train[0, 0]:g}"),
+        ("Exponential", "real", f"{REAL.train[REAL.train < 0][0]:g}"),
+        ("Gamma", "binary", "0"),
+    ],
+)
+def test_values_outside_a_support_are_refused_by_name(likelihood, kind, value):
+    dataset = DATASETS[kind]
+    with refused(
+        f"likelihood = {likelihood} was given, but to the value {value} in {dataset.name} it gives "
+        f"no finite density; give another likelihood, or bring the data inside its support."
+    ):
+        seen(dataset, likelihood=likelihood)
+
+
+def test_a_likelihood_of_the_whole_line_fits_all_data():
+    whole = {"AsymmetricLaplace", "Cauchy", "Gumbel", "Laplace", "Logistic", "Normal", "StudentT"}
+    assert whole < set(likelihoods.names())
+    for likelihood in sorted(whole):
+        for dataset in DATASETS.values():
+            assert seen(dataset, likelihood=likelihood).binarization == "none"
+
+
+def test_counts_and_positive_values_have_theirs():
+    counts = data.load(RNG.poisson(3.0, size=(60, 3)).astype(np.float32), values="real")
+    assert seen(counts, likelihood="Poisson").binarization == "none"
+    assert seen(counts, likelihood="ZeroInflatedPoisson").binarization == "none"
+    positive = data.load(RNG.gamma(2.0, size=(60, 3)).astype(np.float32), values="real")
+    for likelihood in ("Gamma", "LogNormal", "Weibull", "Exponential"):
+        assert seen(positive, likelihood=likelihood).binarization == "none"
