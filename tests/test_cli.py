@@ -83,7 +83,10 @@ def test_evaluate_prints_one_json_object(trained: Path, tmp_path: Path, capsys) 
 
 
 def test_evaluate_prints_a_table(trained: Path, capsys) -> None:
-    assert run("evaluate", trained, "--k", "3", "--limit", "9", "--without-inactive") == 0
+    assert (
+        run("evaluate", trained, "--k", "3", "--limit", "9", "--without-inactive", "--only-used")
+        == 0
+    )
     text = capsys.readouterr().out
     for part in ("digits, test, 9 examples", "NLL (L_3)", "nats", "without inactive units"):
         assert part in text

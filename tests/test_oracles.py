@@ -20,6 +20,7 @@ from iwae.evaluation import (
     mean_and_error,
     over_examples,
     terms,
+    usage,
 )
 from iwae.model import log_weights, restrict
 from iwae.observation import Observer
@@ -287,6 +288,38 @@ def test_activity_of_deep_layers_is_that_of_the_exact_posterior_means():
         to_layer = gain @ to_layer
         expected = np.diag(to_layer @ np.cov(x.T) @ to_layer.T)
         np.testing.assert_allclose(variance, expected, rtol=0.03, atol=2e-3)
+
+
+def test_a_units_usage_is_what_the_layer_below_loses_of_its_density():
+    """Where q is the posterior: U_u = ‖a_u‖² Var(h_u) / (2 s²), a_u its map, s the noise."""
+    oracle = orthogonal_chain(2)
+    result = usage(oracle.model, oracle.draw(4000, seed=12), AS_IS, seed=0)
+    spread = oracle.model.likelihood.spread[:, None]
+    maps = (oracle.model.observation.linear.weight[:6] * spread, oracle.model.decoder[0].mu.weight)
+    variances = (0.8**2 + 0.6**2, 1.0)
+    for i, s in enumerate((0.7, 0.6)):
+        expected = np.sum(np.square(maps[i]), axis=0) * variances[i] / (2 * s**2)
+        assert np.all(np.abs(result.cost[i] - expected) < 4.5 * result.error[i])
+        assert np.all(result.error[i] < 0.05 * expected)
+        assert result.used[i].all()
+
+
+def test_a_unit_that_echoes_its_prior_is_active_but_not_used():
+    """h_12 goes with h_2, but x does not depend on it: without it p(x) is the same."""
+    rng = np.random.default_rng(3)
+    maps = [rng.normal(size=(6, 2)) * [1.0, 0.0], np.array([[0.8], [0.9]])]
+    oracle = chain(maps, (0.7, 0.6), mean=np.zeros(6), spread=np.ones(6), inflate=1.3)
+    x = oracle.draw(400, seed=12)
+    active, used = activity(oracle.model, x, AS_IS), usage(oracle.model, x, AS_IS)
+    assert active.counts == [2, 1]
+    np.testing.assert_allclose(used.cost[0][1], 0, atol=1e-6)
+    np.testing.assert_array_equal(used.used[0], [True, False])
+    assert used.used[1].all()
+    smaller = restrict(
+        oracle.model, tuple(map(jnp.asarray, used.used)), tuple(map(jnp.asarray, active.mean))
+    )
+    assert smaller.latents == (1, 1)
+    agrees(l_k(smaller, x, k=2000) - oracle.log_evidence(x), 0, errors=5, at_most=0.01)
 
 
 # --- the driver over examples -----------------------------------------------------------------

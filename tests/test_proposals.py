@@ -258,8 +258,8 @@ def test_a_hierarchical_run_is_evaluated_at_any_k(from_command_line: Path, capsy
     trained = iwae.load(from_command_line)
     assert trained.model.block == 3
     with refused(
-        "without_inactive was asked for, but the heads of a hierarchical proposal cannot lose "
-        "units; leave it out."
+        "A model without some of its units was asked for, but the heads of a hierarchical proposal "
+        "cannot lose units; leave it out."
     ):
         trained.without_inactive()
 

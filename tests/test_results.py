@@ -39,7 +39,8 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     run |= {"device": "gpu", "iwae": "0.1.0", "nll": 84.125, "nll_se": 0.25}
     cell = {"name": "mnist/2/iwae-5", "nll": [84.125, 0.25], "difference": [-1.5, None]}
     record = {"experiment": "table1", "device": "cpu", "iwae": "0.1.0"}
-    figures = {"train NLL": [83.5, 0.25], "NLL by JVI-9": [1, None]}
+    figures = {"train NLL": [83.5, 0.25], "NLL by JVI-9": [1.0, None]}
+    figures["used units of h1"] = [21, None]
     content = record | {"cells": [cell | {"runs": [run], "figures": figures}]}
     (tmp_path / "own.json").write_text(json.dumps(content))
     page = tmp_path / "page.md"
@@ -62,6 +63,7 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     assert f"| {passes}" in results.page(tmp_path)
     assert "| `mnist/2/iwae-5` | train NLL |  | 83.50 ± 0.25 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-5` | NLL by JVI-9 |  | 1.00 | `own.json` |" in page.read_text()
+    assert "| `mnist/2/iwae-5` | used units of h1 |  | 21 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-50` | 82.90 (26+7) | not yet run |" in page.read_text()
     assert "| 84.12 ± 0.25 (20+4) / 83.89 (21+5) | — / 82.90 (26+7) |\n" in page.read_text()
     assert "| table1 | 24 | 1 | 0 |" in page.read_text()

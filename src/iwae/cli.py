@@ -91,6 +91,8 @@ class Evaluate:
     seed: Seed = 0
     without_inactive: bool = False
     """Also evaluate the model after its inactive units are removed."""
+    only_used: bool = False
+    """Also evaluate the model with only the units without which the layer below loses density."""
     mean_weights: bool = False
     """Hold uncertain weights at their means, where they are otherwise drawn."""
     memory: int | None = None
@@ -125,6 +127,7 @@ class Evaluate:
                 seed=self.seed,
                 memory=None if self.memory is None else self.memory * 2**20,
                 without_inactive=self.without_inactive,
+                only_used=self.only_used,
                 mean_weights=self.mean_weights,
                 progress=progress,
             )

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae import bounds
 from iwae.evaluation import mean_and_error, over_examples
-from iwae.model import Model, draw_log_weights
+from iwae.model import Autoencoder, Model, draw_log_weights
 from iwae.tables import UNKNOWN, Figure
 from iwae.trained import Trained
 
@@ -45,13 +45,24 @@ def _gap(trained: Trained, k: int, l_k: LogLikelihoods) -> Figures:
 
 
 def _pruned(trained: Trained, k: int, l_k: LogLikelihoods) -> Figures:
+    nll, change = _of_part(trained, trained.without_inactive(), k, l_k)
+    return {"NLL without inactive units": nll, "change": change}
+
+
+def _used(trained: Trained, k: int, l_k: LogLikelihoods) -> Figures:
+    used = trained.only_used()
+    nll, change = _of_part(trained, used, k, l_k)
+    units = {f"used units of h{i}": (n, UNKNOWN) for i, n in enumerate(used.latents, 1)}
+    return units | {"NLL of the used units alone": nll, "change by the unused": change}
+
+
+def _of_part(
+    trained: Trained, part: Autoencoder, k: int, l_k: LogLikelihoods
+) -> tuple[Figure, Figure]:
+    """The NLL of a model with some of the units, and how much more it is than with all."""
     images = trained.data().split("test")[: len(l_k)]
-    smaller = dataclasses.replace(trained, model=trained.without_inactive())
-    values = smaller.log_likelihoods(images, k=k)
-    return {
-        "NLL without inactive units": mean_and_error(-values),
-        "change": mean_and_error(l_k - values),
-    }
+    values = dataclasses.replace(trained, model=part).log_likelihoods(images, k=k)
+    return mean_and_error(-values), mean_and_error(l_k - values)
 
 
 def _bound(trained: Trained, _: int, l_k: LogLikelihoods) -> Figures:
@@ -123,10 +134,11 @@ def _deviation(trained: Trained, _: int, l_k: LogLikelihoods) -> Figures:
 MEASURES = {
     "gap": Measure(_gap, evaluations=1),
     "pruned": Measure(_pruned, evaluations=1),
+    "used": Measure(_used, evaluations=1),
     "bound": Measure(_bound),
     "jackknife": Measure(_jackknife),
     "deviation": Measure(_deviation),
 }
 """By the name that a cell asks for: NLL of as many training images; NLL after inactive units are
-removed; the bound at the K of training; log p(x) estimated by jackknives from as many draws; mean
-absolute deviation of log p̂ and its limit."""
+removed; units that are used, and the NLL of these alone; the bound at the K of training; log p(x)
+estimated by jackknives from as many draws; mean absolute deviation of log p̂ and its limit."""

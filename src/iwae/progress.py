@@ -118,7 +118,9 @@ class TrainingBars:
 
 
 def nats(value: float, error: float) -> str:
-    """A value with its standard error, e.g. 86.76 ± 0.25."""
+    """A value with its standard error, e.g. 86.76 ± 0.25; a count as it is."""
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.2f}" if math.isnan(error) else f"{value:.2f} ± {error:.2f}"
 
 
@@ -145,6 +147,9 @@ def print_evaluation(result: Evaluation) -> None:
     ]
     if result.nll_without_inactive is not None:
         rows.append(("NLL without inactive units", f"{result.nll_without_inactive:.2f} nats"))
+    if result.nll_only_used is not None:
+        rows.append(("used units", units_in_words(result.used_units)))
+        rows.append(("NLL of the used units alone", f"{result.nll_only_used:.2f} nats"))
     if result.note:
         rows.append(("note", result.note))
     for name, value in rows:

@@ -235,6 +235,8 @@ def _measured(value: Any) -> str:
 
 def _figure(figure: Sequence[float | None], digits: int = 2) -> str:
     value, error = figure
+    if isinstance(value, int):
+        return f"{value:,}"
     known = error is not None and not math.isnan(error)
     return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if known else "")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from iwae.bayesian import UncertainAutoencoder
 from iwae.config import RunConfig, check_seed
 from iwae.data import Dataset
 from iwae.errors import InputError
-from iwae.evaluation import Activity, Progress, mean_and_error, over_examples
+from iwae.evaluation import Activity, Progress, Usage, mean_and_error, over_examples
 from iwae.model import Autoencoder, block_of, check_draws, restrict
 from iwae.observation import Observation, prepare
 from iwae.proposals import HierarchicalAutoencoder
@@ -26,6 +27,9 @@ TERM_DRAWS = 100
 
 ACTIVITY_EXAMPLES = 10_000
 """Training examples that decide which units are inactive when they are to be removed."""
+
+USAGE_EXAMPLES = 2000
+"""Training examples that decide which units are used."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Evaluation:
     """A_u of every unit, per layer."""
     nll_without_inactive: float | None
     """−L_K of the model without its inactive units, when asked for."""
+    used_units: list[int] | None
+    """Units that the model needs, per layer (`Trained.only_used`), when asked for."""
+    nll_only_used: float | None
+    """−L_K of the model with its used units alone."""
     seed: int
     seconds: float
     device: str
@@ -197,16 +205,32 @@ class Trained:
         """A_u of every unit on prepared examples."""
         return evaluation.activity(self.model, images, self.seen.observer, seed=seed, k=TERM_DRAWS)
 
+    def usage(self, images: np.ndarray, *, seed: int = 0) -> Usage:
+        """U_u of every unit on prepared examples."""
+        return evaluation.usage(self.model, images, self.seen.observer, seed=seed)
+
     def without_inactive(self, *, seed: int = 0) -> Autoencoder:
         """The model without the units that are inactive on training examples."""
+        return self._with_only(lambda _, activity: activity.active, seed)
+
+    def only_used(self, *, seed: int = 0) -> Autoencoder:
+        """The model with the units that are used on training examples alone."""
+        used = lambda images: self.usage(images[:USAGE_EXAMPLES], seed=seed).used
+        return self._with_only(lambda images, _: used(images), seed)
+
+    def _with_only(
+        self, chosen: Callable[[np.ndarray, Activity], tuple[np.ndarray, ...]], seed: int
+    ) -> Autoencoder:
+        """The units chosen by training examples and their activity; others are held at averages."""
         if isinstance(self.model, HierarchicalAutoencoder):
             raise InputError(
-                "without_inactive was asked for, but the heads of a hierarchical proposal cannot "
-                "lose units; leave it out."
+                "A model without some of its units was asked for, but the heads of a hierarchical "
+                "proposal cannot lose units; leave it out."
             )
-        active = self.activity(self.data().train[:ACTIVITY_EXAMPLES], seed=seed)
-        fill = tuple(jnp.asarray(m) for m in active.mean)
-        return restrict(self.model, tuple(jnp.asarray(a) for a in active.active), fill)
+        images = self.data().train[:ACTIVITY_EXAMPLES]
+        active = self.activity(images, seed=seed)
+        as_arrays = lambda of: tuple(map(jnp.asarray, of))
+        return restrict(self.model, as_arrays(chosen(images, active)), as_arrays(active.mean))
 
     def evaluate(
         self,
@@ -217,6 +241,7 @@ class Trained:
         seed: int = 0,
         memory: int | None = None,
         without_inactive: bool = False,
+        only_used: bool = False,
         mean_weights: bool = False,
         progress: Progress | None = None,
     ) -> Evaluation:
@@ -236,14 +261,16 @@ class Trained:
             )
         images = images[:limit]
         began = time.monotonic()
+        smaller = of.without_inactive() if without_inactive else None
+        used = of.only_used() if only_used else None
+        nll_of = lambda part: float(
+            -dataclasses.replace(of, model=part)
+            .log_likelihoods(images, k=k, seed=seed, memory=memory)
+            .mean(dtype=np.float64)
+        )
         values = of.log_likelihoods(images, k=k, seed=seed, memory=memory, progress=progress)
         parts = of._terms(images, seed)
         active = of.activity(images, seed=seed) if len(images) > 1 else None
-        smaller = None
-        if without_inactive:
-            restricted = dataclasses.replace(of, model=of.without_inactive())
-            pruned = restricted.log_likelihoods(images, k=k, seed=seed, memory=memory)
-            smaller = -mean_and_error(pruned)[0]
         mean, error = mean_and_error(values)
         return Evaluation(
             dataset=self.seen.name,
@@ -259,7 +286,9 @@ class Trained:
             kl=[float(v) for v in parts[1:]],
             active_units=None if active is None else active.counts,
             activity=None if active is None else [a.tolist() for a in active.variance],
-            nll_without_inactive=smaller,
+            nll_without_inactive=None if smaller is None else nll_of(smaller),
+            used_units=None if used is None else list(used.latents),
+            nll_only_used=None if used is None else nll_of(used),
             seed=seed,
             seconds=time.monotonic() - began,
             device=jax.devices()[0].device_kind,
