@@ -14,7 +14,7 @@ SOURCE = Path(iwae.__file__).parent
 ROWS = [
     ("errors",),
     ("files", "devices", "config", "settings", "threefry", "tables", "papers", "data"),
-    ("observation", "likelihoods", "networks"),
+    ("likelihoods", "observation", "networks"),
     ("model",),
     ("bayesian", "proposals", "build"),
     ("jackknife", "bounds"),

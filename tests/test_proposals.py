@@ -258,7 +258,7 @@ def test_a_hierarchical_run_is_evaluated_at_any_k(from_command_line: Path, capsy
     trained = iwae.load(from_command_line)
     assert trained.model.block == 3
     with refused(
-        "A model without some of its units was asked for, but the heads of a hierarchical proposal "
+        "without_inactive or only_used was asked for, but the heads of a hierarchical proposal "
         "cannot lose units; leave it out."
     ):
         trained.without_inactive()

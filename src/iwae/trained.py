@@ -224,7 +224,7 @@ class Trained:
         """The units chosen by training examples and their activity; others are held at averages."""
         if isinstance(self.model, HierarchicalAutoencoder):
             raise InputError(
-                "A model without some of its units was asked for, but the heads of a hierarchical "
+                "without_inactive or only_used was asked for, but the heads of a hierarchical "
                 "proposal cannot lose units; leave it out."
             )
         images = self.data().train[:ACTIVITY_EXAMPLES]
