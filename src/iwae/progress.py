@@ -217,12 +217,11 @@ def print_experiments(experiments: dict[str, tuple[str, int | None]]) -> None:
     Console().print(table)
 
 
-def print_cells(rows: list[Any], *, with_state: bool) -> None:
+def print_cells(rows: list[Any]) -> None:
     """The cells of a table, what was published, and what there is of them."""
-    table = Table(Column("cell", no_wrap=True), "published", *["state"] * with_state)
+    table = Table(Column("cell", no_wrap=True), "published", "state")
     for row in rows:
-        state = [Text(row.state)] * with_state
-        table.add_row(Text(row.cell.name), _published(row.cell), *state)
+        table.add_row(Text(row.cell.name), _published(row.cell), Text(row.state))
     Console().print(table)
 
 

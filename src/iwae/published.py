@@ -46,7 +46,7 @@ class Reproduce:
     """Settings that all its models share."""
     name: Annotated[Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
     """Which experiment; --list names them."""
-    out: Path | None = None
+    out: Path = Path("runs/papers")
     """Folder of the runs; finished ones in it are reused, interrupted ones resumed."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
     """Settings to start from; left out: those of the experiment. smoke puts embedded digits in the
@@ -191,8 +191,6 @@ class Reproduce:
                 f"record = {self.record} was given, but --list and --dry-run have no results; "
                 f"leave one out."
             )
-        if self.out is None and not self.list:
-            raise InputError("No folder was given for the runs; give --out.")
 
     def _executor(self) -> Any:
         """Where cells are made; None stands for this process."""
@@ -241,9 +239,9 @@ class Reproduce:
         tasks = reproduce.tasks_of(placed, config, start, seeds=seeds, k=k, limit=self.limit)
         own, instead = reproduce.own_settings(chosen), ", or choose other cells by --cells"
         experiments.refuse_unheard(own, config, start, instead)
-        out = self.out or Path()
+        out = self.out
         if self.list:
-            print_cells(reproduce.rows(chosen, tasks, out), with_state=self.out is not None)
+            print_cells(reproduce.rows(chosen, tasks, out))
             return
         each = {f"{c.name}, seed {t.config.seed}": t for c in chosen for t in tasks[c.name]}
         distinct = list(dict.fromkeys(each.values()))
@@ -285,7 +283,6 @@ class Reproduce:
         from iwae.progress import TrainingBars, print_dependence
         from iwae.reproduce import refuse
 
-        assert self.out is not None
         datasets, seeds = self._listed()
         refuse(self.config, self._start(), {"dataset"}, "choose by --datasets")
         refuse(self.config, self._start(), {"k"}, "choose by --ks")
