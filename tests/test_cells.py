@@ -174,12 +174,17 @@ def test_a_folder_that_another_process_takes_meanwhile_is_in_use(
     assert result.in_use
 
 
-@pytest.mark.parametrize("name", ["draws", "limit"])
-def test_an_evaluation_of_nothing_is_refused_before_anything_is_trained(
-    tiny: RunConfig, name: str
+def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_trained(
+    tiny: RunConfig,
 ) -> None:
-    with refused(f"{name} = 0 was given, but an evaluation needs at least 1; give 1 or more."):
-        Task(tiny, **{"k": 5} | {{"draws": "k", "limit": "limit"}[name]: 0})
+    with refused("limit = 0 was given, but an evaluation needs at least 1; give 1 or more."):
+        Task(tiny, k=5, limit=0)
+    with refused("draws = 0 was given, but at least 1 draw is needed; give draws = 1 or more."):
+        Task(tiny, k=0)
+    with refused(
+        "draws = 2147483648 was given, but draws are counted up to 2,147,483,647; give fewer."
+    ):
+        Task(tiny, k=2**31)
 
 
 def test_steps_that_are_others_have_another_address(tiny: RunConfig, monkeypatch) -> None:

@@ -161,6 +161,10 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
             ("evaluate", trained, "--k", "0"),
             "k = 0 was given, but at least 1 draw is needed; give k = 1 or more.",
         ),
+        (
+            ("evaluate", trained, "--k", "99999999999"),
+            "k = 99999999999 was given, but draws are counted up to 2,147,483,647; give fewer.",
+        ),
         (("evaluate", trained, "--split", "tests"), None),
         (
             ("sample", trained, "--out", tmp_path / "x.gif"),
@@ -188,7 +192,8 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         (("evaluate", trained, "--memory", "0"), None),
         (
             ("sample", trained, "--n", "1000000000", "--out", tmp_path / "e.npy"),
-            "This needs more memory than there is; give a smaller --n, --batch-size or --memory.",
+            "This needs more memory than there is; give a smaller --k, --n, --batch-size or "
+            "--memory.",
         ),
         (
             ("gradients",),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from iwae import runs, soap
-from iwae.config import RunConfig
+from iwae.config import RunConfig, check_draws
 from iwae.errors import TOO_LARGE, InputError, unusable
 from iwae.experiments import finished, known, versions
 from iwae.files import one_at_a_time, write_atomic
@@ -40,12 +40,12 @@ class Task:
     """The task with whose model this one's run begins."""
 
     def __post_init__(self) -> None:
-        for name, value in (("draws", self.k), ("limit", self.limit)):
-            if value is not None and value < 1:
-                raise InputError(
-                    f"{name} = {value} was given, but an evaluation needs at least 1; give 1 or "
-                    f"more."
-                )
+        check_draws(self.k, "draws")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(
+                f"limit = {self.limit} was given, but an evaluation needs at least 1; give 1 or "
+                f"more."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the address, which is that of the machine's own files."""

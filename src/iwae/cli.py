@@ -5,6 +5,7 @@ JAX is imported by the command that needs it, so that `iwae --help` answers at o
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class Train:
                 watch = lambda seed: bars.one(f"seed {seed}", epochs)
                 runs.train_replicas(self.config, seeds=seeds, watch=watch, **where)
         if first:
-            print(f"Trained {self.out}. Next: iwae evaluate {self.out}")
+            print(f"Trained {self.out}. Next: iwae evaluate {shlex.quote(str(self.out))}")
 
 
 @dataclass(frozen=True)

@@ -338,6 +338,19 @@ def _at_least_one(name: str, value: int) -> None:
     require(value >= 1, f"{name} = {value} was given, but --{flag} must be at least 1.")
 
 
+MOST_DRAWS = 2**31 - 1
+"""What an int32 counts."""
+
+
+def check_draws(k: int, name: str = "k") -> None:
+    """`InputError` for fewer draws than 1, or more than can be counted."""
+    require(
+        k >= 1, f"{name} = {k} was given, but at least 1 draw is needed; give {name} = 1 or more."
+    )
+    up_to = f"draws are counted up to {MOST_DRAWS:,}"
+    require(k <= MOST_DRAWS, f"{name} = {k} was given, but {up_to}; give fewer.")
+
+
 def check_seed(seed: int) -> None:
     """`InputError` unless 0 ≤ seed < 2^32."""
     range_ = "a seed is a whole number from 0 to 2^32 - 1"

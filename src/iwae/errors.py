@@ -13,7 +13,9 @@ class Interrupted(Exception):  # noqa: N818
     """Ctrl-C or SIGTERM, after the run was saved; the message says how to resume."""
 
 
-TOO_LARGE = "This needs more memory than there is; give a smaller --n, --batch-size or --memory."
+TOO_LARGE = (
+    "This needs more memory than there is; give a smaller --k, --n, --batch-size or --memory."
+)
 
 
 def unusable(error: OSError) -> str:

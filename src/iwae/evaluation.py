@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae import threefry
 from iwae.bounds import Bound
+from iwae.config import check_draws
 from iwae.devices import gathered, json_from_first
 from iwae.errors import InputError
-from iwae.model import Autoencoder, Model, block_of, check_draws, draw_log_weights
+from iwae.model import Autoencoder, Model, block_of, draw_log_weights
 from iwae.observation import Observer
 
 CHUNK = 250

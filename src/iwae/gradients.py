@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iwae.bounds import Bound, Pair, curvature
+from iwae.config import check_draws
 from iwae.errors import InputError, nearest
-from iwae.model import Model, block_of, check_draws, draw, made_from_noise
+from iwae.model import Model, block_of, draw, made_from_noise
 
 Scalar = Float[Array, ""]
 PerDraw = Float[Array, " k"]

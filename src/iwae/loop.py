@@ -1,6 +1,7 @@
 """Runs in progress: one, or several that one compiled program advances together."""
 
 import contextlib
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -342,7 +343,8 @@ class Together:
         kept = "nothing was saved, since no out was given"
         if self.out is not None:
             known = (self.out / CONFIG).exists() or replicas(self.out)
-            again = f"iwae train --out {self.out} --resume" if known else "resume=True"
+            place = shlex.quote(str(self.out))
+            again = f"iwae train --out {place} --resume" if known else "resume=True"
             kept = f"the run is saved, and `{again}` continues it"
         raise Interrupted(f"Interrupted after {progress.passes} of {epochs} passes; {kept}.")
 

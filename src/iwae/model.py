@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from iwae.errors import InputError
+from iwae.config import check_draws
 from iwae.likelihoods import LOG_2PI, AbstractLikelihood
 from iwae.networks import Filled, Selected
 
@@ -43,12 +43,6 @@ def draw(model: Model, x: Array, k: int, key: PRNGKeyArray) -> tuple[Any, Float[
         return at_once.propose_and_log_prob(x, k, key)
     h = model.propose(x, k, key)
     return h, model.log_proposal(x, h)
-
-
-def check_draws(k: int) -> None:
-    """`InputError` for fewer draws than 1."""
-    if k < 1:
-        raise InputError(f"k = {k} was given, but at least 1 draw is needed; give k = 1 or more.")
 
 
 def made_from_noise(model: Any) -> bool:

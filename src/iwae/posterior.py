@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from iwae.config import check_draws
 from iwae.errors import InputError
-from iwae.model import Model, check_draws, draw
+from iwae.model import Model, draw
 
 
 def expectation(

@@ -5,6 +5,7 @@ A run that was killed continues exactly where its last checkpoint stood.
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,9 +244,8 @@ def load(
     path = Path(path)
     config = read_config(path)
     if not (path / MODEL).exists():
-        raise InputError(
-            f"{path} holds no trained model yet; finish it with `iwae train --out {path} --resume`."
-        )
+        finish = f"iwae train --out {shlex.quote(str(path))} --resume"
+        raise InputError(f"{path} holds no trained model yet; finish it with `{finish}`.")
     header = checkpoint.read_header(path / MODEL)
     seen = Observation(**{**header["seen"], "shape": tuple(header["seen"]["shape"])})
     d = int(np.prod(seen.shape))

@@ -14,11 +14,11 @@ import numpy as np
 
 from iwae import data, evaluation, threefry
 from iwae.bayesian import UncertainAutoencoder
-from iwae.config import RunConfig, check_seed
+from iwae.config import RunConfig, check_draws, check_seed
 from iwae.data import Dataset
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, Usage, mean_and_error, over_examples
-from iwae.model import Autoencoder, block_of, check_draws, restrict
+from iwae.model import Autoencoder, block_of, restrict
 from iwae.observation import Observation, prepare
 from iwae.proposals import HierarchicalAutoencoder
 
