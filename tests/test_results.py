@@ -9,6 +9,7 @@ import pytest
 from iwae import results
 from iwae.cli import main
 from iwae.papers import EXPERIMENTS
+from iwae.tables import mean_units, units_in_words
 from refusals import refused
 
 ROOT = Path(__file__).parents[1]
@@ -108,3 +109,12 @@ def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
         f"out of there."
     ):
         results.page(tmp_path)
+
+
+def test_units_are_counted_layer_by_layer() -> None:
+    assert units_in_words([1234, 20.333, 5]) == "1234 + 20.3 + 5"
+    assert units_in_words([20.0, 4.0], "+") == "20+4"
+    assert units_in_words(None) == "—"
+    runs = [{"active_units": [20, 4]}, {"active_units": [21, 4]}]
+    assert mean_units(runs) == [20.5, 4]
+    assert mean_units([*runs, {"active_units": None}]) is None

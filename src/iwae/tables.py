@@ -14,7 +14,7 @@ UNKNOWN = float("nan")
 
 def units_in_words(counts: Sequence[float] | None, plus: str = " + ") -> str:
     """Units, layer by layer, or a dash where they are unknown."""
-    return "—" if counts is None else plus.join(f"{n:.3g}" for n in counts)
+    return "—" if counts is None else plus.join(f"{round(n, 1):g}" for n in counts)
 
 
 def mean_units(evaluations: Sequence[Mapping[str, Any]]) -> list[float] | None:
