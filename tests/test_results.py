@@ -62,6 +62,10 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     assert f"seeds 3, 3, {made} |" in results.page(tmp_path)
     passes = "7 passes after those of `mnist/2/vae-1` in 1,500 s, L_9 of"
     assert f"| {passes}" in results.page(tmp_path)
+    content["settings"] = {"optimizer": "adam", "learning_rate": 0.01}
+    content["cells"][0]["settings"] = {"learning_rate": 0.003}
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    assert f"| {passes.replace('passes', 'passes of adam at 0.003')}" in results.page(tmp_path)
     assert "| `mnist/2/iwae-5` | train NLL |  | 83.50 ± 0.25 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-5` | NLL by JVI-9 |  | 1.00 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-5` | used units of h1 |  | 21 | `own.json` |" in page.read_text()

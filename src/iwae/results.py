@@ -172,7 +172,8 @@ def _entry(
     before = f" after those of `{entry['after']}`" if entry.get("after") else ""
     seconds = [run["training_seconds"] for run in runs if run.get("training_seconds")]
     took = f" in {np.mean(seconds):,.0f} s" if seconds else ""
-    how = [f"{first['passes']} passes{before}{took}", f"L_{first['k']} of {first['n']:,} images"]
+    passes = f"{first['passes']} passes{_stepping(entry, record)}{before}{took}"
+    how = [passes, f"L_{first['k']} of {first['n']:,} images"]
     how += [f"seed{'s' * (len(runs) > 1)} {', '.join(str(run['seed']) for run in runs)}"]
     how += _made_with(runs, record)
     how += [first["note"]] if first["note"] else []
@@ -188,6 +189,13 @@ def _entry(
 def _ours(entry: Mapping[str, Any]) -> str:
     """NLL (active units), these layer by layer and their mean over seeds."""
     return f"{_figure(entry['nll'])} ({units_in_words(mean_units(entry['runs']), '+')})"
+
+
+def _stepping(entry: Entry, record: Mapping[str, Any]) -> str:
+    """The optimiser and its learning rate, if the record or the cell holds them."""
+    settings = record.get("settings", {}) | entry.get("settings", {})
+    known = "optimizer" in settings and "learning_rate" in settings
+    return f" of {settings['optimizer']} at {settings['learning_rate']:g}" if known else ""
 
 
 def _made_with(runs: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:
