@@ -189,6 +189,26 @@ def test_constant_weights_give_their_log_exactly():
     np.testing.assert_allclose(value, -80.0, rtol=1e-6)
 
 
+class LogWeights(Weights):
+    """A model whose draws are the log-weights."""
+
+    def log_joint(self, x, h):
+        return h
+
+
+def test_no_draw_is_lost_beside_a_log_likelihood_of_many_digits():
+    """4,000 chunks of which each is worth less than the last digit of -4000 in float32."""
+    model = LogWeights(lambda k, key: jnp.full(k, -4000.0))
+    value = log_likelihood(model, X, jax.random.key(0), k=10**6)
+    np.testing.assert_allclose(value, -4000, atol=2e-3)
+
+
+@pytest.mark.parametrize("limit", [-np.inf, np.inf])
+def test_streaming_passes_on_what_is_not_finite(limit):
+    model = LogWeights(lambda k, key: jnp.full(k, limit))
+    assert log_likelihood(model, X, jax.random.key(0), k=7, chunk=3) == limit
+
+
 def test_streamed_exponential_weights_average_to_digamma():
     """E[L_K] = ψ(K) − log K for w ~ Exp(1), with a last chunk that is not full."""
     model = Weights(exponential)

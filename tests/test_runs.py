@@ -391,6 +391,17 @@ def test_a_bound_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny, tm
     assert (out / folder.CHECKPOINT).read_bytes() == good
 
 
+def test_a_last_step_that_ruins_the_parameters_leaves_no_model(tiny, tmp_path, monkeypatch):
+    """Its bound, of the parameters before it, is finite."""
+    monkeypatch.setattr(loop.training, "all_finite", lambda _: False)
+    with refused(
+        "The parameters are not finite at step 64 (pass 1); nothing was saved. Try a smaller "
+        "--learning-rate or --clip 10, and check that the data fit the likelihood."
+    ):
+        iwae.train(override(tiny, epochs=1), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_patience_keeps_the_best_model(tiny: RunConfig) -> None:
     class Rows(Silent):
         def __init__(self) -> None:

@@ -146,6 +146,25 @@ def test_automatic_guides(automatic):
     assert np.all(np.abs(plain.mean(0) - dreg.mean(0)) < 4.5 * error)
 
 
+def test_a_point_mass_beside_draws_is_refused_if_it_has_parameters():
+    """Only the log-weights themselves pass a gradient to it."""
+
+    def mixed(data):
+        numpyro.sample("z", dist.Normal(jnp.zeros(2), 1).to_event(1))
+        numpyro.sample("s", dist.Delta(jnp.exp(numpyro.param("log_s", 0.0))))
+
+    loss = lambda o, params: o.loss(jax.random.key(2), params, whole, mixed, DATA)
+    theirs = jax.grad(partial(loss, RenyiELBO(0)))({"log_s": 0.5})
+    ours = jax.grad(partial(loss, ImportanceELBO(iwae)))({"log_s": 0.5})
+    np.testing.assert_allclose(ours["log_s"], theirs["log_s"], rtol=1e-5)
+    with refused(
+        "The guide's site 's' is a point mass with parameters, which only plain gradients reach; "
+        "use the estimator reparam, or give the site a density."
+    ):
+        jax.grad(partial(loss, ImportanceELBO(iwae, "dreg")))({"log_s": 0.5})
+    assert jnp.isfinite(loss(ImportanceELBO(iwae, "dreg"), {}))  # a constant has no gradient
+
+
 @pytest.mark.slow
 def test_guides_that_cannot_be_evaluated_again_are_refused_but_for_reparam():
     def dropping(data):

@@ -21,7 +21,7 @@ from iwae import data, figures, runs, targets, threefry
 from iwae.bounds import iwae
 from iwae.config import RunConfig
 from iwae.errors import InputError
-from iwae.evaluation import mean_and_error, over_examples
+from iwae.evaluation import mean_and_error, over_examples, repetitions
 from iwae.experiments import Watchers, finished, known, versions
 from iwae.figures import Panel
 from iwae.files import write_atomic
@@ -298,7 +298,7 @@ def _estimates(
     model: Any, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, n: int
 ) -> Float[Array, "n k"]:
     one = lambda key: draw_log_weights(model, x, k, key)
-    return jax.lax.map(one, jax.random.split(key, n))
+    return jax.lax.map(one, repetitions(key, n))
 
 
 def picture(dataset: str, models: Mapping[str, OnTarget], k: int, seed: int) -> bytes:

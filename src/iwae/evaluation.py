@@ -50,25 +50,35 @@ def log_likelihood(
 ) -> Float[Array, ""]:
     """L_K = log (1/K) Σ_i w_i of one example, in nats (Burda et al. Eq. 8).
 
-    Streams over K in chunks with a running log-sum-exp: exact, in memory that does not grow with K.
+    Streams over K in chunks, in memory that does not grow with K. What is summed are the weights
+    relative to the largest so far, so that no draw is lost beside a log p(x) of many digits.
     `InputError` for a K below 1.
     """
     check_draws(k)
     block = block_of(model)
     chunk = min(k, max(block, chunk // block * block))
 
-    def chunk_of(size: int, start: Array | int) -> Array:
+    def add(carry: tuple[Array, Array], size: int, start: Array | int) -> tuple[Array, Array]:
+        top, total = carry
         log_w = draw_log_weights(model, x, size, jax.random.fold_in(key, start))
-        return jax.nn.logsumexp(log_w)
+        peak = jax.lax.stop_gradient(jnp.maximum(top, jnp.max(log_w)))
+        by = jnp.where(jnp.isfinite(peak), peak, 0)
+        return peak, total * jnp.exp(top - by) + jnp.sum(jnp.exp(log_w - by))
 
-    def add(total: Array, start: Array) -> tuple[Array, None]:
-        return jnp.logaddexp(total, chunk_of(chunk, start)), None
+    rest, carry = k % chunk, (jnp.array(-jnp.inf), jnp.array(0.0))
+    starts = jnp.arange(0, k - rest, chunk)
+    carry, _ = jax.lax.scan(lambda carry, start: (add(carry, chunk, start), None), carry, starts)
+    top, total = add(carry, rest, k - rest) if rest else carry
+    return jnp.where(jnp.isfinite(top), top, 0) + jnp.log(total / k)
 
-    rest = k % chunk
-    total, _ = jax.lax.scan(add, jnp.array(-jnp.inf), jnp.arange(0, k - rest, chunk))
-    if rest:
-        total = jnp.logaddexp(total, chunk_of(rest, k - rest))
-    return total - math.log(k)
+
+REPETITIONS = 2**32 - 4
+"""What an example's key is folded with for further estimates."""
+
+
+def repetitions(key: PRNGKeyArray, n: int) -> PRNGKeyArray:
+    """Keys of n estimates of one example, [n], under none of which `log_likelihood` draws."""
+    return jax.random.split(jax.random.fold_in(key, REPETITIONS), n)
 
 
 def bound_value(

@@ -156,18 +156,20 @@ class Run:
     def arrive(self, state: TrainState, before: int, took: float) -> None:
         """Take over the state that the steps from `before` on have led to, `took` seconds later.
 
-        `NonFiniteError` if the bound is not finite.
+        `NonFiniteError` if the bound is not finite, or at the end of a pass a parameter.
         """
         self.state, t = state, self.config.training
         bound, step = float(state.value), self.step
         if not np.isfinite(bound):
-            raise NonFiniteError(self._non_finite_message(step))
+            raise NonFiniteError(self._non_finite_message("The bound is"))
         self.progress = replace(self.progress, seconds=self.progress.seconds + took)
         rate = (step - before) * t.batch_size / took
         self.watch.on_chunk(step, t.epochs * self.steps_per_pass, bound, rate)
         if t.minutes is not None and self.progress.seconds >= 60 * t.minutes:
             self.progress = replace(self.progress, finished="minutes")
         ended = step == self.end_of_pass
+        if ended or self.progress.finished:
+            self._check_finite()
         if ended:
             self._end_pass()
         if self.progress.finished:
@@ -248,18 +250,20 @@ class Run:
 
         The last of a run is written after the model, so that a finished run always has one.
         """
-        state, best = self.devices.here((self.state, self.best))
-        if not training.all_finite(state.params):
-            raise NonFiniteError(self._non_finite_message(self.step))
-        self.folder.save((state, best), self.progress)
+        self._check_finite()
+        self.folder.save(self.devices.here((self.state, self.best)), self.progress)
         self.saved = time.monotonic()
 
-    def _non_finite_message(self, step: int) -> str:
-        kept = "nothing was saved"
+    def _check_finite(self) -> None:
+        if not training.all_finite(self.devices.here(self.state.params)):
+            raise NonFiniteError(self._non_finite_message("The parameters are"))
+
+    def _non_finite_message(self, what: str) -> str:
+        kept, passes = "nothing was saved", 1 + (self.step - 1) // self.steps_per_pass
         if self.folder.begun:
             kept = f"the last good checkpoint is kept in {self.folder.path}"
         return (
-            f"The bound is not finite at step {step} (pass {self.progress.passes + 1}); {kept}. "
+            f"{what} not finite at step {self.step} (pass {passes}); {kept}. "
             f"Try a smaller --learning-rate or --clip 10, and check that the data fit the "
             f"likelihood."
         )

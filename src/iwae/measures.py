@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae import bounds
-from iwae.evaluation import mean_and_error, over_examples
+from iwae.evaluation import mean_and_error, over_examples, repetitions
 from iwae.model import Autoencoder, Model, draw_log_weights
 from iwae.tables import UNKNOWN, Figure
 from iwae.trained import Trained
@@ -101,9 +101,9 @@ REPEATS, REPEATED = 200, 200
 def repeated(
     model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, repeats: int
 ) -> Float[Array, " repeats"]:
-    """Independent estimates log p̂(x) = log (1/K) Σ_i w_i."""
+    """Independent estimates log p̂(x) = log (1/K) Σ_i w_i, none by draws of `log_likelihood`."""
     one = lambda key: bounds.iwae(draw_log_weights(model, x, k, key))
-    return jax.lax.map(one, jax.random.split(key, repeats))
+    return jax.lax.map(one, repetitions(key, repeats))
 
 
 def _deviation(trained: Trained, _: int, l_k: LogLikelihoods) -> Figures:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 from jaxtyping import Array
 from numpyro.distributions import Delta
 from numpyro.handlers import seed, substitute, trace
@@ -34,8 +35,8 @@ class ImportanceELBO(RenyiELBO):
     ℓ the log-weights and bars held constant; b, c and s are those of `iwae.gradients`. Plain
     reparametrisation of one bound differentiates the log-weights themselves, for any guide that
     `RenyiELBO` takes. The others evaluate the guide's density at draws made before: `InputError`
-    for draws that are not reparametrised, point masses, transforms without an inverse, and random
-    keys that a guide draws for itself.
+    for draws that are not reparametrised, point masses with parameters, transforms without an
+    inverse, and random keys that a guide draws for itself.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Par
             "is evaluated; use the estimator reparam."
         )
     draws: Params = {}
+    masses: list[str] = []
     for name, site in sites.items():
         if site["type"] != "sample" or site["is_observed"]:
             continue
@@ -130,7 +132,9 @@ def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Par
                 f"reparametrised, so no gradient passes through it; use a reparametrised "
                 f"distribution there, or numpyro.infer.TraceGraph_ELBO."
             )
-        if not isinstance(distribution, Delta):
+        if isinstance(distribution, Delta):
+            masses.append(name)
+        else:
             _check_density(name, site)
             draws[name] = site["value"]
     if not draws:
@@ -138,7 +142,38 @@ def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Par
             "The guide is a point mass, of which there is no density to differentiate; use the "
             "estimator reparam."
         )
+    if masses:
+        _check_masses(masses, guide, params, draws, guide_key, args, kwargs)
     return draws
+
+
+def _check_masses(
+    names: list[str],
+    guide: Any,
+    params: Params,
+    draws: Params,
+    key: Array,
+    args: Any,
+    kwargs: Any,
+) -> None:
+    """`InputError` if a parameter reaches the value of a point mass but through the draws."""
+
+    def values(params: Params) -> list[Array]:
+        fixed = substitute(substitute(seed(guide, key), data=params), data=draws)
+        sites = trace(fixed).get_trace(*args, **kwargs)
+        return [jnp.asarray(sites[name]["value"]) for name in names]
+
+    program = jax.make_jaxpr(values)(params).jaxpr
+    reached = set(program.invars)
+    for equation in program.eqns:
+        if any(isinstance(v, Var) and v in reached for v in equation.invars):
+            reached.update(equation.outvars)
+    for name, value in zip(names, program.outvars, strict=True):
+        if isinstance(value, Var) and value in reached:
+            raise InputError(
+                f"The guide's site {name!r} is a point mass with parameters, which only plain "
+                f"gradients reach; use the estimator reparam, or give the site a density."
+            )
 
 
 def _check_density(name: str, site: Any) -> None:
