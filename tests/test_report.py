@@ -111,7 +111,8 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     )
     seen = observation(dataset, config.data, config.model)
     with folder.opened(path / "run", config, resume=False) as run:
-        run.save_model(model, seen, passes=0)
+        run.save_config(config)
+        run.save_model(model, seen, passes=0, step=0)
     return iwae.load(path / "run")
 
 
@@ -370,7 +371,7 @@ def test_a_reconstruction_picture_shows_intensities_over_pixels_over_means(tiny_
     with Image.open(io.BytesIO(figures.reconstruction_picture(tiny_run, n=4, seed=3))) as picture:
         pixels = np.asarray(picture)
     images = tiny_run.data().test[:4]
-    seen, again = tiny_run.reconstruct(images, seed=3)
+    seen, again = tiny_run.reconstruct((images / 16).reshape(4, 8, 8), seed=3)
     s, cell = 8, 64 + figures.GAP
     cells = [
         pixels[figures.GAP + r * cell :, figures.GAP + c * cell :][: 8 * s : s, : 8 * s : s]

@@ -259,6 +259,20 @@ def test_a_torn_last_line_of_metrics_is_dropped(tiny_run: Trained, tmp_path: Pat
     assert folder.read_metrics(tmp_path) == folder.read_metrics(tiny_run.path)
 
 
+@pytest.mark.parametrize("line", ['{"pass": 4, "tr\n', "[4]\n", "\xff\n"])
+def test_a_damaged_line_of_metrics_is_named(line, tiny_run, tiny, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(tiny_run.path, path)
+    whole = (path / folder.METRICS).read_bytes()
+    (path / folder.METRICS).write_bytes(whole + line.encode("latin-1"))
+    with refused(
+        f"Line 4 of {path / folder.METRICS} is damaged; delete that line, or restore the file from "
+        f"a copy."
+    ):
+        iwae.train(override(tiny, epochs=9), out=path, resume=True)
+    assert folder.read_config(path) == tiny
+
+
 def test_existing_folders_are_not_touched(tiny_run: Trained, tiny: RunConfig, tmp_path) -> None:
     before = {p.name: p.read_bytes() for p in tiny_run.path.iterdir()}
     path = tiny_run.path
@@ -325,10 +339,69 @@ def test_resuming_a_finished_run_changes_nothing(tiny_run: Trained, tiny: RunCon
     assert (tiny_run.path / folder.MODEL).read_bytes() == before
 
 
+def test_a_model_without_a_checkpoint_is_not_made_anew(tiny_run, tiny, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(tiny_run.path, path)
+    (path / folder.CHECKPOINT).unlink()
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    with refused(
+        f"{path} holds a trained model but no checkpoint.safetensors, from which it could be "
+        f"trained on; give another --out."
+    ):
+        iwae.train(tiny, out=path, resume=True)
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tiny_run, tiny, tmp_path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    shutil.copy(tiny_run.path / folder.CONFIG, path)
+    row = (tiny_run.path / folder.METRICS).read_text().splitlines(keepends=True)[0]
+    (path / folder.METRICS).write_text(row + row[:20])
+    iwae.train(tiny, out=path, resume=True)
+    assert same_models(path, tiny_run.path)
+    assert [row["pass"] for row in folder.read_metrics(path)] == [1, 2, 3]
+
+
+def test_a_refused_resume_changes_nothing(tiny: RunConfig, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).random((200, 9))
+    mine, others = tmp_path / "mine.npy", tmp_path / "others.npy"
+    np.save(mine, rows)
+    np.save(others, 1 - rows)
+    own = override(tiny, dataset=str(mine), epochs=1)
+    iwae.train(own, out=tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    with refused(
+        f"{tmp_path / 'run'} was started on other examples than those of others; resume it with "
+        f"its own, or give another --out."
+    ):
+        iwae.train(override(own, dataset=str(others), epochs=2), out=tmp_path / "run", resume=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monkeypatch) -> None:
+    rows = np.random.default_rng(0).random((200, 9))
+    (tmp_path / "elsewhere").mkdir()
+    np.save(tmp_path / "mine.npy", rows)
+    np.save(tmp_path / "elsewhere" / "mine.npy", 1 - rows)
+    monkeypatch.chdir(tmp_path)
+    trained = iwae.train(override(tiny, dataset="mine.npy", epochs=1), out="run")
+    nll = trained.evaluate(k=5).nll
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert iwae.load(tmp_path / "run").evaluate(k=5).nll == nll
+    np.save(tmp_path / "mine.npy", 1 - rows)
+    with refused(
+        f"{tmp_path / 'mine.npy'} has changed since the run was trained: its training examples are "
+        f"others; put the original data back, or give arrays with iwae.load(…, data=…)."
+    ):
+        iwae.load(tmp_path / "run").evaluate(k=5)
+    assert iwae.load(tmp_path / "run", data=rows).evaluate(k=5).nll == nll
+
+
 def test_a_checkpoint_of_another_model_is_refused(tiny_run: Trained, tiny, tmp_path) -> None:
     path = tmp_path / "run"
-    with folder.opened(path, override(tiny, latents=(4,)), resume=False):
-        pass
+    with folder.opened(path, override(tiny, latents=(4,)), resume=False) as begun:
+        begun.save_config(override(tiny, latents=(4,)))
     stranger = (tiny_run.path / folder.CHECKPOINT).read_bytes()
     (path / folder.CHECKPOINT).write_bytes(stranger)
     with pytest.raises(InputError, match=r"belongs to another model: .* is float32\[3, 8\] there"):
@@ -338,8 +411,8 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_run: Trained, tiny, tmp_p
 
 def test_a_damaged_checkpoint_is_refused(tiny_run: Trained, tiny, tmp_path) -> None:
     path = tmp_path / "run"
-    with folder.opened(path, tiny, resume=False):
-        pass
+    with folder.opened(path, tiny, resume=False) as begun:
+        begun.save_config(tiny)
     whole = (tiny_run.path / folder.CHECKPOINT).read_bytes()
     (path / folder.CHECKPOINT).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"checkpoint.safetensors is damaged \(.*\); restore it"):
@@ -442,6 +515,36 @@ def test_evaluations_are_kept(tiny_run: Trained) -> None:
     kept = folder.read_evaluations(tiny_run.path)
     assert kept["test k=10 n=20 seed=0 passes=3"] == json.loads(json.dumps(first.to_json()))
     assert kept["test k=20 n=20 seed=0 passes=3"]["nll"] == second.nll
+
+
+def test_an_evaluation_takes_nothing_from_an_earlier_one(tiny_run: Trained) -> None:
+    first = iwae.evaluate(tiny_run.path, k=5, limit=30, without_inactive=True)
+    second = iwae.evaluate(tiny_run.path, k=5, limit=30, only_used=True)
+    iwae.evaluate(tiny_run.path, k=5, limit=30)
+    kept = folder.read_evaluations(tiny_run.path)["test k=5 n=30 seed=0 passes=3"]
+    assert kept["nll_without_inactive"] == first.nll_without_inactive
+    assert kept["used_units"] == second.used_units
+    assert kept["nll_only_used"] == second.nll_only_used
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"test": 1}'])
+def test_damaged_evaluations_are_refused_before_the_work(
+    damaged: str, tiny_run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(tiny_run.path, path)
+    (path / folder.EVALUATION).write_text(damaged)
+    monkeypatch.setattr(Trained, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
+    with refused(f"{path / folder.EVALUATION} is damaged; delete it and evaluate again."):
+        iwae.evaluate(path, k=10)
+
+
+def test_a_run_that_is_only_read_is_evaluated(tiny_run: Trained, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(folder.EVALUATION))
+    monkeypatch.setattr(runs.os, "access", lambda place, mode: Path(place) != path)
+    assert iwae.evaluate(path, k=10, limit=20).n == 20
+    assert not (path / folder.EVALUATION).exists()
 
 
 def test_a_single_example_has_neither_error_nor_activity(tiny_run, tmp_path, capsys) -> None:

@@ -135,7 +135,7 @@ def reconstruction_picture(
     if n < 1:
         raise InputError(f"n = {n} was given, but at least 1 example is needed.")
     images = trained.data().split(split)[:n]
-    seen, again = (_visible(trained, x) for x in trained.reconstruct(images, seed=seed))
+    seen, again = (_visible(trained, x) for x in trained.reconstructed(images, seed=seed))
     if seen.ndim == 2:
         return _lines([seen, again])
     rows = [seen, again]

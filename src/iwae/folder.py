@@ -76,25 +76,45 @@ class Folder:
             with (self.path / METRICS).open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
+    @property
+    def progress(self) -> Progress:
+        """How far the run was when it was last saved."""
+        begun = self.path is not None and self.begun
+        return read_progress(self.path) if begun else Progress()  # type: ignore[arg-type]
+
+    def save_config(self, config: RunConfig) -> None:
+        if self.path is not None:
+            write_atomic(self.path / CONFIG, config.to_toml())
+
     def save(self, tree: Any, progress: Progress) -> None:
         if self.path is not None:
             checkpoint.save(self.path / CHECKPOINT, tree, asdict(progress))
 
     def restore(self, like: Any) -> tuple[Any, Progress]:
         """The last checkpoint, and metrics cut back to it; `like` itself if there is none yet."""
-        if self.path is None or not self.begun:
+        if self.path is None:
             return like, Progress()
-        progress = read_progress(self.path)
+        if not self.begun:
+            (self.path / METRICS).unlink(missing_ok=True)
+            return like, Progress()
+        progress = self.progress
         tree = checkpoint.load(self.path / CHECKPOINT, like)
         self.rows = [r for r in read_metrics(self.path) if r["pass"] <= progress.passes]
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_atomic(self.path / METRICS, lines)
         return tree, progress
 
-    def save_model(self, model: Autoencoder, seen: Observation, passes: int) -> None:
+    def has_model(self, step: int) -> bool:
+        """Whether the model of this step is there; that of an early version knows no step."""
+        if self.path is None or not (self.path / MODEL).exists():
+            return False
+        return checkpoint.read_header(self.path / MODEL).get("step", step) == step
+
+    def save_model(self, model: Autoencoder, seen: Observation, passes: int, step: int) -> None:
         if self.path is not None:
             arrays = eqx.filter(model, eqx.is_array)
-            checkpoint.save(self.path / MODEL, arrays, {"seen": asdict(seen), "passes": passes})
+            header = {"seen": asdict(seen), "passes": passes, "step": step}
+            checkpoint.save(self.path / MODEL, arrays, header)
 
 
 @contextlib.contextmanager
@@ -103,8 +123,8 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool | None) ->
     whichever there is to do.
 
     `InputError` if `out` exists and is not to be resumed, is no run, was configured otherwise, or
-    is in use, or if there is nothing to resume. A start that is refused before its first
-    checkpoint leaves no folder behind.
+    is in use, or if there is nothing to resume. A start that fails before its first checkpoint
+    leaves no folder behind.
     """
     if out is None:
         yield Folder(None)
@@ -123,12 +143,12 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool | None) ->
     with _locked(path):
         if fresh and (path / CONFIG).exists():  # another process was here first
             _check_resumable(path, config)
+            fresh = False
         for leftover in path.glob(f".*{TEMPORARY}"):
             leftover.unlink()
-        write_atomic(path / CONFIG, config.to_toml())
         try:
             yield Folder(path)
-        except InputError:
+        except Exception:
             if fresh and not (path / CHECKPOINT).exists():
                 _unmake(path)
             raise
@@ -202,6 +222,11 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
     """Only the saving may differ, where the data file lies and the run that this one began with,
     and the number of passes where it does not shape the schedule."""
     stored = read_config(path)
+    if (path / MODEL).exists() and not (path / CHECKPOINT).exists():
+        raise InputError(
+            f"{path} holds a trained model but no {CHECKPOINT}, from which it could be trained on; "
+            f"give another --out."
+        )
     longer = stored.training.schedule == "constant"
     for name, before, now in differences(stored, config):
         moved = name == "start_from" and None not in (before, now)
@@ -260,11 +285,27 @@ def read_progress(path: Path) -> Progress:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a crash cut short is left out."""
+    """The rows of metrics.jsonl; a last line that a crash cut short is left out.
+
+    `InputError` if another is no row.
+    """
     if not (path / METRICS).exists():
         return []
-    lines = (path / METRICS).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = (path / METRICS).read_bytes().splitlines(keepends=True)
+    return [_row(line, path / METRICS, i) for i, line in enumerate(lines, 1) if line[-1:] == b"\n"]
+
+
+def _row(line: bytes, file: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise InputError(
+            f"Line {number} of {file} is damaged; delete that line, or restore the file from a "
+            f"copy."
+        )
+    return row
 
 
 def read_evaluations(path: Path) -> dict[str, dict[str, Any]]:
@@ -272,8 +313,9 @@ def read_evaluations(path: Path) -> dict[str, dict[str, Any]]:
     if not (path / EVALUATION).exists():
         return {}
     try:
-        return json.loads((path / EVALUATION).read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path / EVALUATION} is damaged; delete it and evaluate again."
-        ) from error
+        found = json.loads((path / EVALUATION).read_text("utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(e, dict) for e in found.values()):
+        raise InputError(f"{path / EVALUATION} is damaged; delete it and evaluate again.")
+    return found

@@ -102,12 +102,13 @@ class Run:
         best = training.copied(params) if t.patience is not None else None
         examples = data.dataset.digest
         with hosts_agree():
-            (state, best), progress = folder.restore((state, best))
-            if progress.data not in ("", examples):
+            if folder.progress.data not in ("", examples):
                 raise InputError(
                     f"{folder.path} was started on other examples than those of "
                     f"{data.dataset.name}; resume it with its own, or give another --out."
                 )
+            (state, best), progress = folder.restore((state, best))
+            folder.save_config(config)
         self.progress = replace(progress, **json_from_first(asdict(progress)))
         here = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
         self.progress = replace(self.progress.made_on(here), data=examples)
@@ -124,6 +125,8 @@ class Run:
         self.seed = devices.everywhere(jnp.uint32(config.seed))
         self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
         self.saved = time.monotonic()
+        if self.progress.finished and not folder.has_model(self.step):
+            self._save_model()  # it was killed between the two
 
     @property
     def step(self) -> int:
@@ -172,10 +175,10 @@ class Run:
             self._check_finite()
         if ended:
             self._end_pass()
-        if self.progress.finished:
-            self.folder.save_model(self.model(), self.data.seen, self.progress.passes)
         if self.progress.finished or self._save_is_due(ended):
             self.save()
+        if self.progress.finished:
+            self._save_model()
 
     def _save_is_due(self, ended: bool) -> bool:
         t = self.config.training
@@ -246,13 +249,14 @@ class Run:
         )
 
     def save(self) -> None:
-        """A checkpoint, unless the parameters are not finite: the last good one is kept.
-
-        The last of a run is written after the model, so that a finished run always has one.
-        """
+        """A checkpoint, unless the parameters are not finite: the last good one is kept."""
         self._check_finite()
         self.folder.save(self.devices.here((self.state, self.best)), self.progress)
         self.saved = time.monotonic()
+
+    def _save_model(self) -> None:
+        """After the last checkpoint, of which a resume makes it where it is missing."""
+        self.folder.save_model(self.model(), self.data.seen, self.progress.passes, self.step)
 
     def _check_finite(self) -> None:
         if not training.all_finite(self.devices.here(self.state.params)):

@@ -44,6 +44,8 @@ class Observation:
     shape: tuple[int, ...]
     note: str
     binarization: str
+    digest: str = ""
+    """Of the training examples as they are stored; empty where an early version kept none."""
 
     @property
     def observer(self) -> Observer:
@@ -89,7 +91,8 @@ def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Obs
     if how != "none":
         values = np.repeat([[0.0], [1.0]], values.shape[1], axis=1)
     likelihoods.check_values(model.likelihood, values, dataset.name)
-    return Observation(dataset.name, dataset.kind, dataset.scale, dataset.shape, dataset.note, how)
+    of = (dataset.name, dataset.kind, dataset.scale, dataset.shape, dataset.note)
+    return Observation(*of, binarization=how, digest=dataset.digest)
 
 
 def prepare(dataset: Dataset, seen: Observation) -> Dataset:

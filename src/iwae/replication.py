@@ -65,6 +65,6 @@ def _curves(tasks: Mapping[str, Task], out: Path) -> bytes:
 def reconstructions(models: list[Trained]) -> bytes:
     """Test images as the models saw them, then a row of reconstructions of each, as a PNG."""
     images = models[0].data().test[:SHOWN]
-    seen, _ = models[0].reconstruct(images)
-    again = [model.reconstruct(images)[1] for model in models]
+    seen, _ = models[0].reconstructed(images)
+    again = [model.reconstructed(images)[1] for model in models]
     return figures.png(figures.grid(np.concatenate([seen, *again]), columns=len(images)))

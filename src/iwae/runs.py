@@ -5,6 +5,7 @@ A run that was killed continues exactly where its last checkpoint stood.
 
 import contextlib
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -201,8 +202,11 @@ def _observed(
     if begin is not None:
         config = override(config, start_from=str(Path(begin).resolve()))
     dataset = _dataset(config, given, data_dir)
+    file = Path(config.data.dataset).expanduser()
     if given is not None:
         config = override(config, dataset=dataset.name)
+    elif config.data.dataset not in data.NAMES and file.is_file():
+        config = override(config, dataset=str(file.resolve()))
     seen = observation(dataset, config.data, config.model)
     return config, Observed(prepare(dataset, seen), seen)
 
@@ -269,15 +273,28 @@ def load(
 def evaluate(
     run: str | Path | Trained, *, data_dir: str | Path | None = None, **options: Any
 ) -> Evaluation:
-    """`Trained.evaluate` of a run, kept in its evaluation.json."""
+    """`Trained.evaluate` of a run, kept in its evaluation.json if the folder can be written to.
+
+    What was asked for in an earlier evaluation with the same draws stays there.
+    """
     trained = run if isinstance(run, Trained) else load(run, data_dir=data_dir)
+    path = trained.path
+    if path is not None:
+        read_evaluations(path)  # a damaged file is refused before hours of work
     result = trained.evaluate(**options)
-    if trained.path is not None and is_first():
+    if path is not None and is_first() and os.access(path, os.W_OK):
         name = f"{result.split} k={result.k} n={result.n} seed={result.seed} passes={result.passes}"
         name += " mean weights" * result.mean_weights
-        kept = read_evaluations(trained.path) | {name: result.to_json()}
-        write_atomic(trained.path / EVALUATION, json.dumps(kept, indent=1))
+        kept = read_evaluations(path)
+        before = {n: v for n, v in kept.get(name, {}).items() if n in OPTIONAL}
+        entry = result.to_json()
+        entry |= {n: v for n, v in before.items() if entry[n] is None}
+        write_atomic(path / EVALUATION, json.dumps(kept | {name: entry}, indent=1))
     return result
+
+
+OPTIONAL = ("nll_without_inactive", "used_units", "nll_only_used")
+"""Figures of an evaluation that have to be asked for."""
 
 
 @dataclass(frozen=True)

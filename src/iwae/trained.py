@@ -123,6 +123,11 @@ class Trained:
                 f"{loaded.kind} values of shape {loaded.shape}, where {self.seen.kind} values of "
                 f"shape {self.seen.shape} were; put the original data back."
             )
+        if self.seen.digest not in ("", loaded.digest):
+            raise InputError(
+                f"{config.dataset} has changed since the run was trained: its training examples "
+                f"are others; put the original data back, or give arrays with iwae.load(…, data=…)."
+            )
         return prepare(loaded, self.seen)
 
     def log_likelihoods(
@@ -193,8 +198,17 @@ class Trained:
         images = _sample(self.model, n, threefry.key(seed), mean)
         return np.asarray(images).reshape(n, *self.seen.shape)
 
-    def reconstruct(self, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """(x as the model sees it, E[x'|h_1] at one draw h_1 ~ q), each [n, *shape]."""
+    def reconstruct(
+        self, source: str | Path | np.ndarray, *, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(x as the model sees it, E[x'|h_1] at one draw h_1 ~ q), each [n, *shape].
+
+        `source` is anything that `score` takes.
+        """
+        return self.reconstructed(self.seen.read(source, self.data_dir), seed=seed)
+
+    def reconstructed(self, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """`reconstruct` of prepared examples [n, d]."""
         check_seed(seed)
         seen, again = over_examples(
             _reconstruction, self.model, images, self.seen.observer, seed=seed, draws=1
