@@ -187,9 +187,28 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
                 ("score", "digits", "--out", tmp_path / "b.npy"),
                 ("encode", "digits", "--out", tmp_path / "c.npy"),
                 ("reconstruct", "--out", tmp_path / "d.png"),
+                ("posterior", "--out", tmp_path / "q.png"),
+                ("gradients",),
             )
         ),
-        (("evaluate", trained, "--memory", "0"), None),
+        (
+            ("evaluate", trained, "--memory", "-1"),
+            "memory = -1 was given, but a block of draws needs at least 1 MiB; give more, or leave "
+            "it out.",
+        ),
+        (
+            ("sample", trained, "--n", "99999999999", "--out", tmp_path / "e.npy"),
+            "n = 99999999999 was given, but images are counted up to 2,147,483,647; give fewer.",
+        ),
+        (
+            ("gradients", trained, "--ks", ""),
+            "ks = () was given, but there is nothing to measure; give one K or more.",
+        ),
+        (
+            ("train", "--resume", "--recipe", "smoke", "--out", trained),
+            f"{trained} was started with hidden = ((8,),), not ((16,),); leave the setting out "
+            f"to resume it, or give another --out.",
+        ),
         (
             ("sample", trained, "--n", "1000000000", "--out", tmp_path / "e.npy"),
             "This needs more memory than there is; give a smaller --k, --n, --batch-size or "
@@ -198,6 +217,11 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         (
             ("gradients",),
             "Gradients are measured of one model; give either the folder of a run or --recipe.",
+        ),
+        (
+            ("compare", "objectives", "--recipe", "smoke", "--k", "4", "--out", tmp_path / "g"),
+            "k = 4 was given, but MIWAE-5 takes the draws in 5 groups of equal size; give a --k "
+            "that 5 divides.",
         ),
         (
             ("compare", "foo", "--out", tmp_path / "f"),
@@ -258,6 +282,11 @@ def test_flags_that_do_not_fit_are_one_sentence(trained: Path, tmp_path: Path, c
             ["--objective", "iwaee", *out],
             "--objective iwaee was given, which is not a choice; did you mean 'iwae'? Known are "
             "ciwae, iwae, jvi, miwae, piwae, vae, vr-iwae.",
+        ),
+        (
+            ["--warmup", str(10**25), *out],
+            f"warmup = {10**25} was given, but whole numbers go up to 2,147,483,647; give a "
+            f"smaller one.",
         ),
         (["--k", "five", *out], f"--k takes INT, not 'five'; {helped}"),
         ([*out, "--k"], f"--k was given without a value; {helped}"),

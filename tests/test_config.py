@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from iwae.config import PARAMETERS, RunConfig
@@ -66,6 +67,13 @@ def test_paper_recipe_is_the_paper() -> None:
 )
 def test_labels_tell_objectives_apart(settings: dict, label: str) -> None:
     assert override(RunConfig(), **settings).objective.label == label
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = {"k": np.int64(5), "learning_rate": np.float32(0.5), "hidden": ((np.int32(7),),)}
+    config = override(RunConfig(), **given)
+    assert config == override(RunConfig(), k=5, learning_rate=0.5, hidden=((7,),))
+    assert parse(config.to_toml(), "copy") == config
 
 
 def test_names_of_settings_are_unique() -> None:

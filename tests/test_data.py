@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.io
@@ -1076,3 +1077,17 @@ def test_real_omniglot_raw():
     assert sizes == [23_000, 1345, 8070]
     assert omniglot.train.mean() / 255 == pytest.approx(0.0827, abs=1e-4)
     assert omniglot.train.reshape(-1, 28, 28)[:, :, 14].mean() > 20  # ink is in the middle
+
+
+def test_arrays_of_other_libraries_are_arrays() -> None:
+    class Frame:
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __array__(self, dtype=None, copy=None):
+            return self.rows
+
+    rows = np.arange(60).reshape(10, 6)
+    for given in (Frame(rows), jnp.asarray(rows)):
+        np.testing.assert_array_equal(data.read_examples(given, **EIGHT_BIT), rows)
+        np.testing.assert_array_equal(data.load(given).train, data.load(rows).train)

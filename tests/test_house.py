@@ -12,7 +12,7 @@ import iwae
 SOURCE = Path(iwae.__file__).parent
 
 ROWS = [
-    ("errors",),
+    ("errors", "checks"),
     ("files", "devices", "config", "settings", "threefry", "tables", "papers", "data"),
     ("likelihoods", "observation", "networks"),
     ("model",),

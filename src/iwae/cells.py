@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from iwae import runs, soap
-from iwae.config import RunConfig, check_draws
+from iwae.checks import check_draws
+from iwae.config import RunConfig
 from iwae.errors import TOO_LARGE, InputError, unusable
 from iwae.experiments import finished, known, versions
 from iwae.files import one_at_a_time, write_atomic

@@ -34,7 +34,8 @@ class Train:
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
     """Settings to start from; flags replace them. Built in: paper, fast, demo, smoke."""
     resume: bool = False
-    """Continue the run in --out with its own settings; --epochs or --minutes can make it longer."""
+    """Continue the run in --out with its own settings; --minutes, or --epochs with a constant
+    schedule, can make it longer."""
     seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
     """Train replicas in one program, each a run in OUT/seed-…: how many, or which seeds."""
     data_dir: DataDir = None
@@ -111,6 +112,11 @@ class Evaluate:
         from iwae.progress import counting, print_evaluation, print_replicas
 
         first = self.together.join()
+        if self.memory is not None and self.memory < 1:
+            raise InputError(
+                f"memory = {self.memory} was given, but a block of draws needs at least 1 MiB; "
+                f"give more, or leave it out."
+            )
         check_output(self.per_example, (".npy", ".csv"), overwrite=self.overwrite)
         several = folder.replicas(self.run_folder)
         if several and self.per_example is not None:
@@ -274,7 +280,8 @@ def parse(name: str, arguments: list[str]) -> Any:
 def _train_default(arguments: list[str]) -> Train:
     """What the flags of `iwae train` start from: the run that is resumed, a recipe, or nothing."""
     out, config = _option(arguments, "--out"), _recipe(arguments, None)
-    if "--resume" in arguments and out is not None and Path(out).exists():
+    own = "--resume" in arguments and _option(arguments, "--recipe") is None
+    if own and out is not None and Path(out).exists():
         from iwae.folder import read_config, replicas
 
         config = read_config(next(iter(replicas(Path(out))), Path(out)))

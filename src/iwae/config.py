@@ -9,19 +9,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from iwae.errors import InputError
+from iwae.checks import check_at_least_one, check_counts, check_seed, require
 
 PRESETS: dict[int, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
     1: (((200, 200),), (50,)),
     2: (((200, 200), (100, 100)), (100, 50)),
 }
 """Hidden widths and latents of Burda et al. §5, by number of stochastic layers."""
-
-
-def require(condition: bool, sentence: str) -> None:
-    """`InputError` with this sentence unless the condition holds."""
-    if not condition:
-        raise InputError(sentence)
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,7 @@ class ModelConfig:
     zero; fan-in: weights U[±1/√n_in], all biases zero."""
 
     def __post_init__(self) -> None:
+        check_counts(self)
         require(
             self.layers >= 1,
             f"layers = {self.layers} was given, but a model has at least 1 stochastic layer; "
@@ -119,7 +114,7 @@ class ModelConfig:
             f"proposal have their own; leave it out.",
         )
         for name in ("proposal_latents", "proposal_width"):
-            _at_least_one(name, getattr(self, name))
+            check_at_least_one(name, getattr(self, name))
 
     @property
     def widths(self) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
@@ -166,6 +161,7 @@ class ObjectiveConfig:
     et al. §3): the same mean at a fraction of the time. Left out: through all."""
 
     def __post_init__(self) -> None:
+        check_counts(self)
         require(
             self.k >= 1,
             f"k = {self.k} was given, but a bound needs at least 1 draw; give --k 1 or more.",
@@ -308,11 +304,12 @@ class TrainingConfig:
     """Minutes between two checkpoints."""
 
     def __post_init__(self) -> None:
+        check_counts(self)
         for name in ("epochs", "batch_size", "validate_every", "soap_every"):
-            _at_least_one(name, getattr(self, name))
+            check_at_least_one(name, getattr(self, name))
         for name in ("patience", "checkpoint_every"):
             if getattr(self, name) is not None:
-                _at_least_one(name, getattr(self, name))
+                check_at_least_one(name, getattr(self, name))
         for name in ("learning_rate", "adam_epsilon", "clip", "minutes", "weight_prior"):
             value = getattr(self, name)
             require(
@@ -331,30 +328,6 @@ class TrainingConfig:
                 0 <= value < float("inf"),
                 f"{name} = {value} was given, but it cannot be negative or infinite.",
             )
-
-
-def _at_least_one(name: str, value: int) -> None:
-    flag = name.replace("_", "-")
-    require(value >= 1, f"{name} = {value} was given, but --{flag} must be at least 1.")
-
-
-MOST_DRAWS = 2**31 - 1
-"""What an int32 counts."""
-
-
-def check_draws(k: int, name: str = "k") -> None:
-    """`InputError` for fewer draws than 1, or more than can be counted."""
-    require(
-        k >= 1, f"{name} = {k} was given, but at least 1 draw is needed; give {name} = 1 or more."
-    )
-    up_to = f"draws are counted up to {MOST_DRAWS:,}"
-    require(k <= MOST_DRAWS, f"{name} = {k} was given, but {up_to}; give fewer.")
-
-
-def check_seed(seed: int) -> None:
-    """`InputError` unless 0 ≤ seed < 2^32."""
-    range_ = "a seed is a whole number from 0 to 2^32 - 1"
-    require(0 <= seed < 2**32, f"seed = {seed} was given, but {range_}.")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae import threefry
 from iwae.bounds import Bound
-from iwae.config import check_draws
+from iwae.checks import check_draws
 from iwae.devices import gathered, json_from_first
 from iwae.errors import InputError
 from iwae.model import Autoencoder, Model, block_of, draw_log_weights

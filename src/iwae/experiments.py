@@ -13,6 +13,7 @@ import numpy as np
 
 import iwae
 from iwae import laboratory, report, runs, threefry, training
+from iwae.checks import check_seed
 from iwae.config import PARAMETERS, ObjectiveConfig, Precision, RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, nearest
@@ -111,6 +112,14 @@ def comparison(name: str, config: RunConfig, start: RunConfig) -> tuple[Cell, ..
             f"leave it out."
         )
     refuse_unheard({cell.name: cell.settings for cell in COMPARISONS[name]}, config, start)
+    k = config.objective.k
+    for cell in COMPARISONS[name]:
+        groups = cell.settings.get("m") or 1
+        if k % groups:
+            raise InputError(
+                f"k = {k} was given, but {cell.name} takes the draws in {groups} groups of equal "
+                f"size; give a --k that {groups} divides."
+            )
     return COMPARISONS[name]
 
 
@@ -190,6 +199,9 @@ def gradients(
     data_dir: str | Path | None = None,
 ) -> tuple[Trained, list[Measurement], list[Slope]]:
     """The gradient laboratory on the model of a run, or on the untrained one of a configuration."""
+    check_seed(seed)
+    if not objectives:
+        raise InputError("ks = () was given, but there is nothing to measure; give one K or more.")
     if isinstance(source, RunConfig):
         trained = runs.untrained(source, data_dir=data_dir)
     else:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from iwae import threefry
 from iwae.bayesian import UncertainAutoencoder
+from iwae.checks import check_seed
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE
 from iwae.laboratory import Measurement
@@ -280,6 +281,7 @@ def posterior_picture(
     `InputError` unless the model has 2 latent units in one layer and a density q(h|x). Uncertain
     weights are held at their means.
     """
+    check_seed(seed)
     model = trained.model
     if isinstance(model, UncertainAutoencoder):
         model = model.at_the_mean()

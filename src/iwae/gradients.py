@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iwae.bounds import Bound, Pair, curvature
-from iwae.config import check_draws
+from iwae.checks import check_draws
 from iwae.errors import InputError, nearest
 from iwae.model import Model, block_of, draw, made_from_noise
 

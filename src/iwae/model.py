@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from iwae.config import check_draws
+from iwae.checks import check_draws
 from iwae.likelihoods import LOG_2PI, AbstractLikelihood
 from iwae.networks import Filled, Selected
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from iwae import checkpoint, data
 from iwae.build import build
-from iwae.config import RunConfig, check_seed
+from iwae.checks import check_seed
+from iwae.config import RunConfig
 from iwae.data import Dataset
 from iwae.devices import Devices, hosts_agree, is_first, json_from_first
 from iwae.errors import InputError

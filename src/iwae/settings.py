@@ -8,7 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from iwae.config import RunConfig, require
+import numpy as np
+
+from iwae.checks import require
+from iwae.config import RunConfig
 from iwae.errors import InputError, nearest
 
 
@@ -112,7 +115,10 @@ def _type_of(cls: type, name: str) -> Any:
 
 
 def _coerce(value: Any, kind: Any, name: str) -> Any:
-    """`value` as `kind`: lists become tuples, whole numbers floats; otherwise `InputError`."""
+    """`value` as `kind`: lists become tuples, whole numbers floats, NumPy's numbers Python's;
+    otherwise `InputError`."""
+    if isinstance(value, np.generic):
+        value = value.item()
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         (inner,) = (a for a in typing.get_args(kind) if a is not types.NoneType)

@@ -14,7 +14,8 @@ import numpy as np
 
 from iwae import data, evaluation, threefry
 from iwae.bayesian import UncertainAutoencoder
-from iwae.config import RunConfig, check_draws, check_seed
+from iwae.checks import COUNTED, check_draws, check_seed
+from iwae.config import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, Usage, mean_and_error, over_examples
@@ -195,6 +196,10 @@ class Trained:
         check_seed(seed)
         if n < 1:
             raise InputError(f"n = {n} was given, but a sample is at least 1; give n = 1 or more.")
+        if n > COUNTED:
+            raise InputError(
+                f"n = {n} was given, but images are counted up to {COUNTED:,}; give fewer."
+            )
         images = _sample(self.model, n, threefry.key(seed), mean)
         return np.asarray(images).reshape(n, *self.seen.shape)
 

@@ -25,9 +25,9 @@ def load(
     """A registered data set by name, or a user's own arrays as a Dataset.
 
     `source`: a name in `NAMES`; a path ending in .npy, .npz or .csv; an array [n, d], [n, h, w]
-    or [n, h, w, c]; or a mapping with the keys train, valid and test. One array is split
-    80/10/10 by a permutation that depends only on n, never on a run's seed; a missing valid is
-    the last tenth of train, a missing test a tenth of the permuted train.
+    or [n, h, w, c], or what NumPy makes one of; or a mapping with the keys train, valid and
+    test. One array is split 80/10/10 by a permutation that depends only on n, never on a run's
+    seed; a missing valid is the last tenth of train, a missing test a tenth of the permuted train.
 
     `data_dir` is searched first for a registered data set's files, then IWAE_DATA_DIR, then the
     user's cache (IWAE_CACHE_DIR moves it); what is in none of them is downloaded to the cache.
@@ -40,6 +40,7 @@ def load(
     """
     if values not in arrays.VALUES:
         raise InputError(f"values={values!r} is unknown: {nearest(values, list(arrays.VALUES))}.")
+    source = arrays.as_numpy(source)
     if isinstance(source, np.ndarray):
         return arrays.from_arrays(source, values=values, name="array", where="The array")
     if isinstance(source, Mapping):

@@ -5,7 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -48,6 +48,12 @@ def understand(x: np.ndarray, values: str, where: str) -> tuple[np.ndarray, str,
     needs = {"binary": "only 0 and 1", "intensity": "integers in 0..255 or numbers in [0, 1]"}
     what = f"{where} holds {value_range(x)}, but values={values!r} needs {needs[values]}"
     raise InputError(f"{what}: convert them, or pass values='real'.")
+
+
+def as_numpy(source: Any) -> Any:
+    """An array of another library, or a data frame, as NumPy's; anything else as it is."""
+    foreign = hasattr(source, "__array__") and not isinstance(source, np.ndarray)
+    return np.asarray(source) if foreign else source
 
 
 def is_whole(x: np.ndarray) -> bool:

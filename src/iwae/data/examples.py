@@ -48,6 +48,7 @@ def _named(source: str, kind: str, data_dir: str | os.PathLike[str] | None) -> n
 
 
 def _own(source: str | os.PathLike[str] | np.ndarray) -> tuple[np.ndarray, str]:
+    source = arrays.as_numpy(source)
     if isinstance(source, np.ndarray):
         return source, "The array"
     if not isinstance(source, str | os.PathLike):
