@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from iwae.runs import evaluate, load, train, train_replicas, train_together
 
-__version__ = "0.2.2"
+__version__ = "0.2.3"
 __all__ = ["__version__", "evaluate", "load", "train", "train_replicas", "train_together"]
 
 _MODULES = (

@@ -79,8 +79,9 @@ class Folder:
     @property
     def progress(self) -> Progress:
         """How far the run was when it was last saved."""
-        begun = self.path is not None and self.begun
-        return read_progress(self.path) if begun else Progress()  # type: ignore[arg-type]
+        if self.path is None or not self.begun:
+            return Progress()
+        return read_progress(self.path)
 
     def save_config(self, config: RunConfig) -> None:
         if self.path is not None:
@@ -92,12 +93,12 @@ class Folder:
 
     def restore(self, like: Any) -> tuple[Any, Progress]:
         """The last checkpoint, and metrics cut back to it; `like` itself if there is none yet."""
+        progress = self.progress
         if self.path is None:
-            return like, Progress()
+            return like, progress
         if not self.begun:
             (self.path / METRICS).unlink(missing_ok=True)
-            return like, Progress()
-        progress = self.progress
+            return like, progress
         tree = checkpoint.load(self.path / CHECKPOINT, like)
         self.rows = [r for r in read_metrics(self.path) if r["pass"] <= progress.passes]
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
