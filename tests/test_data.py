@@ -713,6 +713,17 @@ def test_mapping_of_splits():
             "replace them, or drop the examples that have them.",
         ),
         (
+            np.arange(60).reshape(20, 3) % 17,
+            "The array holds integers from 0 to 16, which may be dark 8-bit intensities, or "
+            "others: divide intensities by their largest value, or pass values='intensity' (of "
+            "0..255) or values='real' (as they are).",
+        ),
+        (
+            np.array([0, 1.7e9, 4.0]) + 10 * X,
+            f"The array varies in column 1 by {10 * np.ptp(X[:, 1]):g} about 1.7e+09, in digits "
+            f"that float32 does not have: subtract an offset from that column.",
+        ),
+        (
             np.zeros(20),
             "The array has the shape (20,): give examples as [n, d], [n, h, w] or [n, h, w, c].",
         ),
@@ -1087,7 +1098,7 @@ def test_arrays_of_other_libraries_are_arrays() -> None:
         def __array__(self, dtype=None, copy=None):
             return self.rows
 
-    rows = np.arange(60).reshape(10, 6)
+    rows = np.arange(200, 260).reshape(10, 6) % 256
     for given in (Frame(rows), jnp.asarray(rows)):
         np.testing.assert_array_equal(data.read_examples(given, **EIGHT_BIT), rows)
         np.testing.assert_array_equal(data.load(given).train, data.load(rows).train)

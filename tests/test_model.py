@@ -338,6 +338,58 @@ def test_initial_biases_are_the_moments_of_the_training_data():
         np.testing.assert_allclose(start.loc, [0.2, 0.5], rtol=1e-6)
         np.testing.assert_allclose(start.scale, [0.4, 1.5], rtol=1e-5)
 
+    start = likelihoods.Numpyro("LogNormal").initial_bias(jnp.array([1133.0]), jnp.array([604.0]))
+    np.testing.assert_allclose(start[0], np.log(1000), atol=1e-3)  # e^σ²/2 = 1.133 and σ = 0.5
+    np.testing.assert_allclose(jnp.exp(start[1]), 0.5, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "Normal", "Laplace", "StudentT", "AsymmetricLaplace"])
+def test_a_density_over_the_whole_line_does_not_depend_on_units(name):
+    """log p(s x + m | h) = log p(x | h) − d log s for one and the same decoder."""
+    x, parameters = jnp.array([0.7, -1.2]), jnp.full((3, 2), 0.3)
+    s, m = 1e4, -30.0
+    plain = likelihood(name, kind="real", mean=jnp.zeros(2), spread=jnp.ones(2))
+    other = likelihood(name, kind="real", mean=jnp.full(2, m), spread=jnp.full(2, s))
+    parameters = parameters[: plain.n_parameters]
+    np.testing.assert_array_equal(
+        plain.initial_bias(jnp.zeros(2), jnp.ones(2)), other.initial_bias(m + x, jnp.full(2, s))
+    )
+    np.testing.assert_allclose(
+        other.log_prob(parameters, s * x + m),
+        plain.log_prob(parameters, x) - 2 * np.log(s),
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Normal", 0.2),
+        ("Cauchy", 0.2),
+        ("HalfCauchy", 0.4),
+        ("RelaxedBernoulliLogits", 0.5),
+        ("BetaNegativeBinomial", np.inf),
+    ],
+)
+def test_where_there_is_no_mean_the_middle_stands_for_it(name, expected):
+    mean, spread = jnp.array([0.2]), jnp.array([0.4])
+    one = likelihood(name, kind="real", mean=mean, spread=spread)
+    np.testing.assert_allclose(one.expected(one.initial_bias(mean, spread)), expected, rtol=1e-5)
+
+
+def test_students_t_has_a_mean_at_its_start():
+    one = make("StudentT")
+    start = one.distribution(one.initial_bias(jnp.array([0.2, 0.5]), jnp.array([0.4, 1.5])))
+    np.testing.assert_allclose(start.df, 5, rtol=1e-5)
+    np.testing.assert_allclose(start.mean, [0.2, 0.5], rtol=1e-6)
+
+
+def test_densities_are_told_from_probabilities():
+    for name, kind in (("auto", "real"), ("gaussian", "binary"), ("Beta", "intensity")):
+        assert likelihoods.is_continuous(name, kind)
+    for name, kind in (("auto", "binary"), ("bernoulli", "binary"), ("Poisson", "real")):
+        assert not likelihoods.is_continuous(name, kind)
+
 
 def sampled(family, noise):
     """A sample, as the model draws it."""

@@ -5,7 +5,7 @@ import pytest
 
 from iwae import data, likelihoods
 from iwae.config import RunConfig
-from iwae.observation import observation
+from iwae.observation import observation, prepare
 from iwae.settings import override
 from refusals import refused
 
@@ -57,9 +57,12 @@ def test_intensities_as_they_are_are_refused_for_every_bernoulli(likelihood):
 )
 def test_values_outside_a_support_are_refused_by_name(likelihood, kind, value):
     dataset = DATASETS[kind]
+    whole = dataset.scale == 1
+    what = f"the value {value}" if whole else f"x / {dataset.scale:g} = {value}"
+    inside = "" if whole else ", by --values real if x itself lies there"
     with refused(
-        f"likelihood = {likelihood} was given, but to the value {value} in {dataset.name} it gives "
-        f"no finite density; give another likelihood, or bring the data inside its support."
+        f"likelihood = {likelihood} was given, but to {what} in {dataset.name} it gives no finite "
+        f"density; give another likelihood, or bring the data inside its support{inside}."
     ):
         seen(dataset, likelihood=likelihood)
 
@@ -70,6 +73,22 @@ def test_a_likelihood_of_the_whole_line_fits_all_data():
     for likelihood in sorted(whole):
         for dataset in DATASETS.values():
             assert seen(dataset, likelihood=likelihood).binarization == "none"
+
+
+def test_notes_on_a_density_say_of_what_it_is_and_where_it_has_no_bound():
+    assert seen(INTENSITY, likelihood="gaussian", binarization="none").note == (
+        "the density is that of x / 16; 3 of 64 values are constant in training, where a density "
+        "has no bound"
+    )
+    assert seen(INTENSITY).note == seen(REAL).note == ""
+
+
+def test_a_fixed_binarisation_is_that_of_the_split():
+    how = seen(INTENSITY, binarization="fixed")
+    for split in ("valid", "test"):
+        theirs = prepare(INTENSITY, how).split(split)
+        np.testing.assert_array_equal(how.read(f"digits:{split}", None), theirs)
+    np.testing.assert_array_equal(how.read("digits", None), prepare(INTENSITY, how).test)
 
 
 def test_counts_and_positive_values_have_theirs():

@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -218,6 +219,23 @@ def test_a_run_before_its_first_pass_has_no_curves(others: list[Path], tmp_path:
     assert Page(text).images() == []
 
 
+def test_other_units_and_other_data_of_a_name_are_not_alike(tiny: RunConfig, tmp_path) -> None:
+    """A density of x / 255 has ln 255 nats less for each value than that of x."""
+    rows = np.random.default_rng(0).integers(1, 256, (200, 9))
+    settings = {"likelihood": "gaussian", "epochs": 1}
+    ways = (
+        (rows, {"values": "real"}),
+        (rows, {"binarization": "none"}),
+        (256 - rows, {"binarization": "none"}),
+    )
+    for i, (mine, way) in enumerate(ways):
+        iwae.train(override(tiny, **settings, **way), data=mine, out=tmp_path / f"{i}")
+    paths = [tmp_path / f"{i}" for i in range(3)]
+    entries = [report._entry(p.name, p, folder.read_config(p), None) for p in paths]
+    e = {"dataset": "array", "split": "test", "n": 20, "k": 5}
+    assert len({report._alike(entry, e) for entry in entries}) == 3
+
+
 def test_the_lowest_nll_is_marked_among_rows_evaluated_alike() -> None:
     kinds = [(3.0, "test", 5), (2.0, "test", 5), (1.0, "test", 50), (9.0, "valid", 5)]
     table = [{"evaluated": True, "value": v, "alike": (s, k), "best": False} for v, s, k in kinds]
@@ -365,6 +383,17 @@ def test_a_png_holds_the_pixels() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     with Image.open(io.BytesIO(figures.png(image))) as picture:
         np.testing.assert_array_equal(np.asarray(picture), image)
+
+
+def test_a_sheet_cuts_intensities_off_and_stretches_real_values(tiny_run: Trained) -> None:
+    images = np.array([[[-0.5, 0.0], [0.5, 2.0]]])
+    pixels = lambda trained: np.asarray(Image.open(io.BytesIO(figures.sheet(trained, images))))
+    at = figures.GAP + figures.CELL // 2 * np.arange(2)
+    np.testing.assert_array_equal(pixels(tiny_run)[np.ix_(at, at)], [[0, 0], [128, 255]])
+    real = replace(tiny_run, seen=replace(tiny_run.seen, kind="real"))
+    np.testing.assert_array_equal(pixels(real)[np.ix_(at, at)], [[0, 51], [102, 255]])
+    images = images / 100 + 0.01
+    np.testing.assert_array_equal(pixels(real)[np.ix_(at, at)], [[0, 51], [102, 255]])
 
 
 def test_a_reconstruction_picture_shows_intensities_over_pixels_over_means(tiny_run) -> None:

@@ -117,7 +117,12 @@ def long_run(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> tuple
     base = tmp_path_factory.mktemp("long")
     np.save(base / "images.npy", iwae.data.load("digits").train)
     config = override(
-        tiny, dataset=f"{base}/images.npy", epochs=120, checkpoint_every=1, validate_every=10
+        tiny,
+        dataset=f"{base}/images.npy",
+        values="intensity",
+        epochs=120,
+        checkpoint_every=1,
+        validate_every=10,
     )
     (base / "config.toml").write_text(config.to_toml())
     iwae.train(config, out=base / "whole")
@@ -396,6 +401,17 @@ def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monk
     ):
         iwae.load(tmp_path / "run").evaluate(k=5)
     assert iwae.load(tmp_path / "run", data=rows).evaluate(k=5).nll == nll
+    with refused(
+        f"The data that were given hold intensity values of shape (9,) on a scale of 255, but "
+        f"{tmp_path / 'run'} was trained on intensity values of shape (9,) on a scale of 1; give "
+        f"such data."
+    ):
+        iwae.load(tmp_path / "run", data=np.rint(255 * rows))
+    with refused(
+        "values = real was given, but the data are a Dataset of intensity values; leave it out, or "
+        "give the array."
+    ):
+        iwae.train(tiny, data=iwae.data.load("digits"), values="real")
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_run: Trained, tiny, tmp_path) -> None:

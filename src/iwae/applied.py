@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 from iwae.flags import DataDir, Overwrite, Seed
-from iwae.outputs import check_output, write_array, write_images, write_scores
+from iwae.outputs import check_output, write_array, write_scores
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,16 @@ class Sample:
     overwrite: Overwrite = False
 
     def run(self) -> None:
-        from iwae import runs
+        from iwae import figures, runs
+        from iwae.files import write_atomic
 
         check_output(self.out, (".png", ".npy"), overwrite=self.overwrite)
-        images = runs.load(self.run_folder).sample(
-            self.n, seed=self.seed, mean=self.values == "mean"
-        )
-        write_images(self.out, images)
+        trained = runs.load(self.run_folder)
+        images = trained.sample(self.n, seed=self.seed, mean=self.values == "mean")
+        if self.out.suffix == ".npy":
+            write_array(self.out, images)
+        else:
+            write_atomic(self.out, figures.sheet(trained, images))
         print(f"Wrote {self.n} samples to {self.out}.")
 
 

@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from iwae import threefry
 from iwae.bounds import Bound
@@ -76,7 +76,7 @@ REPETITIONS = 2**32 - 4
 """What an example's key is folded with for further estimates."""
 
 
-def repetitions(key: PRNGKeyArray, n: int) -> PRNGKeyArray:
+def repetitions(key: PRNGKeyArray, n: int) -> Key[Array, " n"]:
     """Keys of n estimates of one example, [n], under none of which `log_likelihood` draws."""
     return jax.random.split(jax.random.fold_in(key, REPETITIONS), n)
 

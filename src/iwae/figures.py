@@ -60,12 +60,13 @@ SCHEME = (
 )
 
 
-def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+def grid(images: np.ndarray, columns: int | None = None, *, stretched: bool = False) -> np.ndarray:
     """Images side by side, row after row: uint8 [H, W], or [H, W, 3] for three channels.
 
     `images` is [n, h, w], [n, h, w, c] (averaged over channels unless c = 3), or vectors [n, d],
     each drawn as a strip with a column per value. Values in [0, 1] are shown as they are; if one
-    lies outside, all are mapped linearly from their common range to [0, 1]. Each pixel becomes a
+    lies outside, or they are `stretched`, all are mapped linearly from their common range to
+    [0, 1]. Each pixel becomes a
     square of CELL // max(h, w) pixels, at least 1; GAP grey ones lie around every image.
     `columns` is by default the square root of n, rounded up, for vectors 1.
     """
@@ -78,7 +79,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
         columns = 1 if images.ndim == 2 else math.ceil(math.sqrt(len(images)))
     if columns < 1:
         raise InputError(f"columns = {columns} was given, but a picture needs at least 1.")
-    pixels = _pixels(_with_channels(images))
+    pixels = _pixels(_with_channels(images), stretched=stretched)
     n, h, w, c = pixels.shape
     scale = max(1, CELL // max(h, w))
     h, w = h * scale, w * scale
@@ -101,11 +102,11 @@ def _with_channels(images: np.ndarray) -> np.ndarray:
     return images if images.shape[3] == 3 else images.mean(axis=3, keepdims=True)
 
 
-def _pixels(values: np.ndarray) -> np.ndarray:
+def _pixels(values: np.ndarray, *, stretched: bool) -> np.ndarray:
     """round(255 x) of x in [0, 1], after `values` were mapped there; 0 where they are not finite"""
     x = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
     low, high = x.min(), x.max()
-    if low < 0 or high > 1:
+    if stretched or low < 0 or high > 1:
         x = (x - low) / (high - low) if high > low else np.zeros_like(x)
     return np.rint(255 * x).astype(np.uint8)
 
@@ -121,8 +122,15 @@ def png(image: np.ndarray) -> bytes:
 
 def sample_picture(trained: Trained, n: int = 100, seed: int = 0) -> bytes:
     """n samples E[x|h_1] with h from the prior, as a PNG; vectors are drawn as lines."""
-    samples = _visible(trained, trained.sample(n, seed=seed))
-    return _lines([samples]) if samples.ndim == 2 else png(grid(samples))
+    samples = trained.sample(n, seed=seed)
+    return _lines([samples]) if samples.ndim == 2 else sheet(trained, samples)
+
+
+def sheet(trained: Trained, images: np.ndarray, columns: int | None = None) -> bytes:
+    """Images in the model's units as a PNG: real values in greys of their whole range, intensities
+    cut off where a mean under a Gaussian leaves [0, 1]."""
+    real = trained.seen.kind == "real"
+    return png(grid(images if real else np.clip(images, 0, 1), columns, stretched=real))
 
 
 def reconstruction_picture(
@@ -136,24 +144,19 @@ def reconstruction_picture(
     if n < 1:
         raise InputError(f"n = {n} was given, but at least 1 example is needed.")
     images = trained.data().split(split)[:n]
-    seen, again = (_visible(trained, x) for x in trained.reconstructed(images, seed=seed))
+    seen, again = trained.reconstructed(images, seed=seed)
     if seen.ndim == 2:
         return _lines([seen, again])
     rows = [seen, again]
     if len(reconstruction_rows(trained)) == 3:
         rows.insert(0, (images / trained.seen.observer.scale).reshape(seen.shape))
-    return png(grid(np.concatenate(rows), columns=len(images)))
+    return sheet(trained, np.concatenate(rows), columns=len(images))
 
 
 def reconstruction_rows(trained: Trained) -> tuple[str, ...]:
     """What the rows of `reconstruction_picture` show, from the top."""
     drawn = trained.seen.observer.dynamic and len(trained.seen.shape) > 1
     return ("the original intensities", SEEN, RECONSTRUCTION) if drawn else (SEEN, RECONSTRUCTION)
-
-
-def _visible(trained: Trained, x: np.ndarray) -> np.ndarray:
-    """Means of intensities may leave [0, 1] under a Gaussian; they are cut off, not rescaled."""
-    return x if trained.seen.kind == "real" else np.clip(x, 0, 1)
 
 
 def training_curves(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> bytes:
@@ -345,7 +348,7 @@ def scatter_picture(rows: Sequence[Sequence[Panel]]) -> bytes:
 def _lines(rows: list[np.ndarray], columns: int = 10) -> bytes:
     """Vectors [n, d] as lines, a cell each on a common scale; later rows over earlier ones: PNG."""
     n, d = rows[0].shape
-    low, high = min(r.min() for r in rows), max(r.max() for r in rows)
+    low, high = _range(rows)
     span = high - low if high > low else 1.0
     columns = min(n, columns)
     x = 0.1 + 0.8 * (np.linspace(0, 1, d) if d > 1 else np.array([0.5]))
@@ -366,6 +369,12 @@ def _lines(rows: list[np.ndarray], columns: int = 10) -> bytes:
         for at in range(1, height):
             axes.axhline(-at, color="0.85", linewidth=0.6)
         return _png(figure, dpi=100)
+
+
+def _range(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The least and the greatest finite value, 0 and 0 if there is none."""
+    finite = np.concatenate([a[np.isfinite(a)].ravel() for a in arrays])
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 @contextlib.contextmanager

@@ -51,6 +51,21 @@ class AbstractLikelihood(eqx.Module):
     ) -> Float[Array, "p d"]:
         """The decoder's output bias, from the moments of the training data."""
 
+    def expected(self, parameters: Float[Array, "p d"]) -> Float[Array, " d"]:
+        """E[x|h1]; where there is no finite mean, `loc` or the median instead, if there is one."""
+        distribution = self.distribution(parameters)
+        try:
+            mean = distribution.mean
+        except NotImplementedError:
+            mean = jnp.full_like(parameters[0], jnp.nan)
+        middle = getattr(distribution, "loc", None)
+        if middle is None:
+            try:
+                middle = distribution.icdf(jnp.full_like(parameters[0], 0.5))
+            except (NotImplementedError, ImportError):
+                return mean
+        return jnp.where(jnp.isfinite(mean), mean, middle)
+
 
 class Bernoulli(AbstractLikelihood):
     """x_j ~ Bernoulli(sigmoid(z_j)).
@@ -136,11 +151,15 @@ class Gaussian(AbstractLikelihood):
 class Numpyro(AbstractLikelihood):
     """Any numpyro distribution, its arguments mapped from the real line by `biject_to`.
 
-    Biases start where each argument's transform is 0, except `loc` (training mean) and `scale`
-    (training spread).
+    Of a distribution over the whole line the decoder gives `loc` and `scale` in standard units, as
+    `Gaussian` has them, by the training `mean` and `spread`. Biases start where each argument's
+    transform is 0, but for `scale` (training spread), `loc` (training mean, of log x for a
+    log-normal one) and the `df` of Student's t, 5.
     """
 
     family: str = eqx.field(static=True)
+    mean: Float[Array, " d"] | None = None
+    spread: Float[Array, " d"] | None = None
 
     @property
     def n_parameters(self) -> int:
@@ -151,8 +170,13 @@ class Numpyro(AbstractLikelihood):
         return {name: transforms.biject_to(c) for name, c in constraints.items()}
 
     def distribution(self, parameters: Float[Array, "p d"]) -> dist.Distribution:
-        arguments = zip(self._arguments().items(), parameters, strict=True)
-        return getattr(dist, self.family)(**{n: to(row) for (n, to), row in arguments})
+        rows = zip(self._arguments().items(), parameters, strict=True)
+        arguments = {name: to(row) for (name, to), row in rows}
+        if self.mean is not None and "loc" in arguments:
+            mean, spread = jax.lax.stop_gradient((self.mean, self.spread))
+            arguments["loc"] = mean + spread * arguments["loc"]
+            arguments["scale"] = spread * arguments["scale"]
+        return getattr(dist, self.family)(**arguments)
 
     def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
         return jnp.sum(self.distribution(parameters).log_prob(x))
@@ -160,8 +184,16 @@ class Numpyro(AbstractLikelihood):
     def initial_bias(
         self, mean: Float[Array, " d"], spread: Float[Array, " d"]
     ) -> Float[Array, "p d"]:
-        start = {"loc": mean, "scale": spread}
         zero = jnp.zeros_like(mean)
+        if self.mean is not None:
+            mean, spread = zero, zero + 1
+        elif self.family.endswith("LogNormal"):
+            mean = jnp.where(mean > 0, mean, spread)  # what is not positive is refused elsewhere
+            ratio = jnp.log1p((spread / mean) ** 2)
+            mean, spread = jnp.log(mean) - ratio / 2, jnp.sqrt(ratio)
+        start = {"loc": mean, "scale": spread}
+        if self.family == "StudentT":
+            start["df"] = zero + 5
         rows = [t.inv(start[n]) if n in start else zero for n, t in self._arguments().items()]
         return jnp.stack(rows)
 
@@ -174,12 +206,12 @@ def names() -> list[str]:
     return [*WRITTEN_OUT, *sorted(f.__name__ for f in families if _is_elementwise(f))]
 
 
-def check_values(name: str, values: Float[np.ndarray, "n d"], of: str) -> None:
+def check_values(name: str, values: Float[np.ndarray, "n d"], of: str, scale: float = 1.0) -> None:
     """`InputError` if a numpyro distribution of a part of the real line gives some of these values
     no finite density.
 
     Where it starts and a little to either side: the density of Beta, say, is finite at 0 for one
-    value of its parameters.
+    value of its parameters. The values are those of the data divided by `scale`.
     """
     if name not in names()[len(WRITTEN_OUT) :] or getattr(dist, name).support is constraints.real:
         return
@@ -192,10 +224,12 @@ def check_values(name: str, values: Float[np.ndarray, "n d"], of: str) -> None:
         if usable.all():
             usable = np.isfinite(distribution.log_prob(values))
         if not usable.all():
+            value = f"{values[~usable][0]:g}"
+            what = f"the value {value}" if scale == 1 else f"x / {scale:g} = {value}"
+            inside = "" if scale == 1 else ", by --values real if x itself lies there"
             raise InputError(
-                f"likelihood = {name} was given, but to the value {values[~usable][0]:g} in {of} "
-                f"it gives no finite density; give another likelihood, or bring the data inside "
-                f"its support."
+                f"likelihood = {name} was given, but to {what} in {of} it gives no finite density; "
+                f"give another likelihood, or bring the data inside its support{inside}."
             )
 
 
@@ -234,4 +268,12 @@ def likelihood(name: str, *, kind: str, mean: Array, spread: Array) -> AbstractL
         return Gaussian(mean, spread)
     if name not in names():
         raise InputError(f"There is no likelihood {name!r}; {nearest(name, names())}.")
-    return Numpyro(name)
+    whole = getattr(dist, name).support is constraints.real
+    return Numpyro(name, mean, spread) if whole else Numpyro(name)
+
+
+def is_continuous(name: str, kind: str) -> bool:
+    """Whether p(x|h1) of the likelihood `name` is a density, of data of this kind."""
+    if name in ("auto", *WRITTEN_OUT):
+        return name == "gaussian" or (name == "auto" and kind == "real")
+    return name in names() and not getattr(dist, name).support.is_discrete

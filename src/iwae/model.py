@@ -230,7 +230,7 @@ class Autoencoder(eqx.Module):
 
     def expected(self, h1: Float[Array, " d1"]) -> Float[Array, " d"]:
         """E[x|h_1]."""
-        return self.likelihood.distribution(self.parameters(h1)).mean
+        return self.likelihood.expected(self.parameters(h1))
 
     def reconstruct(self, x: Float[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """E[x'|h_1] at one draw h_1 ~ q(h_1|x)."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from iwae import data, likelihoods
 from iwae.config import DataConfig, ModelConfig
 from iwae.data import Dataset
+from iwae.data.dataset import SPLITS
 from iwae.errors import InputError
 
 CHECKED = 1000
@@ -58,14 +59,26 @@ class Observation:
         """What the model sees: "binary" or "real" values."""
         return "binary" if self.kind == "binary" or self.binarization != "none" else "real"
 
+    def fits(self, dataset: Dataset) -> bool:
+        """Whether the values of a data set are of the same kind, scale and shape."""
+        theirs = (dataset.kind, dataset.scale, dataset.shape)
+        return (self.kind, self.scale, self.shape) == theirs
+
     def read(self, source: str | Path | np.ndarray, data_dir: str | Path | None) -> np.ndarray:
-        """A user's examples [n, d], checked against the data that the model was trained on."""
+        """A user's examples [n, d], checked against the data that the model was trained on.
+
+        A fixed binarisation is that of each split where a registered data set is named, and goes
+        by the position among your own examples.
+        """
         examples = data.read_examples(
             source, kind=self.kind, scale=self.scale, shape=self.shape, data_dir=data_dir
         )
         if self.binarization != "fixed":
             return examples
-        return data.binarize(examples, self.scale, FIXED_SEED)
+        name, _, split = str(source).partition(":")
+        registered = isinstance(source, str) and name in data.NAMES
+        part = [SPLITS.index(split or "test")] if registered else []
+        return data.binarize(examples, self.scale, [FIXED_SEED, *part])
 
 
 def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Observation:
@@ -90,9 +103,27 @@ def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Obs
     values = dataset.train[:CHECKED] / np.float32(dataset.scale)
     if how != "none":
         values = np.repeat([[0.0], [1.0]], values.shape[1], axis=1)
-    likelihoods.check_values(model.likelihood, values, dataset.name)
-    of = (dataset.name, dataset.kind, dataset.scale, dataset.shape, dataset.note)
+    scale = 1.0 if how != "none" else dataset.scale
+    likelihoods.check_values(model.likelihood, values, dataset.name, scale)
+    notes = [dataset.note] if dataset.note else []
+    if how == "none" and likelihoods.is_continuous(model.likelihood, dataset.kind):
+        notes += _notes_on_densities(dataset)
+    of = (dataset.name, dataset.kind, dataset.scale, dataset.shape, "; ".join(notes))
     return Observation(*of, binarization=how, digest=dataset.digest)
+
+
+def _notes_on_densities(dataset: Dataset) -> list[str]:
+    """What is to be said of a density of these values."""
+    constant = int(np.sum(dataset.train.min(axis=0) == dataset.train.max(axis=0)))
+    notes = []
+    if dataset.scale != 1:
+        notes.append(f"the density is that of x / {dataset.scale:g}")
+    if constant:
+        notes.append(
+            f"{constant} of {dataset.train.shape[1]} values are constant in training, where a "
+            f"density has no bound"
+        )
+    return notes
 
 
 def prepare(dataset: Dataset, seen: Observation) -> Dataset:

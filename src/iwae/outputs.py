@@ -36,12 +36,3 @@ def write_scores(path: Path, scores: "np.ndarray") -> None:
         return write_array(path, scores)
     rows = [f"{i},{value:.6f}\n" for i, value in enumerate(scores)]
     return write_atomic(path, "".join(["index,log_likelihood\n", *rows]))
-
-
-def write_images(path: Path, images: "np.ndarray") -> None:
-    """A .npy file, or a picture of them all."""
-    if path.suffix == ".npy":
-        return write_array(path, images)
-    from iwae import figures
-
-    return write_atomic(path, figures.png(figures.grid(images)))

@@ -67,4 +67,4 @@ def reconstructions(models: list[Trained]) -> bytes:
     images = models[0].data().test[:SHOWN]
     seen, _ = models[0].reconstructed(images)
     again = [model.reconstructed(images)[1] for model in models]
-    return figures.png(figures.grid(np.concatenate([seen, *again]), columns=len(images)))
+    return figures.sheet(models[0], np.concatenate([seen, *again]), columns=len(images))

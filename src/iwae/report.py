@@ -20,6 +20,7 @@ from iwae.errors import InputError
 from iwae.evaluation import ACTIVE, Progress
 from iwae.files import refuse_existing, write_atomic
 from iwae.folder import read_config, read_evaluations, read_metrics
+from iwae.likelihoods import is_continuous
 from iwae.settings import flatten
 from iwae.tables import units_in_words
 from iwae.trained import TERM_DRAWS, Trained
@@ -206,9 +207,14 @@ def _figures_of(e: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alike(entry: Entry, e: dict[str, Any]) -> tuple[Any, ...]:
-    """NLLs are compared where this is equal: data, binarisation, split, examples and draws."""
-    seen = entry.config.data if entry.trained is None else entry.trained.seen
-    return e["dataset"], seen.binarization, e["split"], e["n"], e["k"]
+    """NLLs are compared where this is equal: data and their units, binarisation, probabilities or
+    densities, split, examples and draws."""
+    how = (e["dataset"], e["split"], e["n"], e["k"])
+    if entry.trained is None:
+        return (*how, entry.config.data.binarization)
+    seen = entry.trained.seen
+    density = is_continuous(entry.config.model.likelihood, seen.model_kind)
+    return (*how, seen.digest, seen.kind, seen.scale, seen.binarization, density)
 
 
 def _mark_best(table: list[dict[str, Any]]) -> None:

@@ -214,6 +214,11 @@ def _observed(
 
 def _dataset(config: RunConfig, given: Any, data_dir: str | Path | None) -> Dataset:
     if isinstance(given, Dataset):
+        if config.data.values not in ("auto", given.kind):
+            raise InputError(
+                f"values = {config.data.values} was given, but the data are a Dataset of "
+                f"{given.kind} values; leave it out, or give the array."
+            )
         return given
     source = config.data.dataset if given is None else given
     return data.load(source, data_dir=data_dir, values=config.data.values)
@@ -265,7 +270,14 @@ def load(
     )
     arrays, static = eqx.partition(skeleton, lambda a: isinstance(a, jax.ShapeDtypeStruct))
     model = eqx.combine(checkpoint.load(path / MODEL, arrays), static)
-    dataset = None if data is None else prepare(_dataset(config, data, data_dir), seen)
+    given = None if data is None else _dataset(config, data, data_dir)
+    if given is not None and not seen.fits(given):
+        raise InputError(
+            f"The data that were given hold {given.kind} values of shape {given.shape} on a scale "
+            f"of {given.scale:g}, but {path} was trained on {seen.kind} values of shape "
+            f"{seen.shape} on a scale of {seen.scale:g}; give such data."
+        )
+    dataset = None if given is None else prepare(given, seen)
     return Trained(
         config, model, seen, header["passes"], path=path, data_dir=data_dir, dataset=dataset
     )

@@ -113,12 +113,8 @@ class Trained:
                 f"The run was trained on {config.dataset}, which is neither a registered data set "
                 f"nor a file here; put the file back, or give arrays with iwae.load(…, data=…)."
             )
-        loaded = data.load(config.dataset, data_dir=self.data_dir, values=config.values)
-        if (loaded.kind, loaded.scale, loaded.shape) != (
-            self.seen.kind,
-            self.seen.scale,
-            self.seen.shape,
-        ):
+        loaded = data.load(config.dataset, data_dir=self.data_dir, values=self.seen.kind)
+        if not self.seen.fits(loaded):
             raise InputError(
                 f"{config.dataset} has changed since the run was trained: it holds "
                 f"{loaded.kind} values of shape {loaded.shape}, where {self.seen.kind} values of "
@@ -172,7 +168,7 @@ class Trained:
         """log p(x) of your own examples, estimated by L_K, in nats, [n].
 
         `source` is an array [n, …], a .npy, .npz or .csv file, or NAME or NAME:SPLIT of a
-        registered data set. Intensities are binarised with `seed` as in training.
+        registered data set. Intensities that training binarises dynamically are with `seed`.
         """
         examples = self.seen.read(source, self.data_dir)
         return self.log_likelihoods(examples, k=k, seed=seed, progress=progress)
@@ -192,7 +188,11 @@ class Trained:
         return means[layer - 1][0]
 
     def sample(self, n: int, *, seed: int = 0, mean: bool = True) -> np.ndarray:
-        """n images from the model [n, *shape]: E[x|h_1], or with `mean=False` draws of x."""
+        """n images from the model [n, *shape]: E[x|h_1], or with `mean=False` draws of x.
+
+        Intensities lie between 0 and 1, whatever the scale of the data. Where p(x|h_1) has no mean
+        its `loc` or median stands for it.
+        """
         check_seed(seed)
         if n < 1:
             raise InputError(f"n = {n} was given, but a sample is at least 1; give n = 1 or more.")

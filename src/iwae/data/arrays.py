@@ -13,6 +13,13 @@ from iwae.data.dataset import KINDS, SPLITS, Dataset
 from iwae.errors import InputError, nearest
 
 VALUES = ("auto", *KINDS)
+
+DARK = 128
+"""Integers that stay below this are not taken for 8-bit intensities without being told."""
+
+LOST = 1e-3
+"""Part of a column's range that float32 may lose."""
+
 SUFFIXES = (".npy", ".npz", ".csv")
 
 
@@ -42,12 +49,34 @@ def understand(x: np.ndarray, values: str, where: str) -> tuple[np.ndarray, str,
     if values in ("auto", "intensity") and unit:
         return x.astype(np.float32), "intensity", 1.0
     if values in ("auto", "intensity") and whole and low >= 0 and high <= 255:
+        if values == "auto" and high < DARK:
+            what = f"{where} holds {value_range(x)}, which may be dark 8-bit intensities, or others"
+            raise InputError(
+                f"{what}: divide intensities by their largest value, or pass values='intensity' "
+                f"(of 0..255) or values='real' (as they are)."
+            )
         return x.astype(np.uint8), "intensity", 255.0
     if values in ("auto", "real"):
-        return to_float32(x, where), "real", 1.0
+        single = to_float32(x, where)
+        _check_digits(x, single, where)
+        return single, "real", 1.0
     needs = {"binary": "only 0 and 1", "intensity": "integers in 0..255 or numbers in [0, 1]"}
     what = f"{where} holds {value_range(x)}, but values={values!r} needs {needs[values]}"
     raise InputError(f"{what}: convert them, or pass values='real'.")
+
+
+def _check_digits(x: np.ndarray, single: np.ndarray, where: str) -> None:
+    """Raises InputError for a column that varies in digits which float32 does not have."""
+    if x.dtype.itemsize <= 4:
+        return
+    span = x.max(axis=0) - x.min(axis=0)
+    lost = np.abs(single - x).max(axis=0) > LOST * span
+    if np.any(lost & (span > 0)):
+        j = int(np.argmax(lost & (span > 0)))
+        raise InputError(
+            f"{where} varies in column {j} by {span[j]:g} about {x[:, j].mean():g}, in digits that "
+            f"float32 does not have: subtract an offset from that column."
+        )
 
 
 def as_numpy(source: Any) -> Any:
