@@ -187,6 +187,13 @@ def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_trained(
         Task(tiny, k=2**31)
 
 
+def test_a_file_called_like_a_data_set_is_not_it(tiny: RunConfig, tmp_path, monkeypatch) -> None:
+    there = small(tiny).address
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").write_text("notes")
+    assert small(tiny).address == there
+
+
 def test_steps_that_are_others_have_another_address(tiny: RunConfig, monkeypatch) -> None:
     adam, turned = small(tiny).address, small(tiny, optimizer="soap").address
     monkeypatch.setattr(soap, "REVISION", soap.REVISION + 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iwae import devices
+from iwae import devices, runs
 from iwae.checkpoint import read_header
 from iwae.cli import main, parse
 from iwae.trained import Trained
@@ -79,6 +79,15 @@ def test_devices_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main([*form, "--devices", "2"])
     assert not (tmp_path / "run").exists()
+
+
+def test_hosts_with_other_examples_than_the_first_are_refused(monkeypatch, tiny_run) -> None:
+    monkeypatch.setattr(runs, "json_from_first", lambda own: ["another", *own[1:]])
+    with refused(
+        "The examples of digits on this host are others than those of the first; give every host "
+        "the same data."
+    ):
+        runs.train(tiny_run.config)
 
 
 def test_hosts_without_a_coordinator_are_refused(capsys) -> None:

@@ -133,6 +133,21 @@ def test_a_difference_is_to_the_runs_that_are_in_the_record() -> None:
     assert joined["cells"][1] == iwae
 
 
+def test_a_difference_to_runs_that_are_elsewhere_does_not_join() -> None:
+    there = record_of(entry("a/1/vae-5", 3.0))
+    apart = {"against": "a/1/vae-5", "difference": [-1.5, 0.05], "reference": [[0, 3.5]]}
+    iwae = entry("a/1/iwae-5", 2.0, **apart)
+    for added in (record_of(entry("a/1/vae-5", 3.5), iwae), record_of(iwae)):
+        joined, _ = records.joined(there, added)
+        assert joined["cells"][1]["difference"] == [-1.0, None]
+        assert "reference" not in joined["cells"][1]
+    own = iwae | {"difference": [-1.0, 0.05], "reference": [[0, 3.0]]}
+    joined, _ = records.joined(there, record_of(own))
+    assert joined["cells"][1]["difference"] == [-1.0, 0.05]
+    joined, _ = records.joined(joined, record_of(iwae))
+    assert joined["cells"][1]["difference"] == [-1.0, 0.05]
+
+
 def test_nothing_that_is_known_is_forgotten() -> None:
     """Neither an error of a difference, nor a measured figure, nor by what runs were made."""
     known = entry("a/1/vae-5", 3.0, difference=[-1.0, 0.05], figures={"gap": [0.6, 0.1]})

@@ -16,7 +16,7 @@ import iwae
 from iwae import checkpoint, folder, loop, runs, training
 from iwae.cli import main
 from iwae.config import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
-from iwae.errors import Interrupted
+from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
 from iwae.observation import Observer
 from iwae.settings import override
@@ -261,6 +261,23 @@ def test_replicas_at_the_command_line(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().err == (
         f"iwae: {out} holds replicas, of which --per-example takes one; give {out}/seed-0.\n"
     )
+
+
+def test_replicas_of_a_fixed_binarisation(tiny) -> None:
+    fixed = override(tiny, binarization="fixed", epochs=1)
+    for seed, replica in enumerate(iwae.train_replicas(fixed, seeds=2)):
+        same(replica, iwae.train(fixed, seed=seed))
+
+
+def test_a_refused_resume_of_replicas_changes_none(tiny, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    iwae.train_replicas(tiny, seeds=2, epochs=1, out=out)
+    damaged = out / "seed-1" / folder.CHECKPOINT
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(InputError, match="is damaged"):
+        iwae.train_replicas(tiny, seeds=2, epochs=9, out=out, resume=True)
+    for path in folder.replicas(out):
+        assert folder.read_config(path).training.epochs == 1
 
 
 def test_refusals(tiny, tiny_run: Trained, tmp_path: Path) -> None:

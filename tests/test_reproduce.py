@@ -162,6 +162,14 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         reproduce.placed(EXPERIMENTS["table1"], places)
 
 
+def test_the_time_of_a_run_that_ends_by_minutes_is_known(tmp_path: Path) -> None:
+    """A budget that is over while the step is compiled ends no estimate."""
+    task = Task(recipe("smoke"), k=9, limit=20)
+    brief = dataclasses.replace(task, config=override(task.config, minutes=1e-4))
+    (seconds,) = reproduce.estimate([brief], tmp_path).values()
+    assert 0.006 <= seconds < 60
+
+
 def test_the_time_that_is_left_counts_the_run_that_another_begins_with(tmp_path, monkeypatch):
     """Once: with the task itself where it is one, else with the first that begins with it."""
     monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0))

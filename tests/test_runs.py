@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -531,6 +533,56 @@ def test_evaluations_are_kept(tiny_run: Trained) -> None:
     kept = folder.read_evaluations(tiny_run.path)
     assert kept["test k=10 n=20 seed=0 passes=3"] == json.loads(json.dumps(first.to_json()))
     assert kept["test k=20 n=20 seed=0 passes=3"]["nll"] == second.nll
+
+
+def test_figures_of_other_models_or_examples_are_not_kept_together(tiny, tmp_path) -> None:
+    rows = np.random.default_rng(0).random((200, 9))
+    iwae.train(override(tiny, epochs=1), data=rows, out=tmp_path / "run")
+    first = iwae.evaluate(iwae.load(tmp_path / "run", data=rows), k=5, without_inactive=True)
+    assert first.nll_without_inactive is not None
+    other = iwae.evaluate(iwae.load(tmp_path / "run", data=1 - rows), k=5)
+    (kept,) = folder.read_evaluations(tmp_path / "run").values()
+    assert (kept["nll"], kept["nll_without_inactive"]) == (other.nll, None)
+
+
+def test_two_evaluations_at_once_are_both_kept(tiny_run, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(folder.EVALUATION))
+    both = threading.Barrier(2, timeout=60)
+
+    def evaluated(trained: Trained, **options) -> object:
+        result = own(trained, **options)
+        both.wait()
+        return result
+
+    def slow(path: Path, content: str) -> None:
+        time.sleep(0.2)
+        files.write_atomic(path, content)
+
+    own = Trained.evaluate
+    monkeypatch.setattr(Trained, "evaluate", evaluated)
+    monkeypatch.setattr(runs, "write_atomic", slow)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda k: iwae.evaluate(path, k=k, limit=20), (5, 7)))
+    assert len(folder.read_evaluations(path)) == 2
+
+
+def test_what_others_are_writing_is_left_alone(tiny_run, tiny, tmp_path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(tiny_run.path, path)
+    theirs, left = path / ".evaluation.json.a.tmp", path / ".model.safetensors.b.tmp"
+    theirs.touch()
+    left.touch()
+    iwae.train(tiny, out=path, resume=True)
+    assert theirs.exists()
+    assert not left.exists()
+
+
+def test_the_model_of_an_early_version_is_replaced_by_a_later_one(tmp_path: Path) -> None:
+    """Such a model knows its passes, but not its step."""
+    checkpoint.save(tmp_path / folder.MODEL, {"a": jnp.zeros(1)}, {"passes": 1})
+    assert folder.Folder(tmp_path).has_model(passes=1, step=7)
+    assert not folder.Folder(tmp_path).has_model(passes=3, step=21)
 
 
 def test_an_evaluation_takes_nothing_from_an_earlier_one(tiny_run: Trained) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from iwae import runs, soap
+from iwae import data, runs, soap
 from iwae.checks import check_draws
 from iwae.config import RunConfig
 from iwae.errors import TOO_LARGE, InputError, unusable
@@ -62,7 +62,7 @@ class Task:
         given = differences(self.config, RunConfig())
         content: dict[str, Any] = {n: v for n, v, _ in given if n not in SAVING}
         source = Path(self.config.data.dataset)
-        if source.is_file():
+        if str(source) not in data.NAMES and source.is_file():
             content["dataset"] = _digest(source)
         begun = self.config.training.start_from
         if begun is not None and (Path(begun) / MODEL).is_file():

@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -47,9 +47,10 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits while another process is in such a block on this folder, where its system has locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Waits while another process is in such a block on this folder or file, where its system has
+    locks."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -105,11 +105,12 @@ class Folder:
         write_atomic(self.path / METRICS, lines)
         return tree, progress
 
-    def has_model(self, step: int) -> bool:
+    def has_model(self, passes: int, step: int) -> bool:
         """Whether the model of this step is there; that of an early version knows no step."""
         if self.path is None or not (self.path / MODEL).exists():
             return False
-        return checkpoint.read_header(self.path / MODEL).get("step", step) == step
+        header = checkpoint.read_header(self.path / MODEL)
+        return (header["passes"], header.get("step", step)) == (passes, step)
 
     def save_model(self, model: Autoencoder, seen: Observation, passes: int, step: int) -> None:
         if self.path is not None:
@@ -145,8 +146,9 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool | None) ->
         if fresh and (path / CONFIG).exists():  # another process was here first
             _check_resumable(path, config)
             fresh = False
-        for leftover in path.glob(f".*{TEMPORARY}"):
-            leftover.unlink()
+        for name in (CONFIG, METRICS, CHECKPOINT, MODEL):  # of the others somebody may be at work
+            for leftover in path.glob(f".{name}.*{TEMPORARY}"):
+                leftover.unlink(missing_ok=True)
         try:
             yield Folder(path)
         except Exception:

@@ -108,7 +108,6 @@ class Run:
                     f"{data.dataset.name}; resume it with its own, or give another --out."
                 )
             (state, best), progress = folder.restore((state, best))
-            folder.save_config(config)
         self.progress = replace(progress, **json_from_first(asdict(progress)))
         here = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
         self.progress = replace(self.progress.made_on(here), data=examples)
@@ -125,7 +124,7 @@ class Run:
         self.seed = devices.everywhere(jnp.uint32(config.seed))
         self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
         self.saved = time.monotonic()
-        if self.progress.finished and not folder.has_model(self.step):
+        if self.progress.finished and not folder.has_model(self.progress.passes, self.step):
             self._save_model()  # it was killed between the two
 
     @property
@@ -283,6 +282,9 @@ class Together:
     def __init__(self, runs: Sequence[Run], out: Path | None):
         self.runs, self.out, self.chunk = list(runs), out, 1
         self.failed: dict[Run, NonFiniteError] = {}
+        with hosts_agree():  # none was refused
+            for run in self.runs:
+                run.folder.save_config(run.config)
         self.devices = runs[0].devices
         self.images = self.devices.everywhere(jnp.asarray(runs[0].data.dataset.train))
         kinds = {_kind(run.config): run for run in runs}

@@ -140,14 +140,12 @@ class Reproduce:
         if self.record is None:
             return ""
         content = records.of_table(str(self.name), self.config, rows)
-        refused: list[str] = []
         if not content["cells"]:
             print(f"No cell is finished, so {self.record} is left as it was.")
             return ""
         with one_at_a_time(self.record.parent):
-            there = self._joinable()
-            if there is not None:
-                content, refused = records.joined(there, content, replace=self.overwrite)
+            there = self._joinable() or {"cells": []}
+            content, refused = records.joined(there, content, replace=self.overwrite)
             self._keep(content)
         if not refused:
             return ""

@@ -43,6 +43,7 @@ def of_table(name: str, config: RunConfig, rows: Sequence[Row]) -> Record:
                 "settings": dict(row.cell.settings) | (further if row.cell.after else {}),
                 "nll": known(row.nll),
                 "difference": known(row.difference),
+                "reference": _nlls(row.reference),
                 "against": row.cell.against,
                 "after": row.cell.after,
                 "published": known(row.cell.published),
@@ -54,6 +55,11 @@ def of_table(name: str, config: RunConfig, rows: Sequence[Row]) -> Record:
             if row.results
         ],
     }
+
+
+def _nlls(runs: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """[seed, NLL] of runs, by seed."""
+    return sorted([run["seed"], run["nll"]] for run in runs)
 
 
 def _shared(name: str, config: RunConfig) -> dict[str, Any]:
@@ -104,29 +110,35 @@ def joined(there: Record, added: Record, *, replace: bool = False) -> tuple[Reco
     """(the cells of both in the order of the table, the names of those that could not join).
 
     A cell that is in both is that of `added` if its runs hold those of `there`, or with `replace`;
-    else that of `there`, and could not join if it has other runs. One without a difference to the
-    cell that it is held against, or to what that is now, gets it when both are in the record.
+    else that of `there`, and could not join if it has other runs. A difference to runs of the cell
+    that it is held against which are not those in the record is dropped, and one that is missing is
+    taken when both are in it.
     """
     made = {name: there[name] for name in ("iwae", "jax") if name in there}
     cells: dict[str, Record] = {
         cell["name"]: {**cell, "runs": [run | made | run for run in cell["runs"]]}
         for cell in there["cells"]
     }
-    before, refused = dict(cells), []
+    before, refused, taken = dict(cells), [], {}
     for cell in added["cells"]:
         name = cell["name"]
         if replace or name not in cells:
-            cells[name] = cell
+            cells[name] = taken[name] = cell
             continue
         held, ended = _ended(cells[name]).items(), _ended(cell).items()
         if held <= ended:
-            cells[name] = _updated(cells[name], cell)
+            cells[name], taken[name] = _updated(cells[name], cell), cell
         elif not ended <= held:
             refused.append(name)
     others = {name for name, cell in before.items() if _ended(cells[name]) != _ended(cell)}
-    for name, cell in before.items():
-        if cell is cells[name] and cell["against"] in others:
-            cells[name] = cell | {"difference": None}
+    for name, cell in cells.items():
+        found = []
+        if name in taken and _is_to(taken[name], cells.get(cell["against"] or "")):
+            found.append(taken[name]["difference"])
+        if name in before and not {name, cell["against"]} & others:
+            found.append(before[name]["difference"])
+        rest = {part: value for part, value in cell.items() if part != "reference"}
+        cells[name] = rest | {"difference": max(found, key=_knowledge, default=None)}
     published = [cell.name for cell in EXPERIMENTS[added["experiment"]].cells]
     names = dict.fromkeys(name for name in (*published, *cells) if name in cells)
     whole = [_with_difference(cells[name], cells) for name in names]
@@ -145,8 +157,14 @@ def _updated(before: Record, cell: Record) -> Record:
     if len(before["runs"]) < len(cell["runs"]):
         return cell
     figures = {**before.get("figures", {}), **cell["figures"]}
-    difference = max((cell["difference"], before["difference"]), key=_knowledge)
-    return {**cell, "figures": figures, "difference": difference, "runs": before["runs"]}
+    return {**cell, "figures": figures, "runs": before["runs"]}
+
+
+def _is_to(cell: Record, other: Record | None) -> bool:
+    """Whether the difference of a cell is to these runs, or none are there to say."""
+    if other is None or "reference" not in cell:
+        return True
+    return cell["reference"] == _nlls(other["runs"])
 
 
 def _knowledge(figure: Sequence[float | None] | None) -> int:

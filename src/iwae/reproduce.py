@@ -336,7 +336,8 @@ def _seconds(task: Task, data_dir: str | Path | None) -> tuple[float, float]:
     config = task.config
     dataset = data.load(config.data.dataset, data_dir=data_dir, values=config.data.values)
     rate = _Rate(config.training.batch_size)
-    short = override(config, epochs=max(3, config.training.epochs), validate_every=10**6)
+    passes = max(3, config.training.epochs)
+    short = override(config, epochs=passes, minutes=None, validate_every=10**6)
     with contextlib.suppress(_EnoughError):
         runs.train(short, data_dir=data_dir, watch=rate)
     model = runs.untrained(config, data_dir=data_dir)

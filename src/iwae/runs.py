@@ -24,7 +24,7 @@ from iwae.data import Dataset
 from iwae.devices import Devices, hosts_agree, is_first, json_from_first
 from iwae.errors import InputError
 from iwae.evaluation import mean_and_error
-from iwae.files import write_atomic
+from iwae.files import one_at_a_time, write_atomic
 from iwae.folder import (
     EVALUATION,
     MODEL,
@@ -69,10 +69,23 @@ def train(
     with hosts_agree():
         config, observed = _observed(config, data, data_dir)
         where = Devices.of(devices, config.training.batch_size)
+    _check_same_on_hosts(observed.dataset)
     with _opened_by_first(out, config, resume=resume) as folder:
         run = Run(config, observed, folder, watch or Silent(), where)
         Together([run], None if out is None else Path(out)).train()
     return replace(run.trained(), data_dir=data_dir)
+
+
+def _check_same_on_hosts(dataset: Dataset) -> None:
+    """`InputError` if another host has other examples than the first."""
+    own = [dataset.digest, len(dataset.valid), len(dataset.test)]
+    first = json_from_first(own)
+    with hosts_agree():
+        if own != first:
+            raise InputError(
+                f"The examples of {dataset.name} on this host are others than those of the first; "
+                f"give every host the same data."
+            )
 
 
 @contextlib.contextmanager
@@ -163,10 +176,11 @@ def _observed_together(
                 f"without a path."
             )
     first, config = next(iter(configs.items()))
-    own, observed = _observed(config, given, data_dir)
+    own, dataset = _found(config, given, data_dir)
+    observed = _as_seen(own, dataset)
     for name, other in configs.items():
         apart = [n for n, *_ in differences(config, other) if n in SHARED]
-        if not apart and observation(observed.dataset, other.data, other.model) != observed.seen:
+        if not apart and observation(dataset, other.data, other.model) != observed.seen:
             apart = ["likelihood"]
         if apart:
             raise InputError(
@@ -197,8 +211,18 @@ def listed(seeds: int | Sequence[int]) -> list[int]:
 def _observed(
     config: RunConfig, given: Any, data_dir: str | Path | None
 ) -> tuple[RunConfig, Observed]:
-    """The configuration with the name of its data and whole paths, and the data as the model sees
-    them."""
+    """What `_found` gives, the data as the model sees them."""
+    config, dataset = _found(config, given, data_dir)
+    return config, _as_seen(config, dataset)
+
+
+def _as_seen(config: RunConfig, dataset: Dataset) -> Observed:
+    seen = observation(dataset, config.data, config.model)
+    return Observed(prepare(dataset, seen), seen)
+
+
+def _found(config: RunConfig, given: Any, data_dir: str | Path | None) -> tuple[RunConfig, Dataset]:
+    """The configuration with the name of its data and whole paths, and the data."""
     begin = config.training.start_from
     if begin is not None:
         config = override(config, start_from=str(Path(begin).resolve()))
@@ -208,8 +232,7 @@ def _observed(
         config = override(config, dataset=dataset.name)
     elif config.data.dataset not in data.NAMES and file.is_file():
         config = override(config, dataset=str(file.resolve()))
-    seen = observation(dataset, config.data, config.model)
-    return config, Observed(prepare(dataset, seen), seen)
+    return config, dataset
 
 
 def _dataset(config: RunConfig, given: Any, data_dir: str | Path | None) -> Dataset:
@@ -298,11 +321,12 @@ def evaluate(
     if path is not None and is_first() and os.access(path, os.W_OK):
         name = f"{result.split} k={result.k} n={result.n} seed={result.seed} passes={result.passes}"
         name += " mean weights" * result.mean_weights
-        kept = read_evaluations(path)
-        before = {n: v for n, v in kept.get(name, {}).items() if n in OPTIONAL}
-        entry = result.to_json()
-        entry |= {n: v for n, v in before.items() if entry[n] is None}
-        write_atomic(path / EVALUATION, json.dumps(kept | {name: entry}, indent=1))
+        with one_at_a_time(path / MODEL):
+            kept, entry = read_evaluations(path), result.to_json()
+            before = kept.get(name, {})
+            if before.get("nll") == entry["nll"]:  # of the same model and examples
+                entry |= {n: before.get(n) for n in OPTIONAL if entry[n] is None}
+            write_atomic(path / EVALUATION, json.dumps(kept | {name: entry}, indent=1))
     return result
 
 
