@@ -1099,6 +1099,27 @@ def test_arrays_of_other_libraries_are_arrays() -> None:
             return self.rows
 
     rows = np.arange(200, 260).reshape(10, 6) % 256
+    split = data.load({"train": Frame(rows), "test": jnp.asarray(rows[:3])})
+    np.testing.assert_array_equal(split.test, rows[:3])
     for given in (Frame(rows), jnp.asarray(rows)):
         np.testing.assert_array_equal(data.read_examples(given, **EIGHT_BIT), rows)
         np.testing.assert_array_equal(data.load(given).train, data.load(rows).train)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint32, np.int64, np.float64])
+def test_digits_that_float32_lacks_are_missed_in_every_kind(kind) -> None:
+    stamps = np.stack([17 * 10**8 + np.arange(30), np.arange(30)], axis=1).astype(kind)
+    with says(
+        "The array varies in column 0 by 29 about 1.7e+09, in digits that float32 does not have: "
+        "subtract an offset from that column."
+    ):
+        data.load(stamps)
+    assert data.load(stamps - stamps[:1], values="real").kind == "real"
+
+
+def test_a_column_that_is_constant_but_for_rounding_is_constant() -> None:
+    rows = RNG.normal(size=(30, 2))
+    rows[:, 1] = 0.3
+    rows[::2, 1] += 1e-16
+    assert np.unique(rows[:, 1]).size == 2
+    assert data.load(rows).kind == "real"

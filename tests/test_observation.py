@@ -78,7 +78,7 @@ def test_a_likelihood_of_the_whole_line_fits_all_data():
 def test_notes_on_a_density_say_of_what_it_is_and_where_it_has_no_bound():
     assert seen(INTENSITY, likelihood="gaussian", binarization="none").note == (
         "the density is that of x / 16; 3 of 64 values are constant in training, where a density "
-        "has no bound"
+        "may have no bound"
     )
     assert seen(INTENSITY).note == seen(REAL).note == ""
 

@@ -141,6 +141,12 @@ def test_a_difference_to_runs_that_are_elsewhere_does_not_join() -> None:
         joined, _ = records.joined(there, added)
         assert joined["cells"][1]["difference"] == [-1.0, None]
         assert "reference" not in joined["cells"][1]
+    alone, _ = records.joined(record_of(), record_of(iwae))
+    assert alone["cells"][0]["difference"] == [-1.5, 0.05], "as long as its runs are nowhere else"
+    joined, _ = records.joined(alone, record_of(entry("a/1/vae-5", 3.0)))
+    assert joined["cells"][0]["difference"] == [-1.0, None]
+    joined, _ = records.joined(alone, record_of(entry("a/1/vae-5", 3.5)))
+    assert joined["cells"][0]["difference"] == [-1.5, 0.05]
     own = iwae | {"difference": [-1.0, 0.05], "reference": [[0, 3.0]]}
     joined, _ = records.joined(there, record_of(own))
     assert joined["cells"][1]["difference"] == [-1.0, 0.05]

@@ -398,11 +398,15 @@ def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monk
     assert iwae.load(tmp_path / "run").evaluate(k=5).nll == nll
     np.save(tmp_path / "mine.npy", 1 - rows)
     with refused(
-        f"{tmp_path / 'mine.npy'} has changed since the run was trained: its training examples are "
-        f"others; put the original data back, or give arrays with iwae.load(…, data=…)."
+        f"{tmp_path / 'mine.npy'} has changed since the run was trained: its examples are others; "
+        f"put the original data back, or give arrays with iwae.load(…, data=…)."
     ):
         iwae.load(tmp_path / "run").evaluate(k=5)
     assert iwae.load(tmp_path / "run", data=rows).evaluate(k=5).nll == nll
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.npy").symlink_to((tmp_path / "mine.npy").rename(tmp_path / "blob"))
+    linked = iwae.train(override(tiny, dataset="link.npy", epochs=1), out="linked")
+    assert iwae.load("linked").evaluate(k=5).nll == linked.evaluate(k=5).nll
     with refused(
         f"The data that were given hold intensity values of shape (9,) on a scale of 255, but "
         f"{tmp_path / 'run'} was trained on intensity values of shape (9,) on a scale of 1; give "
@@ -414,6 +418,47 @@ def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monk
         "give the array."
     ):
         iwae.train(tiny, data=iwae.data.load("digits"), values="real")
+
+
+def test_other_test_examples_are_another_file(tiny: RunConfig, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).random((120, 9))
+    mine = tmp_path / "mine.npz"
+    np.savez(mine, train=rows[:80], valid=rows[80:100], test=rows[100:])
+    iwae.train(override(tiny, dataset=str(mine), epochs=1), out=tmp_path / "run")
+    np.savez(mine, train=rows[:80], valid=rows[80:100], test=1 - rows[100:])
+    with pytest.raises(InputError, match="has changed since the run was trained"):
+        iwae.evaluate(tmp_path / "run", k=5)
+
+
+def test_arrays_are_of_the_kind_that_a_run_was_trained_on(tiny: RunConfig, tmp_path) -> None:
+    """Whatever kind they would be taken for by themselves."""
+    rng = np.random.default_rng(0)
+    settings = {"likelihood": "gaussian", "epochs": 1}
+    iwae.train(tiny, data=rng.normal(size=(200, 9)), out=tmp_path / "real", **settings)
+    for rows in (rng.random((50, 9)), (rng.random((50, 9)) < 0.5).astype(float)):
+        assert iwae.load(tmp_path / "real", data=rows).evaluate(k=5).n == 5
+
+
+def test_a_run_goes_on_when_one_says_what_its_values_were_taken_for(tiny, tmp_path) -> None:
+    """As of an early version, to which auto took integers up to 16 for dark intensities."""
+    rows = np.random.default_rng(0).integers(0, 17, (200, 9))
+    np.save(tmp_path / "mine.npy", rows)
+    own = override(tiny, dataset=str(tmp_path / "mine.npy"), values="intensity", epochs=1)
+    iwae.train(own, out=tmp_path / "run")
+    config = override(own, values="auto")
+    (tmp_path / "run" / folder.CONFIG).write_text(config.to_toml())
+    assert iwae.evaluate(tmp_path / "run", k=5).n == 20
+    longer = override(own, epochs=2)
+    assert iwae.train(longer, out=tmp_path / "run", resume=True).passes == 2
+
+
+def test_a_damaged_model_is_made_again_from_the_checkpoint(tiny_run, tiny, tmp_path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(tiny_run.path, path)
+    whole = (path / folder.MODEL).read_bytes()
+    (path / folder.MODEL).write_bytes(whole[:100])
+    iwae.train(tiny, out=path, resume=True)
+    assert (path / folder.MODEL).read_bytes() == whole
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_run: Trained, tiny, tmp_path) -> None:
@@ -588,7 +633,7 @@ def test_the_model_of_an_early_version_is_replaced_by_a_later_one(tmp_path: Path
 def test_an_evaluation_takes_nothing_from_an_earlier_one(tiny_run: Trained) -> None:
     first = iwae.evaluate(tiny_run.path, k=5, limit=30, without_inactive=True)
     second = iwae.evaluate(tiny_run.path, k=5, limit=30, only_used=True)
-    iwae.evaluate(tiny_run.path, k=5, limit=30)
+    iwae.evaluate(tiny_run.path, k=5, limit=30, memory=2**16)
     kept = folder.read_evaluations(tiny_run.path)["test k=5 n=30 seed=0 passes=3"]
     assert kept["nll_without_inactive"] == first.nll_without_inactive
     assert kept["used_units"] == second.used_units

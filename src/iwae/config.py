@@ -25,7 +25,8 @@ class DataConfig:
     dataset: str = "digits"
     """A registered data set (see `iwae data`) or a .npy, .npz or .csv file."""
     values: Literal["auto", "binary", "intensity", "real"] = "auto"
-    """How the values of your own file are to be read; auto decides from their range."""
+    """How the values of your own file are to be read; auto decides from their range, and refuses
+    integers above 1 of which none reaches 128."""
     binarization: Literal["auto", "dynamic", "fixed", "none"] = "auto"
     """dynamic: a fresh 0/1 sample each time an image is used; fixed: one sample, kept; none: as is.
     auto is dynamic for intensities and none for binary and real values."""

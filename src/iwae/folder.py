@@ -109,7 +109,10 @@ class Folder:
         """Whether the model of this step is there; that of an early version knows no step."""
         if self.path is None or not (self.path / MODEL).exists():
             return False
-        header = checkpoint.read_header(self.path / MODEL)
+        try:
+            header = checkpoint.read_header(self.path / MODEL)
+        except InputError:  # damaged
+            return False
         return (header["passes"], header.get("step", step)) == (passes, step)
 
     def save_model(self, model: Autoencoder, seen: Observation, passes: int, step: int) -> None:
@@ -222,8 +225,9 @@ def _unmake(path: Path) -> None:
 
 
 def _check_resumable(path: Path, config: RunConfig) -> None:
-    """Only the saving may differ, where the data file lies and the run that this one began with,
-    and the number of passes where it does not shape the schedule."""
+    """Only the saving may differ, where the data file lies, what its values were taken for by
+    themselves, the run that this one began with, and the number of passes where it does not shape
+    the schedule."""
     stored = read_config(path)
     if (path / MODEL).exists() and not (path / CHECKPOINT).exists():
         raise InputError(
@@ -233,6 +237,7 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
     longer = stored.training.schedule == "constant"
     for name, before, now in differences(stored, config):
         moved = name == "start_from" and None not in (before, now)
+        moved |= name == "values" and before == "auto"  # of the same examples, or it is refused
         moved |= name == "dataset" and bool(Path(before).suffix and Path(now).suffix)
         if moved or name in (*SAVING, "minutes") or (name == "epochs" and longer and now > before):
             continue

@@ -52,14 +52,16 @@ class AbstractLikelihood(eqx.Module):
         """The decoder's output bias, from the moments of the training data."""
 
     def expected(self, parameters: Float[Array, "p d"]) -> Float[Array, " d"]:
-        """E[x|h1]; where there is no finite mean, `loc` or the median instead, if there is one."""
+        """E[x|h1]; where it is not finite the middle instead: `loc` on the whole line, else the
+        median, if it is known."""
         distribution = self.distribution(parameters)
         try:
             mean = distribution.mean
         except NotImplementedError:
             mean = jnp.full_like(parameters[0], jnp.nan)
-        middle = getattr(distribution, "loc", None)
-        if middle is None:
+        if distribution.support is constraints.real:
+            middle = distribution.loc
+        else:
             try:
                 middle = distribution.icdf(jnp.full_like(parameters[0], 0.5))
             except (NotImplementedError, ImportError):

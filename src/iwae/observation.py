@@ -46,7 +46,7 @@ class Observation:
     note: str
     binarization: str
     digest: str = ""
-    """Of the training examples as they are stored; empty where an early version kept none."""
+    """Of the examples of all splits as they are stored; empty where an early version kept none."""
 
     @property
     def observer(self) -> Observer:
@@ -109,7 +109,7 @@ def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Obs
     if how == "none" and likelihoods.is_continuous(model.likelihood, dataset.kind):
         notes += _notes_on_densities(dataset)
     of = (dataset.name, dataset.kind, dataset.scale, dataset.shape, "; ".join(notes))
-    return Observation(*of, binarization=how, digest=dataset.digest)
+    return Observation(*of, binarization=how, digest=dataset.whole_digest)
 
 
 def _notes_on_densities(dataset: Dataset) -> list[str]:
@@ -121,7 +121,7 @@ def _notes_on_densities(dataset: Dataset) -> list[str]:
     if constant:
         notes.append(
             f"{constant} of {dataset.train.shape[1]} values are constant in training, where a "
-            f"density has no bound"
+            f"density may have no bound"
         )
     return notes
 

@@ -132,13 +132,16 @@ def joined(there: Record, added: Record, *, replace: bool = False) -> tuple[Reco
             refused.append(name)
     others = {name for name, cell in before.items() if _ended(cells[name]) != _ended(cell)}
     for name, cell in cells.items():
-        found = []
-        if name in taken and _is_to(taken[name], cells.get(cell["against"] or "")):
-            found.append(taken[name]["difference"])
+        against = cells.get(cell["against"] or "")
+        found = [taken[name]] if name in taken else []
         if name in before and not {name, cell["against"]} & others:
-            found.append(before[name]["difference"])
+            found.append(before[name])
+        best: Record = max((c for c in found if _is_to(c, against)), key=_knowledge, default={})
         rest = {part: value for part, value in cell.items() if part != "reference"}
-        cells[name] = rest | {"difference": max(found, key=_knowledge, default=None)}
+        cells[name] = rest | {"difference": best.get("difference")}
+        known = best.get("difference") is not None and "reference" in best
+        if known and against is None:  # until that is there to be compared
+            cells[name]["reference"] = best["reference"]
     published = [cell.name for cell in EXPERIMENTS[added["experiment"]].cells]
     names = dict.fromkeys(name for name in (*published, *cells) if name in cells)
     whole = [_with_difference(cells[name], cells) for name in names]
@@ -167,8 +170,9 @@ def _is_to(cell: Record, other: Record | None) -> bool:
     return cell["reference"] == _nlls(other["runs"])
 
 
-def _knowledge(figure: Sequence[float | None] | None) -> int:
-    """0 of no figure, 1 of one without an error, 2 of one with it."""
+def _knowledge(cell: Record) -> int:
+    """0 of no difference, 1 of one without an error, 2 of one with it."""
+    figure = cell["difference"]
     return 0 if figure is None else 1 + (figure[1] is not None)
 
 

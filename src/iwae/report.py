@@ -4,6 +4,7 @@ Everything is derived from the files of the runs; the same files give the same p
 """
 
 import base64
+import contextlib
 import os
 import shlex
 from collections.abc import Callable
@@ -212,9 +213,12 @@ def _alike(entry: Entry, e: dict[str, Any]) -> tuple[Any, ...]:
     how = (e["dataset"], e["split"], e["n"], e["k"])
     if entry.trained is None:
         return (*how, entry.config.data.binarization)
-    seen = entry.trained.seen
+    seen, digest = entry.trained.seen, entry.trained.seen.digest
+    if not digest:  # of an early version
+        with contextlib.suppress(InputError):
+            digest = entry.trained.data().whole_digest
     density = is_continuous(entry.config.model.likelihood, seen.model_kind)
-    return (*how, seen.digest, seen.kind, seen.scale, seen.binarization, density)
+    return (*how, digest, seen.kind, seen.scale, seen.binarization, density)
 
 
 def _mark_best(table: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ A run that was killed continues exactly where its last checkpoint stood.
 
 import contextlib
 import json
+import math
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,10 +79,9 @@ def train(
 
 def _check_same_on_hosts(dataset: Dataset) -> None:
     """`InputError` if another host has other examples than the first."""
-    own = [dataset.digest, len(dataset.valid), len(dataset.test)]
-    first = json_from_first(own)
+    first = json_from_first(dataset.whole_digest)
     with hosts_agree():
-        if own != first:
+        if dataset.whole_digest != first:
             raise InputError(
                 f"The examples of {dataset.name} on this host are others than those of the first; "
                 f"give every host the same data."
@@ -231,7 +231,7 @@ def _found(config: RunConfig, given: Any, data_dir: str | Path | None) -> tuple[
     if given is not None:
         config = override(config, dataset=dataset.name)
     elif config.data.dataset not in data.NAMES and file.is_file():
-        config = override(config, dataset=str(file.resolve()))
+        config = override(config, dataset=os.path.abspath(file))
     return config, dataset
 
 
@@ -293,7 +293,8 @@ def load(
     )
     arrays, static = eqx.partition(skeleton, lambda a: isinstance(a, jax.ShapeDtypeStruct))
     model = eqx.combine(checkpoint.load(path / MODEL, arrays), static)
-    given = None if data is None else _dataset(config, data, data_dir)
+    as_before = override(config, values=seen.kind)
+    given = data if isinstance(data, Dataset | None) else _dataset(as_before, data, data_dir)
     if given is not None and not seen.fits(given):
         raise InputError(
             f"The data that were given hold {given.kind} values of shape {given.shape} on a scale "
@@ -324,11 +325,14 @@ def evaluate(
         with one_at_a_time(path / MODEL):
             kept, entry = read_evaluations(path), result.to_json()
             before = kept.get(name, {})
-            if before.get("nll") == entry["nll"]:  # of the same model and examples
+            if math.isclose(before.get("nll", math.inf), entry["nll"], rel_tol=SAME):
                 entry |= {n: before.get(n) for n in OPTIONAL if entry[n] is None}
             write_atomic(path / EVALUATION, json.dumps(kept | {name: entry}, indent=1))
     return result
 
+
+SAME = 1e-6
+"""Relative difference of NLLs of one model on the same examples, whose sums round otherwise."""
 
 OPTIONAL = ("nll_without_inactive", "used_units", "nll_only_used")
 """Figures of an evaluation that have to be asked for."""

@@ -120,10 +120,10 @@ class Trained:
                 f"{loaded.kind} values of shape {loaded.shape}, where {self.seen.kind} values of "
                 f"shape {self.seen.shape} were; put the original data back."
             )
-        if self.seen.digest not in ("", loaded.digest):
+        if self.seen.digest not in ("", loaded.whole_digest):
             raise InputError(
-                f"{config.dataset} has changed since the run was trained: its training examples "
-                f"are others; put the original data back, or give arrays with iwae.load(…, data=…)."
+                f"{config.dataset} has changed since the run was trained: its examples are others; "
+                f"put the original data back, or give arrays with iwae.load(…, data=…)."
             )
         return prepare(loaded, self.seen)
 
@@ -168,7 +168,7 @@ class Trained:
         """log p(x) of your own examples, estimated by L_K, in nats, [n].
 
         `source` is an array [n, …], a .npy, .npz or .csv file, or NAME or NAME:SPLIT of a
-        registered data set. Intensities that training binarises dynamically are with `seed`.
+        registered data set. What training binarises dynamically is binarised with `seed`.
         """
         examples = self.seen.read(source, self.data_dir)
         return self.log_likelihoods(examples, k=k, seed=seed, progress=progress)
@@ -190,8 +190,8 @@ class Trained:
     def sample(self, n: int, *, seed: int = 0, mean: bool = True) -> np.ndarray:
         """n images from the model [n, *shape]: E[x|h_1], or with `mean=False` draws of x.
 
-        Intensities lie between 0 and 1, whatever the scale of the data. Where p(x|h_1) has no mean
-        its `loc` or median stands for it.
+        Intensities are on the scale from 0 to 1, whatever that of the data. Where p(x|h_1) has no
+        mean its `loc` or median stands for it.
         """
         check_seed(seed)
         if n < 1:

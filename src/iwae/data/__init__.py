@@ -25,16 +25,18 @@ def load(
     """A registered data set by name, or a user's own arrays as a Dataset.
 
     `source`: a name in `NAMES`; a path ending in .npy, .npz or .csv; an array [n, d], [n, h, w]
-    or [n, h, w, c], or what NumPy makes one of; or a mapping with the keys train, valid and
-    test. One array is split 80/10/10 by a permutation that depends only on n, never on a run's
-    seed; a missing valid is the last tenth of train, a missing test a tenth of the permuted train.
+    or [n, h, w, c], NumPy's, another library's or a data frame; or a mapping with the keys train,
+    valid and test. One array is split 80/10/10 by a permutation that depends only on n, never on a
+    run's seed; a missing valid is the last tenth of train, a missing test a tenth of the permuted
+    train.
 
     `data_dir` is searched first for a registered data set's files, then IWAE_DATA_DIR, then the
     user's cache (IWAE_CACHE_DIR moves it); what is in none of them is downloaded to the cache.
 
     `values` says what the numbers of a user's arrays are: "binary" (0 and 1), "intensity"
     (integers in 0..255, or numbers in [0, 1]), "real", or "auto", which takes the first of the
-    three that all splits fit (auto and intensity read 0..255 as 8-bit: scale 255).
+    three that all splits fit (auto and intensity read 0..255 as 8-bit: scale 255). Integers of
+    which none reaches 128 could be counts or intensities on another scale: auto refuses them.
 
     Raises InputError for any input that cannot be used.
     """

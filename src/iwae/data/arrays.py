@@ -20,6 +20,9 @@ DARK = 128
 LOST = 1e-3
 """Part of a column's range that float32 may lose."""
 
+ROUNDING = 1e-12
+"""Part of its values within which a column is constant but for float64's rounding."""
+
 SUFFIXES = (".npy", ".npz", ".csv")
 
 
@@ -67,12 +70,13 @@ def understand(x: np.ndarray, values: str, where: str) -> tuple[np.ndarray, str,
 
 def _check_digits(x: np.ndarray, single: np.ndarray, where: str) -> None:
     """Raises InputError for a column that varies in digits which float32 does not have."""
-    if x.dtype.itemsize <= 4:
+    if x.dtype.itemsize <= 2 or x.dtype == np.float32:
         return
-    span = x.max(axis=0) - x.min(axis=0)
-    lost = np.abs(single - x).max(axis=0) > LOST * span
-    if np.any(lost & (span > 0)):
-        j = int(np.argmax(lost & (span > 0)))
+    low, high = (edge.astype(np.float64) for edge in (x.min(axis=0), x.max(axis=0)))
+    span, noise = high - low, ROUNDING * np.maximum(np.abs(low), np.abs(high))
+    lost = (np.abs(single - x).max(axis=0) > LOST * span) & (span > noise)
+    if lost.any():
+        j = int(np.argmax(lost))
         raise InputError(
             f"{where} varies in column {j} by {span[j]:g} about {x[:, j].mean():g}, in digits that "
             f"float32 does not have: subtract an offset from that column."
@@ -128,13 +132,14 @@ def _splits(source: np.ndarray | Mapping[str, np.ndarray], where: str) -> list[n
     if unknown or "train" not in source:
         what = f"{where} has the keys {', '.join(map(repr, source)) or 'none'}"
         raise InputError(f"{what}: give 'train' and, if there are any, 'valid' and 'test'.")
-    for key in source:
-        _check_examples(source[key], f"{where} ({key})")
+    source = {key: as_numpy(x) for key, x in source.items()}
+    for key, x in source.items():
+        _check_examples(x, f"{where} ({key})")
     widths = {key: x.shape[1:] for key, x in source.items()}
     if len(set(widths.values())) > 1:
         what = f"{where} has examples of different shapes ({_listed(widths)})"
         raise InputError(f"{what}: give all splits the same shape after the first axis.")
-    return _carve(dict(source), where)
+    return _carve(source, where)
 
 
 def _listed(widths: Mapping[str, tuple[int, ...]]) -> str:

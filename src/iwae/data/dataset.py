@@ -48,6 +48,15 @@ class Dataset:
         """Of the training examples as they are stored."""
         return hashlib.sha256(self.train.data).hexdigest()[:16]
 
+    @functools.cached_property
+    def whole_digest(self) -> str:
+        """Of the examples of all splits as they are stored."""
+        digest = hashlib.sha256()
+        for name in SPLITS:
+            digest.update(f"{name} {self.split(name).shape}".encode())
+            digest.update(self.split(name).data)
+        return digest.hexdigest()[:16]
+
     def mean(self) -> np.ndarray:
         """Mean over the training split of x / scale, float32 [d]."""
         return (self.train.mean(axis=0, dtype=np.float64) / self.scale).astype(np.float32)
