@@ -50,6 +50,17 @@ def test_train_writes_a_run(tmp_path: Path, capsys) -> None:
     assert [row["pass"] for row in folder.read_metrics(out)] == [1, 2]
 
 
+def test_a_budget_that_ends_a_run_is_told(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    flags = ["--k", "2", "--hidden", "8", "--latents", "3", "--epochs", "500"]
+    assert run("train", *flags, "--minutes", "0.0001", "--out", out) == 0
+    passes = len(folder.read_metrics(out))
+    assert capsys.readouterr().out == (
+        f"Trained {out} for {passes} of 500 passes, as its settings end it. Next: iwae evaluate "
+        f"{out}\n"
+    )
+
+
 def test_train_from_a_recipe_file_and_own_data(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "mine.npy", rng.normal(size=(60, 4)).astype(np.float32))

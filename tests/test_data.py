@@ -1123,3 +1123,25 @@ def test_a_column_that_is_constant_but_for_rounding_is_constant() -> None:
     rows[::2, 1] += 1e-16
     assert np.unique(rows[:, 1]).size == 2
     assert data.load(rows).kind == "real"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            ",a,b\n0,0.5,0.25\n1,0.5,0.75\n",
+            "The first column of {path} has no name, as an index of rows has: leave it out (in "
+            "pandas: index=False).",
+        ),
+        (
+            "0,1,2\n0.5,0.25,1\n0.1,0.3,0.2\n",
+            "Line 1 of {path} holds 0, 1, … 2, as a header of numbers does: leave it out (in "
+            "pandas: header=False), or name the columns.",
+        ),
+    ],
+)
+def test_headers_and_indices_of_data_frames_are_not_data(tmp_path, text, sentence) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    with says(sentence.format(path=path)):
+        data.load(path)

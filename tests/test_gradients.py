@@ -317,6 +317,19 @@ def test_dreg_agrees_with_autodiff_in_the_mean_and_varies_less(layers, kind):
                 assert dreg.variance < plain.variance, name
 
 
+def test_a_known_bias_has_a_known_error():
+    """Also where the reference is barely clear of its error, and not so without each block."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(300):
+        means = 0.1 * rng.normal(size=(10, 3)) + [0.19, 0, 0]
+        squares = np.full(10, 297.0)  # 100 draws of variance 1 for each of 3
+        one = laboratory.Moments(means, squares, 100)
+        found.append(laboratory.relative_bias(one, one))
+    known = [not np.isnan(bias) for bias, _ in found]
+    assert 30 < sum(known) < 270
+    assert all(np.isnan(error) != of for (_, error), of in zip(found, known, strict=True))
+
+
 def test_stl_is_biased_for_iwae_and_not_for_the_elbo():
     model, x = autoencoder(1, "binary")
     bounds = {"iwae": iwae, "elbo": elbo}
@@ -663,6 +676,11 @@ def test_combinations_without_meaning_are_refused():
     ):
         blocks = Blocks(model.mu, model.e, model.log_s)
         surrogate_loss(blocks, X, key, bound=iwae, k=4, backward_draws=2)
+    with refused(
+        "A bound of its own was given for φ, but the draws of a hierarchical proposal are weighed "
+        "together, by those of one bound; give one bound for θ and φ."
+    ):
+        surrogate_loss(blocks, X, key, bound=Pair(iwae, elbo), k=4)
     with refused(
         "repeats = 5 was given, but moments with standard errors need a multiple of 10, at least "
         "20; give one."

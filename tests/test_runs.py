@@ -538,6 +538,16 @@ def test_a_last_step_that_ruins_the_parameters_leaves_no_model(tiny, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_no_configuration_is_refused(tiny: RunConfig) -> None:
+    with refused(
+        "A ndarray was given as the configuration, which is a RunConfig; give examples by name, as "
+        "in train(data=x)."
+    ):
+        iwae.train(np.zeros((20, 3)), epochs=1)
+    with refused("recipe is no setting; give iwae.settings.recipe(name) as the configuration."):
+        iwae.train(tiny, recipe="fast")
+
+
 def test_patience_keeps_the_best_model(tiny: RunConfig) -> None:
     class Rows(Silent):
         def __init__(self) -> None:

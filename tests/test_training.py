@@ -1,5 +1,8 @@
 """From gradients to steps: schedules, Adam, and the compiled loop."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from itertools import combinations
@@ -14,6 +17,7 @@ import pytest
 import iwae
 from iwae import training
 from iwae.config import ModelConfig, ObjectiveConfig, TrainingConfig
+from iwae.evaluation import log_likelihood
 from iwae.networks import Linear, at_precision
 from iwae.observation import Observer
 from linear_gaussian import orthogonal_chain, random_model
@@ -307,6 +311,11 @@ def test_float32_products_are_not_left_to_the_device():
     float32 = step_products("float32")
     assert len(float32) > 30
     assert set(float32) == {("float32", "float32", "float32", (high, high))}
+    model, x = small_model(2), jnp.zeros(len(PIXELS[0]))
+    scored = lambda model: log_likelihood(model, x, jax.random.key(0), k=300)
+    of = list(products(jax.make_jaxpr(scored)(model).jaxpr))
+    assert len(of) > 10
+    assert {p.params["precision"] for p in of} == {(high, high)}
     assert set(step_products("tf32")) == {("float32", "float32", "float32", (low, low))}
 
 
@@ -336,3 +345,19 @@ def test_the_precision_is_of_training_only(tiny, tiny_run):
     assert low.model.observation.linear.precision == "float32"
     a, b = (iwae.evaluate(t, k=50, limit=100) for t in (exact, low))
     assert abs(a.nll - b.nll) < 0.5
+
+
+@pytest.mark.slow
+def test_a_step_on_data_that_are_not_binarised_compiles_in_time(tmp_path):
+    """At the optimisation that users have: words drawn for all lanes at once once took LLVM hours.
+
+    A batch in groups, of which no image takes a key.
+    """
+    code = (
+        "import numpy as np, iwae; "
+        "x = np.random.default_rng(0).normal(size=(200, 2)); "
+        "small = {'hidden': ((8,),), 'latents': (2,)}; "
+        "iwae.train(data=x, k=50, batch_size=60, epochs=1, **small)"
+    )
+    plain = {n: v for n, v in os.environ.items() if n != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-c", code], env=plain, check=True, timeout=120)

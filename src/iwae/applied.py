@@ -68,7 +68,10 @@ class Reconstruct:
 
 @dataclass(frozen=True)
 class Encode:
-    """Posterior means E_q[h_l|x] of your own examples, [n, units of layer l]."""
+    """Posterior means E_q[h_l|x] of your own examples, [n, units of layer l].
+
+    Where training binarises intensities dynamically, x is one binarisation of each, by --seed.
+    """
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
@@ -92,7 +95,11 @@ class Encode:
 
 @dataclass(frozen=True)
 class Score:
-    """log p(x) of your own examples, estimated by L_K, in nats; low is unusual."""
+    """log p(x) of your own examples, estimated by L_K, in nats; low is unusual.
+
+    Where training binarises intensities dynamically, x is one binarisation of each, by --seed: the
+    mean over several seeds varies less.
+    """
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]

@@ -32,7 +32,7 @@ class Train:
     out: Path
     """Folder of the run."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
-    """Settings to start from; flags replace them. Built in: paper, fast, demo, smoke."""
+    """Settings to start from; flags replace them. `iwae --help` lists those that are built in."""
     resume: bool = False
     """Continue the run in --out with its own settings; --minutes, or --epochs with a constant
     schedule, can make it longer."""
@@ -70,12 +70,14 @@ class Train:
         with TrainingBars() as bars:
             if seeds is None:
                 watcher = bars.one("training", epochs) if first else Silent()
-                runs.train(self.config, watch=watcher, devices=self.devices, **where)
+                made = [runs.train(self.config, watch=watcher, devices=self.devices, **where)]
             else:
                 watch = lambda seed: bars.one(f"seed {seed}", epochs)
-                runs.train_replicas(self.config, seeds=seeds, watch=watch, **where)
+                made = runs.train_replicas(self.config, seeds=seeds, watch=watch, **where)
+        passes = min(trained.passes for trained in made)
+        ended = f" for {passes} of {epochs} passes, as its settings end it" * (passes < epochs)
         if first:
-            print(f"Trained {self.out}. Next: iwae evaluate {shlex.quote(str(self.out))}")
+            print(f"Trained {self.out}{ended}. Next: iwae evaluate {shlex.quote(str(self.out))}")
 
 
 @dataclass(frozen=True)

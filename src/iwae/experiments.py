@@ -180,7 +180,7 @@ def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
                 "name": r.name,
                 "settings": {n: v for n, v in (others | r.cell.settings).items() if v is not None},
                 **{n: r.evaluation[n] for n in ("k", "n", "nll", "nll_se", "active_units", "seed")},
-                "difference": r.difference,
+                "difference": known(r.difference),
                 "training_seconds": r.seconds,
             }
             for r in results
@@ -238,9 +238,15 @@ def gradients_record(
         "settings": dict(about),
         "model": {n: v for n, v in flatten(trained.config).items() if v is not None},
         "passes": trained.passes,
-        "measurements": [dataclasses.asdict(m) for m in measured],
-        "slopes": [dataclasses.asdict(s) for s in slopes],
+        "measurements": [_finite(dataclasses.asdict(m)) for m in measured],
+        "slopes": [_finite(dataclasses.asdict(s)) for s in slopes],
     }
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with None for numbers that JSON does not have."""
+    lost = lambda v: isinstance(v, float) and not math.isfinite(v)
+    return {name: None if lost(value) else value for name, value in row.items()}
 
 
 def versions() -> dict[str, str]:

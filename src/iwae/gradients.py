@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from iwae.bounds import Bound, Pair, curvature
 from iwae.checks import check_draws
 from iwae.errors import InputError, nearest
-from iwae.model import Model, block_of, draw, made_from_noise
+from iwae.model import Model, draw, made_from_noise
 
 Scalar = Float[Array, ""]
 PerDraw = Float[Array, " k"]
@@ -278,6 +278,12 @@ def check(estimator: Estimator, pair: Pair, k: int, model: Any, *, few: bool = F
     """`InputError` for a combination without meaning, with what would work."""
     name = next((n for n, e in ESTIMATORS.items() if e == estimator), "of your own")
     check_draws(k)
+    in_blocks = hasattr(model, "block")
+    if in_blocks and pair.theta is not pair.phi:
+        raise InputError(
+            "A bound of its own was given for φ, but the draws of a hierarchical proposal are "
+            "weighed together, by those of one bound; give one bound for θ and φ."
+        )
     if estimator.own_phi and pair.theta is not pair.phi:
         raise InputError(
             f"Estimator {name} updates φ by a divergence of its own, so a bound of its own for φ "
@@ -293,7 +299,7 @@ def check(estimator: Estimator, pair: Pair, k: int, model: Any, *, few: bool = F
             "backward_draws was given with a bound of its own for φ, but draws are resampled by "
             "the weights of one bound; leave it out, or give one bound for θ and φ."
         )
-    if few and block_of(model) > 1:
+    if few and in_blocks:
         raise InputError(
             "backward_draws was given, but this model's draws come in blocks that are weighed "
             "together; leave it out."
@@ -308,7 +314,7 @@ def check(estimator: Estimator, pair: Pair, k: int, model: Any, *, few: bool = F
             f"Estimator {name} drops the score of the density in the weights, but this model's "
             f"draws have another; give reparam, or uniform weights of the heads."
         )
-    if (estimator.own_phi or estimator.dreams) and block_of(model) > 1:
+    if (estimator.own_phi or estimator.dreams) and in_blocks:
         raise InputError(
             f"Estimator {name} updates φ by a divergence of p(h|x) and q(h|x), which a "
             f"hierarchical proposal does not have; give reparam."

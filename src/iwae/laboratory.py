@@ -96,12 +96,7 @@ class Moments:
         return math.sqrt(self.signal / self.variance)
 
     def bias(self, reference: "Moments") -> float:
-        """‖E g − E g_ref‖² / ‖E g_ref‖², unbiased: it can come out below 0.
-
-        nan where the reference does not rise above its own error, as at an optimum.
-        """
-        if reference.signal <= CLEAR * reference.error:
-            return math.nan
+        """‖E g − E g_ref‖² / ‖E g_ref‖², unbiased: it can come out below 0."""
         apart = float(np.sum((self.mean - reference.mean) ** 2))
         return (apart - self.error - reference.error) / reference.signal
 
@@ -109,13 +104,14 @@ class Moments:
 def relative_bias(drawn: Moments, reference: Moments) -> tuple[float, float]:
     """`Moments.bias` and its standard error.
 
-    The jackknife alone would call a difference of 0 by chance certain: near 0 the estimate is a
-    quadratic form, whose standard deviation is √2 √tr Cov(difference)².
+    nan where the reference does not rise above its own error, as at an optimum. The jackknife alone
+    would call a difference of 0 by chance certain: near 0 the estimate is a quadratic form, whose
+    standard deviation is √2 √tr Cov(difference)².
     """
+    if not reference.signal > CLEAR * reference.error:
+        return math.nan, math.nan
     blocks = range(len(drawn.means))
     error = jackknife_error([drawn.without(b).bias(reference.without(b)) for b in blocks])
-    if not reference.signal > 0:
-        return math.nan, math.nan
     least = math.sqrt(2) * (drawn.concentration + reference.concentration) / reference.signal
     return drawn.bias(reference), max(error, least)
 
@@ -138,6 +134,8 @@ class Measurement:
     """Relative bias², against the mean of the reference."""
     bias_se: float
     repeats: int
+    reference: str
+    """The estimator of the reference, which is unbiased."""
 
 
 @dataclass(frozen=True)
@@ -272,11 +270,15 @@ def measure(
             if progress is not None:
                 progress(name, k)
             drawn = draw(key, estimator=name, repeats=repeats)
-            results += [_measured(name, k, p, drawn[p], reference[p]) for p in PARTS]
+            results += [
+                _measured(name, k, p, drawn[p], reference[p], reference_estimator) for p in PARTS
+            ]
     return results
 
 
-def _measured(name: str, k: int, part: str, drawn: Moments, reference: Moments) -> Measurement:
+def _measured(
+    name: str, k: int, part: str, drawn: Moments, reference: Moments, reference_estimator: str
+) -> Measurement:
     bias, error = relative_bias(drawn, reference)
     return Measurement(
         estimator=name,
@@ -289,6 +291,7 @@ def _measured(name: str, k: int, part: str, drawn: Moments, reference: Moments) 
         bias=bias,
         bias_se=error,
         repeats=drawn.repeats * BLOCKS,
+        reference=reference_estimator,
     )
 
 

@@ -109,7 +109,7 @@ def _log_bernoulli(z: Float[Array, " d"], x: Float[Array, " d"]) -> Float[Array,
     z, x = z.reshape(rows, -1), x.reshape(rows, -1)
     factors = functools.reduce(operator.mul, 1 + jnp.exp(-jnp.abs(z)))
     linear = functools.reduce(operator.add, x * z - jnp.maximum(z, 0))
-    return (linear - jnp.log(factors)) @ jnp.ones_like(linear)
+    return jnp.dot(linear - jnp.log(factors), jnp.ones_like(linear), precision="highest")
 
 
 @_log_bernoulli.defjvp

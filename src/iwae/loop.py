@@ -254,7 +254,6 @@ class Run:
         self.saved = time.monotonic()
 
     def _save_model(self) -> None:
-        """After the last checkpoint, of which a resume makes it where it is missing."""
         self.folder.save_model(self.model(), self.data.seen, self.progress.passes, self.step)
 
     def _check_finite(self) -> None:
@@ -262,13 +261,12 @@ class Run:
             raise NonFiniteError(self._non_finite_message("The parameters are"))
 
     def _non_finite_message(self, what: str) -> str:
-        kept, passes = "nothing was saved", 1 + (self.step - 1) // self.steps_per_pass
-        if self.folder.begun:
-            kept = f"the last good checkpoint is kept in {self.folder.path}"
+        passes = 1 + (self.step - 1) // self.steps_per_pass
+        there = f"the last good checkpoint is kept in {self.folder.path}"
+        kept = there if self.folder.begun else "nothing was saved"
         return (
-            f"{what} not finite at step {self.step} (pass {passes}); {kept}. "
-            f"Try a smaller --learning-rate or --clip 10, and check that the data fit the "
-            f"likelihood."
+            f"{what} not finite at step {self.step} (pass {passes}); {kept}. Try a smaller "
+            f"--learning-rate or --clip 10, and check that the data fit the likelihood."
         )
 
 

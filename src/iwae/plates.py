@@ -14,7 +14,7 @@ from iwae import data, figures, runs, threefry
 from iwae.bayesian import UncertainAutoencoder
 from iwae.config import RunConfig
 from iwae.evaluation import mean_and_error
-from iwae.experiments import Watchers, finished, versions
+from iwae.experiments import Watchers, finished, known, versions
 from iwae.figures import Panel
 from iwae.files import write_atomic
 from iwae.settings import flatten, override
@@ -59,7 +59,8 @@ def ring(
     of_model = trained.sample(SHOWN, seed=config.seed, mean=False)
     panels = Panel("data", points.test[:SHOWN]), Panel("draws from the model", of_model)
     write_atomic(picture, figures.scatter_picture([panels]))
-    record = {"k": k, "n": e.n, "nll": (e.nll, e.nll_se), "exact": entropy, "gap": gap}
+    figures_of = {"nll": (e.nll, e.nll_se), "exact": entropy, "gap": gap}
+    record = {"k": k, "n": e.n} | {name: known(figure) for name, figure in figures_of.items()}
     lines = (
         f"NLL (L_{k}) of {e.n:,} test points: {e.nll:.3f} ± {e.nll_se:.3f} nats",
         f"under the exact density: {entropy[0]:.3f}; the difference: {gap[0]:.3f} ± {gap[1]:.3f}",
@@ -99,7 +100,7 @@ def manifold(
         trained = finished(folder / name, own, watcher, data_dir)
         e = runs.evaluate(trained, k=k, limit=limit)
         lines.append(f"{name} latents: NLL (L_{k}) {e.nll:.2f} ± {e.nll_se:.2f} nats")
-        record[name] = {"k": k, "n": e.n, "nll": e.nll, "nll_se": e.nll_se}
+        record[name] = {"k": k, **{n: e.to_json()[n] for n in ("n", "nll", "nll_se")}}
         pictures.append(folder / f"samples-{name}.png")
         write_atomic(pictures[-1], figures.sample_picture(trained, seed=config.seed))
         if own.model.widths[1] == (2,):

@@ -26,7 +26,7 @@ def expectation(
     """
     h, log_w = _weighted(model, x, key, k)
     values = jax.vmap(f)(h)
-    return jnp.tensordot(jax.nn.softmax(log_w), values, axes=1)
+    return jnp.tensordot(jax.nn.softmax(log_w), values, axes=1, precision="highest")
 
 
 def resample(model: Model, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -> Any:

@@ -358,8 +358,9 @@ def print_gradients(measured: list[Any], slopes: list[Any]) -> None:
             f"{s.estimator}, {name}: SNR ∝ K^({s.slope:.2f} ± {s.slope_se:.2f}), {s.points} K"
         )
     console.print(
-        f"{measured[0].repeats:,} draws of each gradient; bias against the mean of dreg, which is "
-        "unbiased for a smooth bound; rws and aisle follow a divergence of their own."
+        f"{measured[0].repeats:,} draws of each gradient; bias against the mean of "
+        f"{measured[0].reference}, which is unbiased for a smooth bound; rws and aisle follow a "
+        f"divergence of their own."
     )
 
 

@@ -116,7 +116,7 @@ class Reproduce:
         from iwae.files import write_atomic
 
         if self.record is not None:
-            write_atomic(self.record, json.dumps(content, indent=1))
+            write_atomic(self.record, json.dumps(content, indent=1, allow_nan=False))
 
     def _joinable(self) -> dict[str, Any] | None:
         """The record that the cells of a table join, if there is one."""

@@ -80,7 +80,7 @@ class Gradients:
         if self.out is not None and self.out.suffix == ".json":
             about = {n: v for n, v in vars(self).items() if v is not None and n not in PLACES}
             record = experiments.gradients_record(trained, measured, slopes, about)
-            write_atomic(self.out, json.dumps(record, indent=1, default=str))
+            write_atomic(self.out, json.dumps(record, indent=1, default=str, allow_nan=False))
         elif self.out is not None:
             write_atomic(self.out, figures.snr_curves(measured))
 
@@ -154,6 +154,5 @@ class Compare:
             )
         print_comparison(results)
         if self.record is not None:
-            write_atomic(
-                self.record, json.dumps(experiments.record(self.config, results), indent=1)
-            )
+            record = experiments.record(self.config, results)
+            write_atomic(self.record, json.dumps(record, indent=1, allow_nan=False))

@@ -64,7 +64,7 @@ def train(
     all do, and the first writes. Raises `InputError` for unusable input, `NonFiniteError` when the
     bound is not finite, `Interrupted` after Ctrl-C.
     """
-    config = override(config or RunConfig(), **settings)
+    config = override(_started(config), **settings)
     if jax.process_count() > 1:
         config = parse(json_from_first(config.to_toml()), "the first host's settings")
     with hosts_agree():
@@ -75,6 +75,16 @@ def train(
         run = Run(config, observed, folder, watch or Silent(), where)
         Together([run], None if out is None else Path(out)).train()
     return replace(run.trained(), data_dir=data_dir)
+
+
+def _started(config: RunConfig | None) -> RunConfig:
+    """The configuration that is given, or the default; `InputError` if it is none."""
+    if config is not None and not isinstance(config, RunConfig):
+        raise InputError(
+            f"A {type(config).__name__} was given as the configuration, which is a RunConfig; give "
+            f"examples by name, as in train(data=x)."
+        )
+    return config or RunConfig()
 
 
 def _check_same_on_hosts(dataset: Dataset) -> None:
@@ -116,7 +126,7 @@ def train_replicas(
 
     With `out`, replica s lies in out/seed-s. `watch` gives each seed its watcher.
     """
-    config = override(config or RunConfig(), **settings)
+    config = override(_started(config), **settings)
     named = {f"{REPLICA}{seed}": override(config, seed=seed) for seed in listed(seeds)}
     if resume and out is not None and not replicas(Path(out)):
         raise InputError(f"{out} holds no replicas to resume; leave out --resume to start them.")

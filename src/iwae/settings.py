@@ -34,6 +34,10 @@ def override(config: RunConfig, **changes: Any) -> RunConfig:
     """The configuration with leaf fields replaced by name, e.g. `override(c, k=5, epochs=10)`."""
     known = list(flatten(config))
     for name in changes:
+        require(
+            name != "recipe",
+            "recipe is no setting; give iwae.settings.recipe(name) as the configuration.",
+        )
         require(name in known, f"There is no setting {name!r}; {nearest(name, known)}.")
     return _override(config, changes)
 

@@ -5,6 +5,7 @@ they become one pass.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -38,55 +39,76 @@ def _threefry(key: tuple[Words, Words], count: Words) -> tuple[Words, Words]:
     return a, b
 
 
-@custom_vmap
-def _words(key_0: Words, key_1: Words, count: Words) -> Words:
-    """A random word for each count, in memory before anything is made of them.
+def _in_memory(make: Callable[[], Words], key: Words) -> Words:
+    """`make()`, in memory before anything is made of it.
 
     XLA's CPU compiler takes integer arithmetic for cheap and would repeat it wherever a word is
-    used, K times for an image that meets K draws. It does not look into the branches of a
-    condition, so there stands one, which always holds.
+    used, K times for an image that meets K draws; and where that is one word for all lanes of a
+    loop, LLVM takes a time to vectorise it that doubles with each round. It does not look into the
+    branches of a condition, so there stands one, which always holds.
     """
+
+    def apart() -> Words:
+        zeros = jnp.zeros(jax.eval_shape(make).shape, jnp.uint32)
+        return jax.lax.cond(key.ravel()[0] | jnp.uint32(1) > 0, make, lambda: zeros)
+
+    return jax.lax.platform_dependent(cpu=apart, default=make)
+
+
+def _mapped_whole(function: Callable[..., Words]) -> Callable[..., Words]:
+    """One condition for all keys: mapped over, it would become a selection from both branches."""
+    whole = custom_vmap(function)
+
+    @whole.def_vmap
+    def of_many(n: int, batched: list[bool], *given: Words) -> tuple[Words, bool]:
+        arrays = zip(given, batched, strict=True)
+        return whole(*(a if mapped else a[None] for a, mapped in arrays)), True
+
+    return whole
+
+
+@_mapped_whole
+def _words(key_0: Words, key_1: Words, count: Words) -> Words:
+    """A random word for each count."""
 
     def words() -> Words:
         a, b = _threefry((key_0, key_1), count)
         return a ^ b
 
-    def apart() -> Words:
-        zeros = jnp.zeros(jnp.broadcast_shapes(key_0.shape, count.shape), jnp.uint32)
-        return jax.lax.cond(key_0.ravel()[0] | jnp.uint32(1) > 0, words, lambda: zeros)
-
-    return jax.lax.platform_dependent(cpu=apart, default=words)
+    return _in_memory(words, key_0)
 
 
-@_words.def_vmap
-def _words_of_many(
-    n: int, batched: list[bool], key_0: Words, key_1: Words, count: Words
-) -> tuple[Words, bool]:
-    """One condition for all keys: mapped over, it would become a selection from both branches."""
-    arrays = zip((key_0, key_1, count), batched, strict=True)
-    return _words(*(a if mapped else a[None] for a, mapped in arrays)), True
+@_mapped_whole
+def _keys(key_0: Words, key_1: Words, count: Words) -> Words:
+    """The two words of another key for each count, along a last axis."""
+    return _in_memory(lambda: jnp.stack(_threefry((key_0, key_1), count), axis=-1), key_0)
 
 
 def _counts(shape: tuple[int, ...]) -> Words:
     return jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 
 
+def _beside(key: Words, shape: tuple[int, ...]) -> tuple[Words, Words]:
+    """The words of a key, with as many axes of length 1 as counts of this shape have."""
+    ones = [1] * len(shape)
+    return key[0].reshape(ones), key[1].reshape(ones)
+
+
 @partial(jax.jit, static_argnums=(1, 2))
 def _random_bits(key: Words, width: int, shape: tuple[int, ...]) -> Array:
     if width != 32 or not 0 < math.prod(shape) < 2**32:
         return threefry_prng_impl.random_bits(key, width, shape)
-    ones = [1] * len(shape)
-    return _words(key[0].reshape(ones), key[1].reshape(ones), _counts(shape))
+    return _words(*_beside(key, shape), _counts(shape))
 
 
 @partial(jax.jit, static_argnums=1)
 def _split(key: Words, shape: tuple[int, ...]) -> Words:
-    return jnp.stack(_threefry((key[0], key[1]), _counts(shape)), axis=-1)
+    return _keys(*_beside(key, shape), _counts(shape))
 
 
 @jax.jit
 def _fold_in(key: Words, data: Array) -> Words:
-    return jnp.stack(_threefry((key[0], key[1]), jnp.asarray(data).astype(jnp.uint32)))
+    return _keys(key[0], key[1], jnp.asarray(data).astype(jnp.uint32))
 
 
 THREEFRY = define_prng_impl(

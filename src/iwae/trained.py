@@ -168,7 +168,8 @@ class Trained:
         """log p(x) of your own examples, estimated by L_K, in nats, [n].
 
         `source` is an array [n, …], a .npy, .npz or .csv file, or NAME or NAME:SPLIT of a
-        registered data set. What training binarises dynamically is binarised with `seed`.
+        registered data set. What training binarises dynamically is binarised with `seed`, each
+        example by itself: the mean over several seeds varies less.
         """
         examples = self.seen.read(source, self.data_dir)
         return self.log_likelihoods(examples, k=k, seed=seed, progress=progress)
@@ -176,7 +177,10 @@ class Trained:
     def encode(
         self, source: str | Path | np.ndarray, *, layer: int = 1, seed: int = 0
     ) -> np.ndarray:
-        """E_q[h_l|x] of your own examples, [n, d_l]; layers are counted from the image."""
+        """E_q[h_l|x] of your own examples, [n, d_l]; layers are counted from the image.
+
+        What training binarises dynamically is binarised with `seed`, each example by itself.
+        """
         check_seed(seed)
         layers = len(self.model.latents)
         if not 1 <= layer <= layers:

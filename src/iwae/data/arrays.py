@@ -206,6 +206,7 @@ def _read_csv(file: BinaryIO, path: Path) -> np.ndarray:
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text: save it as a plain .csv file.") from None
     lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    _check_header(lines, path)
     if lines and not any(_is_number(cell) for cell in lines[0][1].split(",")):
         lines = lines[1:]
     if not lines:
@@ -215,6 +216,20 @@ def _read_csv(file: BinaryIO, path: Path) -> np.ndarray:
         return np.loadtxt(rows, delimiter=",", comments=None, ndmin=2, dtype=np.float64)
     except ValueError:
         raise InputError(_bad_line(path, lines)) from None
+
+
+def _check_header(lines: list[tuple[int, str]], path: Path) -> None:
+    """Raises InputError for a first line that numbers the columns, or leaves the first nameless."""
+    if len(lines) < 2 or "," not in lines[0][1]:
+        return
+    first, *others = (cell.strip().strip('"') for cell in lines[0][1].split(","))
+    if not first:
+        what = f"The first column of {path} has no name, as an index of rows has"
+        raise InputError(f"{what}: leave it out (in pandas: index=False).")
+    last = len(others)
+    if last > 1 and [first, *others] == [str(i) for i in range(last + 1)]:
+        what = f"Line {lines[0][0]} of {path} holds 0, 1, … {last}, as a header of numbers does"
+        raise InputError(f"{what}: leave it out (in pandas: header=False), or name the columns.")
 
 
 def _bad_line(path: Path, lines: list[tuple[int, str]]) -> str:
