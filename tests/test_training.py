@@ -349,10 +349,8 @@ def test_the_precision_is_of_training_only(tiny, tiny_run):
 
 @pytest.mark.slow
 def test_a_step_on_data_that_are_not_binarised_compiles_in_time(tmp_path):
-    """At the optimisation that users have: words drawn for all lanes at once once took LLVM hours.
-
-    A batch in groups, of which no image takes a key.
-    """
+    """At the optimisation that users have, where LLVM vectorises loops; the batch is in groups, and
+    no image takes a key."""
     code = (
         "import numpy as np, iwae; "
         "x = np.random.default_rng(0).normal(size=(200, 2)); "

@@ -174,7 +174,7 @@ class Numpyro(AbstractLikelihood):
     def distribution(self, parameters: Float[Array, "p d"]) -> dist.Distribution:
         rows = zip(self._arguments().items(), parameters, strict=True)
         arguments = {name: to(row) for (name, to), row in rows}
-        if self.mean is not None and "loc" in arguments:
+        if self.mean is not None:
             mean, spread = jax.lax.stop_gradient((self.mean, self.spread))
             arguments["loc"] = mean + spread * arguments["loc"]
             arguments["scale"] = spread * arguments["scale"]

@@ -44,8 +44,8 @@ def _in_memory(make: Callable[[], Words], key: Words) -> Words:
 
     XLA's CPU compiler takes integer arithmetic for cheap and would repeat it wherever a word is
     used, K times for an image that meets K draws; and where that is one word for all lanes of a
-    loop, LLVM takes a time to vectorise it that doubles with each round. It does not look into the
-    branches of a condition, so there stands one, which always holds.
+    loop, LLVM's vectoriser walks every path through the rounds, which takes for ever. XLA does not
+    look into the branches of a condition, so there stands one, which always holds.
     """
 
     def apart() -> Words:
