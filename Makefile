@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench gpu-wheels clean
 
 demo: $(VENV)/.base  ## train a VAE and IWAEs on digits, compare them, write a report
 	$(VENV)/bin/iwae demo
@@ -24,6 +24,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench  ## our training step and evaluation against others', as ratios, in docs/performance.md
 	$(VENV)/bin/python -m benchmarks
+
+gpu-wheels: $(VENV)/.base  ## what a GPU machine without a package index lacks, in build/gpu-wheels
+	$(VENV)/bin/python -m benchmarks.gpu.wheels
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "iwae needs Python 3.11 or newer; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }

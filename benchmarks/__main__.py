@@ -22,7 +22,8 @@ from rich.table import Table
 
 import iwae
 from benchmarks import page
-from benchmarks.cases import CASES, SMOKE, DisagreementError, Result
+from benchmarks.agreement import DisagreementError
+from benchmarks.cases import CASES, SMOKE, Result
 from benchmarks.floor import rates
 from benchmarks.page import number
 from benchmarks.timing import FULL, QUICK, Effort, medians, ratios, shortest

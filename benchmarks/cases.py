@@ -14,16 +14,22 @@ import numpy as np
 import torch
 
 from benchmarks import floor, iwae_steps, rivals, torch_iwae, tracing
+from benchmarks.agreement import (
+    IMAGES,
+    TOLERANCE,
+    DisagreementError,
+    agree,
+    check,
+    images,
+    pair,
+)
 from benchmarks.floor import Floor
-from benchmarks.images import synthetic
 from benchmarks.timing import Contestant, Effort, Times, fastest, interleaved, ratios
 from iwae.config import ObjectiveConfig, RunConfig
 from iwae.settings import override, recipe
 
-IMAGES = 60_000
 K_EVALUATION = 5000
 BLOCKS = ((1, 1000), (4, 250), (10, 500))
-TOLERANCE = 1e-3
 TRACED_STEPS = 200
 
 
@@ -38,37 +44,6 @@ class Result:
     """What iwae needs at least, by purpose, in `unit`."""
     parts: dict[str, float] = field(default_factory=dict)
     """What iwae's time is spent on, in `unit`."""
-
-
-class DisagreementError(Exception):
-    """The rival does not compute what iwae computes, so that no comparison would mean anything."""
-
-
-images = cache(partial(synthetic, IMAGES))
-
-
-def pair(layers: int) -> tuple[iwae_steps.Autoencoder, torch_iwae.Autoencoder]:
-    """iwae's model and the rival with the same weights."""
-    model = iwae_steps.new_model(layers, images())
-    net = torch_iwae.Autoencoder(layers, images().shape[1])
-    net.fill(iwae_steps.parameters(model))
-    return model, net
-
-
-@cache
-def check(layers: int, k: int = 5) -> None:
-    """`DisagreementError` unless both have the same bound and gradient for the same x and ε."""
-    model, net = pair(layers)
-    x = (images()[:20] > 127).astype(np.float32)
-    eps, ours, gradient = iwae_steps.bound_and_gradient(model, x, k)
-    theirs = net.bound(torch.from_numpy(x), k, [torch.from_numpy(e) for e in eps]).mean()
-    (-theirs).backward()
-    if not abs(theirs.item() - ours) < TOLERANCE:
-        raise DisagreementError(f"The bound is {ours} in iwae and {theirs.item()} in PyTorch.")
-    for own, parameter in zip(gradient, net.parameters(), strict=True):
-        difference = np.abs(own - parameter.grad.numpy()).max() / np.abs(own).max()
-        if not difference < TOLERANCE:
-            raise DisagreementError(f"The gradients of a {own.shape} differ by {difference:.1e}.")
 
 
 @cache
@@ -248,7 +223,7 @@ def evaluation(effort: Effort) -> Result:
         "torch": _repeated(trial[plain], x_torch, K_EVALUATION),
         "torch tuned": _repeated(trial[tuned], x_torch, K_EVALUATION),
     }
-    _compare(
+    agree(
         iwae_steps.log_likelihoods(model, x, K_EVALUATION),
         trial[tuned](x_torch, K_EVALUATION).numpy(),
     )
@@ -264,13 +239,6 @@ def _repeated(function: Callable[..., Any], *arguments: Any) -> Contestant:
             function(*arguments)
 
     return work
-
-
-def _compare(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """`DisagreementError` if two estimates of L_K differ by more than 5 standard errors."""
-    difference = ours - theirs
-    if not abs(difference.mean()) < 5 * difference.std(ddof=1) / len(difference) ** 0.5:
-        raise DisagreementError(f"L_K is {ours.mean()} in iwae and {theirs.mean()} in PyTorch.")
 
 
 def _scaled(times: Times, factor: float) -> Times:

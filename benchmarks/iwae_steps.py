@@ -4,6 +4,10 @@ The program that is timed is the one that is shipped: `training.make_advance` wi
 order and dynamic binarisation, `evaluation.over_examples` with `evaluation.log_likelihood`.
 """
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -42,7 +46,11 @@ def parameters(model: Autoencoder) -> list[np.ndarray]:
 
 
 class TrainingLoop:
-    """Called with n, takes n training steps in one compiled program for each pass."""
+    """Called with n, takes n training steps in one compiled program for each pass.
+
+    With `replicas` it takes so many of each step at once, and with `together` one of each of these
+    objectives, which share the rest. `chunk` is the most steps in one call of the program.
+    """
 
     def __init__(
         self,
@@ -54,30 +62,44 @@ class TrainingLoop:
         objective: ObjectiveConfig | None = None,
         config: TrainingConfig | None = None,
         replicas: int = 1,
+        together: Sequence[ObjectiveConfig] = (),
+        chunk: int | None = None,
     ):
         config = config or TrainingConfig(batch_size=batch)
-        objective = objective or ObjectiveConfig(k=k)
+        objectives = together or [objective or ObjectiveConfig(k=k)] * replicas
         self.steps_per_pass, self.step = len(images) // config.batch_size, 0
         params, static = eqx.partition(model, eqx.is_inexact_array)
         rates = jnp.asarray(training.rates(config))
         transform = training.optimizer(config, self.steps_per_pass, rates)
-        step = training.make_step(
-            static, objective, config, self.steps_per_pass, Observer(255, dynamic=True)
-        )
-        self.steps, self.rates = (step,) * replicas, (rates,) * replicas
-        self.states = tuple(
-            training.init(params, transform, average=False) for _ in range(replicas)
-        )
-        self.seeds = tuple(jnp.uint32(SEED + i) for i in range(replicas))
+        self.chunk = chunk or self.steps_per_pass
+        steps = {
+            o: training.make_step(
+                static, o, config, self.steps_per_pass, Observer(255, dynamic=True)
+            )
+            for o in objectives
+        }
+        self.steps = tuple(steps[o] for o in objectives)
+        self.rates = (rates,) * len(self.steps)
+        self.states = tuple(training.init(params, transform, average=False) for _ in self.steps)
+        self.seeds = tuple(jnp.uint32(SEED + i) for i in range(len(self.steps)))
         self.images = jnp.asarray(images)
         self.orders = self.orders_of_pass(0)
-        self.advance = training.make_advance(vectorized=jax.default_backend() != "cpu")
+        advance = training.make_advance(vectorized=jax.default_backend() != "cpu")
+        self.advance = partial(advance, self.steps)
+        self.lowered = partial(advance.lower, self.steps)
+
+    @property
+    def given(self) -> tuple[Any, ...]:
+        """What the program is called with, but for the first and the last step."""
+        return self.states, self.orders, self.seeds, self.rates, self.images
 
     def compiled_text(self) -> str:
         """XLA's program."""
-        given = (self.states, self.orders, self.seeds, self.rates)
-        lowered = self.advance.lower(self.steps, *given, self.images, 0, 1)
-        return lowered.compile().as_text()
+        return self.lowered(*self.given, 0, 1).compile().as_text()
+
+    def compile(self, options: dict[str, Any] | None = None) -> None:
+        """Compile now, by these options of XLA's compiler."""
+        self.advance = self.lowered(*self.given, 0, 1).compile(options)
 
     def orders_of_pass(self, number: int) -> tuple[jax.Array, ...]:
         return tuple(training.order_of_pass(int(s), number, len(self.images)) for s in self.seeds)
@@ -89,9 +111,8 @@ class TrainingLoop:
             start = number * self.steps_per_pass
             if self.step == start:
                 self.orders = self.orders_of_pass(number)
-            self.step = min(until, start + self.steps_per_pass)
-            given = (self.states, self.orders, self.seeds, self.rates)
-            self.states = self.advance(self.steps, *given, self.images, start, self.step)
+            self.step = min(until, start + self.steps_per_pass, self.step + self.chunk)
+            self.states = self.advance(*self.given, start, self.step)
         state = self.states[0]
         if int(state.step) != self.step or not np.isfinite(float(state.value)):
             raise RuntimeError(f"Training stopped at step {int(state.step)}: not finite.")

@@ -6,6 +6,7 @@ is copied to the host between steps, and there is no data loader: the images are
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -69,11 +70,11 @@ class Autoencoder(nn.Module):
     def log_weights(self, x: Tensor, k: int, eps: list[Tensor] | None = None) -> Tensor:
         """log p(x, h) − log q(h|x) of K draws for each image of x [B, d], [K, B]."""
         mu, log_sigma = self.encoder[0](x)
-        log_w, draws = torch.zeros(()), []
+        log_w, draws = mu.new_zeros(()), []
         for i in range(len(self.encoder)):
             if i > 0:
                 mu, log_sigma = self.encoder[i](draws[-1])
-            noise = torch.randn(k, *mu.shape[-2:]) if eps is None else eps[i]
+            noise = torch.randn(k, *mu.shape[-2:], device=mu.device) if eps is None else eps[i]
             draws.append(mu + log_sigma.exp() * noise)
             log_w = log_w - log_normal(noise, log_sigma)
         for below, above, conditional in zip(draws[:-1], draws[1:], self.decoder, strict=True):
@@ -95,7 +96,7 @@ class TrainingLoop:
     """Called with n, takes n training steps on `threads` cores.
 
     `fused`: Adam in one kernel for each parameter, in place of one for each operation. `compiled`:
-    the bound and its gradient through torch.compile.
+    the bound and its gradient through torch.compile. `bfloat16`: products of factors in it.
     """
 
     def __init__(
@@ -108,24 +109,38 @@ class TrainingLoop:
         threads: int = THREADS,
         fused: bool = False,
         compiled: bool = False,
+        device: str = "cpu",
+        bfloat16: bool = False,
     ):
-        self.net, self.k, self.batch_size, self.threads = net, k, batch, threads
-        self.images = torch.from_numpy(images)
+        self.low = partial(
+            torch.autocast, device, torch.bfloat16, enabled=bfloat16, cache_enabled=False
+        )
+        self.net, self.k, self.batch_size, self.threads = net.to(device), k, batch, threads
+        self.images = torch.from_numpy(images).to(device)
         self.bound_of = torch.compile(net.bound) if compiled else net.bound
         self.optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, eps=1e-4 / batch, fused=fused)
-        self.order, self.next = torch.randperm(len(images)), 0
+        self.order, self.next = self.shuffled(), 0
 
     def __call__(self, steps: int) -> None:
         torch.set_num_threads(self.threads)
         for _ in range(steps):
-            self.step(self.batch())
+            self.step(self.binarized(self.rows()))
+        if self.images.is_cuda:
+            torch.cuda.synchronize()
 
-    def batch(self) -> Tensor:
-        """The next images of the shuffled order as fresh 0/1 samples, [B, d]."""
+    def shuffled(self) -> Tensor:
+        """An order of the images."""
+        return torch.randperm(len(self.images), device=self.images.device)
+
+    def rows(self) -> Tensor:
+        """Indices of the next images of the shuffled order, [B]."""
         if self.next + self.batch_size > len(self.images):
-            self.order, self.next = torch.randperm(len(self.images)), 0
-        rows = self.order[self.next : self.next + self.batch_size]
+            self.order, self.next = self.shuffled(), 0
         self.next += self.batch_size
+        return self.order[self.next - self.batch_size : self.next]
+
+    def binarized(self, rows: Tensor) -> Tensor:
+        """Images as fresh 0/1 samples, [B, d]."""
         intensity = self.images[rows] / 255
         return (torch.rand_like(intensity) < intensity).float()
 
@@ -135,7 +150,34 @@ class TrainingLoop:
         self.optimizer.step()
 
     def loss(self, x: Tensor) -> Tensor:
-        return -self.bound_of(x, self.k).mean()
+        with self.low():
+            return -self.bound_of(x, self.k).mean()
+
+
+class GraphedLoop(TrainingLoop):
+    """The same step, captured once as a CUDA graph; then nothing but its replay is launched."""
+
+    def __init__(self, net: Autoencoder, images: np.ndarray, *, k: int, batch: int, **how: bool):
+        super().__init__(net, images, k=k, batch=batch, device="cuda", **how)
+        self.optimizer = torch.optim.Adam(
+            net.parameters(), lr=1e-3, eps=1e-4 / batch, fused=True, capturable=True
+        )
+        self.chosen = self.rows().clone()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                self.step(self.binarized(self.chosen))
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.step(self.binarized(self.chosen))
+
+    def __call__(self, steps: int) -> None:
+        for _ in range(steps):
+            self.chosen.copy_(self.rows())
+            self.graph.replay()
+        torch.cuda.synchronize()
 
 
 @torch.inference_mode()
@@ -146,7 +188,7 @@ def log_likelihoods(
     torch.set_num_threads(threads)
     totals = []
     for x in images.split(at_once):
-        total = torch.full((len(x),), -math.inf)
+        total = x.new_full((len(x),), -math.inf)
         for done in range(0, k, draws):
             log_w = net.log_weights(x, min(draws, k - done))
             total = torch.logaddexp(total, log_w.logsumexp(0))

@@ -30,14 +30,7 @@ def parts(loop: TrainingLoop, steps: int) -> dict[str, float]:
     They add up to the time of a traced step, which is longer than that of one left alone.
     """
     kinds = _kinds(loop.compiled_text())
-    loop(steps)
-    with tempfile.TemporaryDirectory() as folder:
-        options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0
-        with jax.profiler.trace(folder, profiler_options=options):
-            loop(steps)
-        (file,) = Path(folder).rglob("*.xplane.pb")
-        profile = jax.profiler.ProfileData.from_file(str(file))
+    profile = _traced(loop, steps)
     spans = [
         (event.start_ns, event.end_ns, kinds[event.name])
         for plane in profile.planes
@@ -47,6 +40,45 @@ def parts(loop: TrainingLoop, steps: int) -> dict[str, float]:
     ]
     shares = _shared(spans)
     return {part: shares[part] / steps / 1e6 for part in PARTS}
+
+
+def kernels(loop: TrainingLoop, steps: int) -> dict[str, tuple[float, float]]:
+    """By name, how often a kernel of a GPU runs in a step, and for how many milliseconds in all.
+
+    Of a program without command buffers, whose kernels are launched one by one.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for plane in _traced(loop, steps).planes:
+        if not plane.name.startswith("/device:GPU"):
+            continue
+        for line in plane.lines:
+            if not line.name.startswith("Stream"):
+                continue
+            for event in line.events:
+                n, ms = found.get(event.name, (0.0, 0.0))
+                found[event.name] = n + 1 / steps, ms + event.duration_ns / 1e6 / steps
+    return found
+
+
+PRODUCTS = ("gemm", "nvjet", "cutlass", "cublas", "xmma", "splitk", "gemv")
+"""What is in the names of the kernels of matrix products."""
+
+
+def is_product(kernel: str) -> bool:
+    """Whether a kernel of this name computes a matrix product."""
+    return any(part in kernel.lower() for part in PRODUCTS)
+
+
+def _traced(loop: TrainingLoop, steps: int) -> jax.profiler.ProfileData:
+    """The profile of so many steps, after as many to warm up."""
+    loop(steps)
+    with tempfile.TemporaryDirectory() as folder:
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0
+        with jax.profiler.trace(folder, profiler_options=options):
+            loop(steps)
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        return jax.profiler.ProfileData.from_file(str(file))
 
 
 def _shared(spans: list[tuple[float, float, str]]) -> Counter[str]:

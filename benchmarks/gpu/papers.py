@@ -1,0 +1,99 @@
+"""Table 1 of Burda et al. by the paper's own protocol, as far as the time goes.
+
+The runs are those of `iwae reproduce table1`, in the same folders: what is begun here goes on
+there, and the other way round.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.steps import CELLS, step_name
+from benchmarks.gpu.task import Task
+from iwae import cells, data, runs
+from iwae.cells import FOLDER, Failure
+from iwae.loop import Silent
+from iwae.papers import EXPERIMENTS
+from iwae.reproduce import placed, tasks_of
+from iwae.settings import override, recipe
+
+EVERY = 5.0
+"""Seconds between two figures of a run that is under way."""
+
+SAVE = 0.75
+"""Minutes between two checkpoints."""
+
+
+class Told(Silent):
+    """Tells how far a cell is."""
+
+    def __init__(self, task: Task, name: str):
+        self.task, self.name, self.last = task, name, 0.0
+
+    def on_pass(self, row: dict[str, Any]) -> None:
+        if time.monotonic() - self.last < EVERY:
+            return
+        self.last = time.monotonic()
+        figures = ("seconds", "train_bound", "valid_bound", "step")
+        self.task.tell(self.name, passes=row["pass"], **{f: row[f] for f in figures if f in row})
+
+
+def papers(task: Task) -> None:
+    """Train the cells with the fewest layers first, together where one program is faster for all;
+    evaluate those that are trained."""
+    out = task.work
+    start = recipe(task.sizes.recipe)
+    config = override(start, checkpoint_minutes=SAVE)
+    if task.sizes.epochs is not None:
+        config = override(config, epochs=task.sizes.epochs)
+    table = placed(EXPERIMENTS["table1"], task.sizes.datasets)
+    found = tasks_of(table, config, start, seeds=(0,), k=task.sizes.draws, limit=None)
+    named: dict[cells.Task, str] = {}
+    for name, (of,) in found.items():
+        named.setdefault(of, name)
+    failures = []
+    for layers in sorted({of.config.model.layers for of in named}):
+        group = {n: of for of, n in named.items() if of.config.model.layers == layers}
+        left = {n: of for n, of in group.items() if cells.recorded(of, out) is None}
+        if len(left) > 1 and together_is_faster(task):
+            train_at_once(task, left, out)
+        for name, of in left.items():
+            result = cells.attempt(of, out, Told(task, name), task.data_dir)
+            if isinstance(result, Failure):
+                failures.append(f"{name}: {result.sentence}")
+            else:
+                tell_result(task, name, result)
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+def tell_result(task: Task, name: str, result: cells.Result) -> None:
+    """What a finished cell is worth."""
+    wanted = ("nll", "nll_se", "active_units", "n", "k", "seed", "training_seconds", "made_with")
+    task.tell(name, passes=None, **{n: result[n] for n in wanted})
+
+
+def train_at_once(task: Task, left: dict[str, cells.Task], out: Path) -> None:
+    """All in one program; `Interrupted` when the time is over, with all saved."""
+    (dataset,) = {of.config.data.dataset for of in left.values()}
+    names = {of.address: name for name, of in left.items()}
+    runs.train_together(
+        {of.address: of.config for of in left.values()},
+        data=data.load(dataset, data_dir=task.data_dir),
+        out=out / FOLDER,
+        resume=True,
+        watch=lambda address: Told(task, names[address]),
+    )
+
+
+def together_is_faster(task: Task) -> bool:
+    """Whether a step of all one-layer cells in one program took less time than one of each."""
+    alone = {**task.before.get("steps", {}), **task.before.get("chunks", {})}
+    names = [step_name(1, k) for k in task.sizes.ks]
+    names += [f"{step_name(1, k)}, vae" for k in task.sizes.ks if k > 1]
+    times = [alone.get(name, {}).get("ms") for name in (CELLS, *names)]
+    if not all(times):
+        return False
+    all_at_once, *each = (min(turns) for turns in times)
+    return all_at_once < sum(each)
