@@ -28,12 +28,12 @@ from benchmarks.floor import rates
 from benchmarks.page import number
 from benchmarks.timing import FULL, QUICK, Effort, medians, ratios, shortest
 
-OUT = Path("results/benchmarks") / f"{jax.default_backend()}.json"
 WIDTH = 130
 """Columns of the table where the output is no terminal."""
 
 
 def main() -> None:
+    jax.config.update("jax_platforms", "cpu")  # the rivals run there, whatever else there is
     arguments = parsed()
     cases = selected(arguments.cases, quick=arguments.quick)
     effort = QUICK if arguments.quick else FULL
@@ -54,9 +54,8 @@ def main() -> None:
     content = {"machine": about, "effort": asdict(effort), "rates": asdict(rates()), "cases": rows}
     out = arguments.out
     if out is None and not (arguments.quick or arguments.cases):
-        out = OUT
-        if page.SOURCE == OUT:
-            page.write(content)
+        out = page.SOURCE
+        page.write(content)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=1) + "\n")
@@ -72,9 +71,7 @@ def selected(pattern: str, *, quick: bool) -> dict[str, Callable[[Effort], Resul
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    default = (
-        f"JSON file (default: {OUT} for all cases, none for some; the page is of {page.SOURCE})"
-    )
+    default = f"JSON file (default: {page.SOURCE} and the page for all cases, none for some)"
     parser.add_argument("--out", type=Path, help=default)
     parser.add_argument("--quick", action="store_true", help="a smoke run of one case of each kind")
     parser.add_argument("--cases", default="", metavar="PATTERN", help="cases that contain this")

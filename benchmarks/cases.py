@@ -261,6 +261,7 @@ def fresh(unit: str, measurement: dict[str, str], argument: int, effort: Effort)
 
 def _child(function: str, argument: int) -> float:
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["JAX_PLATFORMS"] = "cpu"
     command = [sys.executable, "-m", "benchmarks.child", function, str(argument)]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout)

@@ -48,15 +48,19 @@ def kernels(loop: TrainingLoop, steps: int) -> dict[str, tuple[float, float]]:
     Of a program without command buffers, whose kernels are launched one by one.
     """
     found: dict[str, tuple[float, float]] = {}
+    seen: list[str] = []
     for plane in _traced(loop, steps).planes:
         if not plane.name.startswith("/device:GPU"):
             continue
         for line in plane.lines:
+            seen.append(line.name)
             if not line.name.startswith("Stream"):
                 continue
             for event in line.events:
                 n, ms = found.get(event.name, (0.0, 0.0))
                 found[event.name] = n + 1 / steps, ms + event.duration_ns / 1e6 / steps
+    if not found and jax.default_backend() != "cpu":
+        raise RuntimeError(f"The trace holds no kernels; its lines are {seen}.")
     return found
 
 

@@ -5,6 +5,7 @@ stops what follows, and a second call goes on where the first ended (docs/gpu.md
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,6 +45,12 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def backend() -> str:
+    """JAX's platform, asked in another process: this one must not hold a card that others need."""
+    asked = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+
+
 def run(given: argparse.Namespace) -> int:
     """Work for so many minutes; 0, or 1 if an item failed. `InputError` for unusable arguments."""
     began = time.time()
@@ -54,6 +61,11 @@ def run(given: argparse.Namespace) -> int:
     for name in chosen:
         if name not in names:
             raise InputError(f"There is no item {name!r}; {nearest(name, names)}.")
+    if given.minutes > 0 and not given.rehearse and backend() == "cpu":
+        raise InputError(
+            "There is no GPU that JAX can use here; go where one is, or give --rehearse to try "
+            "everything in tiny sizes."
+        )
     given.out.mkdir(parents=True, exist_ok=True)
     previous = given.previous or given.out
     if given.previous is not None and not (previous / RECORD).exists():
