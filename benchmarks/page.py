@@ -1,10 +1,11 @@
 """docs/performance.md from recorded results: `python -m benchmarks.page` writes it again."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import page as gpu
+from benchmarks.tables import number, section
 from benchmarks.tracing import PARTS
 
 SOURCE = Path("results/benchmarks/cpu.json")
@@ -59,6 +60,7 @@ def rendered(content: dict[str, Any]) -> str:
         ),
         _scaling(_starting(cases, "scaling")),
         _precisions(json.loads(PRECISIONS.read_text())),
+        *gpu.sections(),
     ]
     return "\n".join(s for s in sections if s)
 
@@ -93,7 +95,7 @@ def _training(cases: dict[str, Any]) -> str:
         for n, c in cases.items()
     ]
     heads = ["batch 20 unless said", "iwae, ms/step", *(f"{r} / iwae" for r in rivals), "tuned by"]
-    return _section("Training step", heads, rows)
+    return section("Training step", heads, rows)
 
 
 def _floors(cases: dict[str, Any]) -> str:
@@ -110,7 +112,7 @@ def _floors(cases: dict[str, Any]) -> str:
         for n, c in cases.items()
     ]
     heads = ["", "unit", *purposes, "all else", "iwae", "iwae / floor"]
-    return _section("Distance to the floor", heads, rows)
+    return section("Distance to the floor", heads, rows)
 
 
 def _anatomy(cases: dict[str, Any]) -> str:
@@ -118,8 +120,8 @@ def _anatomy(cases: dict[str, Any]) -> str:
         [n.removeprefix("anatomy, "), *(f"{1e3 * c['parts'][p]:.0f}" for p in PARTS)]
         for n, c in cases.items()
     ]
-    section = _section("Where every microsecond goes", ["µs of a step", *PARTS.values()], rows)
-    return "\n".join([section, ANATOMY])
+    text = section("Where every microsecond goes", ["µs of a step", *PARTS.values()], rows)
+    return "\n".join([text, ANATOMY])
 
 
 ANATOMY = """\
@@ -139,20 +141,20 @@ def _rest(title: str, cases: dict[str, Any]) -> str:
         for n, c in cases.items()
     ]
     remarks = [f"{n}: {c['note']}." for n, c in cases.items() if c["note"]]
-    section = _section(title, ["", "unit", "iwae", "torch / iwae", "torch tuned / iwae"], rows)
-    return "\n".join([section, *remarks, ""]) if rows and remarks else section
+    text = section(title, ["", "unit", "iwae", "torch / iwae", "torch tuned / iwae"], rows)
+    return "\n".join([text, *remarks, ""]) if rows and remarks else text
 
 
 def _replicas(cases: dict[str, Any]) -> str:
     rows = [[n, number(c["median"]["iwae"]), _ratio(c, "one by one")] for n, c in cases.items()]
     heads = ["", "one step of all, ms", "five runs one by one / iwae"]
-    return _section("Replicas", heads, rows)
+    return section("Replicas", heads, rows)
 
 
 def _estimators(cases: dict[str, Any]) -> str:
     rows = [[n, *(_ratio(c, e) for e in c["ratio"])] for n, c in cases.items()]
     names = next((list(c["ratio"]) for c in cases.values()), [])
-    return _section("Estimators and objectives, time to reparam's", ["", *names], rows)
+    return section("Estimators and objectives, time to reparam's", ["", *names], rows)
 
 
 VARIANTS = {
@@ -169,7 +171,7 @@ def _recipe(cases: dict[str, Any]) -> str:
         for n, c in cases.items()
     ]
     heads = ["", "iwae, ms/step", *(f"{of} / iwae" for of in VARIANTS.values())]
-    return _section("The recipe `fast`", heads, rows)
+    return section("The recipe `fast`", heads, rows)
 
 
 def _scaling(cases: dict[str, Any]) -> str:
@@ -177,7 +179,7 @@ def _scaling(cases: dict[str, Any]) -> str:
         [n.removeprefix("scaling, "), number(c["median"]["iwae"]), f"{c['multiple']:.2f}"]
         for n, c in cases.items()
     ]
-    return _section("Scaling", ["", "iwae, ms/step", "iwae / floor"], rows)
+    return section("Scaling", ["", "iwae, ms/step", "iwae / floor"], rows)
 
 
 def _precisions(comparison: dict[str, Any]) -> str:
@@ -193,8 +195,8 @@ def _precisions(comparison: dict[str, Any]) -> str:
     about = PRECISION.format(
         source=PRECISIONS, n=first["n"], draws=first["k"], device=comparison["device"], **shared
     )
-    section = _section("Precision", ["`--precision`", "NLL, nats", "to float32, paired"], rows)
-    return "\n".join([section, about])
+    text = section("Precision", ["`--precision`", "NLL, nats", "to float32, paired"], rows)
+    return "\n".join([text, about])
 
 
 PRECISION = """\
@@ -205,24 +207,11 @@ no TF32 and multiplies in float32 there.
 """
 
 
-def _section(title: str, heads: list[str], rows: Iterable[list[str]]) -> str:
-    body = list(rows)
-    if not body:
-        return ""
-    lines = [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *body)]
-    return "\n".join([f"## {title}", "", *lines, ""])
-
-
 def _ratio(case: dict[str, Any], rival: str) -> str:
     if rival not in case["ratio"]:
         return ""
     r = case["ratio"][rival]
     return f"{r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})"
-
-
-def number(value: float | None) -> str:
-    """Three digits."""
-    return "" if value is None else f"{value:#.3g}".rstrip(".")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,10 @@ def parsed() -> argparse.Namespace:
         "--out", type=Path, required=True, metavar="DIR", help="at most 8 files, 16 MiB each"
     )
     parser.add_argument(
-        "--previous", type=Path, metavar="DIR", help="go on from the files of an earlier call here"
+        "--previous",
+        type=Path,
+        metavar="DIR|FILE.json",
+        help="go on from the files of an earlier call, or from a record alone",
     )
     parser.add_argument(
         "--record", type=Path, metavar="FILE.json", help="a copy of the record, to be kept"
@@ -68,15 +71,16 @@ def run(given: argparse.Namespace) -> int:
         )
     given.out.mkdir(parents=True, exist_ok=True)
     previous = given.previous or given.out
-    if given.previous is not None and not (previous / RECORD).exists():
+    before = previous if previous.suffix == ".json" else previous / RECORD
+    if given.previous is not None and not before.exists():
         raise InputError(
-            f"There is no {RECORD} in {previous}, so there is nothing to go on from; give the "
-            f"--out of an earlier call, or leave --previous out."
+            f"There is no {before}, so there is nothing to go on from; give the --out of an "
+            f"earlier call, or leave --previous out."
         )
     content = record.Record(given.rehearse)
-    if (previous / RECORD).exists():
-        content = record.read(previous / RECORD)
-        if content.rehearsal != given.rehearse and given.minutes > 0:
+    if before.exists():
+        content = record.read(before)
+        if content.rehearsal != given.rehearse:
             kind = "a rehearsal" if content.rehearsal else "no rehearsal"
             raise InputError(f"{previous} is of {kind}; give another --out for what is.")
     with tempfile.TemporaryDirectory(prefix="iwae-gpu-", ignore_cleanup_errors=True) as work:

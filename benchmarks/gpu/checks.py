@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -77,10 +77,11 @@ def checks(task: Task) -> None:
     one is larger."""
     missing = {name: check for name, check in CHECKS.items() if task.missing(name)}
     wrong = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         began = time.time()
-        made = {name: pool.submit(check) for name, check in missing.items()}
-        for name, future in made.items():
+        made = {pool.submit(check): name for name, check in missing.items()}
+        for future in as_completed(made):
+            name = made[future]
             try:
                 found, allowed = future.result()
             except Exception as error:

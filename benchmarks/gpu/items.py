@@ -21,14 +21,14 @@ class Item:
 
 ITEMS = (
     Item("device", "device, driver, versions, precision in force", 40, "checks:device"),
-    Item("checks", "closed forms, and each registry against the CPU", 80, "checks:checks"),
-    Item("steps", "time of a training step", 100, "steps:steps"),
-    Item("torch steps", "the same in PyTorch, plain and as a CUDA graph", 80, "rival:steps", "cpu"),
-    Item("command buffers", "which flag, which minimum graph size", 80, "steps:command_buffers"),
-    Item("chunks", "steps in one call, replicas and cells in one program", 80, "steps:chunks"),
-    Item("anatomy", "what a step waits for", 60, "steps:anatomy"),
-    Item("evaluation", "L_5000 of 10,000 images", 40, "evaluation:ours"),
-    Item("torch evaluation", "the same in PyTorch", 40, "rival:evaluation", "cpu"),
+    Item("checks", "closed forms, and each registry against the CPU", 90, "checks:checks"),
+    Item("steps", "time of a training step", 130, "steps:steps"),
+    Item("torch steps", "the same in PyTorch, plain and as a CUDA graph", 70, "rival:steps", "cpu"),
+    Item("command buffers", "which flag, which minimum graph size", 60, "steps:command_buffers"),
+    Item("chunks", "steps in one call, replicas and cells in one program", 100, "steps:chunks"),
+    Item("anatomy", "what a step waits for", 70, "steps:anatomy"),
+    Item("evaluation", "L_5000 of 10,000 images", 45, "evaluation:ours"),
+    Item("torch evaluation", "the same in PyTorch", 45, "rival:evaluation", "cpu"),
     Item("papers", "Table 1 by the paper's protocol", 0, "papers:papers", rest=True),
 )
 """In the order in which they are done."""

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,8 +20,8 @@ from iwae.settings import override, recipe
 
 BATCH = 20
 
-COMPILERS = 8
-"""Programs that are compiled at once, while nothing is timed."""
+COMPILERS = 3
+"""Programs that are compiled at once: more of them wait for the card, on which they are tuned."""
 
 PRECISIONS: tuple[Precision, ...] = ("tf32", "bfloat16")
 
@@ -75,23 +75,30 @@ def measure(
 ) -> None:
     """Tell the time of each step that is not known yet; of one that cannot be compiled, why.
 
-    `options` are those of XLA's compiler by name.
+    Some are compiled at once, and then timed while nothing is compiled. `options` are those of
+    XLA's compiler by name.
     """
     images = synthetic(task.sizes.images)
-    missing = {name: given for name, given in wanted.items() if task.missing(name)}
-    with ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1)) as pool:
-        made = {
-            name: pool.submit(_compiled, images, given, (options or {}).get(name))
-            for name, given in missing.items()
-        }
-        ready = {name: future.exception() or future.result() for name, future in made.items()}
-    for name, found in ready.items():
-        if isinstance(found, BaseException):
-            task.tell(name, error=str(found).partition("\n")[0][:300])
-            continue
-        loop, compiling = found
-        milliseconds = _timed(loop, task.effort)
-        task.tell(name, ms=milliseconds, compile_s=round(compiling, 2), replicas=len(loop.steps))
+    missing = [name for name in wanted if task.missing(name)]
+    for some in batched(missing, COMPILERS):
+        with ThreadPoolExecutor(min(len(some), os.cpu_count() or 1)) as pool:
+            made = {
+                name: pool.submit(_compiled, images, wanted[name], (options or {}).get(name))
+                for name in some
+            }
+            ready = {name: future.exception() or future.result() for name, future in made.items()}
+        for name, found in ready.items():
+            if isinstance(found, BaseException):
+                task.tell(name, error=str(found).partition("\n")[0][:300])
+                continue
+            loop, took = found
+            n = len(loop.steps)
+            task.tell(name, ms=_timed(loop, task.effort), compile_s=round(took, 2), replicas=n)
+
+
+def batched(names: Sequence[str], size: int) -> list[Sequence[str]]:
+    """So many names at a time."""
+    return [names[i : i + size] for i in range(0, len(names), size)]
 
 
 def _compiled(images: Any, given: dict[str, Any], options: Any) -> tuple[TrainingLoop, float]:
@@ -198,16 +205,22 @@ def anatomy(task: Task) -> None:
     if task.missing("launches"):
         task.tell("launches", **launches())
     images = synthetic(task.sizes.images)
-    for name, given in in_float32(task.sizes).items():
+    steps_in_float32 = in_float32(task.sizes)
+    if task.missing("floors, ms"):
+        batches = {n: g.get("config", TrainingConfig()) for n, g in steps_in_float32.items()}
+        least = {
+            name: floor.step(
+                new_model(given["layers"], images), k=given["k"], batch=batches[name].batch_size
+            )
+            for name, given in steps_in_float32.items()
+        }
+        of = {n: {p: round(1e3 * s, 6) for p, s in f.items()} for n, f in least.items()}
+        task.tell("floors, ms", **of)
+    for name, given in steps_in_float32.items():
         if not task.missing(name):
             continue
         loop, _ = _compiled(images, given, OPTIONS["none"])
         kernels = tracing.kernels(loop, task.sizes.traced)
-        least = floor.step(
-            new_model(given["layers"], images),
-            k=given["k"],
-            batch=given.get("config", TrainingConfig()).batch_size,
-        )
         products = [ms for kernel, (_, ms) in kernels.items() if tracing.is_product(kernel)]
         longest = sorted(kernels.items(), key=lambda of: -of[1][1])
         task.tell(
@@ -215,7 +228,6 @@ def anatomy(task: Task) -> None:
             launched=sum(n for n, _ in kernels.values()),
             products_ms=sum(products),
             kernels_ms=sum(ms for _, ms in kernels.values()),
-            floor_ms={purpose: 1e3 * seconds for purpose, seconds in least.items()},
             longest=[[kernel[:80], n, ms] for kernel, (n, ms) in longest[:15]],
         )
 
