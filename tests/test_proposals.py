@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal, norm
 
 import iwae
 from iwae.bounds import iwae as l_k
@@ -19,7 +20,7 @@ from iwae.gradients import surrogate_loss
 from iwae.model import draw_log_weights, log_normal, log_weights
 from iwae.proposals import Draws, HierarchicalAutoencoder, HierarchicalProposal
 from iwae.settings import override
-from linear_gaussian import orthogonal_chain
+from linear_gaussian import Chain, chain, orthogonal_chain
 from refusals import refused
 
 KINDS = list(itertools.product((True, False), ("uniform", "balance", "power")))
@@ -53,21 +54,23 @@ class Moments(eqx.Module):
         return self.gain * v[-len(self.shift) :] + self.shift, self.log_sigma
 
 
-def hierarchical(shared: bool, heuristic: str, *, j: int = 4, apart: float = 0.3):
+def hierarchical(
+    shared: bool, heuristic: str, *, j: int = 4, apart: float = 0.3, of: Chain = CHAIN
+):
     """The linear-Gaussian chain with J heads, spread `apart`; at 0 z_0 says nothing."""
-    rng = np.random.default_rng(0)
+    rng, (n,) = np.random.default_rng(0), of.model.latents
     draw = lambda *shape: apart * jnp.asarray(rng.normal(size=shape), jnp.float32)
-    q0 = Moments(0.0, jnp.array([0.3, -0.2, 0.1]), jnp.full(3, -0.3))
+    q0 = Moments(0.0, jnp.array([0.3, -0.2, 0.1])[:n], jnp.full(n, -0.3))
     proposal = HierarchicalProposal(
         features=lambda x: x,
         first=q0,
-        heads=Offset(CHAIN.model.encoder[0], draw(j, 3), draw(j, 3)),
+        heads=Offset(of.model.encoder[0], draw(j, n), draw(j, n)),
         reverse=eqx.tree_at(lambda m: m.gain, q0, apart),
         block=j,
         shared=shared,
         heuristic=heuristic,
     )
-    plain = CHAIN.model
+    plain = of.model
     return HierarchicalAutoencoder(
         encoder=(proposal,),
         decoder=(),
@@ -90,6 +93,35 @@ def test_the_mean_of_the_weights_is_the_evidence_and_the_bound_is_below_it(
     assert abs(estimates.mean() - 1) < 4 * error
     bounds = np.log(estimates)
     assert bounds.mean() < -5 * bounds.std(ddof=1) / np.sqrt(n)
+
+
+@pytest.mark.parametrize(("shared", "heuristic"), KINDS)
+def test_on_a_grid_the_mean_of_the_weights_is_the_evidence(shared: bool, heuristic: str) -> None:
+    """E[(1/J) Σ_j w_j] = (1/J) Σ_j ∫∫ q(z_0|x) q_j(z|z_0, x) w_j dz_0 dz, all in float64."""
+    with jax.enable_x64(True):
+        one = chain([np.ones((2, 1))], [0.5], mean=np.array([0.25, -1.0]), spread=np.ones(2))
+        whole = hierarchical(shared, heuristic, j=2, of=one)
+        double = lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a
+        model, x = jax.tree.map(double, whole), jnp.array([0.9, 0.2])
+        grid = np.linspace(-9.0, 9.0, 721)
+        z0, z, head = (a.ravel() for a in np.meshgrid(grid, grid, [0, 1], indexing="ij"))
+        h = Draws((jnp.asarray(z)[:, None],), jnp.asarray(z0)[:, None])
+        log_w = log_weights(model, x, h)
+        q0 = norm.logpdf(z0, *(float(a[0]) for a in _moments(model.proposal.first(x))))
+        mu, sigma = _moments(jax.vmap(model.proposal.heads, (None, 0))(x, h.z0))
+        at = np.arange(len(head))
+        q = norm.logpdf(z, mu[at, head, 0], sigma[at, head, 0])
+        cell = (grid[1] - grid[0]) ** 2
+        mean = np.exp(np.asarray(log_w) + q0 + q).sum() * cell / 2
+    variance = np.exp(2 * np.float64(np.float32(np.log(0.5))))  # as the model holds it
+    covariance = np.ones((2, 2)) + variance * np.eye(2)
+    exact = multivariate_normal.pdf(np.asarray(x), [0.25, -1.0], covariance)
+    np.testing.assert_allclose(mean, exact, rtol=1e-12)
+
+
+def _moments(given: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+    """(μ, σ)."""
+    return np.asarray(given[0]), np.exp(np.asarray(given[1]))
 
 
 def test_weights_that_forget_the_reverse_model_are_wrong() -> None:
