@@ -98,7 +98,7 @@ class Schedule:
     def _run(self, item: Item, end: float) -> tuple[int, bool]:
         """(exit code, whether it was stopped for lack of time) of the item's process."""
         command = [sys.executable, "-u", "-m", self.module, item.name, "--work", str(self.work)]
-        command += ["--until", str(end)] + ["--rehearse"] * self.rehearse
+        command += ["--rehearse"] * self.rehearse
         if self.data_dir is not None:
             command += ["--data-dir", str(self.data_dir.resolve())]
         environment = {

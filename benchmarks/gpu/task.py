@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -29,8 +28,6 @@ class Task:
     work: Path
     """A folder for the runs of this item."""
     data_dir: Path | None
-    until: float
-    """Seconds since the epoch at which it should be ready."""
     known: dict[str, dict[str, Any]]
     """By name, what was measured of this item before."""
     before: dict[str, dict[str, dict[str, Any]]]
@@ -40,11 +37,6 @@ class Task:
     @property
     def effort(self) -> Effort:
         return Effort(self.sizes.turns, self.sizes.seconds, self.sizes.evaluated)
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return self.until - time.time()
 
     def missing(self, name: str) -> bool:
         """Whether a figure is not there yet."""
@@ -74,7 +66,6 @@ def main() -> None:
     parser.add_argument("item")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--until", type=float, required=True)
     parser.add_argument("--rehearse", action="store_true")
     given = parser.parse_args()
     figures = json.loads(sys.stdin.readline())
@@ -87,7 +78,6 @@ def main() -> None:
         sizes=REHEARSAL if given.rehearse else FULL,
         work=given.work,
         data_dir=given.data_dir,
-        until=given.until,
         known=figures.pop(item.name, {}),
         before=figures,
         stream=stream,
