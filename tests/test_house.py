@@ -14,7 +14,7 @@ SOURCE = Path(iwae.__file__).parent
 ROWS = [
     ("errors", "checks"),
     ("files", "devices", "config", "settings", "threefry", "tables", "papers", "data"),
-    ("likelihoods", "observation", "networks"),
+    ("special", "densities", "starts", "draws", "likelihoods", "observation", "networks"),
     ("model",),
     ("bayesian", "proposals", "build"),
     ("jackknife", "bounds"),

@@ -367,14 +367,20 @@ def test_a_density_over_the_whole_line_does_not_depend_on_units(name):
         ("Normal", 0.2),
         ("Cauchy", 0.2),
         ("HalfCauchy", 0.4),
-        ("RelaxedBernoulliLogits", 0.5),
-        ("BetaNegativeBinomial", np.inf),
     ],
 )
 def test_where_there_is_no_mean_the_middle_stands_for_it(name, expected):
     mean, spread = jnp.array([0.2]), jnp.array([0.4])
     one = likelihood(name, kind="real", mean=mean, spread=spread)
     np.testing.assert_allclose(one.expected(one.initial_bias(mean, spread)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("RelaxedBernoulliLogits", 0.5), ("BetaNegativeBinomial", np.inf)]
+)
+def test_a_middle_that_is_not_known_is_not_made_up(name, expected):
+    one = likelihoods.Numpyro(name)
+    assert one.expected(jnp.zeros((one.n_parameters, 1))) == expected
 
 
 def test_students_t_has_a_mean_at_its_start():
@@ -446,7 +452,8 @@ def test_every_named_likelihood_scores_what_it_can_observe(observe):
 def test_a_numpyro_likelihood_is_that_distribution():
     x, parameters = jnp.array([1.5, 0.2]), jnp.array([[0.3, -0.2], [0.1, 0.7]])
     expected = dist.Gamma(jnp.exp(parameters[0]), jnp.exp(parameters[1])).log_prob(x).sum()
-    np.testing.assert_allclose(likelihoods.Numpyro("Gamma").log_prob(parameters, x), expected)
+    value = likelihoods.Numpyro("Gamma").log_prob(parameters, x)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 def test_a_likelihood_that_does_not_exist_is_refused():

@@ -78,9 +78,41 @@ def test_a_likelihood_of_the_whole_line_fits_all_data():
 def test_notes_on_a_density_say_of_what_it_is_and_where_it_has_no_bound():
     assert seen(INTENSITY, likelihood="gaussian", binarization="none").note == (
         "the density is that of x / 16; 3 of 64 values are constant in training, where a density "
-        "may have no bound"
+        "may have no bound; 61 of 64 values look discrete in training, of which a density is no "
+        "probability and may have no bound"
     )
     assert seen(INTENSITY).note == seen(REAL).note == ""
+
+
+def test_densities_of_discrete_values_come_with_a_note():
+    """Two values have an entropy below log 2 each, under which a density has no bound."""
+    two = data.load(RNG.choice([-1.3, 2.4], size=(60, 3)).astype(np.float32))
+    of = "3 of 3 values look discrete in training, of which a density is no probability and may"
+    for likelihood in ("auto", "gaussian", "Laplace"):
+        assert seen(two, likelihood=likelihood).note == f"{of} have no bound"
+    counts = data.load(RNG.poisson(3.0, size=(60, 3)).astype(np.float32), values="real")
+    assert seen(counts, likelihood="gaussian").note == f"{of} have no bound"
+    assert seen(counts, likelihood="Poisson").note == ""
+    assert "3 of 3" in seen(BINARY, likelihood="gaussian").note
+    assert seen(BINARY).note == ""
+
+
+@pytest.mark.parametrize("likelihood", ["HurdleGamma", "HurdleLogNormal"])
+def test_a_mixture_of_probability_and_density_comes_with_a_note(likelihood):
+    values = RNG.gamma(2.0, size=(60, 3)) * (RNG.random((60, 3)) < 0.7)
+    assert seen(data.load(values.astype(np.float32)), likelihood=likelihood).note == (
+        "zeros count by their probability and other values by their density, so that this is "
+        "comparable with likelihoods of the same kind alone"
+    )
+
+
+@pytest.mark.parametrize("likelihood", ["Pareto", "LowerTruncatedPowerLaw", "Uniform"])
+def test_supports_that_training_moves_past_the_data_are_refused(likelihood):
+    with refused(
+        f"likelihood = {likelihood} was given, but where its support ends is one of its "
+        f"parameters, which training moves past the data; give Gamma, LogNormal or Weibull."
+    ):
+        seen(REAL, likelihood=likelihood)
 
 
 def test_a_fixed_binarisation_is_that_of_the_split():

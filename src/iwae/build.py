@@ -32,9 +32,10 @@ def build(
     weights start from these as their means. A hierarchical proposal has `k` heads.
     """
     mean, spread = jnp.asarray(mean, jnp.float32), jnp.asarray(spread, jnp.float32)
+    observed = likelihood(config.likelihood, kind=kind, mean=mean, spread=spread)
+    bias = observed.initial_bias(mean, spread)
     spread = jnp.where(spread > 0, spread, 1.0)
     hidden, latents = config.widths
-    observed = likelihood(config.likelihood, kind=kind, mean=mean, spread=spread)
     parts = 2 * config.layers + 1 + (config.proposal != "independent")
     keys = iter(jax.random.split(key, parts))
     inputs = (mean.shape[0], *latents[:-1])
@@ -52,9 +53,7 @@ def build(
     plain = Autoencoder(
         encoder=tuple(encoder),
         decoder=tuple(decoder),
-        observation=_output(
-            latents[0], hidden[0][::-1], observed.initial_bias(mean, spread), key=next(keys)
-        ),
+        observation=_output(latents[0], hidden[0][::-1], bias, key=next(keys)),
         likelihood=observed,
         latents=latents,
     )

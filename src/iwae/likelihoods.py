@@ -1,28 +1,31 @@
 """p(x|h1): what the decoder's last layer parametrises, one example at a time.
 
 A likelihood turns an array of unconstrained parameters [n_parameters, d] into a numpyro
-distribution over x [d]. Bernoulli and Gaussian are written out; every other numpyro distribution
-with one parameter per pixel and argument comes through `Numpyro`.
+distribution over x [d]. Bernoulli and Gaussian are written out; the other families of numpyro with
+one parameter per pixel and argument come through `Numpyro`, their densities from `iwae.densities`.
 """
 
 import abc
 import functools
-import inspect
 import operator
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from numpyro.distributions import constraints, transforms
 
+from iwae.densities import BOUNDED, WHOLE_LINE
+from iwae.draws import drawable
 from iwae.errors import InputError, nearest
+from iwae.special import LARGEST, exp
+from iwae.starts import start, unit
 
-UNUSABLE = ("DoublyTruncatedPowerLaw", "LogUniform", "Uniform", "Unit")
-"""Families whose arguments must be in order, which a transform for each cannot ensure, or that
-have nothing to observe."""
+MOVING = ("DoublyTruncatedPowerLaw", "LogUniform", "LowerTruncatedPowerLaw", "Pareto", "Uniform")
+"""Families whose parameters say where their support ends: training moves it past the data."""
 
 WRITTEN_OUT = ("bernoulli", "gaussian")
 
@@ -151,80 +154,130 @@ class Gaussian(AbstractLikelihood):
 
 
 class Numpyro(AbstractLikelihood):
-    """Any numpyro distribution, its arguments mapped from the real line by `biject_to`.
+    """A family of numpyro, its arguments mapped from the real line by `biject_to`.
 
     Of a distribution over the whole line the decoder gives `loc` and `scale` in standard units, as
-    `Gaussian` has them, by the training `mean` and `spread`. Biases start where each argument's
-    transform is 0, but for `scale` (training spread), `loc` (training mean, of log x for a
-    log-normal one) and the `df` of Student's t, 5.
+    `Gaussian` has them, by the training `mean` and `spread`; biases start there, but for the `df`
+    of Student's t, 5. Of others it gives what `start + units a` makes of its output a, by
+    `iwae.starts`; χ², which has no scale of its own, is that of x / `spread`. Without these the
+    output is the unconstrained parameters themselves, and biases start at the moments of the
+    training data.
+
+    Densities are those of `iwae.densities`: numpyro's lose their digits in float32. Outside the
+    support log p is −∞, and log p of a discrete value is never above 0. Concentrations and degrees
+    of freedom have a largest value, `densities.MOST`, where larger ones make no difference.
     """
 
     family: str = eqx.field(static=True)
     mean: Float[Array, " d"] | None = None
     spread: Float[Array, " d"] | None = None
+    start: Float[Array, "p d"] | None = None
+    units: Float[Array, "p p d"] | None = None
 
     @property
     def n_parameters(self) -> int:
         return len(self._arguments())
 
+    @property
+    def _support(self) -> Any:
+        return getattr(dist, self.family).support
+
     def _arguments(self) -> dict[str, transforms.Transform]:
         constraints = getattr(dist, self.family).arg_constraints
         return {name: transforms.biject_to(c) for name, c in constraints.items()}
 
+    def _unconstrained(self, parameters: Float[Array, "p d"]) -> dict[str, Float[Array, " d"]]:
+        if self.start is not None and self.units is not None:
+            start, units = jax.lax.stop_gradient((self.start, self.units))
+            parameters = start + jnp.sum(units * parameters, axis=1)
+        return dict(zip(self._arguments(), parameters, strict=True))
+
     def distribution(self, parameters: Float[Array, "p d"]) -> dist.Distribution:
-        rows = zip(self._arguments().items(), parameters, strict=True)
-        arguments = {name: to(row) for (name, to), row in rows}
-        if self.mean is not None:
+        rows = self._unconstrained(parameters)
+        arguments = {name: _argument(to, rows[name]) for name, to in self._arguments().items()}
+        if self.family == "Chi2" and self.spread is not None:
+            return drawable("Gamma")(arguments["df"] / 2, 0.5 / jax.lax.stop_gradient(self.spread))
+        if self.mean is not None and self.spread is not None:
             mean, spread = jax.lax.stop_gradient((self.mean, self.spread))
             arguments["loc"] = mean + spread * arguments["loc"]
             arguments["scale"] = spread * arguments["scale"]
-        return getattr(dist, self.family)(**arguments)
+        if self.family == "NegativeBinomialProbs":  # as many digits of 1 − p as of p
+            return drawable("NegativeBinomialLogits")(arguments["total_count"], rows["probs"])
+        return drawable(self.family)(**arguments)
 
     def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
-        return jnp.sum(self.distribution(parameters).log_prob(x))
+        return jnp.sum(self.log_probs(parameters, x))
+
+    def log_probs(
+        self, parameters: Float[Array, "p d"], x: Float[Array, " d"]
+    ) -> Float[Array, " d"]:
+        """log p(x_j|h1) of each pixel, in nats."""
+        rows = self._unconstrained(parameters)
+        if self.family in WHOLE_LINE:
+            return self._of_the_line(rows, x)
+        inside, units = self._inside(x), jnp.zeros_like(x)
+        if self.spread is not None:
+            spread = jax.lax.stop_gradient(self.spread)
+            x, units = x / spread, jnp.log(spread)
+        usual = 0.5 if self._support is constraints.unit_interval else 1.0
+        value = BOUNDED[self.family](x=jnp.where(inside, x, usual), **rows)
+        if self._support.is_discrete:
+            value -= jax.lax.stop_gradient(jnp.maximum(value, 0.0))
+        return jnp.where(inside, value - units, -jnp.inf)
+
+    def _of_the_line(self, rows: dict[str, Array], x: Float[Array, " d"]) -> Float[Array, " d"]:
+        units: Array | float = 0.0
+        if self.mean is not None and self.spread is not None:
+            mean, spread = jax.lax.stop_gradient((self.mean, self.spread))
+            x, units = (x - mean) / spread, jnp.log(spread)
+        z = (x - rows.pop("loc")) * exp(-rows["scale"])
+        return WHOLE_LINE[self.family](z, **rows) - units
+
+    def _inside(self, x: Float[Array, "*n d"]) -> Bool[Array, "*n d"]:
+        """Whether x lies in the support, of continuous values without its ends."""
+        inside = self._support(x) & jnp.isfinite(x)
+        return inside & (x > 0) & (x < 1) if self._support is constraints.unit_interval else inside
 
     def initial_bias(
         self, mean: Float[Array, " d"], spread: Float[Array, " d"]
     ) -> Float[Array, "p d"]:
         zero = jnp.zeros_like(mean)
-        if self.mean is not None:
-            mean, spread = zero, zero + 1
-        elif self.family.endswith("LogNormal"):
-            mean = jnp.where(mean > 0, mean, spread)  # what is not positive is refused elsewhere
-            ratio = jnp.log1p((spread / mean) ** 2)
-            mean, spread = jnp.log(mean) - ratio / 2, jnp.sqrt(ratio)
-        start = {"loc": mean, "scale": spread}
-        if self.family == "StudentT":
-            start["df"] = zero + 5
-        rows = [t.inv(start[n]) if n in start else zero for n, t in self._arguments().items()]
-        return jnp.stack(rows)
+        if self.family not in WHOLE_LINE:
+            first = start(self.family, mean, spread)[0]
+            return first if self.start is None else jnp.zeros_like(first)
+        values = {"df": zero + jnp.log(5.0)}
+        if self.mean is None:
+            values |= {"loc": mean, "scale": jnp.log(spread)}
+        return jnp.stack([values.get(name, zero) for name in self._arguments()])
+
+
+def _argument(to: transforms.Transform, row: Float[Array, " d"]) -> Float[Array, " d"]:
+    """An argument of numpyro, neither 0 nor infinite where it is positive."""
+    if isinstance(to, transforms.IdentityTransform):
+        return row
+    return to(jnp.clip(row, -LARGEST, LARGEST))
 
 
 def names() -> list[str]:
     """The likelihoods that `likelihood` accepts by name."""
-    families: list[type[dist.Distribution]] = [
-        f for f in vars(dist).values() if inspect.isclass(f) and issubclass(f, dist.Distribution)
-    ]
-    return [*WRITTEN_OUT, *sorted(f.__name__ for f in families if _is_elementwise(f))]
+    return [*WRITTEN_OUT, *sorted(f for f in WHOLE_LINE | BOUNDED if hasattr(dist, f))]
 
 
 def check_values(name: str, values: Float[np.ndarray, "n d"], of: str, scale: float = 1.0) -> None:
     """`InputError` if a numpyro distribution of a part of the real line gives some of these values
     no finite density.
 
-    Where it starts and a little to either side: the density of Beta, say, is finite at 0 for one
-    value of its parameters. The values are those of the data divided by `scale`.
+    Where it starts and a little to either side. The values are those of the data divided by
+    `scale`.
     """
-    if name not in names()[len(WRITTEN_OUT) :] or getattr(dist, name).support is constraints.real:
+    if name in MOVING:
+        _refuse_moving(name)
+    if name not in BOUNDED or name not in names():
         return
-    family = Numpyro(name)
-    mean, spread = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-3)
-    start = family.initial_bias(jnp.asarray(mean), jnp.asarray(spread))
+    mean, spread = (jnp.asarray(m, jnp.float32) for m in (values.mean(axis=0), values.std(axis=0)))
+    family = likelihood(name, kind="real", mean=mean, spread=spread)
     for apart in (-0.5, 0.0, 0.5):
-        distribution = family.distribution(start + apart)
-        usable = np.broadcast_to(distribution.support(values), values.shape)
-        if usable.all():
-            usable = np.isfinite(distribution.log_prob(values))
+        usable = np.isfinite(_density_of_each(family, mean, spread, apart, jnp.asarray(values)))
         if not usable.all():
             value = f"{values[~usable][0]:g}"
             what = f"the value {value}" if scale == 1 else f"x / {scale:g} = {value}"
@@ -235,27 +288,24 @@ def check_values(name: str, values: Float[np.ndarray, "n d"], of: str, scale: fl
             )
 
 
+@eqx.filter_jit
+def _density_of_each(
+    family: Any, mean: Array, spread: Array, apart: float | Array, values: Array
+) -> Array:
+    parameters = family.initial_bias(mean, spread) + apart
+    return jax.vmap(family.log_probs, in_axes=(None, 0))(parameters, values)
+
+
 def is_binary(name: str) -> bool:
     """Whether the likelihood `name` is of 0 and 1 only: Bernoulli, however it is parametrised."""
     return name.lower().startswith("bernoulli")
 
 
-def _is_elementwise(family: type[dist.Distribution]) -> bool:
-    """Whether a distribution of scalars is built from scalars that map to the real line."""
-    if "base_dist" in inspect.signature(family).parameters or family.__name__ in UNUSABLE:
-        return False
-    try:
-        maps = [transforms.biject_to(c) for c in family.arg_constraints.values()]
-        scalar = bool(maps) and all(t.domain.event_dim == 0 for t in maps)
-        return scalar and family.support.event_dim == 0
-    except (AttributeError, NotImplementedError):
-        return False
-
-
 def likelihood(name: str, *, kind: str, mean: Array, spread: Array) -> AbstractLikelihood:
     """The likelihood `name` for data of a kind (binary, intensity, real) with these moments [d].
 
-    `InputError` for an unknown name, or for a Bernoulli likelihood of real values.
+    `spread` is the standard deviation, 0 where a pixel is constant. `InputError` for an unknown
+    name, or for a Bernoulli likelihood of real values.
     """
     if name == "auto":
         name = "gaussian" if kind == "real" else "bernoulli"
@@ -267,15 +317,35 @@ def likelihood(name: str, *, kind: str, mean: Array, spread: Array) -> AbstractL
             )
         return Bernoulli()
     if name == "gaussian":
-        return Gaussian(mean, spread)
+        return Gaussian(mean, jnp.where(spread > 0, spread, 1.0))
+    if name in MOVING:
+        _refuse_moving(name)
     if name not in names():
         raise InputError(f"There is no likelihood {name!r}; {nearest(name, names())}.")
-    whole = getattr(dist, name).support is constraints.real
-    return Numpyro(name, mean, spread) if whole else Numpyro(name)
+    if name in WHOLE_LINE:
+        return Numpyro(name, mean, jnp.where(spread > 0, spread, 1.0))
+    if is_binary(name):
+        return Numpyro(name)
+    first, units = start(name, mean, spread)
+    own = unit(mean, spread) if name == "Chi2" else None
+    return Numpyro(name, spread=own, start=first, units=units)
+
+
+def _refuse_moving(name: str) -> None:
+    raise InputError(
+        f"likelihood = {name} was given, but where its support ends is one of its parameters, "
+        f"which training moves past the data; give Gamma, LogNormal or Weibull."
+    )
 
 
 def is_continuous(name: str, kind: str) -> bool:
-    """Whether p(x|h1) of the likelihood `name` is a density, of data of this kind."""
+    """Whether p(x|h1) of the likelihood `name` is a density, of data of this kind, at least above
+    0 (`is_mixed`)."""
     if name in ("auto", *WRITTEN_OUT):
         return name == "gaussian" or (name == "auto" and kind == "real")
     return name in names() and not getattr(dist, name).support.is_discrete
+
+
+def is_mixed(name: str) -> bool:
+    """Whether p(x|h1) is a probability of x = 0 and a density of what is above."""
+    return name in ("HurdleGamma", "HurdleLogNormal")

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from iwae import data, likelihoods
 from iwae.config import DataConfig, ModelConfig
@@ -16,6 +16,15 @@ from iwae.errors import InputError
 
 CHECKED = 1000
 """Examples that a likelihood is tried on before training."""
+
+REPEATS = 5
+"""How often the values of a column come on average that is taken for discrete."""
+
+ON_MIXTURES = (
+    "zeros count by their probability and other values by their density, so that this is "
+    "comparable with likelihoods of the same kind alone"
+)
+"""What is to be said of an NLL that is neither a probability's nor a density's."""
 
 FIXED_SEED = 0
 """Seed of the fixed binarisation: one and the same for every run."""
@@ -108,22 +117,37 @@ def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Obs
     notes = [dataset.note] if dataset.note else []
     if how == "none" and likelihoods.is_continuous(model.likelihood, dataset.kind):
         notes += _notes_on_densities(dataset)
+        if likelihoods.is_mixed(model.likelihood):
+            notes.append(ON_MIXTURES)
     of = (dataset.name, dataset.kind, dataset.scale, dataset.shape, "; ".join(notes))
     return Observation(*of, binarization=how, digest=dataset.whole_digest)
 
 
 def _notes_on_densities(dataset: Dataset) -> list[str]:
     """What is to be said of a density of these values."""
-    constant = int(np.sum(dataset.train.min(axis=0) == dataset.train.max(axis=0)))
+    constant = dataset.train.min(axis=0) == dataset.train.max(axis=0)
+    discrete = _look_discrete(dataset.train[:CHECKED]) & ~constant
     notes = []
     if dataset.scale != 1:
         notes.append(f"the density is that of x / {dataset.scale:g}")
-    if constant:
+    if constant.any():
         notes.append(
-            f"{constant} of {dataset.train.shape[1]} values are constant in training, where a "
-            f"density may have no bound"
+            f"{constant.sum()} of {len(constant)} values are constant in training, where a density "
+            f"may have no bound"
+        )
+    if discrete.any():
+        notes.append(
+            f"{discrete.sum()} of {len(discrete)} values look discrete in training, of which a "
+            f"density is no probability and may have no bound"
         )
     return notes
+
+
+def _look_discrete(values: Shaped[np.ndarray, "n d"]) -> Bool[np.ndarray, " d"]:
+    """Columns in which a value comes `REPEATS` times or more on average."""
+    ordered = np.sort(values, axis=0)
+    distinct = 1 + np.sum(ordered[1:] != ordered[:-1], axis=0)
+    return distinct * REPEATS <= len(values)
 
 
 def prepare(dataset: Dataset, seen: Observation) -> Dataset:

@@ -21,7 +21,7 @@ from iwae.errors import InputError
 from iwae.evaluation import ACTIVE, Progress
 from iwae.files import refuse_existing, write_atomic
 from iwae.folder import read_config, read_evaluations, read_metrics
-from iwae.likelihoods import is_continuous
+from iwae.likelihoods import is_continuous, is_mixed
 from iwae.settings import flatten
 from iwae.tables import units_in_words
 from iwae.trained import TERM_DRAWS, Trained
@@ -217,7 +217,8 @@ def _alike(entry: Entry, e: dict[str, Any]) -> tuple[Any, ...]:
     if not digest:  # of an early version
         with contextlib.suppress(InputError):
             digest = entry.trained.data().whole_digest
-    density = is_continuous(entry.config.model.likelihood, seen.model_kind)
+    name = entry.config.model.likelihood
+    density = "mixed" if is_mixed(name) else is_continuous(name, seen.model_kind)
     return (*how, digest, seen.kind, seen.scale, seen.binarization, density)
 
 

@@ -26,6 +26,19 @@ def key(seed: int | Array) -> PRNGKeyArray:
     return jax.random.key(seed, impl=THREEFRY)
 
 
+def plain_key(key: PRNGKeyArray) -> PRNGKeyArray:
+    """A key of JAX's own Threefry, for what takes no other (`jax.random.poisson`).
+
+    That of the same two words where the key is of Threefry, so that the draws are the same.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    words = jax.random.key_data(key)
+    if words.shape[-1] != 2:
+        words = jax.random.bits(key, (2,), jnp.uint32)
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
 def _threefry(key: tuple[Words, Words], count: Words) -> tuple[Words, Words]:
     """Threefry-2x32 with 20 rounds of the blocks (0, count), by broadcasting."""
     schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(PARITY))

@@ -1,0 +1,68 @@
+"""Draws from numpyro's distributions by any key of `jax.random`, and at all parameters.
+
+Some of numpyro's samplers take JAX's own Threefry only, and some lose their digits in float32.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, PRNGKeyArray
+
+from iwae.special import log_rise
+from iwae.threefry import plain_key
+
+NARROW = 1e4
+"""A concentration on the circle from which on von Mises is normal to float32."""
+
+
+@functools.cache
+def drawable(family: str) -> Any:
+    """The class of numpyro, whose `sample` takes any key."""
+    theirs = getattr(dist, family)
+    draw = SAMPLERS.get(family, theirs.sample)
+
+    def sample(self: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
+        return draw(self, plain_key(key), sample_shape)
+
+    return type(family, (theirs,), {"sample": sample, "__doc__": theirs.__doc__})
+
+
+def _hurdle_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+    """Counts above 0 by the time of the first, so that none is drawn again however small the rate.
+
+    Of events at rate λ in a unit of time, given that there is one, the first comes at
+    −log(1 − u (1 − e^−λ)) / λ with u uniform.
+    """
+    shape = (*sample_shape, *of.batch_shape)
+    key_gate, key_first, key_more = jax.random.split(key, 3)
+    rate = jnp.broadcast_to(of.base_dist.rate, shape)
+    left = rate + jnp.log1p(jax.random.uniform(key_first, shape) * jnp.expm1(-rate))
+    some = 1 + jax.random.poisson(key_more, jnp.maximum(left, 0.0), shape)
+    return jnp.where(jax.random.bernoulli(key_gate, of.gate, shape), 0, some)
+
+
+def _kumaraswamy(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+    """(1 − u^(1/b))^(1/a) with u uniform."""
+    exponential = jax.random.exponential(key, (*sample_shape, *of.batch_shape))
+    w = jnp.log(exponential) - jnp.log(of.concentration0)
+    return jnp.exp(log_rise(w) / of.concentration1)
+
+
+def _von_mises(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+    shape = (*sample_shape, *of.batch_shape)
+    wide = dist.VonMises(of.loc, jnp.minimum(of.concentration, NARROW)).sample(key, sample_shape)
+    narrow = of.loc + jax.random.normal(key, shape) / jnp.sqrt(of.concentration)
+    narrow = jnp.where(narrow > jnp.pi, narrow - 2 * jnp.pi, narrow)
+    narrow = jnp.where(narrow < -jnp.pi, narrow + 2 * jnp.pi, narrow)
+    return jnp.where(of.concentration > NARROW, narrow, wide)
+
+
+SAMPLERS: dict[str, Callable[..., Array]] = {
+    "HurdlePoisson": _hurdle_poisson,
+    "Kumaraswamy": _kumaraswamy,
+    "VonMises": _von_mises,
+}
