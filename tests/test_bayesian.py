@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from scipy.integrate import quad
+from scipy.special import log_expit
+from scipy.stats import norm
 
 import iwae
 from iwae.bayesian import Draws, UncertainAutoencoder, UncertainLinear
@@ -17,6 +20,7 @@ from iwae.cli import main
 from iwae.config import ModelConfig, RunConfig
 from iwae.evaluation import log_likelihood
 from iwae.gradients import ESTIMATORS, surrogate_loss
+from iwae.likelihoods import Bernoulli
 from iwae.model import Autoencoder, draw_log_weights, log_weights
 from iwae.networks import Linear
 from iwae.runs import load
@@ -116,6 +120,34 @@ def test_the_divergence_from_the_prior_is_that_of_the_distributions() -> None:
 
 
 # --- a model ----------------------------------------------------------------------------------
+
+
+def test_the_bound_less_the_divergence_bounds_the_training_set_for_one_draw_only() -> None:
+    """Ten zeros and ten ones of one pixel, whose logit is its bias; q = prior = N(0, 10²)."""
+    nothing = Linear(jnp.zeros((1, 0)), jnp.zeros(1))
+    model = UncertainAutoencoder(
+        encoder=(lambda x: (jnp.zeros(0), jnp.zeros(0)),),
+        decoder=(),
+        observation=UncertainLinear.around(nothing, 10.0),
+        likelihood=Bernoulli(),
+        latents=(0,),
+    )
+    assert model.weight_kl(10.0) == pytest.approx(0, abs=1e-6)
+    density = lambda b: norm.pdf(b, 0, 10) * np.exp(10 * (log_expit(b) + log_expit(-b)))
+    evidence = np.log(quad(density, -60, 60, points=[0])[0])
+    assert evidence == pytest.approx(-16.96, abs=0.01)
+
+    def whole(k: int, n: int) -> tuple[float, float]:
+        log_w = lambda x, key: draw_log_weights(model, x, k, key)
+        keys = jax.random.split(jax.random.key(k), (2, n))
+        of = lambda x, keys: l_k(jax.vmap(partial(log_w, jnp.full(1, x)))(keys).T)
+        values = 10 * np.asarray(of(0.0, keys[0]) + of(1.0, keys[1]), np.float64)
+        return values.mean(), values.std() / np.sqrt(n)
+
+    (one, error), (many, small_error) = whole(1, 40_000), whole(25, 4000)
+    assert one + 4 * error < evidence
+    assert many - 4 * small_error > evidence + 1
+    assert many == pytest.approx(-14.24, abs=4 * small_error + 0.01)
 
 
 @pytest.mark.parametrize(("layers", "which"), [(1, "encoder"), (1, "decoder"), (2, "both")])

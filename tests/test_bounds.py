@@ -4,6 +4,7 @@ from functools import partial
 from itertools import combinations
 from math import comb, factorial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,6 +252,22 @@ def test_jvi_keeps_its_digits_far_from_zero(k, order):
             np.testing.assert_allclose(got, wanted, atol=5e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize(
+    ("k", "order", "error"),
+    [(500, 1, 1e-5), (500, 2, 1.5e-4), pytest.param(2000, 2, 4e-4, marks=pytest.mark.slow)],
+)
+def test_the_jackknife_of_many_draws_errs_by_what_it_says(k, order, error):
+    """With r the shares, T_S − T = log (1 − r) of one left out and log (1 − r_i − r_j) of two."""
+    x = np.random.default_rng(0).normal(-90, 2, size=k).astype(np.float32)
+    r, c = softmax(x.astype(np.float64)), jackknife.coefficients(k, order)
+    exact = logsumexp(x.astype(np.float64)) - sum(a * np.log(k - j) for j, a in enumerate(c))
+    exact += c[1] * np.log1p(-r).mean()
+    if order == 2:
+        pairs = np.log1p(-(r[:, None] + r))
+        exact += c[2] * (pairs.sum() - np.trace(pairs)) / (k * (k - 1))
+    assert abs(jax.jit(partial(jvi, order=order))(x) - exact) < error
+
+
 @pytest.mark.parametrize("name", sorted(set(SHAPED) - {"vr-iwae, above 1", "jvi-3"}))
 def test_one_weight_of_zero_leaves_the_curvature_finite(name):
     """Of the other two the bound itself is infinite there."""
@@ -343,6 +360,106 @@ def test_curvature_holds_no_table_of_draws_by_draws(name):
     jaxpr = jax.make_jaxpr(partial(curvature, SHAPED[name]))(jnp.zeros(k)).jaxpr
     assert max(sizes(jaxpr)) < 3 * k
     assert max(sizes(jax.make_jaxpr(jax.jit(jax.hessian(iwae)))(jnp.zeros(k)).jaxpr)) >= k * k
+
+
+# --- every bound in float32, against float64 --------------------------------------------------
+
+
+def powers(x, a):
+    """(value, gradient, H_ii) of (1/a) log (1/K) Σ w^a, or of the ELBO for a = 0."""
+    k = len(x)
+    if a == 0:
+        return x.mean(), np.full(k, 1 / k), np.zeros(k)
+    top = x.max() if a > 0 else x.min()
+    v = softmax(a * (x - top))
+    return top + (logsumexp(a * (x - top)) - np.log(k)) / a, v, a * v * (1 - v)
+
+
+def groups(x, m):
+    each = [powers(part, 1) for part in x.reshape(m, -1)]
+    value, *rest = (np.stack(of) for of in zip(*each, strict=True))
+    return value.mean(), *(of.ravel() / m for of in rest)
+
+
+def between(x, beta):
+    pairs = zip(powers(x, 0), powers(x, 1), strict=True)
+    return tuple(beta * low + (1 - beta) * high for low, high in pairs)
+
+
+def subsets(x, order):
+    k, total = len(x), [0.0, np.zeros(len(x)), np.zeros(len(x))]
+    for j in range(order + 1):
+        c = (-1) ** j * (k - j) ** order / (factorial(order - j) * factorial(j))
+        for s in map(list, combinations(range(k), k - j)):
+            value, gradient, diagonal = (c / comb(k, j) * of for of in powers(x[s], 1))
+            total[0] += value
+            total[1][s] += gradient
+            total[2][s] += diagonal
+    return tuple(total)
+
+
+CLOSED = {
+    "vae": (elbo, partial(powers, a=0)),
+    "iwae": (iwae, partial(powers, a=1)),
+    "miwae": (partial(miwae, m=3), partial(groups, m=3)),
+    "ciwae": (partial(ciwae, beta=0.3), partial(between, beta=0.3)),
+    "piwae, of φ": (named("piwae", m=2).phi, partial(groups, m=2)),
+} | {
+    f"vr-iwae {alpha}": (partial(vr_iwae, alpha=alpha), partial(powers, a=1 - alpha))
+    for alpha in (-5.0, -1.5, 0.4, 1 - 1e-6, 1.0, 1.7, 4.0)
+}
+CLOSED |= {f"jvi {m}": (partial(jvi, order=m), partial(subsets, order=m)) for m in range(4)}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_every_bound_keeps_float32_at_any_offset_and_spread(name):
+    """Value, gradient and H_ii of the same float32 log-weights, and under `eqx.Partial` too.
+
+    Errors are relative to the largest log-weight, and to Σ |c_j| of a jackknife.
+    """
+    bound, exact = CLOSED[name]
+    k, size = 6, 1.0
+    assert {b.func if isinstance(b, partial) else b for b, _ in CLOSED.values()} >= set(
+        bounds.BOUNDS.values()
+    )
+    if name.startswith("jvi"):
+        size = sum(map(abs, jackknife.coefficients(k, int(name[-1]))))
+    ours = jax.jit(lambda x: (bound(x), jax.grad(bound)(x), curvature(bound, x)))
+    for offset in (0.0, -90.0, 1e6, -1e6):
+        for spread in (1e-3, 0.1, 1.0, 30.0, 1000.0):
+            draws = np.random.default_rng(3).normal(size=(3, k))
+            for x in (offset + spread * draws).astype(np.float32):
+                value, *rest = exact(x.astype(np.float64))
+                got, *others = ours(x)
+                largest = np.abs(x).max()
+                assert abs(np.float64(got) - value) < 3e-7 * (largest + size)
+                for a, b in zip(others, rest, strict=True):
+                    np.testing.assert_allclose(np.float64(a), b, rtol=1e-6, atol=1e-6 * size)
+
+
+class Unhashed(eqx.Module):
+    """A bound of one's own with a setting that has no hash."""
+
+    power: list[float]
+
+    def __call__(self, log_w):
+        return vr_iwae(log_w, alpha=1 - self.power[0])
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        eqx.Partial(jvi, order=1),
+        eqx.Partial(partial(vr_iwae, alpha=0.4)),
+        partial(eqx.Partial(vr_iwae, alpha=0.9), alpha=0.4),
+        eqx.Partial(lambda power, log_w: vr_iwae(log_w, alpha=1 - power), 0.6),
+        Unhashed([0.6]),
+    ],
+)
+def test_bounds_without_a_hash_have_their_curvature(bound):
+    x = np.random.default_rng(0).normal(size=5).astype(np.float32)
+    exact = subsets(x, 1) if getattr(bound, "func", None) is jvi else powers(x, 0.6)
+    np.testing.assert_allclose(curvature(bound, jnp.asarray(x)), exact[2], atol=1e-6)
 
 
 # --- refusals ---------------------------------------------------------------------------------

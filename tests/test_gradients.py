@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.stats import norm
 from scipy.special import softmax
 
 from iwae import laboratory
 from iwae.bounds import BOUNDS, Pair, ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
 from iwae.build import build
 from iwae.config import ModelConfig, ObjectiveConfig
+from iwae.errors import InputError
 from iwae.gradients import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
 from iwae.model import (
     Autoencoder,
@@ -615,6 +617,163 @@ def test_resampled_draws_keep_their_weights(which):
     gradient of the same draws, paired, within 4.5 standard errors."""
     given = {"bound": iwae, "k": 4, "estimator": "stl"}
     assert deviation(*few_and_all(small(which), BITS, 2, 8000, **given)) < 4.5
+
+
+# --- draws without a path ---------------------------------------------------------------------
+
+
+def switches(draw=None, *, jitted=False):
+    """h ∈ {0, 1}³ of probabilities σ(φ); p(x, h) = p(h) N(x; h + θ, I)."""
+
+    def propose(p, x, k, key):
+        made = lambda p: jax.random.bernoulli(key, jax.nn.sigmoid(p["phi"]), (k, 3)) * 1.0
+        return (jax.jit(made) if jitted else made)(p)
+
+    log_bernoulli = lambda h, logit: h * logit - jax.nn.softplus(logit)
+    return FromFunctions(
+        {"phi": jnp.array([-0.4, 0.3, 0.0]), "theta": jnp.array([0.1, 0.0, -0.2])},
+        propose=draw or propose,
+        log_joint=lambda p, x, h: jnp.sum(
+            log_bernoulli(h, 0.5) + norm.logpdf(x, h + p["theta"]), axis=-1
+        ),
+        log_proposal=lambda p, x, h: jnp.sum(log_bernoulli(h, p["phi"]), axis=-1),
+    )
+
+
+BY_PATH = sorted(n for n, e in ESTIMATORS.items() if e.path is not None)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("estimator", BY_PATH)
+def test_draws_that_pass_no_gradient_are_refused(estimator, jitted):
+    """Before the first step is compiled; the encoder would learn nothing, or by half its
+    gradient."""
+    loss = lambda model: surrogate_loss(
+        model, X, jax.random.key(0), bound=iwae, k=4, estimator=estimator
+    )[0]
+    with refused(
+        f"Estimator {estimator} passes gradients through the draws, but through those of this "
+        f"model none reaches its parameter .params['phi']; give rws, or reparametrised draws."
+    ):
+        eqx.filter_jit(eqx.filter_grad(loss))(switches(jitted=jitted))
+
+
+def test_wake_phi_of_discrete_draws_is_that_of_enumeration():
+    """K = 2 over all 64 pairs, each with the key that draws it."""
+    model, p = switches(), switches().params
+    draw = jax.jit(lambda key: model.propose(X, 2, key))
+    drawn = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000)))
+    code = (drawn.reshape(-1, 6) @ 2 ** np.arange(6)).astype(int)
+    _, first = np.unique(code, return_index=True)
+    assert len(first) == 64
+    one = lambda key: gradients(model, X, key, 2, (iwae,), "rws")[0][1].params
+    got = jax.vmap(one)(jax.random.split(jax.random.key(0), 4000)[first])
+    h, x = drawn[first].astype(np.float64), np.asarray(X, np.float64)
+    phi, theta = (np.asarray(p[name], np.float64) for name in ("phi", "theta"))
+    log_bernoulli = lambda h, logit: h * logit - np.logaddexp(0, logit)
+    log_q = log_bernoulli(h, phi).sum(-1)
+    far = x - h - theta
+    log_p = (log_bernoulli(h, 0.5) - far**2 / 2 - np.log(2 * np.pi) / 2).sum(-1)
+    w = np.exp(log_p - log_q)
+    share = (w / w.sum(1, keepdims=True))[..., None]
+    chance = np.exp(log_q.sum(1))
+    assert chance.sum() == pytest.approx(1)
+    for name, each in (("phi", share * (h - 1 / (1 + np.exp(-phi)))), ("theta", share * far)):
+        np.testing.assert_allclose(-got[name], each.sum(1), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(chance @ -got[name], chance @ each.sum(1), rtol=1e-4, atol=1e-6)
+
+
+HALVES = {
+    "a discrete half": lambda p, x, k, key: (
+        p["m"] + jax.random.normal(key, (k,)),
+        jax.random.categorical(key, p["l"], shape=(k,)),
+    ),
+    "rounded": lambda p, x, k, key: (
+        p["m"] + jax.random.normal(key, (k,)),
+        jnp.round(p["l"][0] + jax.random.normal(key, (k,))),
+    ),
+    "held": lambda p, x, k, key: (
+        p["m"] + jax.random.normal(key, (k,)),
+        jax.lax.stop_gradient(p["l"][0]) + jax.random.normal(key, (k,)),
+    ),
+}
+
+
+def halves(draw):
+    return FromFunctions(
+        {"m": jnp.zeros(()), "l": jnp.zeros(2)},
+        propose=draw,
+        log_joint=lambda p, x, h: norm.logpdf(h[0]),
+        log_proposal=lambda p, x, h: norm.logpdf(h[0], p["m"]) + h[1] * p["l"][0],
+    )
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_half_that_passes_no_gradient_is_refused(name):
+    for estimator in ("reparam", "dreg"):
+        with pytest.raises(InputError, match=r"none reaches its parameter \.params\['l'\]"):
+            surrogate_loss(
+                halves(HALVES[name]), X, jax.random.key(0), bound=iwae, k=2, estimator=estimator
+            )
+
+
+def test_draws_that_pass_a_gradient_are_taken():
+    """Straight-through, implicit, in a loop; and a proposal without parameters of its own."""
+    drawn = {
+        "straight": lambda p, x, k, key: (
+            p["m"] + jax.random.normal(key, (k,)),
+            p["l"][0] + jax.lax.stop_gradient(jnp.round(jax.random.normal(key, (k,)))),
+        ),
+        "implicit": lambda p, x, k, key: (
+            p["m"] + jax.random.normal(key, (k,)),
+            jax.random.gamma(key, jnp.exp(p["l"][0]), (k,)),
+        ),
+    }
+    for draw in drawn.values():
+        loss, _ = surrogate_loss(halves(draw), X, jax.random.key(0), bound=iwae, k=2)
+        assert np.isfinite(loss)
+    fixed = FromFunctions(
+        {"theta": jnp.zeros(3)},
+        propose=lambda p, x, k, key: jax.random.bernoulli(key, 0.5, (k, 3)) * 1.0,
+        log_joint=lambda p, x, h: jnp.sum(norm.logpdf(x, h * p["theta"]), -1) - 3 * np.log(2),
+        log_proposal=lambda p, x, h: jnp.full(len(h), -3 * np.log(2)),
+    )
+    for estimator in BY_PATH:
+        assert np.isfinite(
+            surrogate_loss(fixed, X, jax.random.key(0), bound=iwae, k=2, estimator=estimator)[0]
+        )
+
+
+def test_a_density_of_more_than_the_draws_is_refused_where_its_score_is_dropped():
+    """r stands in the weights, not in the draws: only `reparam` reaches it."""
+    model = FromFunctions(
+        {"m": jnp.zeros(3), "r": jnp.zeros(3)},
+        propose=lambda p, x, k, key: p["m"] + jax.random.normal(key, (k, 3)),
+        log_joint=lambda p, x, h: jnp.sum(norm.logpdf(x, h), -1),
+        log_proposal=lambda p, x, h: jnp.sum(norm.logpdf(h, p["m"]) - norm.logpdf(h, p["r"]), -1),
+    )
+    loss = partial(surrogate_loss, model, X, jax.random.key(0), bound=iwae, k=4)
+    assert np.isfinite(loss(estimator="reparam")[0])
+    with refused(
+        "Estimator stl passes gradients through the draws, but through those of this model none "
+        "reaches its parameter .params['r']; give reparam."
+    ):
+        loss(estimator="stl")
+
+
+def test_compiled_steps_hold_nothing_of_what_is_checked():
+    """The program of the gradient is the one that there is without a look at its path."""
+    model = Bare(small("none"))
+
+    def program():
+        loss = lambda m: surrogate_loss(m, BITS, jax.random.key(0), bound=iwae, k=3)[0]
+        moving, still = eqx.partition(model, eqx.is_inexact_array)
+        return str(jax.make_jaxpr(jax.grad(lambda m: loss(eqx.combine(m, still))))(moving))
+
+    with pytest.MonkeyPatch.context() as patch:
+        checked = program()
+        patch.setattr("iwae.gradients.check_path", lambda *given: None)
+        assert program() == checked
 
 
 def test_combinations_without_meaning_are_refused():

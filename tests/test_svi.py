@@ -10,10 +10,13 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.distributions.flows import BlockNeuralAutoregressiveTransform
-from numpyro.infer import SVI, RenyiELBO
-from numpyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer import SVI, RenyiELBO, autoguide
+from numpyro.infer.autoguide import AutoDiagonalNormal, AutoGuideList, AutoNormal
+from scipy.stats import multivariate_normal, norm
 
 from iwae.bounds import Pair, elbo, iwae, jvi, vr_iwae
+from iwae.errors import InputError
 from iwae.svi import ImportanceELBO
 from refusals import refused
 
@@ -102,17 +105,226 @@ def test_a_pair_and_wake_phi_leave_theta_alone():
     assert not np.any(np.isclose(wake["gain"], plain["gain"], rtol=1e-2))
 
 
-def test_guides_that_are_not_reparametrised_are_refused():
-    def discrete(data):
+UNMOVED = {
+    "Bernoulli": lambda: dist.Bernoulli(numpyro.param("p", 0.4)),
+    "Poisson": lambda: dist.Poisson(1.0),
+    "VonMises": lambda: dist.VonMises(0.0, numpyro.param("p", 0.4)),
+    "MixtureSameFamily": lambda: dist.MixtureSameFamily(
+        dist.Categorical(logits=numpyro.param("p", jnp.zeros(2))), dist.Normal(jnp.ones(2), 1)
+    ),
+    "SineSkewed": lambda: dist.SineSkewed(
+        dist.Uniform(-jnp.pi, jnp.pi).expand([1]).to_event(1), numpyro.param("p", jnp.zeros(1))
+    ),
+}
+"""Draws through which NumPyro passes no gradient, or not that of every parameter."""
+
+
+@pytest.mark.parametrize("name", UNMOVED)
+def test_guides_that_are_not_reparametrised_are_refused(name):
+    """By every estimator that passes a gradient through draws; `rws` does not."""
+
+    def own(data):
+        return numpyro.sample("z", UNMOVED[name]())
+
+    for estimator in ("reparam", "stl", "dreg", "rws-dreg", "aisle-kl", "aisle-chi2"):
+        with pytest.raises(InputError) as raised:
+            ImportanceELBO(iwae, estimator).loss(jax.random.key(0), {}, own, own, DATA)
+        sentence = str(raised.value).splitlines()[0]
+        assert sentence.startswith(f"The guide's site 'z' draws from {name}")
+        assert sentence.endswith(
+            "which is not reparametrised, so no gradient passes through it; use the estimator rws, "
+            "a reparametrised distribution there, or numpyro.infer.TraceGraph_ELBO."
+        )
+    assert ImportanceELBO(iwae, "rws").loss(jax.random.key(0), {}, own, own, DATA) == 0
+
+
+def test_wake_phi_of_a_discrete_guide_is_that_of_enumeration():
+    """z ~ Bern(½), x = 0.8 ~ N(2z − 1 + θ, 1), q = Bern(σ(φ)), K = 2: the mean over all pairs.
+
+    The value tells which pair was drawn, up to its order.
+    """
+
+    def chance(x):
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        numpyro.sample("x", dist.Normal(2.0 * z - 1 + numpyro.param("theta", 0.0), 1), obs=x)
+
+    def its_guide(x):
+        numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("phi", 0.0)))
+
+    x, phi, theta = 0.8, float(np.log(0.4 / 0.6)), 0.3
+    q = np.array([0.6, 0.4])
+    far = x - (2 * np.arange(2) - 1 + theta)
+    w = 0.5 * norm.pdf(far) / q
+    loss = ImportanceELBO(iwae, "rws", num_particles=2).loss
+    one = jax.jit(jax.value_and_grad(lambda p, key: loss(key, p, chance, its_guide, x)))
+    drawn = [one({"phi": phi, "theta": theta}, jax.random.key(i)) for i in range(30)]
+    mean, expected = np.zeros(2), np.zeros(2)
+    for i, j in np.ndindex(2, 2):
+        pair = [i, j]
+        share = w[pair] / w[pair].sum()
+        score = np.array(pair) - 0.4  # ∇φ log q(z)
+        expected -= q[i] * q[j] * np.array([share @ score, share @ far[pair]])
+        of_pair = (g for value, g in drawn if abs(value + np.log(w[pair].mean())) < 1e-5)
+        gradient = next(of_pair)
+        mean += q[i] * q[j] * np.array([gradient["phi"], gradient["theta"]])
+    np.testing.assert_allclose(mean, expected, rtol=1e-5)
+
+
+# --- the exact posterior as guide: log p(x) for every K ---------------------------------------
+
+FOUR = jnp.array([0.3, 1.5, 2.2, -0.4])
+
+
+def normals(data=FOUR):
+    """p(z|x) = N(x/2, ½), independently; log p(x) = Σ log N(x; 0, 2)."""
+    with numpyro.plate("n", len(data)):
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.sample("x", dist.Normal(z, 1), obs=data)
+
+
+def listed(model):
+    guides = AutoGuideList(model)
+    guides.append(autoguide.AutoMultivariateNormal(model))
+    return guides
+
+
+MADE = {
+    "AutoNormal": autoguide.AutoNormal,
+    "AutoDiagonalNormal": autoguide.AutoDiagonalNormal,
+    "AutoMultivariateNormal": autoguide.AutoMultivariateNormal,
+    "AutoBatchedMultivariateNormal": autoguide.AutoBatchedMultivariateNormal,
+    "AutoLowRankMultivariateNormal": partial(autoguide.AutoLowRankMultivariateNormal, rank=4),
+    "AutoBatchedLowRankMultivariateNormal": autoguide.AutoBatchedLowRankMultivariateNormal,
+    "AutoDAIS": partial(autoguide.AutoDAIS, K=2),
+    "AutoSurrogateLikelihoodDAIS": partial(
+        autoguide.AutoSurrogateLikelihoodDAIS, surrogate_model=normals, K=2
+    ),
+    "AutoSemiDAIS": partial(autoguide.AutoSemiDAIS, local_model=normals, global_guide=None, K=2),
+    "AutoGuideList": listed,
+}
+"""Guides that can be the exact posterior."""
+
+MAPS = {"AutoIAFNormal": {}, "AutoBNAFNormal": {"num_flows": 1}}
+"""Guides that cannot, but whose density can be had from the guide itself."""
+
+OTHERS = {"AutoContinuous", "AutoGuide", "AutoDelta", "AutoLaplaceApproximation"}
+"""Abstract, and point masses."""
+
+
+def made(guide, data, replace=lambda name, value: value):
+    """The guide's parameters, by `replace(name, value)`."""
+    sites = trace(seed(guide, 0)).get_trace(data).items()
+    return {name: replace(name, s["value"]) for name, s in sites if s["type"] == "param"}
+
+
+def exact(name, value):
+    """Of `normals`; the steps of annealed samplers are 0 long, so that they stay where they are."""
+    if "eta0" in name:
+        return jnp.zeros_like(value)
+    if "cov_factor" in name:  # s² (I + I) = ½ I
+        return jnp.broadcast_to(jnp.eye(*value.shape[-2:]), value.shape)
+    if "tril" in name:
+        return jnp.broadcast_to(jnp.sqrt(0.5) * jnp.eye(value.shape[-1]), value.shape)
+    if "loc" in name:
+        return jnp.reshape(FOUR / 2, value.shape)
+    if "scale" in name:
+        return jnp.full_like(value, jnp.sqrt(0.5))
+    return value
+
+
+def test_every_automatic_guide_is_tried():
+    assert set(autoguide.__all__) == MADE.keys() | MAPS.keys() | OTHERS
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_exact_posterior_gives_the_evidence(name):
+    guide = MADE[name](normals)
+    params = made(guide, FOUR, exact)
+    if "LowRank" in name:
+        params["auto_scale"] = jnp.full_like(params["auto_scale"], 0.5)
+    evidence = norm.logpdf(FOUR, 0, np.sqrt(2)).sum()
+    assert evidence == pytest.approx(-6.897, abs=1e-3)
+    for k in (1, 2, 10) if name == "AutoMultivariateNormal" else (3,):
+        loss = partial(ImportanceELBO(iwae, num_particles=k).loss, jax.random.key(1))
+        value = -jax.jit(loss, static_argnums=(1, 2))(params, normals, guide, FOUR)
+        assert value == pytest.approx(evidence, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["AutoIAFNormal", pytest.param("AutoBNAFNormal", marks=pytest.mark.slow)]
+)
+def test_guides_that_map_a_normal_have_the_weight_of_their_own_density(name):
+    guide = getattr(autoguide, name)(normals, **MAPS[name])
+    params = made(guide, FOUR)
+    log_w = -ImportanceELBO(iwae, num_particles=1).loss(
+        jax.random.key(1), params, normals, guide, FOUR
+    )
+    model_and_guide = jax.random.split(jax.random.split(jax.random.key(1))[1], 1)[0]
+    guide_key = jax.random.split(model_and_guide)[1]
+    sites = trace(seed(substitute(guide, data=params), guide_key)).get_trace(FOUR)
+    latent = sites["_auto_latent"]
+    log_q = latent["fn"].log_prob(latent["value"], latent["intermediates"])
+    z = np.asarray(sites["z"]["value"])
+    log_p = norm.logpdf(z).sum() + norm.logpdf(FOUR, z).sum()
+    assert log_w == pytest.approx(log_p - float(log_q), abs=1e-4)
+
+
+def test_a_joint_posterior_of_global_and_local_latents_gives_the_evidence():
+    """m ~ N(0, 1), z_i ~ N(m, 1), x_i ~ N(z_i, 1): p(x) = N(0, 2I + 1 1ᵀ)."""
+
+    def tree(data):
+        m = numpyro.sample("m", dist.Normal(0, 1))
         with numpyro.plate("n", len(data)):
-            numpyro.sample("z", dist.Poisson(1.0))
+            z = numpyro.sample("z", dist.Normal(m, 1))
+            numpyro.sample("x", dist.Normal(z, 1), obs=data)
+
+    n = len(FOUR)
+    prior = np.block([[np.ones((1, n + 1))], [np.ones((n, 1)), np.eye(n) + 1]])
+    gain = prior[:, 1:] @ np.linalg.inv(prior[1:, 1:] + np.eye(n))
+    covariance = prior - gain @ prior[1:]
+    guide = autoguide.AutoMultivariateNormal(tree)
+    params = {
+        "auto_loc": jnp.asarray(gain @ np.asarray(FOUR), jnp.float32),
+        "auto_scale_tril": jnp.asarray(np.linalg.cholesky(covariance), jnp.float32),
+    }
+    evidence = multivariate_normal.logpdf(FOUR, np.zeros(n), np.eye(n) * 2 + 1)
+    loss = partial(ImportanceELBO(iwae, num_particles=7).loss, jax.random.key(2))
+    value = -jax.jit(loss, static_argnums=(1, 2))(params, tree, guide, FOUR)
+    assert value == pytest.approx(evidence, abs=1e-4)
+
+
+def test_weights_that_would_lack_a_density_are_refused():
+    def chained(data):
+        u = numpyro.sample("u", dist.Normal(0, 1))
+        numpyro.sample("z", dist.Normal(u, 1))
+
+    def one(data):
+        numpyro.sample("z", dist.Normal(0, 1))
+
+    loss = lambda *of: ImportanceELBO(iwae).loss(jax.random.key(0), {}, *of, FOUR)
+    with refused(
+        "The model's site 'u' is neither observed nor drawn by the guide, so the weights would "
+        "lack its density; give the guide a site 'u'."
+    ):
+        loss(chained, one)
+    with refused(
+        "The guide's site 'u' is not in the model, so the weights would divide by a density that "
+        "nothing makes up for; take it out, or where the guide accounts for it, mark it by "
+        "infer={'is_auxiliary': True}."
+    ):
+        loss(one, chained)
+
+
+def test_subsampled_plates_that_do_not_enclose_the_guide_are_refused():
+    def its_guide(data, subsample):
+        numpyro.sample("z", dist.Normal(jnp.zeros((3, 2)), 1).to_event(1))
 
     with refused(
-        "The guide's site 'z' draws from Poisson, which is not reparametrised, so no gradient "
-        "passes through it; use a reparametrised distribution there, or "
-        "numpyro.infer.TraceGraph_ELBO."
+        "The plate 'n' is subsampled, but does not enclose every site of the model and of the "
+        "guide, so the weights do not factorise over it; leave out subsample_size, or use a guide "
+        "all of whose sites are in it, such as AutoNormal."
     ):
-        ImportanceELBO(iwae, "dreg").loss(jax.random.key(0), {}, model, discrete, DATA)
+        ImportanceELBO(iwae).loss(jax.random.key(0), {}, model, its_guide, DATA, 3)
 
 
 def whole(data):

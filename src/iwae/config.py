@@ -286,7 +286,8 @@ class TrainingConfig:
     """Folder of a finished run whose parameters are the first of this one."""
     weight_kl: float = 0.0
     """Weight of KL(q(weights) || N(0, weight_prior^2)) / N beside the bound, N examples in a pass;
-    0, as published for IWAEU, leaves it out and 1 is the bound of the whole training set."""
+    0, as published for IWAEU, leaves it out. With 1 and K = 1 the sum over the training set bounds
+    its evidence; with K > 1 it can lie above, since each draw has weights of its own."""
     weight_kl_passes: int = 0
     """Passes over which that weight grows from 0."""
     weight_prior: float = 1.0

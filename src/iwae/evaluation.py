@@ -22,7 +22,15 @@ from iwae.bounds import Bound
 from iwae.checks import check_draws
 from iwae.devices import gathered, json_from_first
 from iwae.errors import InputError
-from iwae.model import Autoencoder, Model, block_of, draw_log_weights
+from iwae.model import (
+    Autoencoder,
+    Model,
+    block_of,
+    check_holds,
+    draw_log_weights,
+    holds,
+    latents_of,
+)
 from iwae.observation import Observer
 
 CHUNK = 250
@@ -93,10 +101,17 @@ def terms(
 ) -> Float[Array, " terms"]:
     """E_q[log p(x|h_1)] and E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})] for l = 1 … L, in nats.
 
-    The first minus the sum of the others is the ELBO.
+    The first minus the sum of the others is the ELBO. Of a subclass that draws in a way of its own
+    and says nothing of layers, the others are one, of all layers together. `InputError` if it has
+    a `log_joint` of its own, but not the terms of it.
     """
+    check_holds(model, "log_observation", "log_prior_terms")
     h = model.propose(x, k, key)
-    proposals, priors = model.log_proposal_terms(x, h), model.log_prior_terms(h)
+    priors = model.log_prior_terms(h)
+    if holds(model, "log_proposal_terms"):
+        proposals = model.log_proposal_terms(x, h)
+    else:
+        proposals, priors = [model.log_proposal(x, h)], [sum(priors[1:], priors[0])]
     kl = [q - p for q, p in zip(proposals, priors, strict=True)]
     return jnp.mean(jnp.stack([model.log_observation(x, h), *kl]), axis=1)
 
@@ -126,8 +141,10 @@ def over_examples(
     Bind other arguments with `eqx.Partial`: equal calls then share one compiled program.
 
     Example i is observed and evaluated under keys of (seed, i) alone, so that two models see the
-    same binarisation. `draws` latents live at once per example; `memory` (bytes; by default 8 MiB
-    for each worker on a CPU, 2 GiB elsewhere) sets how many examples make a block.
+    same binarisation. At the seed of a run the first 3 are those of its purposes
+    (`training.stream`), from which parameters, orders and steps descend; the others are apart.
+    `draws` latents live at once per example; `memory` (bytes; by default 8 MiB for each worker on a
+    CPU, 2 GiB elsewhere) sets how many examples make a block.
     """
     n, d = images.shape
     on_cpu = jax.default_backend() == "cpu"
@@ -271,7 +288,9 @@ def held(
 
     h_0 = x; from the same k draws for all units.
     """
+    check_holds(model, "log_observation", "log_prior_terms")
     draws = model.propose(x, k, key)
+    latents_of(model, draws)
 
     def latents(h: Any) -> Any:
         return h.latents if hasattr(h, "latents") else h

@@ -18,15 +18,17 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iwae.bounds import Bound, Pair, curvature
 from iwae.checks import check_draws
 from iwae.errors import InputError, nearest
-from iwae.model import Model, draw, made_from_noise
+from iwae.model import Autoencoder, Model, draw, made_from_noise
 
 Scalar = Float[Array, ""]
 PerDraw = Float[Array, " k"]
+Leaves = list[Array]
 
 RESAMPLING, DREAMS = 2**32 - 2, 2**32 - 3
 """What keys are folded with for these: `fold_in(key, i)` is the i-th of `split(key, n)`, which
@@ -113,7 +115,8 @@ def surrogate_loss(
     `backward_draws` < K the gradient passes through so many draws only, resampled by their weights
     (`resampled`), and all K are weighed `chunk` at a time, each alone, or at once.
 
-    `InputError` if the estimator does not exist, or means nothing for this bound, K or model.
+    `InputError` if the estimator does not exist, or means nothing for this bound, K or model, or
+    needs gradients through draws that pass none.
     """
     pair = paired(bound)
     chosen = named(estimator)
@@ -128,6 +131,7 @@ def surrogate_loss(
             f"chunk = {chunk} was given, but at least 1 draw is weighed at a time; give 1 or more."
         )
     check(chosen, pair, k, model, few=few is not None)
+    check_path(chosen, model, x, k, key)
     if few is not None:
         log_w, again = _weighed_first(model, x, k, key, chunk)
     else:
@@ -274,9 +278,35 @@ def named(estimator: str | Estimator) -> Estimator:
     return ESTIMATORS[estimator]
 
 
+def name_of(estimator: Estimator) -> str:
+    """As it stands in a sentence."""
+    return next((n for n, e in ESTIMATORS.items() if e == estimator), "of your own")
+
+
+def check_path(estimator: Estimator, model: Any, x: Array, k: int, key: PRNGKeyArray) -> None:
+    """`InputError` if parameters of the proposal would learn by a path through draws that is 0.
+
+    It is decided from the model's program, so that compiled steps hold nothing of it. An
+    `Autoencoder`'s own draws are differentiable, as far as its density is.
+    """
+    own = getattr(type(model), "reparametrize", None) is Autoencoder.reparametrize
+    if estimator.path is None or (own and made_from_noise(model)):
+        return
+    jumping, apart = unmoved(model, x, k, key)
+    names = jumping + apart if estimator.score is None else jumping
+    if not names:
+        return
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    works = "rws, or reparametrised draws" if jumping else "reparam"
+    raise InputError(
+        f"Estimator {name_of(estimator)} passes gradients through the draws, but through those of "
+        f"this model none reaches its parameter {names[0]}{more}; give {works}."
+    )
+
+
 def check(estimator: Estimator, pair: Pair, k: int, model: Any, *, few: bool = False) -> None:
     """`InputError` for a combination without meaning, with what would work."""
-    name = next((n for n, e in ESTIMATORS.items() if e == estimator), "of your own")
+    name = name_of(estimator)
     check_draws(k)
     in_blocks = hasattr(model, "block")
     if in_blocks and pair.theta is not pair.phi:
@@ -324,3 +354,52 @@ def check(estimator: Estimator, pair: Pair, k: int, model: Any, *, few: bool = F
             f"Estimator {name} needs draws (x, h) from the model, but it has no method "
             f"dream(k, key); write one, or use rws."
         )
+
+
+# --- which parameters the draws move with, read off their programs -------------------------------
+
+
+def unmoved(model: Model, x: Array, k: int, key: PRNGKeyArray) -> tuple[list[str], list[str]]:
+    """Names of parameters of log q(h|x) through which no gradient reaches the draws h.
+
+    First those that the draws depend on, in jumps, as of a Bernoulli variable; then those that
+    they do not depend on at all, as of a density of more than the draws. Nothing is computed: what
+    a gradient reaches is read off its program.
+    """
+    moving, fixed = eqx.partition(model, eqx.is_inexact_array)
+    named, structure = jax.tree_util.tree_flatten_with_path(moving)
+    names, leaves = [jax.tree_util.keystr(path) for path, _ in named], [leaf for _, leaf in named]
+    if not leaves:
+        return [], []
+    rebuilt = lambda leaves: eqx.combine(jax.tree.unflatten(structure, leaves), fixed)
+    draws = lambda leaves: jax.tree.leaves(rebuilt(leaves).propose(x, k, key))
+    floats = lambda leaves: [a for a in draws(leaves) if eqx.is_inexact_array(a)]
+
+    def density(leaves: Leaves) -> list[Array]:
+        of = rebuilt(leaves)
+        return [of.log_proposal(x, jax.lax.stop_gradient(of.propose(x, k, key)))]
+
+    path, score = _gradients(floats, leaves), _gradients(density, leaves)
+    still = [s and not p for p, s in zip(path, score, strict=True)]
+    if not any(still):
+        return [], []
+    depends = _reached(draws, leaves)
+    jumps = [n for n, s, d in zip(names, still, depends, strict=True) if s and d]
+    return jumps, [n for n, s, d in zip(names, still, depends, strict=True) if s and not d]
+
+
+def _reached(function: Callable[[Leaves], list[Array]], leaves: Leaves) -> list[bool]:
+    """Which arguments the results depend on."""
+    program = jax.make_jaxpr(function)(leaves).jaxpr
+    return list(dce_jaxpr(program, [True] * len(program.outvars))[1])
+
+
+def _gradients(function: Callable[[Leaves], list[Array]], leaves: Leaves) -> list[bool]:
+    """In which arguments the results have a gradient that is not zero by its very program."""
+    results = jax.eval_shape(function, leaves)
+    if not results:
+        return [False] * len(leaves)
+    of = lambda given: jax.vjp(function, leaves)[1](given)[0]
+    program = jax.make_jaxpr(of)(results).jaxpr
+    one = lambda i: [i == j for j in range(len(leaves))]
+    return [any(dce_jaxpr(program, one(i))[1]) for i in range(len(leaves))]

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from iwae.errors import InputError
 
@@ -133,11 +133,16 @@ class LeftOut:
         return jnp.sum(less, axis=axes) / subsets, jnp.sum(zero, axis=axes) / subsets
 
     def excess(self, power: int) -> LogWeights:
-        """Σ_{S∋i} [(w_i / Σ_S w)^power − (w_i / Σ w)^power], in logarithms up to the end."""
+        """Σ_{S∋i} [(w_i / Σ_S w)^power − (w_i / Σ w)^power], in logarithms up to the end.
+
+        But for subsets without a draw that weighs more than all others: the logarithms of their
+        shares are as far apart as the draws, and float32 would round them at that distance.
+        """
         log_more = self.log_r - self.less
         if power == 2:
             log_more += jnp.logaddexp(log_more, math.log(2))
-        log_more = jnp.where(self.zero, ZERO, log_more)
+        heavy = self._heavy()
+        log_more = jnp.where(self.zero | heavy, ZERO, log_more)
         if self.j == 1:
             over = _others(log_more)
         elif self.j == 2:
@@ -146,7 +151,34 @@ class LeftOut:
         else:
             inside = self._members(jnp.zeros_like(self.log_w))
             over = jax.nn.logsumexp(inside + log_more[:, None], axis=0)
-        return jnp.exp(power * self.log_share + over)
+        lighter = self._without_the_heaviest(heavy, power)
+        return jnp.exp(power * self.log_share + over) + lighter
+
+    def _heavy(self) -> Bool[Array, "..."]:
+        """Which subsets leave out a draw that weighs more than all others together."""
+        heaviest = self.log_share > -math.log(2)
+        if self.j == 1:
+            return heaviest
+        if self.j == 2:
+            return heaviest[:, None] | heaviest[None]
+        outside = self._members(jnp.zeros_like(self.log_w)) < 0
+        return jnp.any(outside & heaviest, axis=1)
+
+    def _without_the_heaviest(self, heavy: Bool[Array, "..."], power: int) -> LogWeights:
+        """The part of `excess` of subsets without a draw that weighs more than all others."""
+        heaviest = self.log_share > -math.log(2)
+        light = jnp.where(heaviest, ZERO, self.log_w)
+        if self.j == 1:
+            parts, counted = light[None], jnp.any(heaviest, axis=0)[None]
+        elif self.j == 2:
+            parts = _off_diagonal(jnp.broadcast_to(light, (len(light), *light.shape)))
+            counted = jnp.any(heaviest, axis=0) & ~heaviest
+        else:
+            parts, counted = self._members(self.log_w), heavy
+        share = jnp.exp(power * self.log_share)
+        more = jax.nn.softmax(parts, axis=1) ** power - share
+        there = counted[:, None] & (parts > ZERO / 2)
+        return jnp.sum(jnp.where(there, more, 0), axis=0)
 
     def _members(self, values: LogWeights) -> Float[Array, "subsets k *batch"]:
         """`values` in each subset, and log 0 for the draws left out."""

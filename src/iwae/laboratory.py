@@ -26,6 +26,7 @@ from iwae import gradients, threefry
 from iwae.bounds import Bound, Pair
 from iwae.errors import InputError
 from iwae.gradients import surrogate_loss
+from iwae.model import Autoencoder, holds
 
 BLOCKS = 10
 """Blocks of repeats, between which standard errors are taken."""
@@ -151,11 +152,19 @@ class Slope:
 
 
 def encoder(model: Any) -> Any:
-    """φ of the built-in autoencoder; `InputError` for a model without an `encoder`."""
+    """φ of the built-in autoencoder.
+
+    `InputError` for a model without an `encoder`, or a subclass that draws in a way of its own.
+    """
     if not hasattr(model, "encoder"):
         raise InputError(
             f"{type(model).__name__} has no encoder to tell φ from θ; give phi=, a function from "
             f"the model to its recognition parameters."
+        )
+    if isinstance(model, Autoencoder) and not holds(model, "posterior_mean"):
+        raise InputError(
+            f"{type(model).__name__} draws in a way of its own, so that φ may be more than its "
+            f"encoder; give phi=, a function from the model to its recognition parameters."
         )
     return model.encoder
 

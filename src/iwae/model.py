@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from iwae.checks import check_draws
+from iwae.errors import InputError
 from iwae.likelihoods import LOG_2PI, AbstractLikelihood
 from iwae.networks import Filled, Selected
 
@@ -59,6 +60,53 @@ def _draws_by(model: Any, method: str) -> bool:
     proposal = {"propose", "propose_and_log_prob", "log_proposal"}
     own = next((c for c in type(model).__mro__ if proposal & vars(c).keys()), object)
     return method in vars(own)
+
+
+DRAWS = frozenset({"propose", "reparametrize", "noise"})
+DENSITIES = frozenset({"log_joint", "log_observation", "log_prior_terms"})
+SAMPLERS = frozenset({"prior", "draw", "expected"})
+
+SPEAKS_OF: dict[str, frozenset[str]] = {
+    "log_proposal": DRAWS,
+    "log_proposal_terms": DRAWS | {"log_proposal"},
+    "posterior_mean": DRAWS | {"log_proposal"},
+    "log_observation": frozenset({"log_joint"}),
+    "log_prior_terms": frozenset({"log_joint"}),
+    "prior": frozenset({"log_joint", "log_prior_terms"}),
+    "draw": frozenset({"log_joint", "log_observation"}),
+    "expected": frozenset({"log_joint", "log_observation"}),
+    "dream": DENSITIES | SAMPLERS,
+    "sample": DENSITIES | SAMPLERS,
+    "reconstruct": DRAWS | DENSITIES | SAMPLERS,
+    "restricted": DRAWS | DENSITIES | SAMPLERS | {"log_proposal"},
+    "at_the_mean": DRAWS | DENSITIES | SAMPLERS | {"log_proposal"},
+}
+"""Methods that a subclass may inherit though it has others of those that they speak of."""
+
+
+def holds(model: Any, method: str) -> bool:
+    """Whether an inherited method is true of a model: no class below has others of `SPEAKS_OF`.
+
+    A subclass of which it is true all the same says so, as by `prior = Autoencoder.prior`.
+    """
+    classes = type(model).__mro__
+    place = lambda name: next((i for i, c in enumerate(classes) if name in vars(c)), len(classes))
+    others = set(SPEAKS_OF[method])
+    if "propose" in others and "propose_and_log_prob" in vars(classes[place("propose")]):
+        others.add("propose_and_log_prob")  # by which that `propose` draws
+    return all(place(method) <= place(other) for other in others)
+
+
+def check_holds(model: Any, *methods: str) -> None:
+    """`InputError` unless these methods are true of the model, or its own."""
+    for method in methods:
+        if not holds(model, method):
+            base = next(c for c in type(model).__mro__ if method in vars(c)).__name__
+            raise InputError(
+                f"{type(model).__name__} inherits {method} from {base}, but draws or weighs in a "
+                f"way of its own, of which it need not be true; write one, or state that it holds "
+                f"by `{method} = {base}.{method}`."
+            )
 
 
 def log_weights(model: Model, x: Array, h: Any) -> Float[Array, " k"]:
@@ -180,6 +228,7 @@ class Autoencoder(eqx.Module):
 
     def log_proposal(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:
         """log q(h|x) = Σ_l log q(h_l|h_{l−1}), per draw."""
+        check_holds(self, "log_proposal")
         return sum(self.log_proposal_terms(x, h), jnp.zeros(h[0].shape[0]))
 
     def log_observation(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:
@@ -194,6 +243,7 @@ class Autoencoder(eqx.Module):
 
     def log_proposal_terms(self, x: Float[Array, " d"], h: Latents) -> list[Float[Array, " k"]]:
         """log q(h_l|h_{l−1}) for l = 1 … L, where the first is log q(h_1|x)."""
+        check_holds(self, "log_proposal_terms")
         given = zip(h[1:], h[:-1], self.encoder[1:], strict=True)
         terms = [log_normal(above, *jax.vmap(q)(below)) for above, below, q in given]
         mu, log_sigma = self.encoder[0](x)
@@ -205,6 +255,7 @@ class Autoencoder(eqx.Module):
 
     def prior(self, n: int, key: PRNGKeyArray) -> Latents:
         """n ancestral draws through p(h_L) … p(h_1|h_2), from the image up."""
+        check_holds(self, "prior")
         keys = jax.random.split(key, len(self.encoder))
         draws = [jax.random.normal(keys[0], (n, self.latents[-1]))]
         for conditional, key_l in zip(reversed(self.decoder), keys[1:], strict=True):
@@ -226,15 +277,17 @@ class Autoencoder(eqx.Module):
 
     def draw(self, h1: Float[Array, " d1"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """x ~ p(x|h_1)."""
+        check_holds(self, "draw")
         return self.likelihood.distribution(self.parameters(h1)).sample(key).astype(float)
 
     def expected(self, h1: Float[Array, " d1"]) -> Float[Array, " d"]:
         """E[x|h_1]."""
+        check_holds(self, "expected")
         return self.likelihood.expected(self.parameters(h1))
 
     def reconstruct(self, x: Float[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """E[x'|h_1] at one draw h_1 ~ q(h_1|x)."""
-        return self.expected(self.propose(x, 1, key)[0][0])
+        return self.expected(latents_of(self, self.propose(x, 1, key))[0][0])
 
     def posterior_mean(
         self, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
@@ -242,8 +295,11 @@ class Autoencoder(eqx.Module):
         """E[h_l|x] under q and the squared standard error of the estimate, from which A_u is made.
 
         For l = 1 the encoder's mean, exactly; above, the average over k draws of h_{l−1} of the
-        mean of q(h_l|h_{l−1}).
+        mean of q(h_l|h_{l−1}). Of a subclass that draws in a way of its own, the average of its
+        draws.
         """
+        if not holds(self, "posterior_mean"):
+            return mean_of_draws(self, x, layer, k, key)
         if layer == 1:
             mu, _ = self.encoder[0](x)
             return mu, jnp.zeros_like(mu)
@@ -251,26 +307,56 @@ class Autoencoder(eqx.Module):
         mu, _ = jax.vmap(self.encoder[layer - 1])(below)
         return jnp.mean(mu, axis=0), jnp.var(mu, axis=0, ddof=1) / k
 
+    def restricted(
+        self, keep: tuple[Bool[Array, " _"], ...], fill: tuple[Array, ...]
+    ) -> "Autoencoder":
+        """The model with the latent units outside `keep` taken out of p and q, and held at `fill`.
+
+        What remains is again a latent-variable model, so its log-weights bound its own log p(x).
+        """
+        check_holds(self, "restricted")
+        kept = [jnp.flatnonzero(mask) for mask in keep]
+
+        def filled(network: Callable[[Array], Any], layer: int) -> Filled:
+            return Filled(network, kept[layer], fill[layer])
+
+        first, *above = self.encoder
+        encoder: list[Conditional] = [first, *(filled(q, i) for i, q in enumerate(above))]
+        decoder = [filled(p, i + 1) for i, p in enumerate(self.decoder)]
+        return dataclasses.replace(
+            self,
+            encoder=tuple(Selected(q, kept[i]) for i, q in enumerate(encoder)),
+            decoder=tuple(Selected(p, kept[i]) for i, p in enumerate(decoder)),
+            observation=filled(self.observation, 0),
+            latents=tuple(len(indices) for indices in kept),
+        )
+
 
 def restrict(
     model: Autoencoder, keep: tuple[Bool[Array, " _"], ...], fill: tuple[Array, ...]
 ) -> Autoencoder:
-    """The model with the latent units outside `keep` taken out of p and q, and held at `fill`.
+    """`model.restricted`."""
+    return model.restricted(keep, fill)
 
-    What remains is again a latent-variable model, so its log-weights bound its own log p(x).
-    """
-    kept = [jnp.flatnonzero(mask) for mask in keep]
 
-    def filled(network: Callable[[Array], Any], layer: int) -> Filled:
-        return Filled(network, kept[layer], fill[layer])
-
-    first, *above = model.encoder
-    encoder: list[Conditional] = [first, *(filled(q, i) for i, q in enumerate(above))]
-    decoder = [filled(p, i + 1) for i, p in enumerate(model.decoder)]
-    return dataclasses.replace(
-        model,
-        encoder=tuple(Selected(q, kept[i]) for i, q in enumerate(encoder)),
-        decoder=tuple(Selected(p, kept[i]) for i, p in enumerate(decoder)),
-        observation=filled(model.observation, 0),
-        latents=tuple(len(indices) for indices in kept),
+def latents_of(model: Autoencoder, h: Any) -> Latents:
+    """h_1, …, h_L of the model's draws, each [k, d_l]; `InputError` if they are of another form."""
+    latents = h.latents if hasattr(h, "latents") else h
+    fits = isinstance(latents, tuple | list) and (
+        [jnp.shape(part)[1:] for part in latents] == [(d,) for d in model.latents]
     )
+    if not fits:
+        raise InputError(
+            f"The draws of {type(model).__name__} are not (h_1, …, h_L) of {model.latents} units, "
+            f"so its layers cannot be told apart; have propose return such a tuple, or something "
+            f"with an attribute latents that is one."
+        )
+    return tuple(latents)
+
+
+def mean_of_draws(
+    model: Autoencoder, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
+) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
+    """The average of k draws of h_l, and its squared standard error."""
+    h = latents_of(model, model.propose(x, k, key))[layer - 1]
+    return jnp.mean(h, axis=0), jnp.var(h, axis=0, ddof=1) / k

@@ -22,7 +22,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.model import Autoencoder, Conditional, block_of, log_normal, log_standard_normal
+from iwae.model import (
+    Autoencoder,
+    Conditional,
+    block_of,
+    check_holds,
+    holds,
+    log_normal,
+    log_standard_normal,
+    mean_of_draws,
+)
 from iwae.networks import MLP, Gaussian, Linear, glorot_linear
 
 Heuristic = Literal["uniform", "balance", "power"]
@@ -260,16 +269,21 @@ class HierarchicalAutoencoder(ByProposal, Autoencoder):
 
     def log_proposal_terms(self, x: Float[Array, " d"], h: Any) -> list[Float[Array, " k"]]:
         """[log q(z_0, z|x) − log J π_j − log r(z_0|z, x)], an upper bound of log q(z|x) in mean."""
+        check_holds(self, "log_proposal_terms")
         return [self.log_proposal(x, h) - self.proposal.log_reverse(x, h)]
 
     def posterior_mean(
         self, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
     ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
+        if not holds(self, "posterior_mean"):
+            return mean_of_draws(self, x, layer, k, key)
         return self.proposal.mean(x, k, key)
 
     def reconstruct(self, x: Float[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """E[x'|z] at one draw of the first head."""
         return self.expected(self.propose(x, self.block, key).latents[0][0])
+
+    prior, draw, expected = Autoencoder.prior, Autoencoder.draw, Autoencoder.expected
 
 
 def _own(moments: Float[Array, "b c j d"]) -> Float[Array, "b j d"]:

@@ -1,9 +1,10 @@
 """NumPyro models and guides under any bound and estimator of this package.
 
 `numpyro.infer.SVI(model, guide, optimizer, ImportanceELBO(iwae, "dreg", num_particles=50))` trains
-the parameters of a model (θ) and of a reparametrised guide (φ).
+the parameters of a model (θ) and of a guide (φ).
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,30 +14,38 @@ from jax.extend.core import Var
 from jaxtyping import Array
 from numpyro.distributions import Delta
 from numpyro.handlers import seed, substitute, trace
-from numpyro.infer import RenyiELBO
+from numpyro.infer import ELBO
+from numpyro.infer.util import get_importance_trace
 from numpyro.primitives import Messenger
+from numpyro.util import check_model_guide_match
 
 from iwae.bounds import Bound, Pair, iwae
 from iwae.errors import InputError
 from iwae.gradients import ESTIMATORS, Estimator, Weights, check, named, paired
 
 Params = dict[str, Any]
+Trace = dict[str, Any]
 
 
-class ImportanceELBO(RenyiELBO):
+class ImportanceELBO(ELBO):
     """A bound on the log-evidence with K = `num_particles`, and an estimator of its gradient.
 
-    As in NumPyro's `RenyiELBO`, whose log-weights and plates these are, the bound is taken for each
-    entry of the plates that enclose every site, and summed. With the bound `iwae` the loss equals
-    that of `RenyiELBO(alpha=0)` on the same draws. The surrogate is
+    The bound is taken for each entry of the plates that enclose every site of the model AND of the
+    guide, and summed: over these alone do the weights factorise. Under a guide whose density is
+    joint, as of `AutoMultivariateNormal`, there is one weight for all. With plates in common and
+    the bound `iwae` the loss equals that of NumPyro's `RenyiELBO(alpha=0)` on the same draws. The
+    surrogate is
 
     −Σ c_i ℓ_i(θ, φ̄, h̄) − Σ b_i ℓ_i(θ̄, φ̄, h_φ) + Σ s_i ℓ_i(θ̄, φ, h̄),
 
     ℓ the log-weights and bars held constant; b, c and s are those of `iwae.gradients`. Plain
-    reparametrisation of one bound differentiates the log-weights themselves, for any guide that
-    `RenyiELBO` takes. The others evaluate the guide's density at draws made before: `InputError`
-    for draws that are not reparametrised, point masses with parameters, transforms without an
-    inverse, and random keys that a guide draws for itself.
+    reparametrisation of one bound differentiates the log-weights themselves. The others evaluate
+    the guide's density at draws made before: `InputError` for point masses with parameters,
+    transforms without an inverse, and random keys that a guide draws for itself. All but `rws` pass
+    gradients through the draws: `InputError` for draws that are not reparametrised. So too for
+    subsampled plates that do not enclose every site, and sites that only one of the two has.
+
+    A point mass counts as density 1, so that with it the loss is no bound on the log-evidence.
     """
 
     def __init__(
@@ -45,7 +54,7 @@ class ImportanceELBO(RenyiELBO):
         estimator: str | Estimator = "reparam",
         num_particles: int = 2,
     ) -> None:
-        super().__init__(alpha=0, num_particles=num_particles)
+        super().__init__(num_particles=num_particles)
         self.pair, self.estimator = paired(bound), named(estimator)
         if self.estimator.dreams:
             raise InputError(
@@ -69,16 +78,18 @@ class ImportanceELBO(RenyiELBO):
         model, guide = (seed(f, plate_key, hide_types=hidden) for f in (model, guide))
         keys = jax.random.split(rng_key, self.num_particles)
         if self.estimator == ESTIMATORS["reparam"] and self.pair.theta is self.pair.phi:
-            one = lambda key: self._single_particle_elbo(model, guide, param_map, args, kwargs, key)
+            one = lambda key: _weigh(model, guide, param_map, args, kwargs, key, moving=True)
             log_w, scale = jax.vmap(one)(keys)
             return -scale[0] * jnp.sum(self.pair.theta(log_w))
-        h = jax.vmap(lambda key: _draw(guide, param_map, key, args, kwargs))(keys)
+        moving = self.estimator.path is not None
+        draw = lambda key: _draw(guide, param_map, key, args, kwargs, moving=moving)
+        h = jax.vmap(draw)(keys)
 
         def log_weights(theta: Params, phi: Params, h: Params) -> tuple[Array, Array]:
             def one(key: Array, h: Params) -> tuple[Array, Any]:
                 fixed = substitute(substitute(guide, data=phi), data=h)
                 posed = substitute(model, data=theta)
-                return self._single_particle_elbo(posed, fixed, {}, args, kwargs, key)
+                return _weigh(posed, fixed, {}, args, kwargs, key, moving=False)
 
             log_w, scale = jax.vmap(one)(keys, h)
             return log_w, scale[0]
@@ -95,6 +106,79 @@ class ImportanceELBO(RenyiELBO):
         return scale * (value + surrogate - jax.lax.stop_gradient(surrogate))
 
 
+def _weigh(
+    model: Any, guide: Any, params: Params, args: Any, kwargs: Any, key: Array, *, moving: bool
+) -> tuple[Array, Any]:
+    """(log w of one draw by entry of the common plates, how many entries one of them stands for).
+
+    With `moving` a gradient is to pass through the draw.
+    """
+    model_key, guide_key = jax.random.split(key)
+    model, guide = seed(model, model_key), seed(guide, guide_key)
+    of_model, of_guide = get_importance_trace(model, guide, args, kwargs, params)
+    _check_sites(of_model, of_guide)
+    if moving:
+        for name, site in _latent(of_guide).items():
+            _check_path(name, site)
+    check_model_guide_match(of_model, of_guide)
+    common, scale = _common_plates(of_model, of_guide)
+    log_p, log_q = (_log_density(of, common) for of in (of_model, of_guide))
+    return (log_p - log_q) / scale, scale
+
+
+def _samples(sites: Trace) -> Trace:
+    return {name: site for name, site in sites.items() if site["type"] == "sample"}
+
+
+def _latent(sites: Trace) -> Trace:
+    return {name: site for name, site in _samples(sites).items() if not site["is_observed"]}
+
+
+def _check_sites(model: Trace, guide: Trace) -> None:
+    """`InputError` unless what is drawn is in both densities."""
+    posed, drawn = _latent(model), _latent(guide)
+    for name in posed.keys() - drawn.keys():
+        raise InputError(
+            f"The model's site {name!r} is neither observed nor drawn by the guide, so the weights "
+            f"would lack its density; give the guide a site {name!r}."
+        )
+    for name in drawn.keys() - posed.keys():
+        if not drawn[name]["infer"].get("is_auxiliary"):
+            raise InputError(
+                f"The guide's site {name!r} is not in the model, so the weights would divide by a "
+                f"density that nothing makes up for; take it out, or where the guide accounts for "
+                f"it, mark it by infer={{'is_auxiliary': True}}."
+            )
+
+
+def _common_plates(model: Trace, guide: Trace) -> tuple[set[int], float]:
+    """(The axes of the plates that enclose every site, full size over the size that is drawn)."""
+    stacks = [set(s["cond_indep_stack"]) for of in (model, guide) for s in _samples(of).values()]
+    common = set.intersection(*stacks) if stacks else set()
+    scale = 1.0
+    for frame in sorted(set().union(*stacks), key=lambda frame: frame.name):
+        size = (model if frame.name in model else guide)[frame.name]["args"][0]
+        if size > frame.size and frame not in common:
+            raise InputError(
+                f"The plate {frame.name!r} is subsampled, but does not enclose every site of the "
+                f"model and of the guide, so the weights do not factorise over it; leave out "
+                f"subsample_size, or use a guide all of whose sites are in it, such as AutoNormal."
+            )
+        if frame in common:
+            scale *= size / frame.size
+    return {frame.dim for frame in common}, scale
+
+
+def _log_density(sites: Trace, common: set[int]) -> Array:
+    """Σ over sites of log-densities, by entry of the axes in `common`."""
+    total = jnp.zeros(())
+    for site in _samples(sites).values():
+        log_prob = jnp.asarray(site["log_prob"])
+        others = [axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in common]
+        total += jnp.sum(log_prob, axis=others)
+    return total
+
+
 class _OwnKeys(Messenger):
     """Notes whether `numpyro.prng_key` is called within."""
 
@@ -104,10 +188,13 @@ class _OwnKeys(Messenger):
         self.drawn = self.drawn or msg["type"] == "prng_key"
 
 
-def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Params:
-    """The guide's draws by site, with the key that `RenyiELBO` gives it.
+def _draw(
+    guide: Any, params: Params, key: Array, args: Any, kwargs: Any, *, moving: bool
+) -> Params:
+    """The guide's draws by site, with the key that `_weigh` gives it.
 
     Point masses are left out: those that a transform of other draws makes are made again of them.
+    With `moving` a gradient is to pass through them.
     """
     _, guide_key = jax.random.split(key)
     own = _OwnKeys()
@@ -120,19 +207,10 @@ def _draw(guide: Any, params: Params, key: Array, args: Any, kwargs: Any) -> Par
         )
     draws: Params = {}
     masses: list[str] = []
-    for name, site in sites.items():
-        if site["type"] != "sample" or site["is_observed"]:
-            continue
-        distribution = site["fn"]
-        while hasattr(distribution, "base_dist"):
-            distribution = distribution.base_dist
-        if not distribution.has_rsample:
-            raise InputError(
-                f"The guide's site {name!r} draws from {type(distribution).__name__}, which is not "
-                f"reparametrised, so no gradient passes through it; use a reparametrised "
-                f"distribution there, or numpyro.infer.TraceGraph_ELBO."
-            )
-        if isinstance(distribution, Delta):
+    for name, site in _latent(sites).items():
+        if moving:
+            _check_path(name, site)
+        if any(isinstance(part, Delta) for part in _parts(site["fn"])):
             masses.append(name)
         else:
             _check_density(name, site)
@@ -173,6 +251,28 @@ def _check_masses(
             raise InputError(
                 f"The guide's site {name!r} is a point mass with parameters, which only plain "
                 f"gradients reach; use the estimator reparam, or give the site a density."
+            )
+
+
+def _parts(distribution: Any) -> Iterator[Any]:
+    """A distribution and those that it is made of, from the outside in."""
+    while distribution is not None:
+        yield distribution
+        distribution = getattr(distribution, "base_dist", None)
+
+
+def _check_path(name: str, site: Any) -> None:
+    """`InputError` if a gradient does not pass through what the site draws.
+
+    Of a mixture the weights choose a component, through which choice none passes, though NumPyro
+    calls it reparametrised.
+    """
+    for part in reversed(list(_parts(site["fn"]))):
+        if not part.has_rsample or hasattr(part, "mixing_distribution"):
+            raise InputError(
+                f"The guide's site {name!r} draws from {type(part).__name__}, which is not "
+                f"reparametrised, so no gradient passes through it; use the estimator rws, a "
+                f"reparametrised distribution there, or numpyro.infer.TraceGraph_ELBO."
             )
 
 
