@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import iwae
+from early import forget
 from iwae import checkpoint, evaluation, files, folder, loop, report, runs
 from iwae.config import RunConfig
 from iwae.errors import InputError, Interrupted
@@ -445,8 +446,7 @@ def test_a_run_goes_on_when_one_says_what_its_values_were_taken_for(tiny, tmp_pa
     np.save(tmp_path / "mine.npy", rows)
     own = override(tiny, dataset=str(tmp_path / "mine.npy"), values="intensity", epochs=1)
     iwae.train(own, out=tmp_path / "run")
-    config = override(own, values="auto")
-    (tmp_path / "run" / folder.CONFIG).write_text(config.to_toml())
+    forget(tmp_path / "run", override(own, values="auto"))
     assert iwae.evaluate(tmp_path / "run", k=5).n == 20
     longer = override(own, epochs=2)
     assert iwae.train(longer, out=tmp_path / "run", resume=True).passes == 2
@@ -465,8 +465,9 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_run: Trained, tiny, tmp_p
     path = tmp_path / "run"
     with folder.opened(path, override(tiny, latents=(4,)), resume=False) as begun:
         begun.save_config(override(tiny, latents=(4,)))
-    stranger = (tiny_run.path / folder.CHECKPOINT).read_bytes()
-    (path / folder.CHECKPOINT).write_bytes(stranger)
+    (path / folder.CHECKPOINT).write_bytes((tiny_run.path / folder.CHECKPOINT).read_bytes())
+    forget(path, override(tiny, latents=(4,)))
+    stranger = (path / folder.CHECKPOINT).read_bytes()
     with pytest.raises(InputError, match=r"belongs to another model: .* is float32\[3, 8\] there"):
         iwae.train(override(tiny, latents=(4,)), out=path, resume=True)
     assert (path / folder.CHECKPOINT).read_bytes() == stranger
@@ -513,9 +514,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_bound_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny, tmp_path) -> None:
     out = tmp_path / "run"
     iwae.train(override(tiny, epochs=1), out=out)
-    good = (out / folder.CHECKPOINT).read_bytes()
     wild = override(tiny, learning_rate=1e30)
-    (out / folder.CONFIG).write_text(wild.to_toml())
+    forget(out, wild)
+    good = (out / folder.CHECKPOINT).read_bytes()
     with pytest.raises(NonFiniteError) as error:
         iwae.train(wild, out=out, resume=True)
     assert re.fullmatch(
@@ -703,7 +704,8 @@ def test_a_run_on_arrays_in_memory_asks_for_them_again(tmp_path: Path) -> None:
     assert (first.n, first.dataset) == (8, "array")
     with refused(
         "The run was trained on array, which is neither a registered data set nor a file here; put "
-        "the file back, or give arrays with iwae.load(…, data=…)."
+        "the file back, or give its examples again, by iwae evaluate --data FILE or iwae.load(…, "
+        "data=…)."
     ):
         iwae.evaluate(tmp_path / "run", k=3)
     assert iwae.load(tmp_path / "run", data=x).evaluate(k=3).nll == first.nll

@@ -9,11 +9,11 @@ import hashlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from iwae import data, runs, soap
+from iwae import data, persisted, runs, soap
 from iwae.checks import check_draws
 from iwae.config import RunConfig
 from iwae.errors import TOO_LARGE, InputError, unusable
@@ -22,6 +22,7 @@ from iwae.files import one_at_a_time, write_atomic
 from iwae.folder import CONFIG, MODEL, SAVING, InUseError, read_metrics
 from iwae.loop import Watcher
 from iwae.measures import MEASURES
+from iwae.persisted import MistypedError, Unbounded
 from iwae.settings import differences, override
 from iwae.trained import Trained
 
@@ -103,6 +104,36 @@ files of their own, `LIKELIHOODS` and the `figures` of each measure."""
 LIKELIHOODS = "log_likelihoods"
 """L_K of each test image, in nats, [n]."""
 
+CLOSE = 1e-4
+"""Relative difference of an NLL from minus the mean of its likelihoods, which float64 sums."""
+
+
+class _Measured(TypedDict):
+    """The file of a result: what tables are made of, beside an evaluation's other figures."""
+
+    seed: int
+    passes: int
+    k: int
+    n: int
+    nll: float
+    nll_se: float | None
+    elbo: NotRequired[Unbounded | None]
+    kl: NotRequired[list[Unbounded | None]]
+    active_units: list[int] | None
+    activity: NotRequired[list[list[Unbounded | None]] | None]
+    device: str
+    note: str
+    training_seconds: NotRequired[float]
+    made_with: NotRequired[list[str]]
+    iwae: NotRequired[str]
+    jax: NotRequired[str]
+
+
+Figures = dict[str, tuple[float, float | None]]
+"""A value with its standard error, by name."""
+
+AGAIN = "delete it, and the same command measures it again"
+
 
 def place(task: Task, out: Path) -> Path:
     """The folder of a task's run."""
@@ -114,41 +145,94 @@ def _result_file(task: Task, out: Path, part: str = "") -> Path:
 
 
 def recorded(task: Task, out: Path) -> Result | None:
-    """The result of a task that is finished, with its `figures` by measure if it asks for any."""
-    result = _read(_result_file(task, out))
-    figures = {measure: _read(_result_file(task, out, measure)) for measure in task.measures}
+    """The result of a task that is finished, with its `figures` by measure if it asks for any;
+    `InputError` if a file of it is damaged."""
+    result = _result(task, out)
+    figures = {measure: _figures(task, out, measure) for measure in task.measures}
     if result is None or None in figures.values():
         return None
     return result | ({"figures": figures} if figures else {})
 
 
 def log_likelihoods(task: Task, out: Path) -> np.ndarray | None:
-    """L_K of each test image, in nats, [n], if they were kept."""
-    values = _read(_result_file(task, out, LIKELIHOODS))
-    return None if values is None else np.array(values)
+    """L_K of each test image, in nats, [n], if they were kept; `InputError` if they are damaged, or
+    others than those of the task's NLL."""
+    values = _read(task, out, LIKELIHOODS, list[float])
+    if values is None:
+        return None
+    found, result = np.array(values, np.float64), _result(task, out)
+    nll = None if result is None else result["nll"]
+    if nll is not None and not abs(np.sum(found) / max(1, len(found)) + nll) <= CLOSE * abs(nll):
+        raise persisted.damaged(_result_file(task, out, LIKELIHOODS), AGAIN)
+    return found
 
 
 def measured(task: Task, out: Path, part: str = "") -> bool:
     """Whether there is this part of a task's result: a measure, `LIKELIHOODS`, or (none named) its
-    evaluation."""
-    return _read(_result_file(task, out, part)) is not None
+    evaluation. `InputError` if it is damaged."""
+    if part == "":
+        return _result(task, out) is not None
+    if part == LIKELIHOODS:
+        return log_likelihoods(task, out) is not None
+    return _figures(task, out, part) is not None
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+def _result(task: Task, out: Path) -> Result | None:
+    result = _read(task, out, "", _Measured)
+    if result is None:
         return None
+    of_layers = (result.get(name) for name in ("kl", "active_units", "activity"))
+    lengths = {len(of) for of in of_layers if of is not None}
+    limit = result["n"] if task.limit is None else task.limit
+    asked = (task.config.seed, task.k) == (result["seed"], result["k"])
+    if not asked or result["n"] > limit or len(lengths) > 1:
+        raise persisted.damaged(_result_file(task, out), AGAIN)
+    return persisted.finite(result)
+
+
+def _figures(task: Task, out: Path, measure: str) -> dict[str, list[Any]] | None:
+    figures = _read(task, out, measure, Figures)
+    return None if figures is None else {name: list(figure) for name, figure in figures.items()}
+
+
+def _read(task: Task, out: Path, part: str, kind: Any) -> Any:
+    """The content of a part's file; None if there is none, or only what a crash left.
+
+    `InputError` if it is damaged, or was written of another task.
+    """
+    path = _result_file(task, out, part)
+    if not path.exists():
+        return None
+    try:
+        content = persisted.parsed(persisted.content_of(path))
+    except MistypedError:
+        return None
+    try:
+        if isinstance(content, dict):
+            content, of = persisted.unsealed(content, part)
+            if of not in (None, task.address):
+                raise MistypedError("it is of another cell")
+            content = content.pop(CONTENT, content) if of is not None else content
+        return persisted.typed(content, kind)
+    except MistypedError as error:
+        raise persisted.damaged(path, AGAIN) from error
+
+
+CONTENT = "content"
+"""Where a sealed file holds what is no result, but a list or figures."""
 
 
 def state(task: Task, out: Path) -> str:
-    """done, trained (but not all is measured), begun (after so many passes) or missing."""
-    if recorded(task, out) is not None:
-        return "done"
-    path = place(task, out)
-    if not (path / CONFIG).exists():
-        return "missing"
-    return "trained" if (path / MODEL).exists() else f"begun, {passes(task, out)} passes"
+    """done, trained (but not all is measured), begun (after so many passes), missing or damaged."""
+    try:
+        if recorded(task, out) is not None:
+            return "done"
+        path = place(task, out)
+        if not (path / CONFIG).exists():
+            return "missing"
+        return "trained" if (path / MODEL).exists() else f"begun, {passes(task, out)} passes"
+    except InputError:
+        return "damaged"
 
 
 def passes(task: Task, out: Path) -> int:
@@ -216,7 +300,7 @@ def write_result(task: Task, out: Path, result: Result) -> None:
     parts = dict(result)
     files = {LIKELIHOODS: parts.pop(LIKELIHOODS, None), **parts.pop("figures", {})}
     files[""] = parts or None  # last, so that its likelihoods are there
-    there = _read(_result_file(task, out))
+    there = _result(task, out)
     if parts and there is not None and there["nll"] != parts["nll"]:
         raise InputError(
             f"{_result_file(task, out)} holds an NLL of {there['nll']}, but another worker trained "
@@ -224,10 +308,12 @@ def write_result(task: Task, out: Path, result: Result) -> None:
         )
     for part, content in files.items():
         path = _result_file(task, out, part)
-        if content is None or _read(path) is not None:
+        if content is None or measured(task, out, part):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(content, indent=None if part == LIKELIHOODS else 1))
+        whole = persisted.sealed({CONTENT: content} if part else content, task.address, part)
+        indent = None if part == LIKELIHOODS else 1
+        write_atomic(path, json.dumps(whole, indent=indent, allow_nan=False))
 
 
 def attempt(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None) -> Result | Failure:

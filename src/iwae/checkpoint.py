@@ -2,10 +2,13 @@
 
 Paths rather than order: two fields of the same shape cannot be swapped in silence, and a file that
 has other leaves than the tree is refused. State and header are one file, so that one rename
-replaces both.
+replaces both. A digest of all of it is kept beside them, and verified by every read.
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,35 +18,120 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from iwae import persisted
 from iwae.errors import InputError
 from iwae.files import write_atomic
 
 Tree = TypeVar("Tree")
 
+HEADER, DIGEST = "header", "digest"
+"""Entries of the file's metadata, beside those that its writer adds."""
 
-def save(path: Path, tree: Any, header: dict[str, Any]) -> None:
-    """Write the array leaves of `tree` and a JSON-able `header`, atomically."""
-    leaves = {name: np.asarray(leaf) for name, leaf in _leaves(tree).items()}
-    write_atomic(path, safetensors.numpy.save(leaves, {"header": json.dumps(header)}))
+RESTORE = "restore it from a copy or train again"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is in a file, as it was written."""
+
+    path: Path
+    header: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    """By tree path."""
+    about: dict[str, str]
+    """What the writer added of what the file belongs to."""
+    verified: bool
+    """Whether it has a digest, as files of early versions have not."""
+
+
+def save(path: Path, tree: Any, header: dict[str, Any], **about: str) -> None:
+    """Write the array leaves of `tree`, a JSON-able `header`, and texts `about` what the file
+    belongs to, atomically."""
+    leaves = arrays(tree)
+    metadata = {HEADER: json.dumps(header), **about}
+    metadata[DIGEST] = _digest(leaves, metadata)
+    write_atomic(path, _with_metadata(safetensors.numpy.save(leaves), metadata))
+
+
+def _with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """The content of a file with its metadata in their order, in which safetensors writes them
+    anew each time: equal trees make equal files."""
+    ends = 8 + int.from_bytes(content[:8], "little")
+    table = json.dumps({"__metadata__": metadata} | json.loads(content[8:ends])).encode()
+    table += b" " * (-len(table) % 8)
+    return len(table).to_bytes(8, "little") + table + content[ends:]
+
+
+def read(path: Path) -> Stored:
+    """What `save` wrote; `InputError` if the file is missing, damaged or not ours."""
+    with _opened(path) as file:
+        metadata = dict(file.metadata() or {})
+        try:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:  # of a type that NumPy does not have, or outside of the file
+            raise persisted.damaged(path, RESTORE, f"{error}") from error
+    if HEADER not in metadata:
+        raise InputError(f"{path} was not written by iwae; give the folder of an iwae run.")
+    digest = metadata.pop(DIGEST, None)
+    about = {name: text for name, text in metadata.items() if name != HEADER}
+    if digest is None and about:
+        raise persisted.damaged(path, RESTORE, "it lacks its digest")
+    if digest not in (None, _digest(stored, metadata)):
+        raise persisted.damaged(path, RESTORE, "its digest is not that of its content")
+    try:
+        header = persisted.typed(persisted.parsed(metadata[HEADER]), dict[str, Any], HEADER)
+    except persisted.MistypedError as error:
+        raise persisted.damaged(path, RESTORE, str(error)) from error
+    return Stored(path, header, stored, about, digest is not None)
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header that `save` wrote; `InputError` if the file is missing, damaged or not ours."""
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-    if "header" not in metadata:
-        raise InputError(f"{path} was not written by iwae; give the folder of an iwae run.")
-    return json.loads(metadata["header"])
+    """The header of a file; raises what `read` raises."""
+    return read(path).header
+
+
+def written_about(path: Path) -> dict[str, str]:
+    """What its writer said of a file, which is not verified; empty if it cannot be read."""
+    try:
+        with _opened(path) as file:
+            return dict(file.metadata() or {})
+    except InputError:
+        return {}
 
 
 def load(path: Path, like: Tree) -> Tree:
     """`like` with its arrays taken from the file; `InputError` names what does not fit."""
-    with _opened(path) as file:
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return fitted(read(path), like)
+
+
+def fitted(stored: Stored, like: Tree) -> Tree:
+    """`like` with the stored arrays; `InputError` names what does not fit."""
     expected = _leaves(like)
-    _check(path, stored, expected)
-    arrays = [jnp.asarray(stored[name]) for name in expected]
-    return jax.tree.unflatten(jax.tree.structure(like), arrays)
+    _check(stored.path, stored.arrays, expected)
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [jnp.asarray(stored.arrays[name]) for name in expected]
+    )
+
+
+def arrays(tree: Any) -> dict[str, np.ndarray]:
+    """The array leaves of a tree by their path."""
+    return {name: np.asarray(leaf) for name, leaf in _leaves(tree).items()}
+
+
+def shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of every array of a tree, or what stands for one, by its path."""
+    return {name: (tuple(a.shape), str(a.dtype)) for name, a in _leaves(tree).items()}
+
+
+def _digest(leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the metadata, and of name, type, shape and bytes of every array."""
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name in sorted(leaves):
+        leaf = np.ascontiguousarray(leaves[name])
+        about = [name, str(leaf.dtype), list(leaves[name].shape)]
+        digest.update(json.dumps(about).encode())
+        digest.update(leaf.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _check(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -67,11 +155,10 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _opened(path: Path) -> Any:
+    persisted.check_regular(path)
     try:
         return safetensors.safe_open(path, framework="numpy")
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}.") from error
     except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is damaged ({error}); restore it from a copy or train again."
-        ) from error
+        raise persisted.damaged(path, RESTORE, f"{error}") from error

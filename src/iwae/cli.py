@@ -3,6 +3,7 @@
 JAX is imported by the command that needs it, so that `iwae --help` answers at once.
 """
 
+import dataclasses
 import json
 import os
 import shlex
@@ -18,7 +19,7 @@ from iwae.applied import Encode, Reconstruct, Sample, Score
 from iwae.config import RunConfig
 from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest, unusable
 from iwae.flags import ALONE, DataDir, Hosts, Overwrite, Seed
-from iwae.outputs import check_output, write_scores
+from iwae.outputs import StandardError, check_output, write_scores
 from iwae.published import RECIPES, SWITCHES, Reproduce
 from iwae.research import Compare, Gradients, Posterior
 from iwae.settings import recipe, recipe_names
@@ -43,6 +44,8 @@ class Train:
     devices: int = 1
     """Devices of this machine that share each batch; several hosts use all they have."""
     together: Hosts = ALONE
+    sized: tyro.conf.Suppress[bool] = False
+    """Whether --batch-size was given."""
 
     def run(self) -> None:
         from iwae import folder, runs
@@ -66,6 +69,8 @@ class Train:
             "resume": self.resume,
             "data_dir": self.data_dir,
         }
+        if self.sized:
+            where["batch_size"] = self.config.training.batch_size
         epochs = self.config.training.epochs
         with TrainingBars() as bars:
             if seeds is None:
@@ -106,12 +111,15 @@ class Evaluate:
     json: bool = False
     """Print one JSON object."""
     overwrite: Overwrite = False
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """A .npy, .npz or .csv file of the data that the run was trained on, where it was trained on
+    arrays in memory or the file has moved."""
     data_dir: DataDir = None
     together: Hosts = ALONE
 
     def run(self) -> None:
         from iwae import folder, runs
-        from iwae.progress import counting, print_evaluation, print_replicas
+        from iwae.progress import counting
 
         first = self.together.join()
         if self.memory is not None and self.memory < 1:
@@ -126,26 +134,40 @@ class Evaluate:
                 f"{self.run_folder} holds replicas, of which --per-example takes one; give "
                 f"{several[0]}."
             )
+        evaluate: Any = runs.evaluate_replicas if several else runs.evaluate
+        unkept: runs.NotKeptError | None = None
         with counting("evaluating", quiet=self.json or not first) as progress:
-            result: Any = (runs.evaluate_replicas if several else runs.evaluate)(
-                self.run_folder,
-                data_dir=self.data_dir,
-                k=self.k,
-                split=self.split,
-                limit=self.limit,
-                seed=self.seed,
-                memory=None if self.memory is None else self.memory * 2**20,
-                without_inactive=self.without_inactive,
-                only_used=self.only_used,
-                mean_weights=self.mean_weights,
-                progress=progress,
-            )
-        if not first:
-            return
-        if self.per_example is not None:
-            write_scores(self.per_example, result.log_likelihoods)
+            try:
+                result = evaluate(
+                    self.run_folder,
+                    data=self.data,
+                    data_dir=self.data_dir,
+                    k=self.k,
+                    split=self.split,
+                    limit=self.limit,
+                    seed=self.seed,
+                    memory=None if self.memory is None else self.memory * 2**20,
+                    without_inactive=self.without_inactive,
+                    only_used=self.only_used,
+                    mean_weights=self.mean_weights,
+                    progress=progress,
+                )
+            except runs.NotKeptError as error:
+                unkept, result = error, error.result
+        if first:
+            try:
+                self._print(result, several=bool(several))
+            finally:  # also where nobody reads what is printed
+                if self.per_example is not None:
+                    write_scores(self.per_example, result.log_likelihoods)
+        if unkept is not None:  # the figures are out first, whatever cannot be written
+            raise unkept
+
+    def _print(self, result: Any, *, several: bool) -> None:
+        from iwae.progress import print_evaluation, print_replicas
+
         if self.json:
-            print(json.dumps(result.to_json()))
+            print(json.dumps(result.to_json(), allow_nan=False))
         else:
             (print_replicas if several else print_evaluation)(result)
 
@@ -162,12 +184,13 @@ class Report:
 
     def run(self) -> None:
         from iwae import report
-        from iwae.folder import replicas
 
         if not self.run_folders:
             raise InputError("No run was given; name at least one folder of `iwae train`.")
-        paths = [p for path in self.run_folders for p in replicas(path) or [path]]
+        paths, files = report.runs_among(self.run_folders)
         report.write(paths, self.out, data_dir=self.data_dir, overwrite=self.overwrite)
+        for file in files:
+            print(f"Left out {file}, a file among the folders of runs.")
         print(f"Wrote {self.out}.")
 
 
@@ -270,6 +293,8 @@ def parse(name: str, arguments: list[str]) -> Any:
     default: Any = None
     if command is Train:
         default = _train_default(arguments)
+        if any(_option(arguments, name) is not None for name in ("--batch-size", "--batch_size")):
+            default = dataclasses.replace(default, sized=True)
     elif command is Compare:
         default = Compare(name=tyro.MISSING, out=tyro.MISSING, config=_recipe(arguments, "paper"))
     elif command is Reproduce:
@@ -334,5 +359,5 @@ def _overview() -> str:
 
 
 def _leave(sentence: str, code: int) -> None:
-    print(f"iwae: {sentence}", file=sys.stderr)
+    print(f"iwae: {sentence}", file=StandardError())
     raise SystemExit(code)

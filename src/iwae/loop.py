@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Array
 
 import iwae
-from iwae import checkpoint, evaluation, training
+from iwae import evaluation, training
 from iwae.build import build
+from iwae.checkpoint import fitted
 from iwae.config import RunConfig, TrainingConfig
 from iwae.data import Dataset
 from iwae.devices import (
@@ -30,7 +31,17 @@ from iwae.devices import (
 )
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
-from iwae.folder import CONFIG, MODEL, Folder, Progress, replicas
+from iwae.folder import (
+    CONFIG,
+    MODEL,
+    UNVERIFIED,
+    Folder,
+    Progress,
+    identity,
+    noted,
+    read_model,
+    replicas,
+)
 from iwae.model import Autoencoder
 from iwae.observation import Observation
 from iwae.settings import override
@@ -101,13 +112,16 @@ class Run:
         state = training.init(params, transform, average=t.average is not None)
         best = training.copied(params) if t.patience is not None else None
         examples = data.dataset.digest
+        folder.run = identity(config, data.seen)
         with hosts_agree():
-            if folder.progress.data not in ("", examples):
+            if folder.progress.data not in ("", examples) or folder.is_of_others():
                 raise InputError(
                     f"{folder.path} was started on other examples than those of "
                     f"{data.dataset.name}; resume it with its own, or give another --out."
                 )
             (state, best), progress = folder.restore((state, best))
+        if not folder.verified:
+            self.data = replace(data, seen=noted(data.seen, UNVERIFIED))
         self.progress = replace(progress, **json_from_first(asdict(progress)))
         here = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
         self.progress = replace(self.progress.made_on(here), data=examples)
@@ -245,6 +259,7 @@ class Run:
             self.progress.passes,
             path=self.folder.path,
             dataset=self.data.dataset,
+            run=self.folder.run,
         )
 
     def save(self) -> None:
@@ -381,7 +396,7 @@ def initial(config: RunConfig, data: Observed, *, anew: bool = False) -> Autoenc
             f"that `iwae train --out` made."
         )
     arrays, static = eqx.partition(model, eqx.is_array)
-    return eqx.combine(checkpoint.load(file, arrays), static)
+    return eqx.combine(fitted(read_model(file.parent)[0], arrays), static)
 
 
 def _is_over(progress: Progress, config: TrainingConfig) -> bool:
@@ -393,19 +408,26 @@ def _is_over(progress: Progress, config: TrainingConfig) -> bool:
     return bool(progress.finished)
 
 
+def _hangup() -> list[signal.Signals]:
+    """The signal that a terminal sends when it goes, where there is one that is not ignored."""
+    number = getattr(signal, "SIGHUP", None)
+    return [] if number is None or signal.getsignal(number) is signal.SIG_IGN else [number]
+
+
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C or SIGTERM arrives; a second one acts at once."""
+    """A list that fills when Ctrl-C, SIGTERM or, unless it is ignored (nohup), SIGHUP arrives; a
+    second one acts at once."""
     received: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 
     def note(number: int, frame: Any) -> None:
         received.append(number)
-        for name, handler in previous.items():
-            signal.signal(name, handler)
+        for name, handler in previous.items():  # a terminal that goes says so more than once
+            signal.signal(name, signal.SIG_IGN if name in _hangup() else handler)
 
     with contextlib.suppress(ValueError):  # only the main thread may handle signals
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in (signal.SIGINT, signal.SIGTERM, *_hangup()):
             previous[name] = signal.signal(name, note)
     try:
         yield received

@@ -1,8 +1,12 @@
-"""What commands write: arrays, scores and pictures, by the ending of the file's name."""
+"""What commands write: arrays, scores and pictures, by the ending of the file's name; and what they
+say on standard error."""
 
+import contextlib
 import io
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iwae.errors import InputError
 from iwae.files import refuse_existing, write_atomic
@@ -11,14 +15,56 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+class StandardError(io.TextIOBase):
+    """Standard error, which may be closed, or go with its terminal: what is said then is lost, and
+    nothing ends by it."""
+
+    @property
+    def _stream(self) -> Any:
+        """The stream behind the one that a progress bar puts in its place."""
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        try:
+            return bool(self._stream.isatty())
+        except (AttributeError, ValueError):
+            return False
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def _try(self, method: str, *given: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            getattr(self._stream, method)(*given)
+        except (OSError, ValueError):  # and nothing later fails by what is left to be written
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
 def check_output(path: Path | None, suffixes: tuple[str, ...], *, overwrite: bool) -> None:
-    """Before any work: the format is known, and nothing would be overwritten."""
+    """Before any work: the format is known, nothing would be overwritten, and the folder can be
+    written to."""
     if path is None:
         return
     if path.suffix not in suffixes:
         known = " or ".join(suffixes)
         raise InputError(f"{path} ends in no known format; give a file ending in {known}.")
     refuse_existing(path, overwrite=overwrite)
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path} cannot be written to {path.parent}; give a file elsewhere.")
 
 
 def write_array(path: Path, array: "np.ndarray") -> None:

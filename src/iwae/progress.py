@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from iwae.data import FileStatus
 from iwae.evaluation import Progress as Counter
+from iwae.outputs import StandardError
 from iwae.runs import OverSeeds
 from iwae.tables import Experiment, excess_in_words, units_in_words
 from iwae.trained import Evaluation
@@ -24,7 +25,7 @@ def _bar() -> Progress:
         BarColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(file=cast(IO[str], StandardError())),
         transient=True,
     )
 

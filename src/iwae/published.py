@@ -250,7 +250,7 @@ class Reproduce:
         self._joinable()  # a record of other settings is refused before hours of work
         failures: dict[cells.Task, cells.Failure] = {}
         if not self.render:
-            left = sum(cells.recorded(task, out) is None for task in distinct)
+            left = sum(cells.state(task, out) != "done" for task in distinct)
             with TrainingBars(left) as bars:
                 results = workers.make_all(
                     each,
@@ -262,7 +262,10 @@ class Reproduce:
                 )
             failures = {t: r for t, r in results.items() if isinstance(r, cells.Failure)}
         rows = reproduce.rows(chosen, tasks, out, failures)
-        kept = self._put_down(rows)
+        try:
+            kept = self._put_down(rows)
+        except InputError as error:  # it could not be written; the figures are shown all the same
+            kept = str(error)
         print_table(rows, experiment)
         if experiment.pictured:
             from iwae import replication
@@ -271,6 +274,8 @@ class Reproduce:
             pictures = replication.draw(first, out, out / str(self.name), self.data_dir)
             print(*(f"Wrote {path}." for path in pictures), sep="\n")
         sentences = [_failed(rows, len(failures), len(distinct))] if failures else []
+        if not failures:  # files that are damaged, of which the table says no more
+            sentences = list(dict.fromkeys(said for row in rows for said in row.failures))
         sentences += [kept] if kept else []
         if sentences:
             raise InputError(" ".join(sentences))

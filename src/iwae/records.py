@@ -6,21 +6,171 @@ The record of a table grows: cells that are measured later, or on another machin
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from iwae import soap
+from iwae import persisted, soap
 from iwae.config import RunConfig
 from iwae.errors import InputError
 from iwae.experiments import known, versions
 from iwae.folder import SAVING
 from iwae.papers import EXPERIMENTS
+from iwae.persisted import MistypedError, Unbounded
 from iwae.reproduce import Row, continued, mean_difference
 from iwae.settings import differences, flatten
 
 Record = dict[str, Any]
 
-HELD = {"hiwae": "rows", "ring": "measured", "manifold": "measured"}
-"""What a record of an experiment that is no table holds."""
+Figure = tuple[float, float | None]
+"""A value with its standard error, where one is known."""
+
+
+class _Settings(TypedDict):
+    """Settings by name; of these something is made."""
+
+    dataset: NotRequired[str]
+    optimizer: NotRequired[str]
+    learning_rate: NotRequired[float]
+    proposal_weights: NotRequired[str]
+    epochs: NotRequired[int]
+
+
+class _HiwaeSettings(TypedDict):
+    """Settings that the page of results shows of a record of dependent draws."""
+
+    proposal_weights: str
+    epochs: int
+
+
+class _Run(TypedDict):
+    """A run's evaluation."""
+
+    seed: int
+    passes: NotRequired[int]
+    k: int
+    n: int
+    nll: float
+    nll_se: NotRequired[float | None]
+    elbo: NotRequired[Unbounded | None]
+    active_units: NotRequired[list[int] | None]
+    training_seconds: NotRequired[float]
+    made_with: NotRequired[list[str]]
+    device: NotRequired[str]
+    iwae: NotRequired[str]
+    jax: NotRequired[str]
+    note: NotRequired[str]
+
+
+class _ShownRun(TypedDict):
+    """What the page of results shows of a run."""
+
+    passes: int
+    nll_se: float | None
+    active_units: list[int] | None
+    device: str
+    note: str
+
+
+class _Cell(TypedDict):
+    """A cell of a table, with its runs."""
+
+    name: str
+    settings: NotRequired[_Settings]
+    nll: Figure
+    difference: Figure | None
+    reference: NotRequired[list[tuple[int, float]]]
+    against: NotRequired[str | None]
+    after: NotRequired[str | None]
+    published: NotRequired[Figure | None]
+    published_units: NotRequired[str]
+    figures: NotRequired[dict[str, Figure]]
+    runs: list[_Run]
+
+
+class _ShownCell(TypedDict):
+    """What the page of results shows of a cell."""
+
+    runs: list[_ShownRun]
+
+
+class _Placed(TypedDict):
+    """The settings by which cells are compared."""
+
+    dataset: str
+
+
+class _JoinableCell(TypedDict):
+    """What a cell is joined by."""
+
+    against: str | None
+    settings: _Placed
+
+
+class _Record(TypedDict):
+    """What every record says."""
+
+    experiment: str
+    iwae: NotRequired[str]
+    jax: NotRequired[str]
+    device: NotRequired[str]
+    source: NotRequired[str]
+    settings: NotRequired[_Settings]
+
+
+class _Table(_Record):
+    """A record of a table."""
+
+    cells: list[_Cell]
+
+
+class _ShownTable(TypedDict):
+    """What the page of results shows of a table."""
+
+    iwae: str
+    cells: list[_ShownCell]
+
+
+class _JoinableTable(TypedDict):
+    """A table that cells can join."""
+
+    cells: list[_JoinableCell]
+
+
+class _Row(TypedDict):
+    """A proposal at one K."""
+
+    dataset: str
+    k: int
+    name: str
+    bound: Figure | None
+    nll: Figure | None
+    covariance: Figure | None
+    variance: Figure | None
+    log_variance: Figure | None
+
+
+class _Hiwae(TypedDict):
+    """A record of dependent draws."""
+
+    experiment: str
+    source: NotRequired[str]
+    rows: list[_Row]
+    seeds: list[int]
+    device: str
+    settings: _HiwaeSettings
+
+
+class _Pictured(_Record):
+    """A record of an experiment that ends in pictures."""
+
+    measured: dict[str, Figure | float | dict[str, Figure | float]]
+
+
+HELD: dict[str, tuple[str, Any]] = {
+    "hiwae": ("rows", _Hiwae),
+    "ring": ("measured", _Pictured),
+    "manifold": ("measured", _Pictured),
+}
+"""What a record of an experiment that is no table holds, and its type."""
 
 KEPT = (
     *("seed", "passes", "k", "n", "nll", "nll_se", "elbo", "active_units"),
@@ -72,14 +222,55 @@ def _shared(name: str, config: RunConfig) -> dict[str, Any]:
 
 
 def read(path: Path) -> Record | None:
-    """What `iwae reproduce --record` wrote, or None if the file is nothing of the kind."""
+    """What `iwae reproduce --record` wrote, or None if the file is nothing of the kind.
+
+    `InputError` if it is a record that is damaged.
+    """
     try:
-        record = json.loads(path.read_text("utf-8"))
-        held = "cells" if record["experiment"] in EXPERIMENTS else HELD[record["experiment"]]
-        whole = held in record and all(cell["runs"] for cell in record.get("cells", ()))
-    except (OSError, ValueError, KeyError, TypeError):
+        record = persisted.parsed(persisted.content_of(path))
+    except (MistypedError, InputError):
         return None
-    return record if whole else None
+    experiment = record.get("experiment") if isinstance(record, dict) else None
+    if not isinstance(experiment, str) or experiment not in {*EXPERIMENTS, *HELD}:
+        return None
+    held, kind = HELD.get(experiment, ("cells", _Table))
+    if held not in record:
+        return None
+    try:
+        whole = persisted.typed(record, kind)
+        for cell in whole.get("cells", ()):
+            _check_cell(cell)
+    except MistypedError as error:
+        raise persisted.damaged(path, REMEDY) from error
+    return json.loads(json.dumps(whole))
+
+
+REMEDY = "restore it from a copy, or measure again"
+
+
+def shown(path: Path) -> Record | None:
+    """`read` of a record that the page of results shows; `InputError` if it lacks what that
+    needs."""
+    return _with(path, _ShownTable)
+
+
+def _with(path: Path, kind: Any) -> Record | None:
+    """`read` of a record whose cells have what is asked for."""
+    record = read(path)
+    try:
+        if record is not None and "cells" in record:
+            persisted.typed(record, kind)
+    except MistypedError as error:
+        raise persisted.damaged(path, REMEDY) from error
+    return record
+
+
+def _check_cell(cell: Record) -> None:
+    """`MistypedError` unless a cell has runs, with units of as many layers."""
+    units = [run.get("active_units") for run in cell["runs"]]
+    layers = {len(of) for of in units if of is not None}
+    if not units or len(layers) > 1:
+        raise MistypedError(f"the runs of {cell['name']} are missing, or of different layers")
 
 
 def joinable(path: Path, name: str, config: RunConfig) -> Record:
@@ -88,7 +279,7 @@ def joinable(path: Path, name: str, config: RunConfig) -> Record:
     A setting that it does not know came later, and stood at its default. How often runs were saved
     does not matter.
     """
-    there = read(path)
+    there = _with(path, _JoinableTable)
     if there is None or there["experiment"] != name or "settings" not in there:
         raise InputError(
             f"record = {path} was given, which is there and no record of {name}; give another "

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from iwae import figures, runs
-from iwae.cells import Task, place, recorded
+from iwae.cells import Task, place, state
 from iwae.files import write_atomic
 from iwae.folder import MODEL, read_metrics
 from iwae.trained import Trained
@@ -32,7 +32,7 @@ def draw(
     found: dict[tuple[str, str], dict[str, Task]] = {}
     for name, task in tasks.items():
         dataset, layers, bound = name.rsplit("/", 2)
-        if recorded(task, out) is not None and (place(task, out) / MODEL).exists():
+        if state(task, out) == "done" and (place(task, out) / MODEL).exists():
             found.setdefault((dataset, layers), {})[bound] = task
     pictures: dict[str, bytes] = {}
     for (dataset, layers), of in found.items():

@@ -6,8 +6,7 @@ Everything is derived from the files of the runs; the same files give the same p
 import base64
 import contextlib
 import os
-import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from iwae import figures, runs
 from iwae.config import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE, Progress
-from iwae.files import refuse_existing, write_atomic
-from iwae.folder import read_config, read_evaluations, read_metrics
+from iwae.files import as_argument, refuse_existing, write_atomic
+from iwae.folder import read_config, read_evaluations, read_metrics, replicas
 from iwae.likelihoods import is_continuous, is_mixed
 from iwae.settings import flatten
 from iwae.tables import units_in_words
@@ -42,7 +41,7 @@ class Entry:
     evaluations: list[dict[str, Any]]
     trained: Trained | None
     missing: str
-    """Why there is no model."""
+    """Why there is no model, and which files are damaged."""
 
     @property
     def passes(self) -> int:
@@ -60,6 +59,16 @@ class Entry:
         """The evaluation of most passes; among these one on the test split, the largest."""
         order = lambda e: (e["passes"], e["split"] == SPLIT, e["n"], e["k"])
         return max(self.evaluations, key=order, default=None)
+
+
+def runs_among(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """(runs, each of a folder of replicas by itself; files among folders, as a pattern like demo/*
+    takes along the page that is there)."""
+    files = [path for path in paths if path.is_file()]
+    folders = [path for path in paths if not path.is_file()]
+    if not folders:
+        return list(paths), []
+    return [run for path in folders for run in replicas(path) or [path]], files
 
 
 def write(
@@ -82,8 +91,8 @@ def render(
 ) -> str:
     """The page of some runs as HTML without references to anything outside it.
 
-    A run that has no model or evaluation yet, or whose data are gone, is shown with what there is
-    and a sentence. Raises `InputError` for a path that is not a run.
+    A run that has no model or evaluation yet, whose data are gone or of which a file is damaged, is
+    shown with what there is and a sentence. Raises `InputError` for a path that is not a run.
     """
     entries = _entries(paths, data_dir)
     cards = []
@@ -127,13 +136,20 @@ def _entries(paths: list[Path], data_dir: str | Path | None) -> list[Entry]:
 
 
 def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None) -> Entry:
-    trained, missing = None, ""
-    try:
-        trained = runs.load(path, data_dir=data_dir)
-    except InputError as error:
-        missing = _printable(str(error))
-    evaluations = list(read_evaluations(path).values())
-    return Entry(name, path, config, read_metrics(path), evaluations, trained, missing)
+    said: list[str] = []
+
+    def there(read: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return read()
+        except InputError as error:
+            said.append(_printable(str(error)))
+            return otherwise
+
+    trained = there(lambda: runs.load(path, data_dir=data_dir), None)
+    rows = there(lambda: read_metrics(path), [])
+    evaluations = there(lambda: list(read_evaluations(path).values()), [])
+    missing = " ".join(dict.fromkeys(said))
+    return Entry(name, path, config, rows, evaluations, trained, missing)
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -176,7 +192,7 @@ def _rows(entry: Entry) -> list[dict[str, Any]]:
         "best": False,
     }
     if not entry.evaluations:
-        command = f"iwae evaluate {_printable(shlex.quote(str(entry.path)))}"
+        command = f"iwae evaluate {as_argument(entry.path)}"
         hint = {"command": command} if entry.trained else {"unfinished": True}
         return [run | hint | {"passes": _count(entry.passes), "evaluated": False}]
     return [run | _figures_of(e) | {"alike": _alike(entry, e)} for e in entry.evaluations]
@@ -241,7 +257,10 @@ def _number_notes(table: list[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _number(value: float, digits: int = 2) -> str:
+def _number(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash for one that was not finite."""
+    if value is None:
+        return "—"
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
@@ -335,13 +354,14 @@ def _histogram(entry: Entry) -> dict[str, Any]:
     if e["active_units"] is None:
         return {"sentence": "One example alone has no activity; evaluate more."}
     active = units_in_words(e["active_units"])
+    known = [[a for a in layer if a is not None] for layer in e["activity"]]
     caption = (
         f"Activity A = Var(E[h | x]) of each latent unit over {_count(e['n'])} {e['split']} "
         f"examples ({TERM_DRAWS} draws, seed {e['seed']}, after {_count(e['passes'])} passes). "
         f"Units right of the dotted line, A > {ACTIVE:g}, are active."
     )
     return {
-        "source": _uri(figures.activity_histogram([(entry.name, e["activity"])]), "svg+xml"),
+        "source": _uri(figures.activity_histogram([(entry.name, known)]), "svg+xml"),
         "alt": f"Histogram of the activity of the latent units of {entry.name}: {active} active",
         "caption": caption,
     }

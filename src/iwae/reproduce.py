@@ -235,8 +235,10 @@ def rows(
     failures: Mapping[Task, Failure] | None = None,
 ) -> list[Row]:
     """Every cell as its runs in `out` stand; `tasks` may hold more cells, to hold these against."""
-    failed = failures or {}
-    found = {name: [_found(task, out) for task in of] for name, of in tasks.items()}
+    failed = dict(failures or {})
+    found: dict[str, list[Result | None]] = {}
+    for name, of in tasks.items():
+        found[name] = [_found(task, out, failed) for task in of]
     complete = {n: [r for r in of if r is not None] for n, of in found.items() if None not in of}
     return [
         Row(
@@ -250,10 +252,15 @@ def rows(
     ]
 
 
-def _found(task: Task, out: Path) -> Result | None:
-    """What is recorded of a task, with its likelihoods if they were kept."""
-    result = recorded(task, out)
-    return result and result | {LIKELIHOODS: log_likelihoods(task, out)}
+def _found(task: Task, out: Path, failed: dict[Task, Failure]) -> Result | None:
+    """What is recorded of a task, with its likelihoods if they were kept; where a file is damaged
+    the task has `failed`, and the others have not."""
+    try:
+        result = recorded(task, out)
+        return result and result | {LIKELIHOODS: log_likelihoods(task, out)}
+    except InputError as error:
+        failed.setdefault(task, Failure(str(error)))
+        return None
 
 
 def _state(tasks: Sequence[Task], out: Path) -> str:
@@ -318,7 +325,7 @@ def estimate(
     seconds: dict[Task, float] = {}
     counted = set(tasks)
     for task in tasks:
-        if state(task, out) == "done":
+        if state(task, out) in ("done", "damaged"):
             continue
         left = [measure for measure in task.measures if not measured(task, out, measure)]
         evaluations = sum(MEASURES[measure].evaluations for measure in left)

@@ -58,7 +58,7 @@ def page(folder: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    record = records.read(path)
+    record = records.shown(path)
     if record is None:
         raise InputError(
             f"{path} was found among the records, but it is none of `iwae reproduce --record`; "

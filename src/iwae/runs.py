@@ -4,7 +4,6 @@ A run that was killed continues exactly where its last checkpoint stood.
 """
 
 import contextlib
-import json
 import math
 import os
 import shlex
@@ -18,31 +17,39 @@ import jax
 import numpy as np
 
 from iwae import checkpoint, data
-from iwae.build import build
 from iwae.checks import check_seed
 from iwae.config import RunConfig
 from iwae.data import Dataset
 from iwae.devices import Devices, hosts_agree, is_first, json_from_first
-from iwae.errors import InputError
+from iwae.errors import InputError, unusable
 from iwae.evaluation import mean_and_error
 from iwae.files import one_at_a_time, write_atomic
 from iwae.folder import (
+    CHECKPOINT,
+    CONFIG,
     EVALUATION,
+    METRICS,
     MODEL,
     REPLICA,
+    UNVERIFIED,
     Folder,
+    evaluations_text,
+    noted,
     opened,
     opened_together,
     read_config,
     read_evaluations,
     read_metrics,
+    read_model,
     read_progress,
+    read_stated,
     replicas,
 )
 from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
 from iwae.observation import Observation, observation, prepare
+from iwae.persisted import finite
 from iwae.settings import differences, override, parse
-from iwae.trained import Evaluation, Trained
+from iwae.trained import Evaluation, Trained, skeleton
 
 
 def train(
@@ -59,16 +66,19 @@ def train(
     """Train a model; `settings` replace fields of the configuration by name, e.g. `k=50`.
 
     `data` is your own array [n, …] or `Dataset`, in place of `dataset`. With `out` the run is a
-    folder that `load` reads; `resume` continues it, and None starts or continues it. So many
+    folder that `load` reads; `resume` continues it, and None starts or continues it, with its own
+    configuration where none is given. A batch that is larger than the training split, and was not
+    asked for, is as large as that. So many
     `devices` of this machine share each batch; in a program of several hosts (`iwae.devices.join`)
     all do, and the first writes. Raises `InputError` for unusable input, `NonFiniteError` when the
     bound is not finite, `Interrupted` after Ctrl-C.
     """
-    config = override(_started(config), **settings)
+    with hosts_agree():
+        config = override(_started(config, out, resume=resume), **settings)
     if jax.process_count() > 1:
         config = parse(json_from_first(config.to_toml()), "the first host's settings")
     with hosts_agree():
-        config, observed = _observed(config, data, data_dir)
+        config, observed = _observed(config, data, data_dir, asked="batch_size" in settings)
         where = Devices.of(devices, config.training.batch_size)
     _check_same_on_hosts(observed.dataset)
     with _opened_by_first(out, config, resume=resume) as folder:
@@ -77,8 +87,15 @@ def train(
     return replace(run.trained(), data_dir=data_dir)
 
 
-def _started(config: RunConfig | None) -> RunConfig:
-    """The configuration that is given, or the default; `InputError` if it is none."""
+def _started(
+    config: RunConfig | None, out: str | Path | None = None, *, resume: bool | None = False
+) -> RunConfig:
+    """The configuration that is given, that of the run to go on with, or the default; `InputError`
+    if it is none."""
+    if config is None and out is not None and resume is not False and is_first():
+        path = next(iter(replicas(Path(out))), Path(out))
+        if (path / CONFIG).exists():
+            return read_config(path)
     if config is not None and not isinstance(config, RunConfig):
         raise InputError(
             f"A {type(config).__name__} was given as the configuration, which is a RunConfig; give "
@@ -126,14 +143,13 @@ def train_replicas(
 
     With `out`, replica s lies in out/seed-s. `watch` gives each seed its watcher.
     """
-    config = override(_started(config), **settings)
+    config = override(_started(config, out, resume=resume), **settings)
     named = {f"{REPLICA}{seed}": override(config, seed=seed) for seed in listed(seeds)}
     if resume and out is not None and not replicas(Path(out)):
         raise InputError(f"{out} holds no replicas to resume; leave out --resume to start them.")
     watchers = None if watch is None else lambda name: watch(named[name].seed)
-    trained = train_together(
-        named, data=data, out=out, resume=resume, data_dir=data_dir, watch=watchers
-    )
+    asked = "batch_size" in settings
+    trained = _train_together(named, data, out, data_dir, watchers, resume=resume, asked=asked)
     return list(trained.values())
 
 
@@ -154,12 +170,26 @@ def train_together(
     out/name. `resume` continues those that are there and starts the others; `watch` gives each its
     watcher. Raises what `train` raises.
     """
+    return _train_together(configs, data, out, data_dir, watch, resume=resume)
+
+
+def _train_together(
+    configs: Mapping[str, RunConfig],
+    data: Dataset | np.ndarray | None,
+    out: str | Path | None,
+    data_dir: str | Path | None,
+    watch: Callable[[str], Watcher] | None,
+    *,
+    resume: bool,
+    asked: bool = False,
+) -> dict[str, Trained]:
+    """`train_together`; `asked` says whether the size of batches was asked for."""
     if jax.process_count() > 1:
         raise InputError(
             "Several runs were given to several hosts, which share the batches of one; train them "
             "one by one."
         )
-    observed = _observed_together(configs, data, data_dir)
+    observed = _observed_together(configs, data, data_dir, asked=asked)
     configs = {name: config for name, (config, _) in observed.items()}
     with opened_together(out, configs, resume=resume) as folders:
         together = {
@@ -171,7 +201,7 @@ def train_together(
 
 
 def _observed_together(
-    configs: Mapping[str, RunConfig], given: Any, data_dir: str | Path | None
+    configs: Mapping[str, RunConfig], given: Any, data_dir: str | Path | None, *, asked: bool
 ) -> dict[str, tuple[RunConfig, Observed]]:
     """What `_observed` makes of each, the same data for all; `InputError` if that cannot be."""
     if not isinstance(configs, Mapping) or not configs:
@@ -186,18 +216,19 @@ def _observed_together(
                 f"without a path."
             )
     first, config = next(iter(configs.items()))
-    own, dataset = _found(config, given, data_dir)
+    own, dataset = _found(config, given, data_dir, asked=asked)
     observed = _as_seen(own, dataset)
+    shared = {"dataset": own.data.dataset, "batch_size": own.training.batch_size}
     for name, other in configs.items():
         apart = [n for n, *_ in differences(config, other) if n in SHARED]
-        if not apart and observation(dataset, other.data, other.model) != observed.seen:
+        if not apart and _seen(override(other, **shared), dataset) != observed.seen:
             apart = ["likelihood"]
         if apart:
             raise InputError(
                 f"Runs in one program share their data and batch size, but {first} and {name} "
                 f"differ in {apart[0]}; train them one by one."
             )
-    return {n: (override(c, dataset=own.data.dataset), observed) for n, c in configs.items()}
+    return {n: (override(c, **shared), observed) for n, c in configs.items()}
 
 
 SHARED = ("dataset", "values", "binarization", "batch_size")
@@ -219,24 +250,41 @@ def listed(seeds: int | Sequence[int]) -> list[int]:
 
 
 def _observed(
-    config: RunConfig, given: Any, data_dir: str | Path | None
+    config: RunConfig, given: Any, data_dir: str | Path | None, *, asked: bool = False
 ) -> tuple[RunConfig, Observed]:
     """What `_found` gives, the data as the model sees them."""
-    config, dataset = _found(config, given, data_dir)
+    config, dataset = _found(config, given, data_dir, asked=asked)
     return config, _as_seen(config, dataset)
 
 
 def _as_seen(config: RunConfig, dataset: Dataset) -> Observed:
-    seen = observation(dataset, config.data, config.model)
+    seen = _seen(config, dataset)
     return Observed(prepare(dataset, seen), seen)
 
 
-def _found(config: RunConfig, given: Any, data_dir: str | Path | None) -> tuple[RunConfig, Dataset]:
-    """The configuration with the name of its data and whole paths, and the data."""
+def _seen(config: RunConfig, dataset: Dataset) -> Observation:
+    """The observation, with a remark where the batches are smaller than they are by default."""
+    seen, n = observation(dataset, config.data, config.model), len(dataset.train)
+    if not config.training.batch_size == n < RunConfig().training.batch_size:
+        return seen
+    return noted(seen, f"trained in batches of all {n} training examples")
+
+
+def _found(
+    config: RunConfig, given: Any, data_dir: str | Path | None, *, asked: bool
+) -> tuple[RunConfig, Dataset]:
+    """The configuration with the name of its data and whole paths, and the data.
+
+    Batches of the size that they have by default, unless it was `asked` for, are made as small as
+    the training split.
+    """
     begin = config.training.start_from
     if begin is not None:
         config = override(config, start_from=str(Path(begin).resolve()))
     dataset = _dataset(config, given, data_dir)
+    batch, n = config.training.batch_size, len(dataset.train)
+    if n < batch == RunConfig().training.batch_size and not asked:
+        config = override(config, batch_size=n)
     file = Path(config.data.dataset).expanduser()
     if given is not None:
         config = override(config, dataset=dataset.name)
@@ -264,45 +312,53 @@ def untrained(config: RunConfig, *, data_dir: str | Path | None = None) -> Train
 
 
 def training_seconds(trained: Trained) -> float:
-    """The training time behind a run in a folder."""
-    rows = [] if trained.path is None else read_metrics(trained.path)
+    """The training time behind a run in a folder; `InputError` if its metrics are missing."""
+    if trained.path is None:
+        return 0.0
+    rows = read_metrics(trained.path)
+    if len(rows) < trained.passes:
+        raise InputError(
+            f"{trained.path / METRICS} has {len(rows)} of the {trained.passes} passes behind the "
+            f"model, so it is not known how long they took; restore it from a copy."
+        )
     return float(rows[-1]["seconds"]) if rows else 0.0
 
 
 def made_with(trained: Trained) -> list[str]:
-    """Devices and versions that a run in a folder was trained with."""
-    return [] if trained.path is None else list(read_progress(trained.path).made_with)
+    """Devices and versions that a run in a folder was trained with, as its checkpoint knows."""
+    if trained.path is None or not (trained.path / CHECKPOINT).exists():
+        return []
+    return list(read_progress(trained.path).made_with)
 
 
 def load(
     path: str | Path,
     *,
-    data: Dataset | np.ndarray | None = None,
+    data: Dataset | np.ndarray | str | Path | None = None,
     data_dir: str | Path | None = None,
 ) -> Trained:
-    """The trained model in a run folder; `data` again if it was trained on arrays in memory.
+    """The trained model in a run folder; `data` again, or a file of them, if it was trained
+    on arrays in memory.
 
-    `InputError` if the folder is no run, holds no model yet, or its files do not fit together.
+    `InputError` if the folder is no run, holds no model yet, or its files are damaged or do not
+    belong together.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"{type(path).__name__} was given to iwae.load, which takes the path of a run; give "
+            f"the folder that it was trained into."
+        )
     path = Path(path)
-    config = read_config(path)
+    config, run = read_stated(path)
     if not (path / MODEL).exists():
         finish = f"iwae train --out {shlex.quote(str(path))} --resume"
         raise InputError(f"{path} holds no trained model yet; finish it with `{finish}`.")
-    header = checkpoint.read_header(path / MODEL)
-    seen = Observation(**{**header["seen"], "shape": tuple(header["seen"]["shape"])})
-    d = int(np.prod(seen.shape))
-    skeleton = eqx.filter_eval_shape(
-        build,
-        config.model,
-        kind=seen.model_kind,
-        mean=np.zeros(d),
-        spread=np.ones(d),
-        key=jax.random.key(0),
-        k=config.objective.k,
-    )
-    arrays, static = eqx.partition(skeleton, lambda a: isinstance(a, jax.ShapeDtypeStruct))
-    model = eqx.combine(checkpoint.load(path / MODEL, arrays), static)
+    stored, seen, passes = read_model(path)
+    if not stored.verified:
+        seen = noted(seen, UNVERIFIED)
+    described = skeleton(config, seen)
+    arrays, static = eqx.partition(described, lambda a: isinstance(a, jax.ShapeDtypeStruct))
+    model = eqx.combine(checkpoint.fitted(stored, arrays), static)
     as_before = override(config, values=seen.kind)
     given = data if isinstance(data, Dataset | None) else _dataset(as_before, data, data_dir)
     if given is not None and not seen.fits(given):
@@ -311,34 +367,73 @@ def load(
             f"of {given.scale:g}, but {path} was trained on {seen.kind} values of shape "
             f"{seen.shape} on a scale of {seen.scale:g}; give such data."
         )
+    if given is not None and seen.digest not in ("", given.whole_digest):
+        seen = noted(replace(seen, digest=given.whole_digest), OTHERS)
     dataset = None if given is None else prepare(given, seen)
     return Trained(
-        config, model, seen, header["passes"], path=path, data_dir=data_dir, dataset=dataset
+        config, model, seen, passes, path=path, data_dir=data_dir, dataset=dataset, run=run
     )
 
 
+OTHERS = "the data that were given are not those of the run"
+"""What the results on such data carry."""
+
+
+class NotKeptError(InputError):
+    """An evaluation that could not be written down; `result` has it all the same."""
+
+    def __init__(self, sentence: str, result: Any):
+        super().__init__(sentence)
+        self.result = result
+
+
 def evaluate(
-    run: str | Path | Trained, *, data_dir: str | Path | None = None, **options: Any
+    run: str | Path | Trained,
+    *,
+    data: Dataset | np.ndarray | str | Path | None = None,
+    data_dir: str | Path | None = None,
+    **options: Any,
 ) -> Evaluation:
     """`Trained.evaluate` of a run, kept in its evaluation.json if the folder can be written to.
 
-    What was asked for in an earlier evaluation with the same draws stays there.
+    `data` again if it was trained on arrays in memory. What was asked for in an earlier evaluation
+    with the same draws stays there, and one of a model that is not that of the folder is not kept.
+    `NotKeptError`, which has the result, if it could not be written.
     """
-    trained = run if isinstance(run, Trained) else load(run, data_dir=data_dir)
-    path = trained.path
+    if isinstance(run, str | os.PathLike):
+        run = load(run, data=data, data_dir=data_dir)
+    elif not isinstance(run, Trained):
+        raise InputError(
+            f"{type(run).__name__} was given to iwae.evaluate, which takes a run: its folder, or "
+            f"what iwae.train and iwae.load return; of a model alone map "
+            f"iwae.evaluation.log_likelihood over your examples."
+        )
+    elif data is not None:
+        raise InputError("data was given with a loaded run; give it to iwae.load(…, data=…).")
+    path = run.path
     if path is not None:
         read_evaluations(path)  # a damaged file is refused before hours of work
-    result = trained.evaluate(**options)
+    result = run.evaluate(**options)
     if path is not None and is_first() and os.access(path, os.W_OK):
-        name = f"{result.split} k={result.k} n={result.n} seed={result.seed} passes={result.passes}"
-        name += " mean weights" * result.mean_weights
-        with one_at_a_time(path / MODEL):
-            kept, entry = read_evaluations(path), result.to_json()
-            before = kept.get(name, {})
-            if math.isclose(before.get("nll", math.inf), entry["nll"], rel_tol=SAME):
-                entry |= {n: before.get(n) for n in OPTIONAL if entry[n] is None}
-            write_atomic(path / EVALUATION, json.dumps(kept | {name: entry}, indent=1))
+        try:
+            if run.is_in_its_folder():
+                _keep(result, path, run.run)
+        except (InputError, OSError) as error:
+            said = unusable(error) if isinstance(error, OSError) else str(error)
+            raise NotKeptError(said, result) from error
     return result
+
+
+def _keep(result: Evaluation, path: Path, run: str) -> None:
+    """Put an evaluation down beside the others of its run."""
+    name = f"{result.split} k={result.k} n={result.n} seed={result.seed} passes={result.passes}"
+    name += " mean weights" * result.mean_weights
+    with one_at_a_time(path / MODEL):
+        kept, entry = read_evaluations(path), result.to_json()
+        before = kept.get(name, {})
+        if math.isclose(before.get("nll", math.inf), entry["nll"], rel_tol=SAME):
+            entry |= {n: before.get(n) for n in OPTIONAL if entry[n] is None}
+        write_atomic(path / EVALUATION, evaluations_text(kept | {name: entry}, run))
 
 
 SAME = 1e-6
@@ -370,28 +465,41 @@ class OverSeeds:
         return None if None in counts else [mean_and_error(layer) for layer in np.array(counts).T]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, with the evaluation of each seed; the standard error of one seed is null."""
-        known = lambda figure: [None if np.isnan(v) else v for v in figure]
+        """All of it, with the evaluation of each seed; what JSON has no number for, as the standard
+        error of one seed, is null."""
         units = self.active_units
         return {
-            "nll": known(self.nll),
-            "elbo": known(self.elbo),
-            "active_units": units and [known(layer) for layer in units],
+            "nll": finite(self.nll),
+            "elbo": finite(self.elbo),
+            "active_units": units and [finite(layer) for layer in units],
             "replicas": {s: e.to_json() for s, e in zip(self.seeds, self.evaluations, strict=True)},
         }
 
 
 def evaluate_replicas(
-    path: str | Path, *, data_dir: str | Path | None = None, **options: Any
+    path: str | Path,
+    *,
+    data: Dataset | np.ndarray | str | Path | None = None,
+    data_dir: str | Path | None = None,
+    **options: Any,
 ) -> OverSeeds:
     """`evaluate` of every run of `train_replicas` in a folder; `InputError` if there are none.
 
-    All see the same binarised images and draws of the latents.
+    All see the same binarised images and draws of the latents. `NotKeptError`, which has the
+    result, if some could not be written.
     """
     paths = replicas(Path(path))
     if not paths:
         raise InputError(f"{path} holds no replicas; give a folder that `iwae train --seeds` made.")
-    return OverSeeds(
-        seeds=[read_config(p).seed for p in paths],
-        evaluations=[evaluate(p, data_dir=data_dir, **options) for p in paths],
-    )
+    seeds, evaluations = [read_config(p).seed for p in paths], []
+    lost: NotKeptError | None = None
+    for replica in paths:
+        try:
+            evaluations.append(evaluate(replica, data=data, data_dir=data_dir, **options))
+        except NotKeptError as error:
+            evaluations.append(error.result)
+            lost = lost or error
+    result = OverSeeds(seeds, evaluations)
+    if lost is not None:
+        raise NotKeptError(str(lost), result)
+    return result

@@ -1,6 +1,7 @@
 """Settings by name: read from recipes and TOML files, replaced, compared."""
 
 import dataclasses
+import functools
 import tomllib
 import types
 import typing
@@ -76,12 +77,20 @@ def recipe_names() -> list[str]:
 
 def read(path: Path) -> RunConfig:
     """The configuration in a TOML file; `InputError` if it is missing or cannot be read."""
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a TOML file; `InputError` if it is missing, no file, or no UTF-8."""
+    require(
+        path.is_file() or not path.exists(),
+        f"The configuration {path} cannot be read: it is no file.",
+    )
     try:
-        text = path.read_text("utf-8")
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"The configuration {path} cannot be read: {reason}.") from error
-    return parse(text, str(path))
 
 
 def parse(text: str, where: str) -> RunConfig:
@@ -115,7 +124,12 @@ def _build(cls: type, table: dict[str, Any], where: str) -> Any:
 
 
 def _type_of(cls: type, name: str) -> Any:
-    return typing.get_type_hints(cls)[name]
+    return _types(cls)[name]
+
+
+@functools.cache
+def _types(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _coerce(value: Any, kind: Any, name: str) -> Any:

@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae import data, evaluation, threefry
+from iwae import checkpoint, data, evaluation, persisted, threefry
 from iwae.bayesian import UncertainAutoencoder
+from iwae.build import build
 from iwae.checks import COUNTED, check_draws, check_seed
 from iwae.config import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, Usage, mean_and_error, over_examples
+from iwae.folder import identity, opened, read_model
 from iwae.model import Autoencoder, block_of, restrict
 from iwae.observation import Observation, prepare
 from iwae.proposals import HierarchicalAutoencoder
@@ -76,10 +78,11 @@ class Evaluation:
     """L_K of every example, [n]."""
 
     def to_json(self) -> dict[str, Any]:
-        """All but the values per example; a standard error of one example is null."""
+        """All but the values per example; what JSON has no number for, as the standard error of one
+        example, is null."""
         fields = dataclasses.asdict(self)
         fields.pop("log_likelihoods")
-        return fields | {"nll_se": None if np.isnan(self.nll_se) else self.nll_se}
+        return persisted.finite(fields)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,39 @@ class Trained:
     path: Path | None = None
     data_dir: str | Path | None = None
     dataset: Dataset | None = None
+    run: str = ""
+    """The identity of the run (`iwae.folder.identity`); empty where its files do not say."""
+
+    def save(self, out: str | Path) -> None:
+        """Write the model, its configuration and what it knows of its data as a run folder, which
+        `iwae.load` and every command read; there is no checkpoint to train it on from.
+
+        `InputError` if there is something at `out`, or the model is another than the one its
+        configuration describes, as after units were removed.
+        """
+        arrays, _ = eqx.partition(skeleton(self.config, self.seen), _is_array)
+        stands = checkpoint.shapes(arrays) == checkpoint.shapes(eqx.filter(self.model, _is_array))
+        if not stands:
+            raise InputError(
+                "The model is not the one that its configuration describes, from which it is built "
+                "when it is loaded; save the one that was trained."
+            )
+        with opened(out, self.config, resume=False) as folder:
+            folder.run = identity(self.config, self.seen)
+            folder.save_config(self.config)
+            folder.save_model(self.model, self.seen, self.passes, step=0)
+
+    def is_in_its_folder(self) -> bool:
+        """Whether the model in the folder of the run, if it is one of as many passes, is this one;
+        it is not after weights were held at their means, or units were removed."""
+        if self.path is None:
+            return False
+        stored, _, passes = read_model(self.path)
+        own = checkpoint.arrays(eqx.filter(self.model, eqx.is_array))
+        return passes != self.passes or (
+            own.keys() == stored.arrays.keys()
+            and all(np.array_equal(own[n], stored.arrays[n], equal_nan=True) for n in own)
+        )
 
     def at_the_mean(self) -> "Trained":
         """The same with uncertain weights held at their means; `InputError` if it has none."""
@@ -111,7 +147,8 @@ class Trained:
         if config.dataset not in data.NAMES and not Path(config.dataset).exists():
             raise InputError(
                 f"The run was trained on {config.dataset}, which is neither a registered data set "
-                f"nor a file here; put the file back, or give arrays with iwae.load(…, data=…)."
+                f"nor a file here; put the file back, or give its examples again, by iwae evaluate "
+                f"--data FILE or iwae.load(…, data=…)."
             )
         loaded = data.load(config.dataset, data_dir=self.data_dir, values=self.seen.kind)
         if not self.seen.fits(loaded):
@@ -275,6 +312,7 @@ class Trained:
 
         One fresh binarisation and all draws come from `seed`, not from the run's, so that runs on
         the same data see the same pixels. `memory` is the budget in bytes of a block of draws.
+        `InputError` if an NLL is not finite.
         """
         of = self.at_the_mean() if mean_weights else self
         images = self.data().split(split)
@@ -286,12 +324,16 @@ class Trained:
         began = time.monotonic()
         smaller = of.without_inactive() if without_inactive else None
         used = of.only_used() if only_used else None
-        nll_of = lambda part: float(
-            -dataclasses.replace(of, model=part)
-            .log_likelihoods(images, k=k, seed=seed, memory=memory)
-            .mean(dtype=np.float64)
+        nll_of = lambda part: (
+            -_mean_of_finite(
+                dataclasses.replace(of, model=part).log_likelihoods(
+                    images, k=k, seed=seed, memory=memory
+                ),
+                k,
+            )
         )
         values = of.log_likelihoods(images, k=k, seed=seed, memory=memory, progress=progress)
+        _mean_of_finite(values, k)
         parts = of._terms(images, seed)
         active = of.activity(images, seed=seed) if len(images) > 1 else None
         mean, error = mean_and_error(values)
@@ -339,6 +381,36 @@ class Trained:
         return over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
         )
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct) or eqx.is_array(leaf)
+
+
+def skeleton(config: RunConfig, seen: Observation) -> Autoencoder:
+    """The model that a configuration describes, with shapes and types in the place of arrays."""
+    d = int(np.prod(seen.shape))
+    return eqx.filter_eval_shape(
+        build,
+        config.model,
+        kind=seen.model_kind,
+        mean=np.zeros(d),
+        spread=np.ones(d),
+        key=jax.random.key(0),
+        k=config.objective.k,
+    )
+
+
+def _mean_of_finite(values: np.ndarray, k: int) -> float:
+    """The mean of L_k over examples, in nats; `InputError` if it is not finite."""
+    lost = np.flatnonzero(~np.isfinite(values))
+    if len(lost):
+        raise InputError(
+            f"L_{k} is {values[lost[0]]:g} for {len(lost)} of {len(values)} examples, the first of "
+            f"them number {lost[0]}, so the NLL is no number; check that the examples fit the "
+            f"likelihood, and that the training ended in a model that is finite."
+        )
+    return float(values.mean(dtype=np.float64))
 
 
 def _reconstruction(model: Autoencoder, x: Any, key: Any) -> tuple[Any, Any]:

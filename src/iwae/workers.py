@@ -25,6 +25,7 @@ from iwae.cells import (
     attempt,
     log_likelihoods,
     recorded,
+    state,
     write_result,
 )
 from iwae.errors import InputError, Interrupted
@@ -54,7 +55,7 @@ def make_all(
     results: dict[Task, Result | Failure] = {}
     missing: dict[Task, str] = {}
     for name, task in tasks.items():
-        before = recorded(task, out)
+        before = recorded(task, out) if state(task, out) == "done" else None
         if before is None:
             missing.setdefault(task, name)
         else:
@@ -201,7 +202,10 @@ def in_a_process(
     }
     unwanted = _cancelled() if left is None else left.is_set
     code, said = _carry_out([sys.executable, "-m", "iwae.workers"], json.dumps(order), unwanted)
-    result, values = recorded(task, out), log_likelihoods(task, out)
+    try:
+        result, values = recorded(task, out), log_likelihoods(task, out)
+    except InputError as error:
+        return Failure(str(error))
     if result is not None:
         return result | ({} if values is None else {LIKELIHOODS: values.tolist()})
     if code == FAILED and said:
