@@ -179,7 +179,8 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         (("evaluate", trained, "--split", "tests"), None),
         (
             ("sample", trained, "--out", tmp_path / "x.gif"),
-            f"{tmp_path / 'x.gif'} ends in no known format; give a file ending in .png or .npy.",
+            f"{tmp_path / 'x.gif'} ends in no known format; give a file ending in .png, .npy or "
+            ".csv.",
         ),
         (
             ("encode", trained, "digits", "--layer", "2", "--out", tmp_path / "c2.npy"),

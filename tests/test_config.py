@@ -190,7 +190,7 @@ def test_refusals(changes: dict, sentence: str) -> None:
         (
             "[data]\ndatset = 'mnist'",
             "r.toml, [data] has an unknown entry 'datset'; did you mean 'dataset'? Known are "
-            "binarization, dataset, values.",
+            "binarization, dataset, header, values.",
         ),
         (
             "[model]\nhidden = 3",

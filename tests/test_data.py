@@ -846,8 +846,16 @@ def test_csv_with_and_without_a_header(tmp_path, head):
             "a,b\n1,2\n3,x y \n",
             "Line 3 of {path} holds 'x y': give numbers separated by commas.",
         ),
-        ("1,2\n\n3,\n", "Line 3 of {path} holds '': give numbers separated by commas."),
-        ("id,1\n3,4\n", "Line 1 of {path} holds 'id': give numbers separated by commas."),
+        (
+            "1,2\n\n3,\n",
+            "{path} lacks 1 of its values, the first in column 2 of line 3: fill them in, or leave "
+            "their lines out.",
+        ),
+        (
+            "id,1\n3,4\n",
+            "Line 1 of {path} holds 'id' beside numbers such as '1': give numbers, or --header yes "
+            "if they are names.",
+        ),
         ("1,2\n1_0,4\n", "Line 2 of {path} holds '1_0': give numbers separated by commas."),
         (
             "a,b\n1,2\n3\n",
@@ -856,12 +864,17 @@ def test_csv_with_and_without_a_header(tmp_path, head):
         ("a,b\n\n", "{path} holds no numbers: give one example per line."),
         ("", "{path} holds no numbers: give one example per line."),
         (
-            "1,2\n3,nan\n",
+            "1,2\n3,nan\nnan,nan\n",
+            "{path} lacks 3 of its values, the first in column 2 of line 2: fill them in, or leave "
+            "their lines out.",
+        ),
+        (
+            "1,2\n3,inf\n",
             "{path} holds NaN, masked or infinite values: "
             "replace them, or drop the examples that have them.",
         ),
         (
-            "1,2\n3,4\n",
+            "1,2.5\n3,4\n",
             "{path} has 2 training examples, and splitting them needs at least 10: "
             "give more, or give train, valid and test.",
         ),
@@ -1135,8 +1148,8 @@ def test_a_column_that_is_constant_but_for_rounding_is_constant() -> None:
         ),
         (
             "0,1,2\n0.5,0.25,1\n0.1,0.3,0.2\n",
-            "Line 1 of {path} holds 0, 1, … 2, as a header of numbers does: leave it out (in "
-            "pandas: header=False), or name the columns.",
+            "Line 1 of {path} holds 0, 1, 2, which may be names or an example: give --header yes "
+            "or --header no (in Python: header='yes' or 'no').",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 """Commands that use a trained model: samples, reconstructions, codes and scores."""
 
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,16 +9,19 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from iwae.flags import DataDir, Overwrite, Seed
-from iwae.outputs import check_output, write_array, write_scores
+from iwae.flags import DataDir, Header, Overwrite, Seed
+from iwae.outputs import check_output, write_scores, write_table
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw images from a trained model: a picture of E[x|h], or an array."""
+    """Draw images from a trained model: a picture of E[x|h], an array, or a table.
+
+    A .csv has a line for each, under the names of the columns of training, or x0, x1, …
+    """
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE.png|.npy")]
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.png|.npy|.csv")]
     n: int = 100
     """Number of images."""
     values: Literal["mean", "draw"] = "mean"
@@ -28,13 +33,14 @@ class Sample:
         from iwae import figures, runs
         from iwae.files import write_atomic
 
-        check_output(self.out, (".png", ".npy"), overwrite=self.overwrite)
+        check_output(self.out, (".png", ".npy", ".csv"), overwrite=self.overwrite)
         trained = runs.load(self.run_folder)
         images = trained.sample(self.n, seed=self.seed, mean=self.values == "mean")
-        if self.out.suffix == ".npy":
-            write_array(self.out, images)
-        else:
+        if self.out.suffix == ".png":
             write_atomic(self.out, figures.sheet(trained, images))
+        else:
+            d = images[0].size
+            write_table(self.out, images, trained.seen.names or [f"x{i}" for i in range(d)])
         print(f"Wrote {self.n} samples to {self.out}.")
 
 
@@ -70,15 +76,17 @@ class Reconstruct:
 class Encode:
     """Posterior means E_q[h_l|x] of your own examples, [n, units of layer l].
 
+    A .csv has a line for each, under index, h0, h1, …
     Where training binarises intensities dynamically, x is one binarisation of each, by --seed.
     """
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
-    """A .npy, .npz or .csv file, or NAME or NAME:SPLIT of a registered data set."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy")]
+    """A .npy, .npz, .csv or .csv.gz file, or NAME or NAME:SPLIT of a registered data set."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy|.csv")]
     layer: int = 1
     """Stochastic layer, counted from the image."""
+    header: Header = "auto"
     seed: Seed = 0
     overwrite: Overwrite = False
     data_dir: DataDir = None
@@ -86,10 +94,10 @@ class Encode:
     def run(self) -> None:
         from iwae import runs
 
-        check_output(self.out, (".npy",), overwrite=self.overwrite)
+        check_output(self.out, (".npy", ".csv"), overwrite=self.overwrite)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
-        codes = trained.encode(self.data, layer=self.layer, seed=self.seed)
-        write_array(self.out, codes)
+        codes = trained.encode(self.data, layer=self.layer, seed=self.seed, header=self.header)
+        write_table(self.out, codes, [f"h{i}" for i in range(codes.shape[1])], index=True)
         print(f"Wrote {len(codes)} codes of {codes.shape[1]} units to {self.out}.")
 
 
@@ -103,10 +111,11 @@ class Score:
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA")]
-    """A .npy, .npz or .csv file, or NAME or NAME:SPLIT of a registered data set."""
+    """A .npy, .npz, .csv or .csv.gz file, or NAME or NAME:SPLIT of a registered data set."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv|.npy")]
     k: int = 5000
     """Draws per example."""
+    header: Header = "auto"
     seed: Seed = 0
     overwrite: Overwrite = False
     data_dir: DataDir = None
@@ -117,7 +126,12 @@ class Score:
 
         check_output(self.out, (".csv", ".npy"), overwrite=self.overwrite)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
-        with counting("scoring") as progress:
-            scores = trained.score(self.data, k=self.k, seed=self.seed, progress=progress)
+        with counting("scoring") as progress, warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always", RuntimeWarning)
+            scores = trained.score(
+                self.data, k=self.k, seed=self.seed, header=self.header, progress=progress
+            )
         write_scores(self.out, scores)
         print(f"Wrote {len(scores)} log-likelihoods (L_{self.k}, nats) to {self.out}.")
+        for remark in remarks:
+            print(f"Note: {remark.message}", file=sys.stderr)

@@ -23,10 +23,13 @@ class DataConfig:
     """Which examples, and how their values are read."""
 
     dataset: str = "digits"
-    """A registered data set (see `iwae data`) or a .npy, .npz or .csv file."""
+    """A registered data set (see `iwae data`) or a .npy, .npz, .csv or .csv.gz file."""
     values: Literal["auto", "binary", "intensity", "real"] = "auto"
     """How the values of your own file are to be read; auto decides from their range, and refuses
-    integers above 1 of which none reaches 128."""
+    integers above 1 of which none reaches 128, and numbers in 0-1 of which none reaches 1/255."""
+    header: Literal["auto", "yes", "no"] = "auto"
+    """Whether the first line of a .csv file holds the names of its columns; auto refuses a line
+    that may or may not."""
     binarization: Literal["auto", "dynamic", "fixed", "none"] = "auto"
     """dynamic: a fresh 0/1 sample each time an image is used; fixed: one sample, kept; none: as is.
     auto is dynamic for intensities and none for binary and real values."""

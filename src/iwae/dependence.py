@@ -132,7 +132,8 @@ def run(
             f"K = {min(ks)} was given, but draws depend on one another from 2 on; give 2 or more."
         )
     for dataset in set(datasets or DATASETS) - TARGETS.keys():
-        data.load(dataset, data_dir=data_dir, values=config.data.values)  # or refuse it now
+        how = {"values": config.data.values, "header": config.data.header}
+        data.load(dataset, data_dir=data_dir, **how)  # or refuse it now
     heuristic = config.model.proposal_weights
     rows: list[Row] = []
     pictures: list[Path] = []

@@ -63,8 +63,10 @@ SCHEME = (
 def grid(images: np.ndarray, columns: int | None = None, *, stretched: bool = False) -> np.ndarray:
     """Images side by side, row after row: uint8 [H, W], or [H, W, 3] for three channels.
 
-    `images` is [n, h, w], [n, h, w, c] (averaged over channels unless c = 3), or vectors [n, d],
-    each drawn as a strip with a column per value. Values in [0, 1] are shown as they are; if one
+    `images` is [n, h, w], [n, h, w, c] (averaged over channels unless c = 3), [n, c, h, w] with c
+    of 1 or 3, or vectors [n, d], each drawn as a strip with a column per value. Channels are last
+    where the last axis has 1 or 3, else first where the second has as many and the others more
+    than 4. Values in [0, 1] are shown as they are; if one
     lies outside, or they are `stretched`, all are mapped linearly from their common range to
     [0, 1]. Each pixel becomes a
     square of CELL // max(h, w) pixels, at least 1; GAP grey ones lie around every image.
@@ -99,6 +101,8 @@ def _with_channels(images: np.ndarray) -> np.ndarray:
         images = images[:, None].repeat(lines, 1)
     if images.ndim == 3:
         return images[..., None]
+    if images.shape[3] not in (1, 3) and images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
+        images = np.moveaxis(images, 1, 3)
     return images if images.shape[3] == 3 else images.mean(axis=3, keepdims=True)
 
 

@@ -6,13 +6,17 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
 from iwae.errors import InputError, nearest
 
 DataDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+Header = Annotated[
+    Literal["auto", "yes", "no"],
+    tyro.conf.arg(help="Whether the first line of a .csv file holds names; auto asks if unsure."),
+]
 Seed = Annotated[int, tyro.conf.arg(help="Seed of the draws.")]
 Overwrite = Annotated[bool, tyro.conf.arg(help="Replace an existing file.")]
 

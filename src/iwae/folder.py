@@ -6,7 +6,6 @@ content, and both are verified when it is read; files of early versions are read
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import re
@@ -21,7 +20,7 @@ from iwae import checkpoint, persisted
 from iwae.checkpoint import Stored
 from iwae.config import RunConfig
 from iwae.errors import InputError
-from iwae.files import TEMPORARY, write_atomic
+from iwae.files import TEMPORARY, locked, write_atomic
 from iwae.model import Autoencoder
 from iwae.observation import Observation
 from iwae.persisted import MistypedError, Unbounded
@@ -62,6 +61,8 @@ class Progress:
     """Devices and versions that took part, e.g. cpu, iwae 0.2.0."""
     data: str = ""
     """A digest of the training examples."""
+    names: tuple[str, ...] = ()
+    """Of the examples' columns, in the order in which the model takes them."""
 
     def made_on(self, here: str) -> "Progress":
         """With the device and version that take part from here on."""
@@ -79,6 +80,7 @@ class _Saved(TypedDict):
     finished: str
     made_with: NotRequired[list[str]]
     data: NotRequired[str]
+    names: NotRequired[list[str]]
 
 
 class _Yielded(TypedDict):
@@ -377,10 +379,10 @@ class InUseError(InputError):
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """An advisory lock that the operating system drops when the process ends, however it ends."""
-    with (path / LOCK).open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+            stack.enter_context(locked(path / LOCK, wait=False))
+        except BlockingIOError as error:
             raise InUseError(
                 f"{path} is being trained by another process; wait for it or give another --out."
             ) from error
@@ -484,7 +486,8 @@ def _progress_of(stored: Stored) -> Progress:
     for name in header.keys() - _Saved.__annotations__.keys():
         why = f"{checkpoint.HEADER}.{name} is an entry that is not known"
         raise persisted.damaged(stored.path, checkpoint.RESTORE, why)
-    return Progress(**header | {"made_with": tuple(header.get("made_with", ()))})
+    lists = {name: tuple(header.get(name, ())) for name in ("made_with", "names")}
+    return Progress(**header | lists)
 
 
 def read_progress(path: Path) -> Progress:

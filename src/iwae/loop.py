@@ -82,6 +82,21 @@ class Observed:
     dataset: Dataset
     seen: Observation
 
+    def in_order(self, names: Sequence[str]) -> "Observed":
+        """The same with its columns in the order of `names`; `InputError` if it has others, or if
+        they were binarised once, which goes by position."""
+        dataset = self.dataset.in_order(names)
+        if dataset is self.dataset:
+            return self
+        if self.seen.binarization == "fixed":
+            raise InputError(
+                f"{dataset.name} has its columns in another order than the run was begun with, and "
+                f"binarization = fixed goes by it; put them back in that order, first "
+                f"{names[0]!r}."
+            )
+        seen = replace(self.seen, names=dataset.names, digest=dataset.whole_digest)
+        return Observed(dataset, seen)
+
 
 class Run:
     """One run: its state, and what has been recorded and saved of it."""
@@ -95,6 +110,8 @@ class Run:
         devices: Devices = training.DEFAULT,
     ):
         t = config.training
+        with hosts_agree():
+            data = data.in_order(json_from_first(_names_before(config, folder)))
         self.config, self.data, self.folder, self.watch = config, data, folder, watch
         self.devices = devices
         self.n = len(data.dataset.train)
@@ -124,7 +141,9 @@ class Run:
             self.data = replace(data, seen=noted(data.seen, UNVERIFIED))
         self.progress = replace(progress, **json_from_first(asdict(progress)))
         here = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
-        self.progress = replace(self.progress.made_on(here), data=examples)
+        self.progress = replace(
+            self.progress.made_on(here), data=examples, names=data.dataset.names
+        )
         self.state, self.best = devices.everywhere(from_first((state, best)))
         if not _is_over(self.progress, t):
             self.progress = replace(self.progress, finished="")
@@ -296,6 +315,11 @@ class Together:
         self.runs, self.out, self.chunk = list(runs), out, 1
         self.failed: dict[Run, NonFiniteError] = {}
         with hosts_agree():  # none was refused
+            if len({run.data.seen.names for run in self.runs}) > 1:
+                raise InputError(
+                    "Runs in one program share their columns, but these were begun with orders "
+                    "that differ; resume them one by one."
+                )
             for run in self.runs:
                 run.folder.save_config(run.config)
         self.devices = runs[0].devices
@@ -370,6 +394,15 @@ class Together:
             again = f"iwae train --out {place} --resume" if known else "resume=True"
             kept = f"the run is saved, and `{again}` continues it"
         raise Interrupted(f"Interrupted after {progress.passes} of {epochs} passes; {kept}.")
+
+
+def _names_before(config: RunConfig, folder: Folder) -> tuple[str, ...]:
+    """The columns of a run that is resumed, or of the model it begins with; empty if unknown."""
+    if folder.begun or config.training.start_from is None:
+        return folder.progress.names
+    file = Path(config.training.start_from) / MODEL
+    seen = checkpoint.read_header(file)["seen"] if file.exists() else {}
+    return tuple(seen.get("names", ()))
 
 
 def _kind(config: RunConfig) -> RunConfig:

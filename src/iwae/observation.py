@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,8 @@ class Observation:
     binarization: str
     digest: str = ""
     """Of the examples of all splits as they are stored; empty where an early version kept none."""
+    names: tuple[str, ...] = ()
+    """Of the columns, in the order in which the model takes them; empty where they have none."""
 
     @property
     def observer(self) -> Observer:
@@ -73,14 +76,27 @@ class Observation:
         theirs = (dataset.kind, dataset.scale, dataset.shape)
         return (self.kind, self.scale, self.shape) == theirs
 
-    def read(self, source: str | Path | np.ndarray, data_dir: str | Path | None) -> np.ndarray:
+    def read(
+        self,
+        source: Any,
+        data_dir: str | Path | None,
+        header: str = "auto",
+    ) -> np.ndarray:
         """A user's examples [n, d], checked against the data that the model was trained on.
+
+        Columns that have names are brought into the order of training.
 
         A fixed binarisation is that of each split where a registered data set is named, and goes
         by the position among your own examples.
         """
         examples = data.read_examples(
-            source, kind=self.kind, scale=self.scale, shape=self.shape, data_dir=data_dir
+            source,
+            kind=self.kind,
+            scale=self.scale,
+            shape=self.shape,
+            data_dir=data_dir,
+            names=self.names,
+            header=header,
         )
         if self.binarization != "fixed":
             return examples
@@ -120,7 +136,7 @@ def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Obs
         if likelihoods.is_mixed(model.likelihood):
             notes.append(ON_MIXTURES)
     of = (dataset.name, dataset.kind, dataset.scale, dataset.shape, "; ".join(notes))
-    return Observation(*of, binarization=how, digest=dataset.whole_digest)
+    return Observation(*of, binarization=how, digest=dataset.whole_digest, names=dataset.names)
 
 
 def _notes_on_densities(dataset: Dataset) -> list[str]:
@@ -151,7 +167,9 @@ def _look_discrete(values: Shaped[np.ndarray, "n d"]) -> Bool[np.ndarray, " d"]:
 
 
 def prepare(dataset: Dataset, seen: Observation) -> Dataset:
-    """The data set as it lies on the device: binarised once if the observation is fixed."""
+    """The data set as it lies on the device: its columns in the order of training, and binarised
+    once if the observation is fixed."""
+    dataset = dataset.in_order(seen.names)
     if seen.binarization != "fixed":
         return dataset
     return replace(dataset.binarized(FIXED_SEED), name=dataset.name)

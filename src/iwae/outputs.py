@@ -2,6 +2,7 @@
 say on standard error."""
 
 import contextlib
+import csv
 import io
 import os
 import sys
@@ -60,7 +61,7 @@ def check_output(path: Path | None, suffixes: tuple[str, ...], *, overwrite: boo
     if path is None:
         return
     if path.suffix not in suffixes:
-        known = " or ".join(suffixes)
+        known = " or ".join([", ".join(suffixes[:-1])] * (len(suffixes) > 1) + [suffixes[-1]])
         raise InputError(f"{path} ends in no known format; give a file ending in {known}.")
     refuse_existing(path, overwrite=overwrite)
     if not os.access(path.parent, os.W_OK):
@@ -74,6 +75,24 @@ def write_array(path: Path, array: "np.ndarray") -> None:
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_atomic(path, buffer.getvalue())
+
+
+def write_table(
+    path: Path, array: "np.ndarray", names: tuple[str, ...] | list[str], *, index: bool = False
+) -> None:
+    """A .npy file, or .csv with a line of names and one for each row of [n, …], in all its digits.
+
+    With `index` the lines are counted in the first column.
+    """
+    if path.suffix == ".npy":
+        return write_array(path, array)
+    text = io.StringIO()
+    rows = array.reshape(len(array), -1)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index"] * index + list(names))
+    for i, row in enumerate(rows):
+        writer.writerow([str(i)] * index + [f"{value:.9g}" for value in row])
+    return write_atomic(path, text.getvalue())
 
 
 def write_scores(path: Path, scores: "np.ndarray") -> None:

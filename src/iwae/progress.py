@@ -2,11 +2,12 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -15,17 +16,31 @@ from iwae.evaluation import Progress as Counter
 from iwae.outputs import StandardError
 from iwae.runs import OverSeeds
 from iwae.tables import Experiment, excess_in_words, units_in_words
+from iwae.terminal import visible
 from iwae.trained import Evaluation
+
+
+class _Console(Console):
+    """A console on which content is `visible`, and brackets and colons are themselves."""
+
+    def render(self, *given: Any, **options: Any) -> Iterator[Segment]:
+        for text, style, control in super().render(*given, **options):
+            yield Segment(text if control else visible(text), style, control)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    file = cast(IO[str], StandardError()) if stderr else None
+    return _Console(file=file, markup=False, emoji=False)
 
 
 def _bar() -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeRemainingColumn(),
-        console=Console(file=cast(IO[str], StandardError())),
+        console=_console(stderr=True),
         transient=True,
     )
 
@@ -155,7 +170,7 @@ def print_evaluation(result: Evaluation) -> None:
         rows.append(("note", result.note))
     for name, value in rows:
         table.add_row(Text(name), Text(value))
-    Console().print(table)
+    _console().print(table)
 
 
 def print_replicas(result: OverSeeds) -> None:
@@ -169,12 +184,20 @@ def print_replicas(result: OverSeeds) -> None:
     counts = result.active_units
     units = units_in_words(None) if counts is None else " + ".join(nats(*u) for u in counts)
     table.add_row("mean", nats(*result.nll), nats(*result.elbo), units)
-    console = Console()
+    console = _console()
     console.print(table)
     console.print(
         f"{first.dataset}, {first.split}, {first.n:,} examples; ± is a standard error over "
         "examples, of the means over seeds."
     )
+    _print_notes([e.to_json() for e in result.evaluations])
+
+
+def _print_notes(results: Iterable[dict[str, Any]]) -> None:
+    """What results must carry, once for each data set."""
+    noted = dict.fromkeys((r["dataset"], r["note"]) for r in results if r.get("note"))
+    for dataset, note in noted:
+        Console().print(Text(f"Note on {dataset}: {note}."))
 
 
 def print_files(found: list[FileStatus]) -> None:
@@ -183,7 +206,7 @@ def print_files(found: list[FileStatus]) -> None:
     table = Table(*(Column(name, overflow="fold") for name in names))
     for f in found:
         table.add_row(*map(Text, (f.dataset, f.file, f.state, str(f.path or "—"), f.detail)))
-    console = Console()
+    console = _console()
     console.print(table)
     for place in dict.fromkeys(place for f in found for place in f.looked_in):
         console.print(Text(f"looked in {place}"))
@@ -202,12 +225,13 @@ def print_comparison(results: list[Any]) -> None:
             units_in_words(e["active_units"]),
             f"{r.seconds:.0f}",
         )
-    console = Console()
+    console = _console()
     console.print(table)
     console.print(
         f"{n:,} test images of {results[0].evaluation['dataset']}; ± is a standard error over "
         "images, of Δ over paired differences; s is the training time."
     )
+    _print_notes(r.evaluation for r in results)
 
 
 def print_experiments(experiments: dict[str, tuple[str, int | None]]) -> None:
@@ -215,7 +239,7 @@ def print_experiments(experiments: dict[str, tuple[str, int | None]]) -> None:
     table = Table("experiment", "cells", "what")
     for name, (about, cells) in experiments.items():
         table.add_row(name, "" if cells is None else f"{cells}", about)
-    Console().print(table)
+    _console().print(table)
 
 
 def print_cells(rows: list[Any]) -> None:
@@ -223,7 +247,7 @@ def print_cells(rows: list[Any]) -> None:
     table = Table(Column("cell", no_wrap=True), "published", "state")
     for row in rows:
         table.add_row(Text(row.cell.name), _published(row.cell), Text(row.state))
-    Console().print(table)
+    _console().print(table)
 
 
 def print_table(rows: list[Any], experiment: Experiment) -> None:
@@ -249,7 +273,7 @@ def print_table(rows: list[Any], experiment: Experiment) -> None:
             "" if row.difference is None else nats(*row.difference),
             *(theirs if known else ()),
         )
-    console = Console()
+    console = _console()
     console.print(table)
     if any(row.figures for row in rows):
         console.print(_figures(rows))
@@ -264,6 +288,7 @@ def print_table(rows: list[Any], experiment: Experiment) -> None:
         lines.append(f"Δ: {to}, paired.")
     lines += [f"Published: {experiment.source}."] if known else []
     console.print(*lines, sep="\n")
+    _print_notes(result for row in rows for result in row.results)
 
 
 def _figures(rows: list[Any]) -> Table:
@@ -289,19 +314,29 @@ def _published(cell: Any) -> str:
     return nats(*cell.published) + (f" ({cell.units})" if cell.units else "")
 
 
-def print_estimate(tasks: dict[str, Any], seconds: dict[Any, float], workers: int) -> None:
-    """Which tasks are left, and about how long each and all of them take."""
+def print_estimate(tasks: dict[str, Any], seconds: dict[Any, float | None], workers: int) -> None:
+    """Which tasks are left, and about how long each and all of them take, where that is known."""
     table = Table(Column("run", no_wrap=True), "takes about")
     named = {task: name for name, task in reversed(tasks.items())}
     for task, each in seconds.items():
-        table.add_row(Text(named[task]), _duration(each))
-    console = Console()
+        takes = "unknown until its data are here" if each is None else _duration(each)
+        table.add_row(Text(named[task]), takes)
+    console = _console()
     console.print(table)
-    done, total = len(named) - len(seconds), sum(seconds.values())
-    console.print(
-        f"{len(seconds)} runs to make, {done} done. About {_duration(total)} one after the other"
-        + (f"; {workers} workers share the processors." if workers > 1 else ".")
-    )
+    done, known = len(named) - len(seconds), [s for s in seconds.values() if s is not None]
+    said = [f"{len(seconds)} runs to make, {done} done."]
+    missing = {t.config.data.dataset: None for t, each in seconds.items() if each is None}
+    if known or not missing:
+        shared = f"; {workers} workers share the processors" if workers > 1 else ""
+        others = " for those whose data are here" if missing else ""
+        about = _duration(sum(known))
+        said.append(f"About {about} one after the other, with compilation{others}{shared}.")
+    if missing:
+        said.append(
+            f"The data of {', '.join(missing)} are not here yet: the command without --dry-run "
+            f"downloads them first."
+        )
+    console.print(*said)
 
 
 def _duration(seconds: float) -> str:
@@ -313,7 +348,7 @@ def _duration(seconds: float) -> str:
 
 def print_dependence(rows: list[Any], seeds: int) -> None:
     """Bounds, NLL and the moments of weights of every proposal, a table for each data set."""
-    console = Console()
+    console = _console()
     for dataset in dict.fromkeys(row.dataset for row in rows):
         names = ("bound", "NLL", "Cov(w_i, w_j)", "Var(p̂)", "Var(log p̂)")
         table = Table("K", Column("proposal", no_wrap=True), *names, title=dataset)
@@ -351,7 +386,7 @@ def print_gradients(measured: list[Any], slopes: list[Any]) -> None:
             f"{m.variance:.3g}",
             "–" if math.isnan(m.bias) else f"{m.bias:.2g} ± {m.bias_se:.1g}",
         )
-    console = Console()
+    console = _console()
     console.print(table)
     for s in slopes:
         name = {"theta": "θ", "phi": "φ"}[s.parameters]
@@ -377,7 +412,7 @@ def print_demo(results: list[Any]) -> None:
             "" if r.difference is None else nats(*r.difference),
             units_in_words(e["active_units"]),
         )
-    console = Console()
+    console = _console()
     console.print(table)
     console.print(
         f"{results[0].evaluation['n']} test images of digits; ± is a standard error over images, "

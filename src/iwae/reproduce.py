@@ -341,7 +341,8 @@ def estimate(
 def _seconds(task: Task, data_dir: str | Path | None) -> tuple[float, float]:
     """Of a pass, and of the evaluation."""
     config = task.config
-    dataset = data.load(config.data.dataset, data_dir=data_dir, values=config.data.values)
+    how = {"values": config.data.values, "header": config.data.header}
+    dataset = data.load(config.data.dataset, data_dir=data_dir, **how)
     rate = _Rate(config.training.batch_size)
     passes = max(3, config.training.epochs)
     short = override(config, epochs=passes, minutes=None, validate_every=10**6)

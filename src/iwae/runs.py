@@ -6,7 +6,6 @@ A run that was killed continues exactly where its last checkpoint stood.
 import contextlib
 import math
 import os
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +19,10 @@ from iwae import checkpoint, data
 from iwae.checks import check_seed
 from iwae.config import RunConfig
 from iwae.data import Dataset
-from iwae.devices import Devices, hosts_agree, is_first, json_from_first
+from iwae.devices import Devices, computing, hosts_agree, is_first, json_from_first
 from iwae.errors import InputError, unusable
 from iwae.evaluation import mean_and_error
-from iwae.files import one_at_a_time, write_atomic
+from iwae.files import as_argument, one_at_a_time, write_atomic
 from iwae.folder import (
     CHECKPOINT,
     CONFIG,
@@ -48,10 +47,12 @@ from iwae.folder import (
 from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
 from iwae.observation import Observation, observation, prepare
 from iwae.persisted import finite
+from iwae.programs import keep_programs
 from iwae.settings import differences, override, parse
 from iwae.trained import Evaluation, Trained, skeleton
 
 
+@computing()
 def train(
     config: RunConfig | None = None,
     *,
@@ -73,6 +74,7 @@ def train(
     all do, and the first writes. Raises `InputError` for unusable input, `NonFiniteError` when the
     bound is not finite, `Interrupted` after Ctrl-C.
     """
+    keep_programs()
     with hosts_agree():
         config = override(_started(config, out, resume=resume), **settings)
     if jax.process_count() > 1:
@@ -128,6 +130,7 @@ def _opened_by_first(
         yield folder
 
 
+@computing()
 def train_replicas(
     config: RunConfig | None = None,
     *,
@@ -153,6 +156,7 @@ def train_replicas(
     return list(trained.values())
 
 
+@computing()
 def train_together(
     configs: Mapping[str, RunConfig],
     *,
@@ -189,6 +193,7 @@ def _train_together(
             "Several runs were given to several hosts, which share the batches of one; train them "
             "one by one."
         )
+    keep_programs()
     observed = _observed_together(configs, data, data_dir, asked=asked)
     configs = {name: config for name, (config, _) in observed.items()}
     with opened_together(out, configs, resume=resume) as folders:
@@ -231,7 +236,7 @@ def _observed_together(
     return {n: (override(c, **shared), observed) for n, c in configs.items()}
 
 
-SHARED = ("dataset", "values", "binarization", "batch_size")
+SHARED = ("dataset", "values", "header", "binarization", "batch_size")
 """Settings in which runs in one program do not differ."""
 
 
@@ -302,11 +307,14 @@ def _dataset(config: RunConfig, given: Any, data_dir: str | Path | None) -> Data
             )
         return given
     source = config.data.dataset if given is None else given
-    return data.load(source, data_dir=data_dir, values=config.data.values)
+    how = {"values": config.data.values, "header": config.data.header}
+    return data.load(source, data_dir=data_dir, **how)
 
 
+@computing()
 def untrained(config: RunConfig, *, data_dir: str | Path | None = None) -> Trained:
     """The model with which a run of this configuration starts."""
+    keep_programs()
     config, observed = _observed(config, None, data_dir)
     return Trained(config, initial(config, observed), observed.seen, 0, dataset=observed.dataset)
 
@@ -331,6 +339,7 @@ def made_with(trained: Trained) -> list[str]:
     return list(read_progress(trained.path).made_with)
 
 
+@computing()
 def load(
     path: str | Path,
     *,
@@ -343,6 +352,7 @@ def load(
     `InputError` if the folder is no run, holds no model yet, or its files are damaged or do not
     belong together.
     """
+    keep_programs()
     if not isinstance(path, str | os.PathLike):
         raise InputError(
             f"{type(path).__name__} was given to iwae.load, which takes the path of a run; give "
@@ -351,7 +361,7 @@ def load(
     path = Path(path)
     config, run = read_stated(path)
     if not (path / MODEL).exists():
-        finish = f"iwae train --out {shlex.quote(str(path))} --resume"
+        finish = f"iwae train --out {as_argument(path)} --resume"
         raise InputError(f"{path} holds no trained model yet; finish it with `{finish}`.")
     stored, seen, passes = read_model(path)
     if not stored.verified:
@@ -361,6 +371,7 @@ def load(
     model = eqx.combine(checkpoint.fitted(stored, arrays), static)
     as_before = override(config, values=seen.kind)
     given = data if isinstance(data, Dataset | None) else _dataset(as_before, data, data_dir)
+    given = given and given.in_order(seen.names)
     if given is not None and not seen.fits(given):
         raise InputError(
             f"The data that were given hold {given.kind} values of shape {given.shape} on a scale "

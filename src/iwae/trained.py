@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from iwae.build import build
 from iwae.checks import COUNTED, check_draws, check_seed
 from iwae.config import RunConfig
 from iwae.data import Dataset
+from iwae.devices import computing
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, Usage, mean_and_error, over_examples
 from iwae.folder import identity, opened, read_model
@@ -150,7 +152,9 @@ class Trained:
                 f"nor a file here; put the file back, or give its examples again, by iwae evaluate "
                 f"--data FILE or iwae.load(…, data=…)."
             )
-        loaded = data.load(config.dataset, data_dir=self.data_dir, values=self.seen.kind)
+        loaded = data.load(
+            config.dataset, data_dir=self.data_dir, values=self.seen.kind, header=config.header
+        ).in_order(self.seen.names)
         if not self.seen.fits(loaded):
             raise InputError(
                 f"{config.dataset} has changed since the run was trained: it holds "
@@ -200,19 +204,32 @@ class Trained:
         *,
         k: int = 5000,
         seed: int = 0,
+        header: str = "auto",
         progress: Progress | None = None,
     ) -> np.ndarray:
         """log p(x) of your own examples, estimated by L_K, in nats, [n].
 
-        `source` is an array [n, …], a .npy, .npz or .csv file, or NAME or NAME:SPLIT of a
-        registered data set. What training binarises dynamically is binarised with `seed`, each
-        example by itself: the mean over several seeds varies less.
+        `source` is an array [n, …], a data frame, a .npy, .npz, .csv or .csv.gz file, or NAME or
+        NAME:SPLIT of a registered data set; `header` is that of `iwae.data.load`. Columns that have
+        names are matched to those of training. What training binarises dynamically is binarised
+        with `seed`, each example by itself: the mean over several seeds varies less.
+
+        Warns of what float32 cannot hold: −inf stands for what lies below −3.4e38 or has no
+        density.
         """
-        examples = self.seen.read(source, self.data_dir)
-        return self.log_likelihoods(examples, k=k, seed=seed, progress=progress)
+        examples = self.seen.read(source, self.data_dir, header)
+        scores = self.log_likelihoods(examples, k=k, seed=seed, progress=progress)
+        if not np.isfinite(scores).all():
+            warnings.warn(_without_number(scores, examples), RuntimeWarning, stacklevel=2)
+        return scores
 
     def encode(
-        self, source: str | Path | np.ndarray, *, layer: int = 1, seed: int = 0
+        self,
+        source: str | Path | np.ndarray,
+        *,
+        layer: int = 1,
+        seed: int = 0,
+        header: str = "auto",
     ) -> np.ndarray:
         """E_q[h_l|x] of your own examples, [n, d_l]; layers are counted from the image.
 
@@ -224,7 +241,7 @@ class Trained:
             raise InputError(
                 f"layer = {layer} was given, but the model has layers 1 to {layers}; give one."
             )
-        examples = self.seen.read(source, self.data_dir)
+        examples = self.seen.read(source, self.data_dir, header)
         means = self._posterior_means(examples, seed)
         return means[layer - 1][0]
 
@@ -241,17 +258,19 @@ class Trained:
             raise InputError(
                 f"n = {n} was given, but images are counted up to {COUNTED:,}; give fewer."
             )
-        images = _sample(self.model, n, threefry.key(seed), mean)
-        return np.asarray(images).reshape(n, *self.seen.shape)
+        several = 1 << (n - 1).bit_length()  # draw i does not depend on how many there are
+        with computing(self.model):
+            images = _sample(self.model, several, threefry.key(seed), mean)
+        return np.asarray(images)[:n].reshape(n, *self.seen.shape)
 
     def reconstruct(
-        self, source: str | Path | np.ndarray, *, seed: int = 0
+        self, source: str | Path | np.ndarray, *, seed: int = 0, header: str = "auto"
     ) -> tuple[np.ndarray, np.ndarray]:
         """(x as the model sees it, E[x'|h_1] at one draw h_1 ~ q), each [n, *shape].
 
         `source` is anything that `score` takes.
         """
-        return self.reconstructed(self.seen.read(source, self.data_dir), seed=seed)
+        return self.reconstructed(self.seen.read(source, self.data_dir, header), seed=seed)
 
     def reconstructed(self, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """`reconstruct` of prepared examples [n, d]."""
@@ -278,6 +297,7 @@ class Trained:
         used = lambda images: self.usage(images[:USAGE_EXAMPLES], seed=seed).used
         return self._with_only(lambda images, _: used(images), seed)
 
+    @computing()
     def _with_only(
         self, chosen: Callable[[np.ndarray, Activity], tuple[np.ndarray, ...]], seed: int
     ) -> Autoencoder:
@@ -292,6 +312,7 @@ class Trained:
         as_arrays = lambda of: tuple(map(jnp.asarray, of))
         return restrict(self.model, as_arrays(chosen(images, active)), as_arrays(active.mean))
 
+    @computing()
     def evaluate(
         self,
         *,
@@ -381,6 +402,17 @@ class Trained:
         return over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
         )
+
+
+def _without_number(scores: np.ndarray, examples: np.ndarray) -> str:
+    """What is to be said of scores that are not finite."""
+    at = np.flatnonzero(~np.isfinite(scores))
+    size = float(np.abs(examples[at[0]]).max())
+    return (
+        f"{len(at)} of {len(scores)} log-likelihoods are no finite numbers, the first that of "
+        f"example {at[0]} ({scores[at[0]]:g}), whose values reach {size:g}: it lies too far from "
+        f"the training data for float32, or where the model has no density; look at its values."
+    )
 
 
 def _is_array(leaf: Any) -> bool:

@@ -21,14 +21,16 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     values: str = "auto",
+    header: str = "auto",
 ) -> Dataset:
     """A registered data set by name, or a user's own arrays as a Dataset.
 
-    `source`: a name in `NAMES`; a path ending in .npy, .npz or .csv; an array [n, d], [n, h, w]
-    or [n, h, w, c], NumPy's, another library's or a data frame; or a mapping with the keys train,
-    valid and test. One array is split 80/10/10 by a permutation that depends only on n, never on a
-    run's seed; a missing valid is the last tenth of train, a missing test a tenth of the permuted
-    train.
+    `source`: a name in `NAMES`; a path ending in .npy, .npz, .csv or .csv.gz; an array [n, d],
+    [n, h, w], [n, h, w, c] or (with 1 or 3 channels, drawn as such) [n, c, h, w], NumPy's, another
+    library's or a data frame; or a mapping with the keys train, valid and test. The names of a data
+    frame's columns, or in the first line of a .csv, are kept, and other splits matched to them.
+    One array is split 80/10/10 by a permutation that depends only on n, never on a run's seed; a
+    missing valid is the last tenth of train, a missing test a tenth of the permuted train.
 
     `data_dir` is searched first for a registered data set's files, then IWAE_DATA_DIR, then the
     user's cache (IWAE_CACHE_DIR moves it); what is in none of them is downloaded to the cache.
@@ -36,14 +38,17 @@ def load(
     `values` says what the numbers of a user's arrays are: "binary" (0 and 1), "intensity"
     (integers in 0..255, or numbers in [0, 1]), "real", or "auto", which takes the first of the
     three that all splits fit (auto and intensity read 0..255 as 8-bit: scale 255). Integers of
-    which none reaches 128 could be counts or intensities on another scale: auto refuses them.
+    which none reaches 128 could be counts or intensities on another scale: auto refuses them, and
+    numbers in [0, 1] of which none reaches 1/255.
+
+    `header` says whether the first line of a .csv holds the names of its columns: "yes", "no" or
+    "auto", which refuses a first line that may or may not.
 
     Raises InputError for any input that cannot be used.
     """
     if values not in arrays.VALUES:
         raise InputError(f"values={values!r} is unknown: {nearest(values, list(arrays.VALUES))}.")
-    source = arrays.as_numpy(source)
-    if isinstance(source, np.ndarray):
+    if arrays.is_array(source):
         return arrays.from_arrays(source, values=values, name="array", where="The array")
     if isinstance(source, Mapping):
         return arrays.from_arrays(source, values=values, name="arrays", where="The mapping")
@@ -51,8 +56,9 @@ def load(
         return _registered(source, data_dir, values)
     if isinstance(source, str | os.PathLike):
         path = arrays.data_path(source, NAMES)
-        found = arrays.read_file(path)
-        return arrays.from_arrays(found, values=values, name=path.stem, where=str(path))
+        found = arrays.read_file(path, header=header)
+        name = path.name[: -len(arrays.suffix(path))]
+        return arrays.from_arrays(found, values=values, name=name, where=str(path))
     what = f"Data cannot be a {type(source).__name__}"
     raise InputError(f"{what}: give a name, a path, a NumPy array or a mapping of arrays.")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from iwae.data import columns
 from iwae.errors import InputError, nearest
 
 SPLITS = ("train", "valid", "test")
@@ -20,6 +21,7 @@ class Dataset:
     `kind`: "binary" (uint8, 0 and 1), "intensity" (x / scale is in [0, 1]) or "real" (float32).
     `scale`: 255 for 8-bit intensities, 16 for digits, 1 otherwise. `shape`: one image's shape,
     or (d,); its product is d. `note`: a remark on the provenance that results must carry.
+    `names`: of the d columns, empty where they have none.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Dataset:
     scale: float
     shape: tuple[int, ...]
     note: str = ""
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in SPLITS:
@@ -42,6 +45,18 @@ class Dataset:
         if name not in SPLITS:
             raise InputError(f"{name!r} is not a split: {nearest(name, list(SPLITS))}.")
         return getattr(self, name)
+
+    def in_order(self, names: Sequence[str]) -> "Dataset":
+        """The same with its columns in the order of `names`; InputError if it has others.
+
+        Where it has no names, or `names` is empty, the columns go by position.
+        """
+        at = columns.order(self.names, names, self.train.shape[1], self.name)
+        if at is None:
+            return self
+        splits = {name: self.split(name)[:, at] for name in SPLITS}
+        ordered = tuple(self.names[i] for i in at)
+        return replace(self, **splits, names=ordered)  # type: ignore[arg-type]
 
     @functools.cached_property
     def digest(self) -> str:

@@ -1,12 +1,14 @@
 """Examples for a trained model: any accepted source, in the model's own representation."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from iwae.data import arrays, registry
+from iwae.data import arrays, columns, registry
 from iwae.data.dataset import KINDS, rescale
+from iwae.data.rows import Rows, Summary, of_array, summary
 from iwae.errors import InputError, nearest
 
 
@@ -17,12 +19,15 @@ def read_examples(
     scale: float,
     shape: tuple[int, ...],
     data_dir: str | os.PathLike[str] | None = None,
+    names: Sequence[str] = (),
+    header: str = "auto",
 ) -> np.ndarray:
     """Examples [n, d] in the representation of a model trained on (kind, scale, shape).
 
-    `source`: an array or the path of one (.npy, .npz with one array, .csv), as [n, d] or
-    [n, *shape] or one example without the first axis; or "NAME:split" of a registered data
-    set, where "NAME" means its test split.
+    `source`: an array or the path of one (.npy, .npz with one array, .csv, .csv.gz), as [n, d]
+    or [n, *shape] or one example without the first axis; or "NAME:split" of a registered data
+    set, where "NAME" means its test split. Columns that have names are matched to `names`, those
+    of the training data; `header` says whether the first line of a .csv holds names.
 
     For a model of intensities on a scale above 1, values all in [0, 1] are intensities, and so
     are zeros and ones of any dtype, an array of uint8 included; integers up to the scale are
@@ -33,10 +38,15 @@ def read_examples(
         raise InputError(f"{kind!r} is not a kind of values: {nearest(kind, list(KINDS))}.")
     if isinstance(source, str) and source.partition(":")[0] in registry.NAMES:
         x = _named(source, kind, data_dir)
-        return _represent(_flat(x, shape, source), kind, scale, source)
-    x, where = _own(source)
-    arrays.check_numbers(x, where)
-    return _represent(_flat(x, shape, where), kind, scale, where)
+        x = x.reshape(_count(x.shape, shape, source), -1)
+        return _represent(x, summary(of_array(x)), kind, scale, source)
+    rows, where = _own(source, names, int(np.prod(shape)), header)
+    at = columns.order(rows.names, names, int(np.prod(shape)), where)
+    n = _count(rows.shape, shape, where)  # before anything is read that does not fit
+    x = rows.whole().reshape(n, -1)
+    found = rows.known or summary(of_array(x))
+    arrays.check_finite(found, where, masked=rows.masked)
+    return _represent(x if at is None else x[:, at], found, kind, scale, where)
 
 
 def _named(source: str, kind: str, data_dir: str | os.PathLike[str] | None) -> np.ndarray:
@@ -47,52 +57,53 @@ def _named(source: str, kind: str, data_dir: str | os.PathLike[str] | None) -> n
     return x / np.float32(dataset.scale) if kind == "intensity" else x
 
 
-def _own(source: str | os.PathLike[str] | np.ndarray) -> tuple[np.ndarray, str]:
-    source = arrays.as_numpy(source)
-    if isinstance(source, np.ndarray):
-        return source, "The array"
+def _own(
+    source: str | os.PathLike[str] | np.ndarray, names: Sequence[str], width: int, header: str
+) -> tuple[Rows, str]:
+    if arrays.is_array(source):
+        return arrays.as_rows(source, "The array"), "The array"
     if not isinstance(source, str | os.PathLike):
         given = type(source).__name__
         raise InputError(f"Examples must be an array, a path or a data set's name, not a {given}.")
     path = arrays.data_path(source, registry.NAMES)
-    found = arrays.read_file(path)
+    found = arrays.read_file(path, header=header, names=names, width=width)
     if isinstance(found, dict):
         what = f"{path} holds the arrays {', '.join(found) or 'none'}, but one is expected"
         raise InputError(f"{what}: save the examples alone with np.save.")
-    return found, str(path)
+    return arrays.as_rows(found, str(path)), str(path)
 
 
-def _flat(x: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """[n, d] of examples whose shape the model knows; a single example becomes n = 1.
+def _count(given: tuple[int, ...], shape: tuple[int, ...], where: str) -> int:
+    """How many examples of a shape that the model knows an array of shape `given` holds.
 
     A channel axis of 1 may be there or not; a model of vectors takes images of d pixels.
     """
     d = int(np.prod(shape))
     known = (_one_channel(shape), (d,))
-    if _one_channel(x.shape[1:]) in known or (len(shape) == 1 and np.prod(x.shape[1:]) == d):
-        return x.reshape(-1, d)
-    if _one_channel(x.shape) in known:
-        return x.reshape(1, d)
+    if _one_channel(given[1:]) in known or (len(shape) == 1 and np.prod(given[1:]) == d):
+        return given[0]
+    if _one_channel(given) in known:
+        return 1
     forms = f"[n, {d}]" if len(shape) == 1 else f"[n, {d}] or [n, {', '.join(map(str, shape))}]"
-    raise InputError(f"{where} has the shape {x.shape}: give examples as {forms} for this model.")
+    raise InputError(f"{where} has the shape {given}: give examples as {forms} for this model.")
 
 
 def _one_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:-1] if len(shape) == 3 and shape[-1] == 1 else shape
 
 
-def _represent(x: np.ndarray, kind: str, scale: float, where: str) -> np.ndarray:
+def _represent(x: np.ndarray, found: Summary, kind: str, scale: float, where: str) -> np.ndarray:
     if kind == "real":
-        return arrays.to_float32(x, where)
-    low, high = x.min(), x.max()
-    whole = arrays.is_whole(x)
-    if kind == "binary" and whole and low >= 0 and high <= 1:
-        return x.astype(np.uint8)
+        arrays.check_range(found, where)
+        return x.astype(np.float32, copy=False)
+    low, high = found.low.min(), found.high.max()
+    if kind == "binary" and found.whole and low >= 0 and high <= 1:
+        return x.astype(np.uint8, copy=False)
     if kind == "intensity" and low >= 0 and high <= 1:
-        return rescale(x, scale) if scale > 1 else x.astype(np.float32)
-    if kind == "intensity" and whole and low >= 0 and high <= scale:
-        return x.astype(np.uint8)
+        return rescale(x, scale) if scale > 1 else x.astype(np.float32, copy=False)
+    if kind == "intensity" and found.whole and low >= 0 and high <= scale:
+        return x.astype(np.uint8, copy=False)
     needs = "only 0 and 1" if kind == "binary" else "intensities in [0, 1]"
     needs += f" or integers in 0..{scale:g}" if kind == "intensity" and scale > 1 else ""
-    what = f"{where} holds {arrays.value_range(x)}, but this model was trained on {kind} values"
+    what = f"{where} holds {found}, but this model was trained on {kind} values"
     raise InputError(f"{what}: give {needs}.")

@@ -5,14 +5,18 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from iwae.data.readers import CorruptError, gunzip
+from iwae.data.readers import CorruptError, check_size, gunzip
 from iwae.errors import InputError
 from iwae.files import replacing
 
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces of an answer
+
+LARGEST = 1 << 27
+"""Bytes of a download at most: no published file has as many."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class File:
     name: str
     addresses: tuple[str, ...]
     read: Callable[[bytes], np.ndarray]
+    most: int = 100 << 20
+    """Bytes of its content at most; GitHub keeps no file that is larger."""
+    known: bool = True
+    """Whether a checksum of the published content is known."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +111,19 @@ def status(
     except CorruptError as error:
         return FileStatus(dataset, file.name, path, roots, "corrupt", str(error))
     detail = f"{len(examples):,} examples"
+    if not file.known:
+        detail += ", whose form was checked; content not verified"
+        return FileStatus(dataset, file.name, path, roots, "present", detail)
     return FileStatus(dataset, file.name, path, roots, "verified", detail)
 
 
 def _read(file: File, path: Path) -> np.ndarray:
     try:
+        check_size(path.stat().st_size, file.most)
         content = path.read_bytes()
     except OSError as error:
         raise CorruptError(f"it cannot be read ({error.strerror})") from None
-    return file.read(gunzip(content))
+    return file.read(gunzip(content, file.most))
 
 
 def _download_any(file: File, folder: str, roots: tuple[Path, ...]) -> np.ndarray:
@@ -141,8 +153,34 @@ def _reason(error: Exception) -> str:
 
 
 def download(address: str, path: Path) -> None:
-    """Writes what is served at `address` to `path`. Raises OSError when it cannot be had."""
+    """Writes what is served at `address` to `path`. Raises OSError when it cannot be had, and
+    CorruptError when it is larger than `LARGEST`."""
     import pooch
 
     logging.getLogger("iwae").info("downloading %s", address)
-    pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 16)(address, str(path), None)
+    bound = _Bound(path)
+    get = pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 16, progressbar=bound)
+    get(address, str(path), None)
+
+
+class _Bound:
+    """Stands where pooch tells a bar of its progress, and ends a download that is too large."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name == "total":  # what the server says beforehand
+            self._check(value)
+
+    def update(self, _: int) -> None:
+        self._check(self.path.stat().st_size)  # whatever it was sent packed as
+
+    def _check(self, size: int) -> None:
+        if size > LARGEST:
+            raise CorruptError(f"more than {LARGEST:,} bytes are served")
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import math
 import zlib
 
 import numpy as np
@@ -14,14 +15,24 @@ class CorruptError(ValueError):
     """A file's content is not what it should be; the message is a clause that says how."""
 
 
-def gunzip(content: bytes) -> bytes:
-    """The content itself, decompressed if it starts as a gzip file does."""
-    if not content.startswith(b"\x1f\x8b"):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error):
-        raise CorruptError("its gzip stream is damaged or ends early") from None
+def gunzip(content: bytes, most: int) -> bytes:
+    """The content itself, decompressed if it starts as a gzip file does, of at most `most` bytes.
+
+    No more than that is unpacked.
+    """
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
+        except (EOFError, OSError, zlib.error):
+            raise CorruptError("its gzip stream is damaged or ends early") from None
+    check_size(len(content), most)
+    return content
+
+
+def check_size(n: int, most: int) -> None:
+    """Raises CorruptError for more bytes than a published file has."""
+    if n > most:
+        raise CorruptError(f"it holds more than the {most:,} bytes that are expected")
 
 
 def git_blob(content: bytes) -> str:
@@ -34,8 +45,8 @@ def read_idx(content: bytes, *, sha256: str) -> np.ndarray:
     given = hashlib.sha256(content).hexdigest()
     if given != sha256:
         raise CorruptError(f"its SHA-256 is {given[:12]}… and not {sha256[:12]}…")
-    header = np.frombuffer(content[:16], ">u4")
-    if len(header) != 4 or header[0] != 2051 or len(content) != 16 + int(np.prod(header[1:])):
+    header = [int(v) for v in np.frombuffer(content[: len(content[:16]) // 4 * 4], ">u4")]
+    if len(header) != 4 or header[0] != 2051 or len(content) != 16 + math.prod(header[1:]):
         raise CorruptError("it is not an IDX file of images")
     return np.frombuffer(content, np.uint8, offset=16).reshape(int(header[1]), -1)
 
@@ -63,8 +74,11 @@ def read_chardata(content: bytes, *, blob: str) -> np.ndarray:
     given = git_blob(content)
     if given != blob:
         raise CorruptError(f"its git blob id is {given[:12]}… and not {blob[:12]}…")
-    found = scipy.io.loadmat(io.BytesIO(content), variable_names=["data", "testdata"])
-    images = np.concatenate([_upright(found["data"]), _upright(found["testdata"])])
+    try:
+        found = scipy.io.loadmat(io.BytesIO(content), variable_names=["data", "testdata"])
+        images = np.concatenate([_upright(found["data"]), _upright(found["testdata"])])
+    except Exception:  # SciPy raises many kinds on what is no such file
+        raise CorruptError("it is not a MATLAB file of data and testdata") from None
     scaled = rescale(images, 255.0)
     return scaled if scaled.dtype == np.uint8 else images.astype(np.float32)
 

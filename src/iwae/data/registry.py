@@ -15,6 +15,8 @@ from iwae.data.files import File, FileStatus
 from iwae.data.readers import read_amat, read_chardata, read_idx
 from iwae.errors import InputError, nearest
 
+UNVERIFIED = "content not verified: no checksum of the published files is known"
+
 OMNIGLOT_RAW = (
     "not the authors' 28×28 images: Lake et al.'s 105×105 drawings, "
     "inverted and resized to 28×28 with Pillow's Lanczos filter"
@@ -82,7 +84,7 @@ def _mnist(train: np.ndarray, test: np.ndarray, *, valid: int) -> Dataset:
 
 
 def _mnist_fixed(train: np.ndarray, valid: np.ndarray, test: np.ndarray) -> Dataset:
-    return Dataset("mnist-fixed", train, valid, test, "binary", 1.0, (28, 28))
+    return Dataset("mnist-fixed", train, valid, test, "binary", 1.0, (28, 28), UNVERIFIED)
 
 
 def _omniglot(images: np.ndarray, *, valid: int, test: int) -> Dataset:
@@ -118,19 +120,21 @@ def _mnist_file(name: str, sha256: str) -> File:
         "https://ossci-datasets.s3.amazonaws.com/mnist",
         "https://storage.googleapis.com/cvdf-datasets/mnist",
     )
-    return File(name, tuple(f"{h}/{name}.gz" for h in hosts), partial(read_idx, sha256=sha256))
+    reader = partial(read_idx, sha256=sha256)
+    return File(name, tuple(f"{h}/{name}.gz" for h in hosts), reader, most=16 + 60_000 * 784)
 
 
 def _amat_file(split: str, rows: int) -> File:
     name = f"binarized_mnist_{split}.amat"
     host = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
-    return File(name, (f"{host}/{name}",), partial(read_amat, rows=rows))
+    reader, most = partial(read_amat, rows=rows), rows * (2 * 784 + 2)
+    return File(name, (f"{host}/{name}",), reader, most, known=False)
 
 
 def _characters_file(name: str, blob: str, pixels: str) -> File:
     host = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
     reader = partial(read_characters, blob=blob, pixels=pixels)
-    return File(name, (f"{host}/{name}",), reader)
+    return File(name, (f"{host}/{name}",), reader, most=1 << 26)
 
 
 # SHA-256 and git blob ids are of the published content, decompressed. The digests of names and

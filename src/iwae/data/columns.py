@@ -1,0 +1,69 @@
+"""Names of columns: kept where data have them, and matched by name rather than by position."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from iwae.errors import InputError
+
+SHOWN = 5
+"""Names that a sentence lists."""
+
+
+def tidy(label: Any) -> str:
+    """A label as a name: one line of text without blanks or a byte-order mark at its ends."""
+    return " ".join(str(label).replace("\ufeff", "").split())
+
+
+def names_of(source: Any) -> tuple[str, ...]:
+    """The labels of a data frame's columns, or of a labelled row; empty where there are none."""
+    for attribute in ("column_names", "columns"):
+        labels = getattr(source, attribute, None)
+        if labels is not None and not callable(labels):
+            return tuple(tidy(label) for label in labels)
+    labels = getattr(source, "index", None)
+    if getattr(source, "ndim", 0) != 1 or labels is None or callable(labels):
+        return ()
+    named = [label for label in labels if isinstance(label, str)]
+    return tuple(map(tidy, named)) if len(named) == len(labels) else ()
+
+
+def order(given: Sequence[str], wanted: Sequence[str], d: int, where: str) -> np.ndarray | None:
+    """Where in `given` each of `wanted` stands, [d]; None where the columns are taken as they lie.
+
+    Data without names go by position, and so do those whose names count them (0, 1, …, as a data
+    frame's columns are called that were not named) where the others' do not. Raises InputError
+    that names what is missing and what is there besides.
+    """
+    counted = tuple(map(str, range(d)))
+    given, wanted = tuple(given), tuple(wanted) or counted
+    if not given or given == wanted:
+        return None
+    if sorted(given) != sorted(wanted):
+        if given == counted or wanted == counted:
+            return None
+        raise InputError(_apart(given, wanted, where))
+    twice = [name for name in given if given.count(name) > 1]
+    if twice:
+        what = f"{where} has several columns called {twice[0]!r}, in another order than in training"
+        raise InputError(f"{what}: give each column a name of its own.")
+    place = {name: i for i, name in enumerate(given)}
+    return np.array([place[name] for name in wanted])
+
+
+def _apart(given: tuple[str, ...], wanted: tuple[str, ...], where: str) -> str:
+    missing = [name for name in wanted if name not in given]
+    besides = [name for name in given if name not in wanted]
+    found = [f"lacks {_listed(missing)}"] * bool(missing)
+    found += [f"has {_listed(besides)} besides"] * bool(besides)
+    what = " and ".join(found) or "repeats a column"
+    return (
+        f"{where} {what}, where the training data have the columns {_listed(wanted)}: give these, "
+        f"in any order."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown}, … ({len(names)} in all)"

@@ -1,0 +1,246 @@
+"""Examples a block at a time, from memory or from a .npy or .npz file, and what they amount to."""
+
+import contextlib
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from iwae.errors import InputError
+
+BLOCK = 1 << 21
+"""Bytes of examples that are looked at in one go."""
+
+RATIO, SLACK = 100, 1 << 26
+"""A packed file may unpack to RATIO times its size and SLACK bytes more."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What examples amount to: edges [d] of each column, and whether all values are whole."""
+
+    low: np.ndarray
+    high: np.ndarray
+    whole: bool
+    finite: bool
+    lost: np.ndarray
+    """The largest difference to float32 in each column, float64 [d]; infinite beyond its range."""
+
+    def __add__(self, other: "Summary") -> "Summary":
+        return Summary(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.whole and other.whole,
+            self.finite and other.finite,
+            np.maximum(self.lost, other.lost),
+        )
+
+    def __str__(self) -> str:
+        numbers = "integers" if self.whole else "numbers"
+        return f"{numbers} from {float(self.low.min()):g} to {float(self.high.max()):g}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples [n, …] that `blocks` yields in order, as often as it is called."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: Callable[[], Iterator[np.ndarray]]
+    names: tuple[str, ...] = ()
+    """Of the columns of [n, d], where they have any."""
+    masked: bool = False
+    known: Summary | None = None
+    """What they amount to, where that is known."""
+    entire: Callable[[], np.ndarray] | None = None
+    """All of them, where they are not read in blocks."""
+
+    def whole(self) -> np.ndarray:
+        """All of them in one array."""
+        if self.entire is not None:
+            return self.entire()
+        blocks = self.blocks()
+        first = next(blocks, np.empty(self.shape, self.dtype))
+        if len(first) == self.shape[0]:
+            return first
+        found, end = np.empty(self.shape, self.dtype), len(first)
+        found[:end] = first
+        for block in blocks:
+            found[end : end + len(block)] = block
+            end += len(block)
+        return found
+
+
+def of_array(x: np.ndarray, names: tuple[str, ...] = ()) -> Rows:
+    """The rows of an array in memory, or of one example [d]."""
+    step = _step(x.shape, x.dtype)
+    blocks = lambda: (x[i : i + step] for i in range(0, len(x), step))
+    named = names if x.ndim <= 2 and len(names) == x.shape[-1] else ()
+    return Rows(x.shape, x.dtype, blocks, named, bool(np.ma.is_masked(x)))
+
+
+def _step(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Examples in a block."""
+    return max(1, BLOCK // max(1, int(np.prod(shape[1:])) * dtype.itemsize))
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever NumPy or zipfile raise on the bytes of a damaged file is one InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception:
+        what = f"{path} is damaged, or holds Python objects, which are never unpickled"
+        raise InputError(f"{what}: save it again from arrays of numbers.") from None
+
+
+def read_npy(path: Path) -> Rows:
+    """The array of a .npy file, of which the header alone is read at once."""
+    opened = lambda: contextlib.nullcontext(path.open("rb"))
+    with reading(path), path.open("rb") as file:
+        return _array_of(path, opened, file, os.fstat(file.fileno()).st_size)
+
+
+def read_npz(path: Path) -> dict[str, Rows]:
+    """The arrays of a .npz file by name, of which the headers alone are read at once."""
+    with reading(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two members of one name")
+        return {
+            member.filename.removesuffix(".npy"): _member(path, archive, member)
+            for member in members
+        }
+
+
+def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Rows:
+    check_ratio(path, member.file_size, member.compress_size)
+    with archive.open(member) as file:
+        return _array_of(path, lambda: _opened(path, member.filename), file, member.file_size)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive, archive.open(name) as member:
+        yield member
+
+
+def check_ratio(path: Path, unpacked: int, packed: int) -> None:
+    """Raises InputError for a file that would fill the memory with next to nothing."""
+    if unpacked > RATIO * packed + SLACK:
+        what = f"{path} unpacks to more than {RATIO} times its size, as numbers hardly do"
+        raise InputError(f"{what}: give it unpacked if its content is meant.")
+
+
+def _array_of(
+    path: Path,
+    opened: Callable[[], contextlib.AbstractContextManager[IO[bytes]]],
+    file: IO[bytes],
+    size: int,
+) -> Rows:
+    """The rows of the array whose header `file` starts with, in `size` bytes that `opened` opens.
+
+    Raises ValueError if the bytes are not those of such an array.
+    """
+    shape, fortran, dtype = _header(file)
+    start, count = file.tell(), 1
+    for n in shape:  # of any size, as Python's integers are
+        count *= n
+    if dtype.hasobject or min(shape, default=0) < 0 or start + count * dtype.itemsize != size:
+        raise ValueError("other bytes than the header says")
+    if count > _memory():
+        what = f"{path} holds {count:,} numbers, more than the memory of this machine has bytes"
+        raise InputError(f"{what}: give fewer examples.")
+    if fortran and len(shape) > 1:
+        return _columns_first(path, opened, start, shape, dtype)
+
+    def blocks() -> Iterator[np.ndarray]:
+        with reading(path), opened() as source, source:
+            _read(source, start)
+            step, row = _step(shape, dtype), int(np.prod(shape[1:]))
+            for i in range(0, shape[0], step):
+                n = min(step, shape[0] - i)
+                content = _read(source, n * row * dtype.itemsize)
+                yield np.frombuffer(content, dtype).reshape(n, *shape[1:])
+            if source.read(1):
+                raise ValueError("more bytes than the header says")
+
+    return Rows(shape, dtype, blocks)
+
+
+def _memory() -> int:
+    """Bytes of memory, or more than anybody has where the system does not tell."""
+    names = getattr(os, "sysconf_names", {})
+    if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= names.keys():
+        return 1 << 60
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _columns_first(
+    path: Path,
+    opened: Callable[[], contextlib.AbstractContextManager[IO[bytes]]],
+    start: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+) -> Rows:
+    """An array whose first axis runs fastest in the file, which has to be read whole."""
+
+    def entire() -> np.ndarray:
+        with reading(path), opened() as source, source:
+            _read(source, start)
+            content = _read(source, int(np.prod(shape)) * dtype.itemsize)
+            return np.frombuffer(content, dtype).reshape(shape[::-1]).T
+
+    return Rows(shape, dtype, lambda: of_array(entire()).blocks(), entire=entire)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(file)
+    raise ValueError("a version that only arrays of records have")
+
+
+def _read(file: IO[bytes], n: int) -> bytes:
+    """The next n bytes; EOFError if there are fewer."""
+    content = file.read(n)
+    if len(content) < n:
+        raise EOFError
+    return content
+
+
+def summary(rows: Rows, columns: np.ndarray | None = None) -> Summary:
+    """Of non-empty rows, their columns taken in the order of `columns`."""
+    found = rows.known or reduce(add, (of_block(block) for block in rows.blocks()))
+    if columns is None:
+        return found
+    edges = {"low": found.low[columns], "high": found.high[columns], "lost": found.lost[columns]}
+    return replace(found, **edges)
+
+
+def of_block(block: np.ndarray) -> Summary:
+    """The summary of an array that is small."""
+    x = block.reshape(len(block), -1)
+    whole = x.dtype.kind in "bui"
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = (whole and x.dtype.itemsize <= 2) or x.dtype in (np.float16, np.float32)
+        lost = np.zeros(x.shape[1]) if exact else np.abs(x.astype(np.float32) - x).max(axis=0)
+        return Summary(
+            x.min(axis=0),
+            x.max(axis=0),
+            whole or bool((x == np.rint(x)).all()),
+            whole or bool(np.isfinite(x).all()),
+            lost.astype(np.float64),
+        )

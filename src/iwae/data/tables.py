@@ -1,0 +1,353 @@
+"""Tables as text: a line of numbers for each example, under a line of names or without one."""
+
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+import numpy as np
+
+from iwae.data.columns import tidy
+from iwae.data.rows import Rows, Summary, check_ratio, of_block
+from iwae.errors import InputError, nearest
+
+HEADERS = ("auto", "yes", "no")
+
+MISSING = {"", "na", "n/a", "#n/a", "<na>", "nan", "null", "nil", "none", "missing", "?", "-", "."}
+"""What stands for a value that is not there, in small letters."""
+
+LOOK = 1000
+"""Lines by which it is judged what the first one is."""
+
+LONGEST = 1 << 24
+"""Characters in a line."""
+
+MARKS = {
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+"""Byte-order marks of the encodings other than UTF-8."""
+
+WHOLE = re.compile(r"[+-]?\d+")
+HALVES = re.compile(r"[+-]?\d+,\d+")
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+
+ASK = "give --header yes or --header no (in Python: header='yes' or 'no')"
+
+
+class Line(NamedTuple):
+    """A line that is not blank, and its number in the file."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """How cells are told apart, and whether their decimals follow a comma."""
+
+    delimiter: str
+    comma: bool = False
+
+    def cells(self, text: str) -> list[str]:
+        """The cells of a line, without quotes and blanks around them."""
+        if '"' not in text:
+            return [cell.strip() for cell in text.split(self.delimiter)]
+        rows = csv.reader([text], delimiter=self.delimiter, skipinitialspace=True)
+        try:
+            return [cell.strip() for cell in next(rows)]
+        except csv.Error:  # a cell without end
+            return [text]
+
+    def plain(self, text: str) -> str:
+        """The line as NumPy reads it: without quotes, and with decimal points."""
+        if '"' in text:
+            cells = self.cells(text)
+            return self.delimiter.join(c.replace(",", ".") if self.comma else c for c in cells)
+        return text.replace(",", ".") if self.comma else text
+
+
+def read_csv(
+    path: Path, *, header: str = "auto", names: Sequence[str] = (), width: int | None = None
+) -> Rows:
+    """Rows [n, d] in 8 bits or float32, with the names of their columns where they have any.
+
+    Cells are separated by commas, semicolons or tabs, and may be quoted; decimals follow a point,
+    or a comma where it separates no cells. `header` says whether the first line holds names:
+    "yes", "no", or "auto", which takes a line without any number for one, and the `names` that
+    are expected. Raises InputError for what can be read in two ways, and for what cannot be read.
+    """
+    if header not in HEADERS:
+        raise InputError(f"header={header!r} is unknown: {nearest(header, list(HEADERS))}.")
+    _check_unpacked(path)
+    top = list(itertools.islice(_lines(path), 2))
+    if not top:
+        raise InputError(f"{path} holds no numbers: give one example per line.")
+    form = _form(path, top)
+    first = form.cells(top[0].text)
+    named = _has_names(path, top, form, header, names)
+    if named:
+        _check_names(path, first, top, form)
+    if named and len(top) == 1:
+        raise InputError(f"{path} holds no numbers: give one example per line.")
+    examples = lambda: itertools.islice(_lines(path), int(named), None)
+    _check_halves(path, examples(), form, named=named, width=width)
+    form = _with_decimals(path, examples(), form)
+    try:
+        blocks, known = _numbers((_plain(path, line, form) for line in examples()), form.delimiter)
+    except InputError:
+        raise
+    except ValueError:
+        raise InputError(_bad_line(path, examples(), form)) from None
+    shape = (sum(map(len, blocks)), blocks[0].shape[1])
+    dtype = np.result_type(*blocks)
+    names = tuple(map(tidy, first)) if named else ()
+    return Rows(shape, dtype, lambda: iter(blocks), names, known=known)
+
+
+def _numbers(lines: Iterator[str], delimiter: str) -> tuple[list[np.ndarray], Summary]:
+    """Blocks of rows, in 8 bits where they fit and else in float32, and their summary as float64.
+
+    Raises ValueError for lines that are no numbers, or not as many in each, and for NaN.
+    """
+    blocks: list[np.ndarray] = []
+    known: Summary | None = None
+    while some := list(itertools.islice(lines, LOOK)):
+        block = np.loadtxt(some, np.float64, delimiter=delimiter, comments=None, ndmin=2)
+        found = of_block(block)
+        if np.isnan(found.low).any() or (blocks and block.shape[1] != blocks[0].shape[1]):
+            raise ValueError("no numbers, or other ones")
+        known = found if known is None else known + found
+        small = found.whole and found.low.min() >= 0 and found.high.max() <= 255
+        with np.errstate(over="ignore"):
+            blocks.append(block.astype(np.uint8 if small else np.float32))
+    assert known is not None
+    return blocks, known
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """The lines that are not blank. Raises InputError for what is no text."""
+    with path.open("rb") as file, _damage(path):
+        stream = _unpacked(file)
+        try:
+            head = stream.peek(4)[:4]  # type: ignore[attr-defined]
+            if head.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+                what = f"{path} is an archive or a spreadsheet, not text"
+                raise InputError(f"{what}: save it as a plain .csv file.")
+            encoding = next((MARKS[m] for m in MARKS if head.startswith(m)), "utf-8-sig")
+            text = io.TextIOWrapper(stream, encoding)
+            number = 0
+            while line := text.readline(LONGEST):
+                number += 1
+                if len(line) == LONGEST or "\0" in line:
+                    what = f"Line {number} of {path} is no line of text"
+                    raise InputError(f"{what}: save it as a plain .csv file, in UTF-8.")
+                if number == 1:
+                    line = line.lstrip("\ufeff")
+                if line.strip():
+                    yield Line(number, line.rstrip("\r\n"))
+        except UnicodeError:
+            raise InputError(f"{path} is not UTF-8 text: save it as a plain .csv file.") from None
+
+
+def _unpacked(file: BinaryIO) -> BinaryIO:
+    """The file itself, or what it unpacks to if it starts as a gzip file does."""
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises InputError for what unpacks to far more than its size, before any of it is kept."""
+    with path.open("rb") as file, _damage(path):
+        stream, unpacked = _unpacked(file), 0
+        if stream is file:
+            return
+        size = path.stat().st_size
+        while piece := stream.read(1 << 20):
+            unpacked += len(piece)
+            check_ratio(path, unpacked, size)
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What a damaged gzip stream raises is an InputError."""
+    try:
+        yield
+    except (EOFError, OSError, zlib.error):
+        what = f"{path} is damaged: its gzip stream is broken or ends early"
+        raise InputError(f"{what}; restore it from a copy.") from None
+
+
+def _form(path: Path, top: list[Line]) -> Form:
+    """The form of the first lines: that of numbers, if there are any under the first."""
+    text = re.sub(r'"[^"]*"', "", top[-1].text)
+    return Form(next((mark for mark in ";\t" if mark in text), ","))
+
+
+def _has_names(path: Path, top: list[Line], form: Form, header: str, names: Sequence[str]) -> bool:
+    """Whether the first line holds names. Raises InputError where it may, or may not."""
+    cells = form.cells(top[0].text)
+    if header != "auto":
+        return header == "yes"
+    if names and sorted(map(tidy, cells)) == sorted(names):
+        return True
+    numbers = [c for c in cells if not np.isnan(_value(c))]
+    words = [c for c in cells if np.isnan(_value(c)) and c.casefold() not in MISSING]
+    where = f"Line {top[0].number} of {path}"
+    if words and numbers:
+        what = f"{where} holds {_short(words[0])!r} beside numbers such as {_short(numbers[0])!r}"
+        raise InputError(f"{what}: give numbers, or --header yes if they are names.")
+    if words:
+        return True
+    if not numbers:
+        what = f"{where} holds {_some(cells)}, which may be names or values that are missing"
+        raise InputError(f"{what}: {ASK}.")
+    if len(top) == 1 or len(numbers) < len(cells):
+        return False
+    if top[0].text.count('"') == 2 * len(cells) and '"' not in top[1].text:
+        return True
+    if _may_be_names(path, cells, form):
+        what = f"{where} holds {_some(cells)}, which may be names or an example"
+        raise InputError(f"{what}: {ASK}.")
+    return False
+
+
+def _may_be_names(path: Path, cells: list[str], form: Form) -> bool:
+    """Whether a first line of numbers could name the columns.
+
+    Such as count them or step evenly; and whole numbers that all differ, above lines that are not
+    whole, far from those below, or many that rise above lines that do not.
+    """
+    first = np.array([_value(cell) for cell in cells])
+    steps = np.diff(first)
+    if len(cells) > 2 and steps[0] > 0 and np.allclose(steps, steps[0], rtol=1e-9, atol=0):
+        return True
+    if not all(map(WHOLE.fullmatch, cells)) or len(set(cells)) < len(cells):
+        return False
+    below = [form.cells(line.text) for line in itertools.islice(_lines(path), 1, LOOK)]
+    below = [row for row in below if np.isfinite([_value(c) for c in row]).all()]
+    if not below or any(len(row) != len(cells) for row in below):
+        return False
+    values = np.array([[_value(cell) for cell in row] for row in below])
+    low, high = values.min(axis=0), values.max(axis=0)
+    return (
+        not any(all(map(WHOLE.fullmatch, row)) for row in below)
+        or bool((np.maximum(low - first, first - high) > np.maximum(high - low, 1)).all())
+        or bool(len(cells) > 5 and (steps > 0).all() and (np.diff(values).min(axis=1) <= 0).any())
+    )
+
+
+def _check_names(path: Path, first: list[str], top: list[Line], form: Form) -> None:
+    """Raises InputError unless every column of the first examples has a name."""
+    if len(first) > 1 and not tidy(first[0]):
+        what = f"The first column of {path} has no name, as an index of rows has"
+        raise InputError(f"{what}: leave it out (in pandas: index=False).")
+    if len(top) > 1 and len(first) != (n := len(form.cells(top[1].text))):
+        what = f"Line {top[0].number} of {path} names {len(first)} columns and line "
+        what += f"{top[1].number} has {n} cells"
+        commas = ", with points for decimals" if n == 2 * len(first) else ""
+        raise InputError(f"{what}: give the same number in every line{commas}.")
+
+
+def _check_halves(
+    path: Path, examples: Iterator[Line], form: Form, *, named: bool, width: int | None
+) -> None:
+    """Raises InputError for lines as 1,5 that may be two whole numbers, or one with a comma."""
+    if named or width == 2 or form.delimiter != ",":
+        return
+    first = next(examples)
+    if HALVES.fullmatch(first.text.strip()) and all(
+        HALVES.fullmatch(line.text.strip()) for line in examples
+    ):
+        what = f"Line {first.number} of {path} holds {_short(first.text.strip())}, as all lines do"
+        raise InputError(
+            f"{what}, which may be two whole numbers or one with a decimal comma: write decimals "
+            f"with a point, or name both columns in the first line."
+        )
+
+
+def _with_decimals(path: Path, examples: Iterator[Line], form: Form) -> Form:
+    """The form, with decimal commas if the first decimals have them."""
+    commas: list[str] = []
+    for line in examples:
+        if form.delimiter == "," and '"' not in line.text and not commas:
+            if "." in line.text:
+                break
+            continue
+        cells = form.cells(line.text)
+        commas += [cell for cell in cells if "," in cell]
+        if not commas and any("." in cell for cell in cells):
+            break
+        if any(not THOUSANDS.fullmatch(cell) for cell in commas):
+            return Form(form.delimiter, comma=True)
+    if commas:
+        what = f"{path} holds {_short(commas[0])!r}, which may be thousands or decimals"
+        raise InputError(f"{what}: write numbers without commas.")
+    return form
+
+
+def _plain(path: Path, line: Line, form: Form) -> str:
+    if form.comma and "." in line.text:
+        cell = next(cell for cell in form.cells(line.text) if "." in cell)
+        what = f"Line {line.number} of {path} holds {_short(cell)!r} where others have decimal"
+        raise InputError(f"{what} commas: write all decimals alike.")
+    return form.plain(line.text)
+
+
+def _bad_line(path: Path, examples: Iterator[Line], form: Form) -> str:
+    """What is wrong with the first line that cannot be read, or how many values are missing."""
+    kinds = {";": "semicolons", "\t": "tabs", ",": "commas"}
+    numbers, first = f"numbers separated by {kinds[form.delimiter]}", None
+    missing: list[tuple[int, int]] = []
+    for line in examples:
+        cells = form.cells(line.text)
+        first = first or (line.number, len(cells))
+        for column, cell in enumerate(cells, 1):
+            if cell.casefold() in MISSING:
+                missing.append((line.number, column))
+            elif not _is_number(cell.replace(",", ".") if form.comma else cell):
+                where = f"Line {line.number} of {path} holds {_short(cell)!r}"
+                return f"{where}: give {numbers}."
+        if len(cells) != first[1]:
+            what = f"Line {line.number} of {path} has {len(cells)} cells and line {first[0]} has"
+            return f"{what} {first[1]}: give the same number in every line."
+    if not missing:
+        return f"{path} cannot be read as numbers: give {numbers}, one example per line."
+    what = f"{path} lacks {len(missing)} of its values, the first in column {missing[0][1]} of line"
+    return f"{what} {missing[0][0]}: fill them in, or leave their lines out."
+
+
+def _value(cell: str) -> float:
+    """The number in a cell, whatever its commas stand for; NaN if there is none."""
+    for text in (cell, cell.replace(",", "."), cell.replace(",", "")):
+        if _is_number(text):
+            return float(text)
+    return np.nan
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell
+
+
+def _short(cell: str) -> str:
+    return cell if len(cell) <= 40 else f"{cell[:40]}…"
+
+
+def _some(cells: list[str]) -> str:
+    """The first cells and the last."""
+    shown = [_short(cell) or "nothing" for cell in cells]
+    return ", ".join(shown if len(shown) <= 3 else [*shown[:2], "…", shown[-1]])

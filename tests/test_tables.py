@@ -1,0 +1,431 @@
+"""Tables: what their first line is, how numbers are written, and columns that go by their names."""
+
+import csv
+import gzip
+import io
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+import iwae
+from iwae import checkpoint, data, figures, report
+from iwae.cells import Task
+from iwae.cli import main
+from iwae.config import RunConfig
+from iwae.errors import InputError
+from iwae.settings import override
+from refusals import refused
+
+RNG = np.random.default_rng(5)
+X = np.round(RNG.normal(size=(40, 3)) * [1, 10, 100], 3)
+NAMES = ("age", "dose", "a, “b”")
+
+
+def lines(x, sep=",", point="."):
+    return "".join(sep.join(str(v).replace(".", point) for v in row) + "\n" for row in x)
+
+
+def saved(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def sorted_rows(dataset):
+    joined = np.concatenate([dataset.train, dataset.valid, dataset.test])
+    return joined[np.lexsort(joined.T)]
+
+
+class Frame:
+    """What a data frame of pandas or polars is to a reader of arrays."""
+
+    def __init__(self, x, columns):
+        self.x, self.columns = np.asarray(x), list(columns)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.x
+
+    def __getitem__(self, names):
+        return Frame(self.x[:, [self.columns.index(n) for n in names]], names)
+
+
+# --- the first line
+
+INTEGERS = RNG.integers(-50, 50, (40, 3))
+
+AMBIGUOUS = {
+    "numbers that count": "1,2,3\n" + lines(X),
+    "numbers that count above whole ones": "1,2,3\n" + lines(INTEGERS),
+    "numbers from 0": "0,1,2\n" + lines(X),
+    "wavelengths": "400.5,410.5,420.5\n" + lines(X),
+    "whole numbers above others": "3,1,2\n" + lines(X),
+    "years above whole ones": "2001,2005,2010\n" + lines(INTEGERS),
+    "a number above one column": "0\n" + lines(X[:, :1]),
+    "many that rise": "1,3,4,9,11,15\n" + lines(RNG.integers(0, 99, (20, 6))),
+    "what stands for missing": "NA,NA,NA\n" + lines(X),
+    "what else stands for missing": "nan,,?\n" + lines(X),
+    "nothing": ",,\n" + lines(X),
+}
+
+
+@pytest.mark.parametrize("text", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_a_first_line_that_may_be_names_is_refused_with_the_flag_that_says(tmp_path, text):
+    path = saved(tmp_path / "x.csv", text)
+    with pytest.raises(InputError, match=r"may be names .*--header yes or --header no"):
+        data.load(path, values="real")
+    width = text.partition("\n")[0].count(",") + 1
+    with pytest.raises(InputError, match="--header yes or --header no"):
+        data.read_examples(path, kind="real", scale=1.0, shape=(width,))
+
+
+def test_the_flag_says_what_the_first_line_is(tmp_path):
+    path = saved(tmp_path / "x.csv", "1,2,3\n" + lines(X))
+    with_names = data.load(path, header="yes")
+    assert with_names.names == ("1", "2", "3")
+    assert sorted_rows(with_names).shape == (40, 3)
+    without = data.load(path, header="no")
+    assert without.names == ()
+    assert sorted_rows(without).shape == (41, 3)
+    known = {"kind": "real", "scale": 1.0, "shape": (3,)}
+    assert len(data.read_examples(path, **known, header="no")) == 41
+    np.testing.assert_array_equal(  # a first line that holds the names that are expected
+        data.read_examples(path, **known, names=("3", "2", "1")), X[:, ::-1].astype(np.float32)
+    )
+    with pytest.raises(InputError, match=r"lacks 3 of its values, the first in column 1 of line 1"):
+        data.load(saved(path, "NA,NA,NA\n" + lines(X)), header="no")
+    with refused("header='maybe' is unknown: did you mean 'yes'? Known are auto, no, yes."):
+        data.load(path, header="maybe")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a,b\n" + lines(X), "names 2 columns and line 2 has 3 cells"),
+        ("a,b,c,d\n" + lines(X), "names 4 columns and line 2 has 3 cells"),
+        ("a,b,c\n" + lines(X, point=","), "6 cells: .* with points for decimals"),
+        ("age,2001,2002\n" + lines(X), "holds 'age' beside numbers such as '2001'"),
+        ("a,b,c\n" + lines(X) + "1,,2\n?,NA,2\n", r"lacks 3 .* column 2 of line 42: fill them in"),
+        ("1.5,NA,3\n" + lines(X), r"lacks 1 .* column 2 of line 1"),
+        (",a,b,c\n" + lines(np.hstack([X[:, :1], X])), "has no name, as an index of rows has"),
+        ("x\n1,5\n2,5\n", "names 1 columns and line 2 has 2 cells"),
+        ("".join(f"{i % 7},{i % 5}\n" for i in range(40)), "or one with a decimal comma"),
+        ("a;b\n" + "1,5;2\n" * 20 + "1.5;2\n", r"holds '1\.5' where others have decimal commas"),
+        ("a;b\n" + "1,500;2\n" * 20, "holds '1,500', which may be thousands or decimals"),
+        ('a,b\n"1,500","2"\n' * 20, "holds '1,500', which may be thousands or decimals"),
+        (lines(X, "|"), r"give numbers separated by commas"),
+        (lines(X).encode("utf-16-le"), "is no line of text"),
+        ("é,b,c\n".encode("latin-1") + lines(X).encode(), "is not UTF-8 text"),
+        (b"PK\x03\x04" + bytes(30), "is an archive or a spreadsheet"),
+    ],
+)
+def test_tables_that_cannot_be_read_say_why(tmp_path, text, sentence):
+    with pytest.raises(InputError, match=sentence):
+        data.load(saved(tmp_path / "x.csv", text), values="real")
+
+
+QUOTED = "".join(",".join(f'"{v}"' for v in row) + "\n" for row in X)
+HEADER = 'age,dose,"a, “b”"\n'
+
+WRITTEN = {
+    "quoted": HEADER + QUOTED,
+    "quoted with decimal commas": HEADER + QUOTED.replace(".", ","),
+    "blanks": HEADER.replace(",d", " , d") + lines(X, " , "),
+    "semicolons": 'age;dose;"a, “b”"\n' + lines(X, ";"),
+    "semicolons and commas": 'age;dose;"a, “b”"\n' + lines(X, ";", ","),
+    "tabs": 'age\tdose\t"a, “b”"\n' + lines(X, "\t"),
+    "tabs and commas": "age\tdose\ta, “b”\n" + lines(X, "\t", ","),
+    "gzip": gzip.compress((HEADER + lines(X)).encode()),
+    "carriage returns": (HEADER + lines(X)).replace("\n", "\r"),
+    "blank lines": "\n\n" + HEADER + lines(X).replace("\n", "\n \n"),
+    **{code: (HEADER + lines(X)).encode(code) for code in ("utf-8-sig", "utf-16", "utf-32")},
+    "two marks": b"\xef\xbb\xbf" + (HEADER + lines(X)).encode("utf-8-sig"),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
+@pytest.mark.parametrize("name", ["x.csv", "X.CSV.GZ"])
+def test_a_table_is_the_same_however_it_is_written(tmp_path, written, name):
+    dataset = data.load(saved(tmp_path / name, written))
+    np.testing.assert_array_equal(dataset.train, data.load(X).train)
+    assert (dataset.names, dataset.name) == (NAMES, name[0])
+
+
+def test_numbers_in_quotes_below_a_line_without_are_no_names(tmp_path):
+    path = saved(tmp_path / "x.csv", '"1","2","3"\n' + lines(X))
+    assert data.load(path).names == ("1", "2", "3")
+    assert data.load(saved(path, QUOTED)).names == ()
+    assert len(sorted_rows(data.load(path))) == 40
+
+
+def test_two_whole_columns_are_two_where_two_are_expected(tmp_path):
+    whole = RNG.integers(0, 2, (40, 2))
+    path = saved(tmp_path / "x.csv", lines(whole))
+    known = {"kind": "binary", "scale": 1.0, "shape": (2,)}
+    np.testing.assert_array_equal(data.read_examples(path, **known), whole)
+    assert data.load(saved(path, "a,b\n" + lines(whole))).shape == (2,)
+
+
+# --- columns by name
+
+
+def test_frames_and_tables_are_matched_by_the_names_of_their_columns(tmp_path):
+    known = {"kind": "real", "scale": 1.0, "shape": (3,), "names": NAMES}
+    frame = Frame(X, NAMES)
+    table = saved(tmp_path / "x.csv", 'dose,"a, “b”",age\n' + lines(X[:, [1, 2, 0]]))
+    for source in (X, frame, frame[NAMES[::-1]], Frame(X, range(3)), table):
+        np.testing.assert_array_equal(data.read_examples(source, **known), X.astype(np.float32))
+    row = Frame(X[0, ::-1], ())
+    row.columns, row.index, row.ndim = None, list(NAMES[::-1]), 1
+    np.testing.assert_array_equal(data.read_examples(row, **known), X[:1].astype(np.float32))
+    splits = data.load({"train": frame, "test": frame[NAMES[::-1]], "valid": X})
+    np.testing.assert_array_equal(splits.test, splits.train)
+    assert splits.names == NAMES
+
+
+def test_columns_that_are_counted_go_by_their_numbers():
+    x = X.astype(np.float32)
+    known = {"kind": "real", "scale": 1.0, "shape": (3,)}
+    counted = Frame(X[:, ::-1], [2, 1, 0])
+    np.testing.assert_array_equal(data.read_examples(counted, **known), x)
+    np.testing.assert_array_equal(data.read_examples(Frame(X, NAMES), **known), x)
+    np.testing.assert_array_equal(
+        data.read_examples(Frame(X, NAMES), **known, names=("0", "1", "2")), x
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (("age", "dose", "b"), r"lacks 'a, “b”' and has 'b' besides, where .* in any order"),
+        (("age", "dose"), "The array lacks 'a, “b”', where"),
+        ((*NAMES, "id"), "The array has 'id' besides, where"),
+        (("Age", *NAMES[1:]), "lacks 'age' and has 'Age' besides"),
+        (("age", "age", "dose"), "lacks 'a, “b”'"),
+    ],
+)
+def test_columns_of_other_names_are_refused_by_name(names, sentence):
+    frame = Frame(np.ones((20, len(names))), names)
+    with pytest.raises(InputError, match=sentence):
+        data.read_examples(frame, kind="real", scale=1.0, shape=(3,), names=NAMES)
+    with pytest.raises(InputError, match=sentence.replace("The array", r"The mapping \(test\)")):
+        data.load({"train": Frame(X, NAMES), "test": frame})
+    with pytest.raises(InputError, match=r"several columns called 'x'"):
+        data.read_examples(
+            Frame(X, "xxy"), kind="real", scale=1.0, shape=(3,), names=("x", "y", "x")
+        )
+
+
+@pytest.fixture(scope="module")
+def settings(tiny):
+    return override(tiny, values="real", epochs=2)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("data") / "x.csv", HEADER + lines(X))
+
+
+@pytest.fixture(scope="module")
+def run(settings, table, tmp_path_factory):
+    """A run on a table with names."""
+    config = override(settings, dataset=str(table))
+    return iwae.train(config, out=tmp_path_factory.mktemp("runs") / "named").path
+
+
+def test_a_run_scores_encodes_and_reconstructs_columns_by_name(run, tmp_path):
+    trained = iwae.load(run)
+    assert trained.seen.names == NAMES
+    backwards = saved(tmp_path / "b.csv", '"a, “b”",dose,age\n' + lines(X[:, ::-1]))
+    score, again = lambda x: trained.score(x, k=5), lambda x: trained.reconstruct(x)[1]
+    for do in (score, trained.encode, again):
+        expected = do(X)
+        np.testing.assert_array_equal(do(backwards), expected)
+        np.testing.assert_array_equal(do(Frame(X, NAMES)[NAMES[::-1]]), expected)
+        with pytest.raises(InputError, match="lacks 'dose' and has 'other' besides"):
+            do(Frame(X, ("age", "other", "a, “b”")))
+
+
+def test_data_that_are_given_again_are_matched_by_name(run):
+    expected = iwae.load(run).evaluate(k=5).nll
+    again = Frame(X, NAMES)[NAMES[::-1]]
+    for given in (again, data.load(again)):
+        assert iwae.load(run, data=given).evaluate(k=5).nll == expected
+    for names in ((*NAMES, "id"), ("x", "y", "z")):
+        with pytest.raises(InputError, match=f"has '{names[-1]}'|'x', 'y', 'z' besides"):
+            iwae.load(run, data=Frame(np.ones((20, len(names))), names))
+
+
+def test_a_file_whose_columns_moved_is_the_same_to_evaluations_reports_and_training(
+    settings, tmp_path
+):
+    path = saved(tmp_path / "x.csv", HEADER + lines(X))
+    config = override(settings, dataset=str(path))
+    whole = iwae.train(override(config, epochs=4), out=tmp_path / "whole")
+    iwae.train(config, out=tmp_path / "run")
+    expected = iwae.load(tmp_path / "run").data()
+    saved(path, '"a, “b”",age,dose\n' + lines(X[:, [2, 0, 1]]))
+    np.testing.assert_array_equal(iwae.load(tmp_path / "run").data().test, expected.test)
+    assert "has changed" not in report.render([tmp_path / "run"])
+    longer = iwae.train(override(config, epochs=4), out=tmp_path / "run", resume=True)
+    assert longer.seen == whole.seen
+    np.testing.assert_array_equal(longer.score(X, k=5), whole.score(X, k=5))
+    saved(path, "age,weight,dose\n" + lines(X))
+    for again in (
+        iwae.load(tmp_path / "run").data,
+        lambda: iwae.train(override(config, epochs=6), out=tmp_path / "run", resume=True),
+        lambda: iwae.train(override(config, start_from=str(tmp_path / "run"))),
+    ):
+        with pytest.raises(InputError, match="lacks 'a, “b”' and has 'weight' besides"):
+            again()
+
+
+def test_a_model_that_knows_no_names_is_loaded_and_goes_by_position(run, tmp_path, table):
+    old = tmp_path / "old"
+    old.mkdir()
+    for file in Path(run).iterdir():
+        if file.is_file():
+            (old / file.name).write_bytes(file.read_bytes())
+    for name, inner in (("model.safetensors", "seen"), ("checkpoint.safetensors", None)):
+        header = checkpoint.read_header(old / name)
+        (header if inner is None else header[inner]).pop("names")
+        arrays = safetensors.numpy.load_file(old / name)
+        safetensors.numpy.save_file(arrays, old / name, {"header": json.dumps(header)})
+    config = (old / "config.toml").read_text()
+    assert 'header = "auto"' in config
+    (old / "config.toml").write_text(config.replace('header = "auto"\n', ""))
+    trained = iwae.load(old)
+    assert trained.seen.names == ()
+    expected = iwae.load(run).score(X, k=5)
+    np.testing.assert_array_equal(trained.score(table, k=5), expected)
+    assert trained.evaluate(k=5).nll == iwae.load(run).evaluate(k=5).nll
+
+
+def test_the_setting_for_first_lines_moves_no_address():
+    plain = Task(RunConfig(), k=10)
+    assert Task(override(RunConfig(), header="auto"), k=10).address == plain.address
+    assert Task(override(RunConfig(), header="no"), k=10).address != plain.address
+
+
+# --- the command line
+
+
+def test_commands_read_and_write_tables_with_names(settings, tmp_path, capsys):
+    path = saved(tmp_path / "x.csv", "1,2,3\n" + lines(X))
+    out = tmp_path / "run"
+    shape = ["--k", "2", "--hidden", "8", "--latents", "3"]
+    flags = ["--recipe", "smoke", "--values", "real", "--epochs", "1", *shape]
+    with pytest.raises(SystemExit):
+        main(["train", "--dataset", str(path), "--out", str(out), *flags])
+    assert "--header yes or --header no" in capsys.readouterr().err
+    main(["train", "--dataset", str(path), "--out", str(out), "--header", "yes", *flags])
+    assert iwae.load(out).seen.names == ("1", "2", "3")
+    main(["evaluate", str(out), "--k", "5"])
+    backwards = saved(tmp_path / "b.csv", "3,2,1\n" + lines(X[:, ::-1]))
+    main(["score", str(out), str(backwards), "--k", "5", "--out", str(tmp_path / "s.npy")])
+    expected = iwae.load(out).score(X, k=5)
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), expected)
+    main(["encode", str(out), str(path), "--header", "yes", "--out", str(tmp_path / "h.csv")])
+    index, *codes = np.loadtxt(tmp_path / "h.csv", delimiter=",", skiprows=1).T
+    np.testing.assert_array_equal(index, np.arange(40))
+    np.testing.assert_array_equal(np.float32(codes).T, iwae.load(out).encode(X))
+    assert (tmp_path / "h.csv").read_text().startswith("index,h0,h1,h2\n0,")
+
+
+def test_samples_are_a_table_that_can_be_scored(run, tmp_path):
+    path = tmp_path / "samples.csv"
+    main(["sample", str(run), "--n", "12", "--out", str(path)])
+    rows = list(csv.reader(path.read_text("utf-8").splitlines()))
+    assert rows[0] == list(NAMES)
+    trained = iwae.load(run)
+    np.testing.assert_array_equal(np.float32(rows[1:]), trained.sample(12))
+    np.testing.assert_array_equal(trained.score(path, k=5), trained.score(trained.sample(12), k=5))
+
+
+def test_samples_of_images_are_a_table_of_counted_columns(tiny_run, tmp_path):
+    path = tmp_path / "samples.csv"
+    main(["sample", str(tiny_run.path), "--n", "3", "--out", str(path)])
+    assert path.read_text().startswith("x0,x1,x2,")
+    found = data.read_examples(path, kind="real", scale=1.0, shape=(8, 8))
+    np.testing.assert_array_equal(found.reshape(3, 8, 8), tiny_run.sample(3))
+
+
+def test_a_score_that_is_no_number_is_not_given_without_a_word(run, tmp_path, capsys):
+    trained = iwae.load(run)
+    far = np.concatenate([X[:2], [[1e21, 0, 0]]])
+    with pytest.warns(RuntimeWarning, match=r"1 of 3 log-likelihoods .* example 2 \(-inf\)"):
+        scores = trained.score(far, k=5)
+    assert np.isfinite(scores).tolist() == [True, True, False]
+    np.save(tmp_path / "far.npy", far)
+    out = tmp_path / "s.csv"
+    main(["score", str(run), str(tmp_path / "far.npy"), "--k", "5", "--out", str(out)])
+    assert "Note: 1 of 3 log-likelihoods are no finite numbers" in capsys.readouterr().err
+    assert len(out.read_text().splitlines()) == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained.score(X[:2], k=5)
+
+
+# --- values that float32 cannot tell apart
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("scale", [1e-300, 1e-60, 1e-40, 1e-37])
+def test_values_below_the_digits_of_float32_are_to_be_multiplied(dtype, scale):
+    for values in ("auto", "real", "intensity"):
+        x = (np.abs(X) / np.abs(X).max() * scale).astype(dtype)
+        if not x.any():
+            continue
+        with pytest.raises(InputError, match=r": multiply (that column|them)"):
+            data.load(x, values=values)
+    if (X * scale).astype(dtype).any():
+        with pytest.raises(InputError, match="less than float32 has digits for: multiply"):
+            data.load((X * scale).astype(dtype))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1, 1e6, 1e30])
+def test_values_that_float32_has_digits_for_are_kept(scale):
+    x = X * scale
+    np.testing.assert_allclose(sorted_rows(data.load(x, values="real")).sum(), x.sum(), rtol=1e-4)
+
+
+def test_numbers_that_hardly_leave_zero_are_not_taken_for_intensities():
+    x = np.abs(X) / np.abs(X).max() * 1e-9
+    with pytest.raises(InputError, match=r"hardly any would be more than zero: multiply them"):
+        data.load(x)
+    assert data.load(x, values="real").kind == "real"
+
+
+# --- images whose channels come first
+
+
+def pictures(x):
+    return figures.grid(x, columns=len(x))
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_channels_may_come_first_or_last(c):
+    last = RNG.random((4, 8, 9, c))
+    first = np.moveaxis(last, 3, 1)
+    np.testing.assert_array_equal(pictures(first), pictures(last))
+    seen = SimpleNamespace(seen=SimpleNamespace(kind="intensity"))
+    with Image.open(io.BytesIO(figures.sheet(seen, first))) as picture:
+        assert picture.mode == ("RGB" if c == 3 else "L")
+    small = RNG.random((2, 3, 4, 4))  # as likely four channels of 3×4 pixels
+    assert pictures(small).ndim == 2
+
+
+def test_a_fixed_binarisation_is_not_continued_on_columns_that_moved(tiny, tmp_path):
+    grey = RNG.random((40, 3))
+    path = saved(tmp_path / "x.csv", HEADER + lines(grey))
+    config = override(tiny, dataset=str(path), binarization="fixed", epochs=1)
+    iwae.train(config, out=tmp_path / "run")
+    expected = iwae.load(tmp_path / "run").data()
+    saved(path, '"a, “b”",dose,age\n' + lines(grey[:, ::-1]))
+    np.testing.assert_array_equal(iwae.load(tmp_path / "run").data().train, expected.train)
+    with pytest.raises(InputError, match=r"another order .* first 'age'"):
+        iwae.train(override(config, epochs=2), out=tmp_path / "run", resume=True)
