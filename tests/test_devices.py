@@ -119,7 +119,7 @@ def test_hosts_that_cannot_come_together_are_refused(monkeypatch) -> None:
         port = taken.getsockname()[1]
         with refused(
             f"coordinator = 127.0.0.1:{port} was given, but this machine cannot listen there; give "
-            f"another port."
+            f"an address of its own, and another port if this one is taken."
         ):
             devices.join(f"127.0.0.1:{port}", 2, 0)
     monkeypatch.setattr(devices, "PATIENCE", 0.3)
@@ -225,3 +225,49 @@ def test_two_hosts_stop_together_and_one_goes_on_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len((out / "metrics.jsonl").read_text().splitlines()) >= rows
     assert (out / "model.safetensors").exists()
+
+
+LISTENING = """
+import socket, jax
+from iwae import devices
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+devices.join(f"127.0.0.1:{port}", 1, 0)
+socket.create_connection(("127.0.0.1", port), timeout=5).close()
+try:
+    socket.create_connection(("127.0.0.2", port), timeout=5).close()
+except ConnectionRefusedError:
+    print("only there")
+jax.distributed.shutdown()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of Linux alone")
+def test_the_first_host_listens_at_the_address_that_was_named() -> None:
+    code = [sys.executable, "-c", LISTENING]
+    done = subprocess.run(code, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "only there\n", done.stderr[-2000:]
+
+
+def test_a_coordinator_that_no_other_host_reaches_is_refused(monkeypatch) -> None:
+    """Debian gives a machine's own name an address that is its own."""
+    found = lambda name, port, **_: [(socket.AF_INET, None, 0, "", ("127.0.1.1", port))]
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    with refused(
+        "coordinator = first:9911 was given, but on this machine first is 127.0.1.1, where no "
+        "other reaches it; give the address by which the others know it."
+    ):
+        devices.join("first:9911", 2, 0)
+
+
+def test_a_coordinator_without_an_address_is_refused(monkeypatch) -> None:
+    def unknown(*_, **__) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with refused(
+        "coordinator = nowhere:9911 was given, but nowhere is the name of no machine here; give "
+        "the first host's own name or address."
+    ):
+        devices.join("nowhere:9911", 2, 0)

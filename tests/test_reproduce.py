@@ -14,6 +14,7 @@ import iwae
 from iwae import cells, plates, reproduce, targets, workers
 from iwae.cells import Task
 from iwae.cli import main, parse
+from iwae.config import RunConfig
 from iwae.experiments import COMPARISONS
 from iwae.papers import EXPERIMENTS
 from iwae.published import OTHERS, PICTURED, RECIPES
@@ -197,6 +198,48 @@ def test_the_time_that_is_left_is_of_what_is_missing(tmp_path: Path, monkeypatch
     assert left() == 3
     there.add("gap")
     assert left() == 0
+
+
+def test_the_time_that_is_left_counts_what_is_compiled_once(tmp_path: Path, monkeypatch) -> None:
+    """The step by the first run of its kind, and so the evaluation; seeds are of one kind."""
+    monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0, 40.0, 10.0))
+    smoke = override(recipe("smoke"), epochs=5)
+    first, second, other = (
+        Task(override(smoke, **own), k=9, limit=20) for own in ({}, {"seed": 1}, {"k": 2})
+    )
+    seconds = reproduce.estimate([first, second, other], tmp_path)
+    assert seconds == {first: 10 + 3 + 50, second: 10 + 3, other: 10 + 3 + 50}
+
+
+def test_an_estimate_measures_what_compiling_takes(tmp_path: Path, tiny: RunConfig) -> None:
+    task = Task(override(tiny, hidden=((9,),)), k=9, limit=20)
+    epoch, evaluation, step, program = reproduce._seconds(task, None)
+    assert step > 10 * epoch > 0
+    assert program > evaluation > 0
+
+
+def test_a_table_whose_data_are_not_here_is_listed_and_nothing_is_downloaded(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("iwae.data.files.download", lambda *_: pytest.fail("it was downloaded"))
+    monkeypatch.delenv("IWAE_DATA_DIR", raising=False)
+    monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0))
+    form = ["reproduce", "table1", "--cells", "*/1/vae-1", "--out", str(tmp_path), "--dry-run"]
+    main(form)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("unknown until its data are here") == 2
+    assert "2 runs to make, 0 done. The data of mnist, omniglot are not here yet" in said
+    assert "About" not in said
+    main([*form, "--datasets", "mnist=digits,omniglot"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("unknown until its data are here") == 1
+    assert "with compilation for those whose data are here" in said
+
+
+def test_the_smoke_recipe_says_that_it_shows_nothing_of_the_paper(tmp_path: Path, capsys) -> None:
+    form = ["reproduce", "table1", "--recipe", "smoke", "--out", str(tmp_path), "--render"]
+    main(form)
+    assert "neither the figures nor their order say anything" in capsys.readouterr().out
 
 
 def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:

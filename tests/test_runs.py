@@ -1,6 +1,7 @@
 """Runs: what is saved, what is refused, and that a killed run ends exactly as an unharmed one."""
 
 import errno
+import fcntl
 import json
 import random
 import re
@@ -230,7 +231,7 @@ def test_a_file_system_without_locks_is_refused(tiny: RunConfig, tmp_path: Path,
     def without(*_) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(folder.fcntl, "flock", without)
+    monkeypatch.setattr(fcntl, "flock", without)
     out = tmp_path / "run"
     with refused(
         f"{out} cannot be locked (No locks available); give an --out on a file system that has "

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from iwae.flags import DataDir, Header, Overwrite, Seed
 from iwae.outputs import check_output, write_scores, write_table
+from iwae.terminal import say, visible
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Sample:
         else:
             d = images[0].size
             write_table(self.out, images, trained.seen.names or [f"x{i}" for i in range(d)])
-        print(f"Wrote {self.n} samples to {self.out}.")
+        say(f"Wrote {self.n} samples to {self.out}.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Reconstruct:
         )
         write_atomic(self.out, picture)
         shown = min(self.n, len(trained.data().split(self.split)))
-        print(f"Wrote {shown} images, as the model saw them and reconstructed, to {self.out}.")
+        say(f"Wrote {shown} images, as the model saw them and reconstructed, to {self.out}.")
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Encode:
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
         codes = trained.encode(self.data, layer=self.layer, seed=self.seed, header=self.header)
         write_table(self.out, codes, [f"h{i}" for i in range(codes.shape[1])], index=True)
-        print(f"Wrote {len(codes)} codes of {codes.shape[1]} units to {self.out}.")
+        say(f"Wrote {len(codes)} codes of {codes.shape[1]} units to {self.out}.")
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,6 @@ class Score:
                 self.data, k=self.k, seed=self.seed, header=self.header, progress=progress
             )
         write_scores(self.out, scores)
-        print(f"Wrote {len(scores)} log-likelihoods (L_{self.k}, nats) to {self.out}.")
+        say(f"Wrote {len(scores)} log-likelihoods (L_{self.k}, nats) to {self.out}.")
         for remark in remarks:
-            print(f"Note: {remark.message}", file=sys.stderr)
+            print(visible(f"Note: {remark.message}"), file=sys.stderr)

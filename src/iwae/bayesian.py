@@ -53,12 +53,15 @@ class UncertainLinear(eqx.Module):
         """W v + b of one draw of W and b."""
         variance = jax.tree.map(lambda a: jnp.exp(2 * a), self.log_sigma)
         mean = self.mean(v)
-        return mean + jnp.sqrt(variance(v**2) + TINY) * jax.random.normal(key, mean.shape)
+        noise = jax.random.normal(key, mean.shape, jnp.float32)
+        return mean + jnp.sqrt(variance(v**2) + TINY) * noise
 
     def kl(self, prior_sigma: float) -> Float[Array, ""]:
         """KL(q ‖ N(0, s²)) over all weights and biases, in nats."""
         pairs = zip(jax.tree.leaves(self.mean), jax.tree.leaves(self.log_sigma), strict=True)
-        return sum((_kl(mu, log_sigma, prior_sigma) for mu, log_sigma in pairs), jnp.zeros(()))
+        return sum(
+            (_kl(mu, log_sigma, prior_sigma) for mu, log_sigma in pairs), jnp.zeros((), jnp.float32)
+        )
 
 
 def _kl(mu: Array, log_sigma: Array, prior_sigma: float) -> Float[Array, ""]:
@@ -119,7 +122,7 @@ class UncertainAutoencoder(Autoencoder):
         ones of one pixel, whose logit is its bias, under q = prior = N(0, 10²), it is −14.24 at
         K = 25, while log p(D) = −16.96.
         """
-        return sum((u.kl(prior_sigma) for u in _uncertain_parts(self)), jnp.zeros(()))
+        return sum((u.kl(prior_sigma) for u in _uncertain_parts(self)), jnp.zeros((), jnp.float32))
 
     def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Any:
         return self.propose_and_log_prob(x, k, key)[0]

@@ -87,7 +87,8 @@ def curvature(bound: Bound, log_w: Float[Array, " k"]) -> Float[Array, " k"]:
     for known, closed in CURVATURES.items():
         if known is function:  # which need not have a hash
             return closed(log_w, **shape)
-    diagonal = lambda i: jax.jvp(jax.grad(bound), (log_w,), (jax.nn.one_hot(i, len(log_w)),))[1][i]
+    unit = lambda i: jax.nn.one_hot(i, len(log_w), dtype=log_w.dtype)
+    diagonal = lambda i: jax.jvp(jax.grad(bound), (log_w,), (unit(i),))[1][i]
     return jax.lax.map(diagonal, jnp.arange(len(log_w)))
 
 

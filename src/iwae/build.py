@@ -82,7 +82,7 @@ def _by_fan_in(model: Autoencoder, key: PRNGKeyArray) -> Autoencoder:
 
 def _fan_in(linear: Linear, key: PRNGKeyArray) -> Linear:
     edge = linear.weight.shape[1] ** -0.5
-    weight = jax.random.uniform(key, linear.weight.shape, minval=-edge, maxval=edge)
+    weight = jax.random.uniform(key, linear.weight.shape, jnp.float32, -edge, edge)
     return Linear(weight, jnp.zeros_like(linear.bias), linear.precision)
 
 

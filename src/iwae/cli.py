@@ -6,7 +6,6 @@ JAX is imported by the command that needs it, so that `iwae --help` answers at o
 import dataclasses
 import json
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,13 @@ from tyro.conf import Positional
 from iwae.applied import Encode, Reconstruct, Sample, Score
 from iwae.config import RunConfig
 from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest, unusable
+from iwae.files import as_argument
 from iwae.flags import ALONE, DataDir, Hosts, Overwrite, Seed
 from iwae.outputs import StandardError, check_output, write_scores
 from iwae.published import RECIPES, SWITCHES, Reproduce
 from iwae.research import Compare, Gradients, Posterior
 from iwae.settings import recipe, recipe_names
+from iwae.terminal import say, speak_plainly, visible
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Train:
         passes = min(trained.passes for trained in made)
         ended = f" for {passes} of {epochs} passes, as its settings end it" * (passes < epochs)
         if first:
-            print(f"Trained {self.out}{ended}. Next: iwae evaluate {shlex.quote(str(self.out))}")
+            say(f"Trained {self.out}{ended}. Next: iwae evaluate {as_argument(self.out)}")
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,8 @@ class Report:
             raise InputError("No run was given; name at least one folder of `iwae train`.")
         paths, files = report.runs_among(self.run_folders)
         report.write(paths, self.out, data_dir=self.data_dir, overwrite=self.overwrite)
-        for file in files:
-            print(f"Left out {file}, a file among the folders of runs.")
-        print(f"Wrote {self.out}.")
+        say(*(f"Left out {file}, a file among the folders of runs." for file in files))
+        say(f"Wrote {self.out}.")
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Demo:
         with TrainingBars(len(experiments.DEMO_CELLS)) as bars:
             results, page = experiments.demo(self.out, watch=bars)
         print_demo(results)
-        print(f"Report: {page}")
+        say(f"Report: {page}")
 
 
 def _check_no_seed(config: RunConfig, *, resume: bool) -> None:
@@ -248,6 +248,7 @@ COMMANDS: dict[str, type] = {
 def main(argv: list[str] | None = None) -> None:
     """The console script: runs a command, and exits 0, 2 (unusable input) or 130 (interrupted)."""
     arguments = sys.argv[1:] if argv is None else argv
+    speak_plainly()
     try:
         _dispatch(arguments)
     except InputError as error:
@@ -359,5 +360,5 @@ def _overview() -> str:
 
 
 def _leave(sentence: str, code: int) -> None:
-    print(f"iwae: {sentence}", file=StandardError())
+    print(f"iwae: {visible(sentence)}", file=StandardError())
     raise SystemExit(code)

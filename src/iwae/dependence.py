@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from iwae import data, figures, runs, targets, threefry
 from iwae.bounds import iwae
 from iwae.config import RunConfig
+from iwae.devices import computing
 from iwae.errors import InputError
 from iwae.evaluation import mean_and_error, over_examples, repetitions
 from iwae.experiments import Watchers, finished, known, versions
@@ -105,6 +106,7 @@ class Row:
     """To train, by seed; on a density to learn and measure, all seeds together."""
 
 
+@computing()
 def run(
     config: RunConfig,
     out: Path,
@@ -172,7 +174,7 @@ def count(datasets: Sequence[str], seeds: Sequence[int], ks: Sequence[int] = KS)
 def start(name: str, k: int, heuristic: Heuristic, key: PRNGKeyArray) -> Any:
     """What a proposal in the plane starts from: N(0, I), or K heads on a z_0 of two units."""
     if name == "IWAE":
-        return GaussianProposal(jnp.zeros(2), jnp.zeros(2))
+        return GaussianProposal(jnp.zeros(2, jnp.float32), jnp.zeros(2, jnp.float32))
     return hierarchical(
         eqx.nn.Identity(),
         len(NO_DATA),
@@ -186,6 +188,7 @@ def start(name: str, k: int, heuristic: Heuristic, key: PRNGKeyArray) -> Any:
     )
 
 
+@computing()
 def learn(
     model: OnTarget, key: PRNGKeyArray, *, k: int, steps: int, watch: Watcher | None = None
 ) -> OnTarget:
@@ -302,6 +305,7 @@ def _estimates(
     return jax.lax.map(one, repetitions(key, n))
 
 
+@computing()
 def picture(dataset: str, models: Mapping[str, OnTarget], k: int, seed: int) -> bytes:
     """The density, draws of each head and what their weights keep, a row each proposal: PNG.
 

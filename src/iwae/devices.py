@@ -5,7 +5,9 @@ folder, and decides what depends on a clock.
 """
 
 import contextlib
+import ipaddress
 import json
+import os
 import re
 import socket
 import time
@@ -27,6 +29,38 @@ PATIENCE = 120.0
 
 BATCH = "batch"
 """The axis that is split."""
+
+
+computed_in: int | None = None
+"""The process in which this package has computed; a child that is forked inherits it."""
+
+
+@contextlib.contextmanager
+def computing(given: Any = None) -> Iterator[None]:
+    """Where this package computes: in 32 bits, whatever `JAX_ENABLE_X64` says of other code, so
+    that a run is the same in both modes; in 64 if `given` holds numbers of 64 bits.
+
+    `InputError` in a process that was forked from one that has computed: XLA's threads are not
+    there, and whoever waits for them waits for ever.
+    """
+    global computed_in
+    if computed_in not in (None, os.getpid()):
+        raise InputError(
+            "This process was forked from one in which JAX had computed already, where JAX would "
+            "wait for ever; start processes by multiprocessing.get_context('spawn'), or load and "
+            "compute in the child alone."
+        )
+    computed_in = os.getpid()
+    config: Any = jax.config
+    wide = _holds_64_bits(given)
+    with contextlib.nullcontext() if config.jax_enable_x64 == wide else jax.enable_x64(wide):
+        yield
+
+
+def _holds_64_bits(tree: Any) -> bool:
+    """Whether an array of JAX in it has numbers of 64 bits, other than integers."""
+    wide = lambda a: isinstance(a, jax.Array) and jax.dtypes.issubdtype(a.dtype, np.inexact)
+    return any(wide(leaf) and leaf.dtype.itemsize >= 8 for leaf in jax.tree.leaves(tree))
 
 
 @dataclass(frozen=True)
@@ -95,7 +129,8 @@ class Devices:
 
 
 def join(coordinator: str, hosts: int, host: int) -> None:
-    """Make this process host number `host` of so many; the first listens at HOST:PORT.
+    """Make this process host number `host` of so many; the first listens at HOST:PORT, and at no
+    other address of its machine.
 
     With coordinator "auto" all three come from the cluster (SLURM, Kubernetes, Open MPI). To be
     called before anything is computed. `InputError` for an address or number that is none, and if
@@ -126,18 +161,16 @@ def join(coordinator: str, hosts: int, host: int) -> None:
             f"host = {host} was given with hosts = {hosts}, but hosts are counted from 0, and are "
             f"at least 1; give a --host less than --hosts."
         )
-    name, port = address[1], int(address[2])
-    if host == 0 and not _free(port):
-        raise InputError(
-            f"coordinator = {coordinator} was given, but this machine cannot listen there; give "
-            f"another port."
-        )
+    name, port = address[1].strip("[]"), int(address[2])
+    if host == 0:
+        _check_listening(coordinator, name, port)
     if host > 0 and not _reachable(name, port):
         raise InputError(
             f"coordinator = {coordinator} was given, but nobody listens there; start the first "
             f"host as well, with --host 0."
         )
-    return jax.distributed.initialize(coordinator, hosts, host)
+    own = coordinator if host == 0 else None
+    return jax.distributed.initialize(coordinator, hosts, host, coordinator_bind_address=own)
 
 
 def _reachable(host: str, port: int) -> bool:
@@ -150,11 +183,34 @@ def _reachable(host: str, port: int) -> bool:
     return False
 
 
-def _free(port: int) -> bool:
-    """Whether this machine can listen there."""
-    with contextlib.suppress(OSError), socket.socket() as here:
+def _check_listening(coordinator: str, name: str, port: int) -> None:
+    """`InputError` if this machine cannot listen there, or where no other machine reaches it."""
+    try:
+        places = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise InputError(
+            f"coordinator = {coordinator} was given, but {name} is the name of no machine here; "
+            f"give the first host's own name or address."
+        ) from error
+    addresses = [str(place[4][0]) for place in places]
+    alone = all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for a in addresses)
+    if alone and name != "localhost" and name not in addresses:
+        raise InputError(
+            f"coordinator = {coordinator} was given, but on this machine {name} is {addresses[0]}, "
+            f"where no other reaches it; give the address by which the others know it."
+        )
+    if not any(_free(*place[::4]) for place in places):
+        raise InputError(
+            f"coordinator = {coordinator} was given, but this machine cannot listen there; give "
+            f"an address of its own, and another port if this one is taken."
+        )
+
+
+def _free(family: int, place: Any) -> bool:
+    """Whether this machine can listen at an address."""
+    with contextlib.suppress(OSError), socket.socket(family) as here:
         here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        here.bind(("", port))
+        here.bind(place)
         return True
     return False
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from iwae import threefry
 from iwae.bounds import Bound
 from iwae.checks import check_draws
-from iwae.devices import gathered, json_from_first
+from iwae.devices import computing, gathered, json_from_first
 from iwae.errors import InputError
 from iwae.model import (
     Autoencoder,
@@ -73,7 +73,8 @@ def log_likelihood(
         by = jnp.where(jnp.isfinite(peak), peak, 0)
         return peak, total * jnp.exp(top - by) + jnp.sum(jnp.exp(log_w - by))
 
-    rest, carry = k % chunk, (jnp.array(-jnp.inf), jnp.array(0.0))
+    kind = jax.eval_shape(lambda: draw_log_weights(model, x, chunk, key)).dtype
+    rest, carry = k % chunk, (jnp.array(-jnp.inf, kind), jnp.array(0.0, kind))
     starts = jnp.arange(0, k - rest, chunk)
     carry, _ = jax.lax.scan(lambda carry, start: (add(carry, chunk, start), None), carry, starts)
     top, total = add(carry, rest, k - rest) if rest else carry
@@ -138,7 +139,9 @@ def over_examples(
 ) -> Any:
     """function(model, x, key) for every example, stacked.
 
-    Bind other arguments with `eqx.Partial`: equal calls then share one compiled program.
+    Bind other arguments with `eqx.Partial`: equal calls then share one compiled program, which is
+    of one of a few numbers of examples (`padded`). It computes in 32 bits whatever JAX's mode,
+    unless the model holds numbers of 64 bits.
 
     Example i is observed and evaluated under keys of (seed, i) alone, so that two models see the
     same binarisation. At the seed of a run the first 3 are those of its purposes
@@ -151,8 +154,7 @@ def over_examples(
     workers = min(os.cpu_count() or 1, MOST_WORKERS) if on_cpu else 1
     if memory is None:
         memory = workers * 2**23 if on_cpu else 2**31
-    block = block_size(math.ceil(n / workers), d, draws, memory // workers)
-    group = block * math.ceil(min(GROUP, n / workers) / block)
+    block, group = padded(n, workers, block_size(n, d, draws, memory // workers))
     block, group = json_from_first([block, group])
     starts = range(0, n, group)
     hosts, places = jax.process_count(), jax.local_devices()
@@ -164,7 +166,8 @@ def over_examples(
         start = starts[min(turn * hosts + jax.process_index(), len(starts) - 1)]
         index = np.minimum(np.arange(start, start + group), n - 1)
         own = turn % len(places)
-        with jax.default_device(places[own] if len(places) > 1 else None):
+        device = jax.default_device(places[own] if len(places) > 1 else None)
+        with computing(arrays), device:
             bound, of = eqx.combine(copies[own], static)
             rows, numbers = jnp.asarray(images[index]), jnp.asarray(index)
             part = _over_group(bound, of, rows, numbers, jnp.uint32(seed), observe, block)
@@ -172,7 +175,7 @@ def over_examples(
 
     results: list[Any] = []
     turns = range(-(-len(starts) // hosts))
-    with _pool(max(workers, len(places))) as pool:
+    with computing(arrays), _pool(max(workers, len(places))) as pool:
         for turn, result in zip(turns, pool.map(evaluated, turns), strict=True):
             results.append(result)
             if progress is not None:
@@ -191,6 +194,19 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def padded(n: int, workers: int, most: int) -> tuple[int, int]:
+    """(block, group): examples at once, of at most `most`, and of a call of the compiled program.
+
+    Each worker has n / workers examples or a few more; `block` is a power of two or `most`, and a
+    group is a power of two of blocks, or enough for `GROUP` examples. A group is at most a quarter
+    of a worker's share, so that the last of them, which is filled up, costs little.
+    """
+    share = math.ceil(n / workers)
+    block = min(most, 1 << (share - 1).bit_length())
+    blocks, enough = math.ceil(share / block), math.ceil(GROUP / block)
+    return block, block * min(enough, 1 << max(0, blocks.bit_length() - 3))
 
 
 def block_size(n: int, d: int, draws: int, memory: int) -> int:

@@ -16,6 +16,7 @@ from iwae import laboratory, report, runs, threefry, training
 from iwae.checks import check_seed
 from iwae.config import PARAMETERS, ObjectiveConfig, Precision, RunConfig
 from iwae.data import Dataset
+from iwae.devices import computing
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.laboratory import Measurement, Slope
@@ -188,6 +189,7 @@ def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
     }
 
 
+@computing()
 def gradients(
     source: Path | RunConfig,
     objectives: Mapping[int, ObjectiveConfig],

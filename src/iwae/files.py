@@ -1,16 +1,22 @@
 """Writing files so that a reader, or a crash, only ever sees the old one or the whole new one."""
 
 import contextlib
-import fcntl
+import errno
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 from iwae.errors import InputError
 
 TEMPORARY = ".tmp"
 """Ends the name of a file that is being written; a crash can leave one behind."""
+
+LOCK = ".lock"
+"""Ends the name of a file that is there to be locked."""
 
 
 @contextlib.contextmanager
@@ -23,7 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        if os.name == "posix":  # mkstemp lets nobody else read it
+            temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -47,16 +54,35 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a lock on the file `path`, which is made for it, and which the operating system drops
+    when the process ends, however it ends.
+
+    `BlockingIOError` if another process has it and this one does not `wait`; `OSError` where there
+    are no locks.
+    """
+    lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=wait)
+    except filelock.Timeout as error:
+        raise BlockingIOError(errno.EAGAIN, "It is locked", str(path)) from error
+    except NotImplementedError as error:
+        raise OSError(errno.ENOSYS, "No locks available", str(path)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """Waits while another process is in such a block on this folder or file, where its system has
     locks."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    place = path / f".turn{LOCK}" if path.is_dir() else path.with_name(f".{path.name}{LOCK}")
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            stack.enter_context(locked(place, wait=True))
         yield
-    finally:
-        os.close(descriptor)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -65,6 +91,25 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} exists; choose another name, or give --overwrite to replace it.")
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent} to write {path.name} into; create it.")
+
+
+def as_argument(path: Path | str) -> str:
+    """The path as a shell takes it: quoted where need be, and never for a flag.
+
+    What cannot be seen is written as $'…', which bash, zsh and ksh read.
+    """
+    name = str(path)
+    if name.startswith("-"):
+        name = f"./{name}"
+    if name.isprintable():
+        return shlex.quote(name)
+    plain = lambda c: c.isprintable() and c not in "\\'"
+    return f"$'{''.join(c if plain(c) else _octets(c) for c in name)}'"
+
+
+def _octets(character: str) -> str:
+    octets = character.encode("utf-8", "surrogateescape")
+    return "".join(f"\\{octet:03o}" for octet in octets)
 
 
 def _umask() -> int:

@@ -205,7 +205,7 @@ def resampled(
     """
     sizes = jnp.max(jnp.abs(jnp.stack(jax.tree.leaves(weighed))), axis=0)
     shares = jnp.cumsum(sizes)
-    points = (jnp.arange(draws) + jax.random.uniform(key)) / draws * shares[-1]
+    points = (jnp.arange(draws) + jax.random.uniform(key, (), shares.dtype)) / draws * shares[-1]
     which = jnp.minimum(jnp.searchsorted(shares, points), len(shares) - 1)
     scale = shares[-1] / (draws * sizes[which])
     return which, jax.tree.map(lambda of: of[which] * scale, weighed)
@@ -217,7 +217,7 @@ def _loss(model: Model, x: Array, h: Any, weighed: Weighed) -> Scalar:
     h̃ is h, but what comes back to it is scaled from c_i to b_i.
     """
     c, path, score = weighed
-    loss = jnp.zeros(())
+    loss = jnp.zeros((), c.dtype)
     if path is None:
         loss -= jnp.sum(c * model.log_joint(x, jax.lax.stop_gradient(h)))
     else:

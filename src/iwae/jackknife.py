@@ -36,7 +36,7 @@ def value(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
 def _value(log_w: LogWeights, order: int) -> Float[Array, "*batch"]:
     k = len(log_w)
     log_w, top = _centred(log_w)
-    total, slope = jax.nn.logsumexp(jnp.maximum(log_w, ZERO), axis=0), jnp.zeros(log_w.shape[1:])
+    total, slope = jax.nn.logsumexp(jnp.maximum(log_w, ZERO), axis=0), jnp.zeros_like(top)
     terms = coefficients(k, order)
     for j, c in enumerate(terms[1:], 1):
         mean, zero = LeftOut(log_w, j).mean()
@@ -124,7 +124,7 @@ class LeftOut:
 
     def mean(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
         """The mean of T_S − T, subsets that weigh nothing as 0, and the share of those."""
-        zero, less = self.zero * 1.0, self.less
+        zero, less = self.zero.astype(self.less.dtype), self.less
         axes: tuple[int, ...] = (0,)
         subsets = len(less)
         if self.j == 2:

@@ -226,7 +226,7 @@ def _streamed(
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Welford's means and sums of squares of `each` draws in every block."""
     sizes = jax.eval_shape(lambda: draw(model, x, key))
-    start = jax.tree.map(lambda s: (jnp.zeros(s.shape), jnp.zeros(())), sizes)
+    start = jax.tree.map(lambda s: (jnp.zeros_like(s), jnp.zeros((), s.dtype)), sizes)
 
     def add(state: Any, count: Array, key: PRNGKeyArray) -> Any:
         def one(moments: tuple[Array, Array], g: Array) -> tuple[Array, Array]:

@@ -150,7 +150,7 @@ class Gaussian(AbstractLikelihood):
     def initial_bias(
         self, mean: Float[Array, " d"], spread: Float[Array, " d"]
     ) -> Float[Array, "p d"]:
-        return jnp.zeros((2, mean.shape[0]))
+        return jnp.zeros((2, mean.shape[0]), mean.dtype)
 
 
 class Numpyro(AbstractLikelihood):

@@ -1,7 +1,6 @@
 """Runs in progress: one, or several that one compiled program advances together."""
 
 import contextlib
-import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from iwae.devices import (
 )
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
+from iwae.files import as_argument
 from iwae.folder import (
     CONFIG,
     MODEL,
@@ -125,7 +125,7 @@ class Run:
             start = initial(config, data, anew=folder.begun or not is_first())
         params, self.static = eqx.partition(start, eqx.is_inexact_array)
         self.rates = jnp.asarray(training.rates(t))
-        transform = training.optimizer(t, self.steps_per_pass, self.rates)
+        transform = training.first_optimizer(training.shaping(t))
         state = training.init(params, transform, average=t.average is not None)
         best = training.copied(params) if t.patience is not None else None
         examples = data.dataset.digest
@@ -179,7 +179,7 @@ class Run:
     def make_step(self) -> training.Step:
         """The step that this run takes, and with it those that differ in seed or learning rate."""
         config, observer = self.config, self.data.seen.observer
-        return training.make_step(
+        return training.shared_step(
             self.static,
             config.objective,
             config.training,
@@ -331,7 +331,8 @@ class Together:
             run.config.training.optimizer != "soap"
             for run in runs  # would turn its axes each step
         )
-        self.advance = training.make_advance(vectorized=batched)
+        of = frozenset(self.steps.values())
+        self.advance = training.shared_advance(of, vectorized=batched)
 
     def train(self) -> None:
         """Train all to their end.
@@ -390,7 +391,7 @@ class Together:
         kept = "nothing was saved, since no out was given"
         if self.out is not None:
             known = (self.out / CONFIG).exists() or replicas(self.out)
-            place = shlex.quote(str(self.out))
+            place = as_argument(self.out)
             again = f"iwae train --out {place} --resume" if known else "resume=True"
             kept = f"the run is saved, and `{again}` continues it"
         raise Interrupted(f"Interrupted after {progress.passes} of {epochs} passes; {kept}.")
@@ -400,9 +401,8 @@ def _names_before(config: RunConfig, folder: Folder) -> tuple[str, ...]:
     """The columns of a run that is resumed, or of the model it begins with; empty if unknown."""
     if folder.begun or config.training.start_from is None:
         return folder.progress.names
-    file = Path(config.training.start_from) / MODEL
-    seen = checkpoint.read_header(file)["seen"] if file.exists() else {}
-    return tuple(seen.get("names", ()))
+    begin = Path(config.training.start_from)
+    return read_model(begin)[1].names if (begin / MODEL).exists() else ()
 
 
 def _kind(config: RunConfig) -> RunConfig:

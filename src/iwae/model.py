@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from iwae.checks import check_draws
+from iwae.devices import computing
 from iwae.errors import InputError
 from iwae.likelihoods import LOG_2PI, AbstractLikelihood
 from iwae.networks import Filled, Selected
@@ -208,14 +209,15 @@ class Autoencoder(eqx.Module):
         """ε_l ~ N(0, I) of K draws, from the image up."""
         keys = jax.random.split(key, len(self.encoder))
         shapes = [(k, d) for d in self.latents]
-        return tuple(jax.random.normal(*of) for of in zip(keys, shapes, strict=True))
+        draw = lambda key, shape: jax.random.normal(key, shape, jnp.float32)
+        return tuple(draw(*of) for of in zip(keys, shapes, strict=True))
 
     def reparametrize(
         self, x: Float[Array, " d"], epsilon: Latents
     ) -> tuple[Latents, Float[Array, " k"]]:
         """(h, log q(h|x)) of the draws that ε stands for."""
         draws: list[Array] = []
-        log_q = jnp.zeros(len(epsilon[0]))
+        log_q = jnp.zeros(len(epsilon[0]), jnp.float32)
         for conditional, noise in zip(self.encoder, epsilon, strict=True):
             mu, log_sigma = jax.vmap(conditional)(draws[-1]) if draws else conditional(x)
             draws.append(mu + jnp.exp(log_sigma) * noise)
@@ -229,11 +231,12 @@ class Autoencoder(eqx.Module):
     def log_proposal(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:
         """log q(h|x) = Σ_l log q(h_l|h_{l−1}), per draw."""
         check_holds(self, "log_proposal")
-        return sum(self.log_proposal_terms(x, h), jnp.zeros(h[0].shape[0]))
+        return sum(self.log_proposal_terms(x, h), jnp.zeros(h[0].shape[0], jnp.float32))
 
     def log_observation(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:
         """log p(x|h_1), per draw."""
-        return jax.vmap(lambda h1: self.likelihood.log_prob(self.parameters(h1), x))(h[0])
+        with computing(h):  # numpyro computes in JAX's own width
+            return jax.vmap(lambda h1: self.likelihood.log_prob(self.parameters(h1), x))(h[0])
 
     def log_prior_terms(self, h: Latents) -> list[Float[Array, " k"]]:
         """log p(h_l|h_{l+1}) for l = 1 … L, where the last is log p(h_L)."""
@@ -257,10 +260,11 @@ class Autoencoder(eqx.Module):
         """n ancestral draws through p(h_L) … p(h_1|h_2), from the image up."""
         check_holds(self, "prior")
         keys = jax.random.split(key, len(self.encoder))
-        draws = [jax.random.normal(keys[0], (n, self.latents[-1]))]
+        draws = [jax.random.normal(keys[0], (n, self.latents[-1]), jnp.float32)]
         for conditional, key_l in zip(reversed(self.decoder), keys[1:], strict=True):
             mu, log_sigma = jax.vmap(conditional)(draws[0])
-            draws.insert(0, mu + jnp.exp(log_sigma) * jax.random.normal(key_l, mu.shape))
+            noise = jax.random.normal(key_l, mu.shape, jnp.float32)
+            draws.insert(0, mu + jnp.exp(log_sigma) * noise)
         return tuple(draws)
 
     def dream(self, n: int, key: PRNGKeyArray) -> tuple[Float[Array, "n d"], Latents]:
@@ -278,7 +282,8 @@ class Autoencoder(eqx.Module):
     def draw(self, h1: Float[Array, " d1"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """x ~ p(x|h_1)."""
         check_holds(self, "draw")
-        return self.likelihood.distribution(self.parameters(h1)).sample(key).astype(float)
+        with computing(h1):
+            return self.likelihood.distribution(self.parameters(h1)).sample(key).astype(jnp.float32)
 
     def expected(self, h1: Float[Array, " d1"]) -> Float[Array, " d"]:
         """E[x|h_1]."""

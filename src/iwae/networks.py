@@ -52,8 +52,10 @@ def at_precision(model: PyTree, precision: Precision) -> PyTree:
 
 def glorot_linear(n_in: int, n_out: int, *, key: PRNGKeyArray) -> Linear:
     """A linear map with weights U[±√(6/(n_in+n_out))] and zero biases (Glorot & Bengio 2010)."""
-    weight = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)(key, (n_out, n_in))
-    return Linear(weight, jnp.zeros(n_out))
+    weight = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)(
+        key, (n_out, n_in), jnp.float32
+    )
+    return Linear(weight, jnp.zeros(n_out, jnp.float32))
 
 
 class MLP(eqx.Module):

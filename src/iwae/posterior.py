@@ -56,7 +56,7 @@ class Densities(NamedTuple):
 
 def square(side: float, n: int) -> Float[Array, "n n 2"]:
     """The centres of n × n cells of the square [−side, side]², [row, column, (h_1, h_2)]."""
-    centre = (jnp.arange(n) + 0.5) / n * 2 * side - side
+    centre = (jnp.arange(n, dtype=jnp.float32) + 0.5) / n * 2 * side - side
     return jnp.stack(jnp.meshgrid(centre, centre, indexing="xy"), axis=-1)
 
 
@@ -100,7 +100,7 @@ def densities(
         mean = jnp.logaddexp(log_p - log_q, jax.nn.logsumexp(others)) - jnp.log(k)
         return total + jnp.exp(log_p - mean), None
 
-    start = jnp.zeros(len(points))
+    start = jnp.zeros_like(log_p)
     total, _ = jax.lax.scan(q_ew, start, jax.random.split(key, repeats))
     cell = (2 * side / n) ** 2
     exact = jax.nn.softmax(log_p) / cell

@@ -125,9 +125,9 @@ class HierarchicalProposal(eqx.Module):
         blocks, features = -(-k // self.block), self.features(x)
         mu, log_sigma = self.first(features)
         own = (blocks, 1 if self.shared else self.block, mu.shape[-1])
-        z0 = mu + jnp.exp(log_sigma) * jax.random.normal(key_0, own)
+        z0 = mu + jnp.exp(log_sigma) * jax.random.normal(key_0, own, jnp.float32)
         mu_z, log_sigma_z = map(_own, self._moments(features, z0))
-        z = mu_z + jnp.exp(log_sigma_z) * jax.random.normal(key_z, mu_z.shape)
+        z = mu_z + jnp.exp(log_sigma_z) * jax.random.normal(key_z, mu_z.shape, jnp.float32)
         every = jnp.broadcast_to(z0, (blocks, self.block, z0.shape[-1]))
         listed = lambda a: a.reshape(blocks * self.block, -1)[:k]
         return Draws((listed(z),), listed(every))
@@ -153,13 +153,15 @@ class HierarchicalProposal(eqx.Module):
         present = jnp.arange(self.block) < heads[:, None]
         of_every = jnp.where(present[:, None], of_every, -jnp.inf)
         log_pi = power * log_q - jax.nn.logsumexp(power * of_every, axis=-1)
-        return (log_q0 + log_q - jnp.log(heads)[:, None] - log_pi).reshape(-1)[:k]
+        log_j = jnp.log(heads.astype(jnp.float32))[:, None]
+        return (log_q0 + log_q - log_j - log_pi).reshape(-1)[:k]
 
     def log_reverse(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
         """log r(z_0|z, x), per draw."""
         features = self.features(x)
         head = jnp.arange(len(h.z0)) % self.block
-        of_head = jax.nn.one_hot(head, self.block if self.heuristic == "uniform" else 0)
+        heads = self.block if self.heuristic == "uniform" else 0
+        of_head = jax.nn.one_hot(head, heads, dtype=jnp.float32)
         reverse = lambda e, z: self.reverse(jnp.concatenate([features, e, z]))
         return log_normal(h.z0, *jax.vmap(reverse)(of_head, h.latents[0]))
 
@@ -169,7 +171,7 @@ class HierarchicalProposal(eqx.Module):
         """E[z|x] under the mean of the heads, by k draws of z_0, and its squared standard error."""
         features = self.features(x)
         mu, log_sigma = self.first(features)
-        z0 = mu + jnp.exp(log_sigma) * jax.random.normal(key, (k, mu.shape[-1]))
+        z0 = mu + jnp.exp(log_sigma) * jax.random.normal(key, (k, mu.shape[-1]), jnp.float32)
         means = jnp.mean(jax.vmap(self.heads, (None, 0))(features, z0)[0], axis=1)
         return jnp.mean(means, axis=0), jnp.var(means, axis=0, ddof=1) / k
 

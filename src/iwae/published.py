@@ -15,6 +15,7 @@ from iwae.flags import DataDir, Overwrite
 from iwae.outputs import check_output
 from iwae.papers import EXPERIMENTS
 from iwae.settings import override, recipe
+from iwae.terminal import say
 
 PICTURED = {
     "ring": "a ring in the plane, learned by a decoder that is a factorised Gaussian",
@@ -27,6 +28,11 @@ OTHERS = {"hiwae": "independent and dependent draws, on densities and in autoenc
 
 SMOKE, SMOKE_DATA, SMOKE_DRAWS = "smoke", "digits", 100
 """The recipe for trying a table out, what it puts in the place of all data, and its K."""
+
+TOO_SHORT = (
+    "The smoke recipe only shows that the table can be made: after a few passes over digits "
+    "neither the figures nor their order say anything of the paper."
+)
 
 SWITCHES = ("--list", "--dry-run", "--render", "--overwrite")
 """Flags that take no value."""
@@ -102,7 +108,7 @@ class Reproduce:
 
             check_output(self.page, (".md",), overwrite=self.overwrite)
             write_atomic(self.page, results.page(self.records))
-            return print(f"Wrote {self.page}.")
+            return say(f"Wrote {self.page}.")
         self._check()
         if self.name in EXPERIMENTS:
             self._table(EXPERIMENTS[self.name])
@@ -141,7 +147,7 @@ class Reproduce:
             return ""
         content = records.of_table(str(self.name), self.config, rows)
         if not content["cells"]:
-            print(f"No cell is finished, so {self.record} is left as it was.")
+            say(f"No cell is finished, so {self.record} is left as it was.")
             return ""
         with one_at_a_time(self.record.parent):
             there = self._joinable() or {"cells": []}
@@ -267,12 +273,14 @@ class Reproduce:
         except InputError as error:  # it could not be written; the figures are shown all the same
             kept = str(error)
         print_table(rows, experiment)
+        if self.recipe == SMOKE:
+            say(TOO_SHORT)
         if experiment.pictured:
             from iwae import replication
 
             first = {cell.name: tasks[cell.name][0] for cell in chosen}
             pictures = replication.draw(first, out, out / str(self.name), self.data_dir)
-            print(*(f"Wrote {path}." for path in pictures), sep="\n")
+            say(*(f"Wrote {path}." for path in pictures))
         sentences = [_failed(rows, len(failures), len(distinct))] if failures else []
         if not failures:  # files that are damaged, of which the table says no more
             sentences = list(dict.fromkeys(said for row in rows for said in row.failures))
@@ -304,7 +312,7 @@ class Reproduce:
             )
         print_dependence(rows, len(seeds))
         for path in pictures:
-            print(f"Wrote {path}.")
+            say(f"Wrote {path}.")
         return dependence.record(self.config, rows, seeds)
 
     def _draw(self) -> dict[str, Any]:
@@ -327,7 +335,7 @@ class Reproduce:
                 limit=self.limit,
                 data_dir=self.data_dir,
             )
-        print(*plate.lines, *(f"Wrote {path}." for path in plate.pictures), sep="\n")
+        say(*plate.lines, *(f"Wrote {path}." for path in plate.pictures))
         return plates.record(str(self.name), self.config, plate)
 
 

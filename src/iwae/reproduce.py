@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -278,16 +278,18 @@ class _EnoughError(Exception):
 
 
 class _Rate(Silent):
-    """Examples per second, of a second after the first chunk, in which the step is compiled."""
+    """Examples per second, of a second after the first chunk, and seconds up to there, in which the
+    step is compiled."""
 
     def __init__(self, batch_size: int):
         self.batch_size, self.rate = batch_size, math.nan
+        self.began, self.compiling = time.monotonic(), 0.0
         self.first: tuple[int, float] | None = None
 
     def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
         now = time.monotonic()
         if self.first is None:
-            self.first = step, now
+            self.first, self.compiling = (step, now), now - self.began
             return
         steps, seconds = step - self.first[0], now - self.first[1]
         self.rate = steps * self.batch_size / seconds
@@ -299,47 +301,87 @@ WATCHED, MEASURED = 1.0, 20
 """Seconds of training, and test examples, by which the time of a run is estimated."""
 
 
+class Cost(NamedTuple):
+    """Seconds that runs of one kind take."""
+
+    epoch: float
+    """A pass over the training examples."""
+    evaluation: float
+    step: float = 0.0
+    """To compile the step, once for all runs of the kind."""
+    program: float = 0.0
+    """To compile an evaluation."""
+
+
 def estimate(
     tasks: Sequence[Task], out: Path, *, data_dir: str | Path | None = None
-) -> dict[Task, float]:
-    """Seconds that each unfinished task has left on this machine.
+) -> dict[Task, float | None]:
+    """Seconds that each unfinished task has left on this machine; None where its data are missing.
 
-    Of each kind a second is trained and a few examples are evaluated; seeds are of one kind. The
-    first task that begins with a run outside of `tasks` is charged for training it.
+    Of each kind a second is trained and a few examples are evaluated; seeds are of one kind, and
+    the first of them is charged for what is compiled. The first task that begins with a run outside
+    of `tasks` is charged for training it. Nothing is downloaded.
     """
-    kinds: dict[Task, tuple[float, float]] = {}
+    kinds: dict[Task, Cost] = {}
+    compiled: set[tuple[Task, str]] = set()
 
-    def of_kind(task: Task) -> tuple[float, float]:
-        kind = dataclasses.replace(task, config=override(task.config, seed=0), after=None)
+    def kind_of(task: Task) -> Task:
+        return dataclasses.replace(task, config=override(task.config, seed=0), after=None)
+
+    def of_kind(task: Task) -> Cost:
+        kind = kind_of(task)
         if kind not in kinds:
-            kinds[kind] = _seconds(kind, data_dir)
+            kinds[kind] = Cost(*_seconds(kind, data_dir))
         return kinds[kind]
 
-    def training(task: Task) -> float:
-        if state(task, out) in ("done", "trained"):
+    def once(task: Task, what: str) -> float:
+        if (kind_of(task), what) in compiled:
             return 0.0
-        t = task.config.training
-        left = max(0, t.epochs - passes(task, out)) * of_kind(task)[0]
-        return left if t.minutes is None else min(left, 60 * t.minutes)
+        compiled.add((kind_of(task), what))
+        return getattr(of_kind(task), what)
 
-    seconds: dict[Task, float] = {}
+    def training(task: Task) -> float:
+        t = task.config.training
+        left = max(0, t.epochs - passes(task, out))
+        if state(task, out) in ("done", "trained") or left == 0:
+            return 0.0
+        steps = left * of_kind(task).epoch
+        steps = steps if t.minutes is None else min(steps, 60 * t.minutes)
+        return steps + once(task, "step")
+
+    seconds: dict[Task, float | None] = {}
     counted = set(tasks)
     for task in tasks:
         if state(task, out) in ("done", "damaged"):
+            continue
+        if _is_missing(task.config.data.dataset, data_dir):
+            seconds[task] = None
+            continue
+        if _is_missing(task.config.data.dataset, data_dir):
+            seconds[task] = None
             continue
         left = [measure for measure in task.measures if not measured(task, out, measure)]
         evaluations = sum(MEASURES[measure].evaluations for measure in left)
         needed = ("", LIKELIHOODS) if left else ("",)
         evaluations += not all(measured(task, out, part) for part in needed)
-        seconds[task] = training(task) + of_kind(task)[1] * evaluations
+        cost = training(task) + of_kind(task).evaluation * evaluations
+        cost += once(task, "program") if evaluations else 0.0
         if task.after is not None and task.after not in counted:
             counted.add(task.after)
-            seconds[task] += training(task.after)
+            cost += training(task.after)
+        seconds[task] = cost
     return seconds
 
 
-def _seconds(task: Task, data_dir: str | Path | None) -> tuple[float, float]:
-    """Of a pass, and of the evaluation."""
+def _is_missing(dataset: str, data_dir: str | Path | None) -> bool:
+    """Whether a registered data set has a file that would have to be downloaded."""
+    if dataset not in data.NAMES:
+        return False
+    return any(f.state == "missing" for f in data.status(dataset, data_dir=data_dir))
+
+
+def _seconds(task: Task, data_dir: str | Path | None) -> tuple[float, ...]:
+    """What `Cost` holds."""
     config = task.config
     how = {"values": config.data.values, "header": config.data.header}
     dataset = data.load(config.data.dataset, data_dir=data_dir, **how)
@@ -349,9 +391,12 @@ def _seconds(task: Task, data_dir: str | Path | None) -> tuple[float, float]:
     with contextlib.suppress(_EnoughError):
         runs.train(short, data_dir=data_dir, watch=rate)
     model = runs.untrained(config, data_dir=data_dir)
-    model.evaluate(k=task.k, limit=MEASURED)
     began = time.monotonic()
     model.evaluate(k=task.k, limit=MEASURED)
-    each = (time.monotonic() - began) / min(MEASURED, len(dataset.test))
+    again = time.monotonic()
+    model.evaluate(k=task.k, limit=MEASURED)
+    took = time.monotonic() - again
+    each = took / min(MEASURED, len(dataset.test))
     n = len(dataset.test) if task.limit is None else min(task.limit, len(dataset.test))
-    return len(dataset.train) / rate.rate, n * each
+    program = max(0.0, again - began - took)
+    return len(dataset.train) / rate.rate, n * each, rate.compiling, program

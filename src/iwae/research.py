@@ -13,6 +13,7 @@ from iwae.errors import InputError
 from iwae.flags import DataDir, Overwrite, Seed
 from iwae.outputs import check_output
 from iwae.settings import recipe
+from iwae.terminal import say
 
 PLACES = ("out", "data_dir", "overwrite", "run_folder")
 """Flags that say where things are, and nothing of what they are."""
@@ -111,7 +112,7 @@ class Posterior:
             trained, n=self.n, k=self.k, side=self.side, seed=self.seed
         )
         write_atomic(self.out, picture)
-        print(f"Wrote q, q_EW (K = {self.k}) and the posterior of {self.n} images to {self.out}.")
+        say(f"Wrote q, q_EW (K = {self.k}) and the posterior of {self.n} images to {self.out}.")
 
 
 @dataclass(frozen=True)

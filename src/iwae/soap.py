@@ -105,7 +105,7 @@ def soap(
 def _series(ratio: float, terms: Array) -> Array:
     """1 + ratio + ratio² + …, so many terms; of a ratio above 1 no more than about 10³⁰."""
     if ratio == 0:
-        return jnp.ones(())
+        return jnp.ones((), jnp.float32)
     rate = math.log(ratio)
     if abs(rate) < 1e-6:
         return terms.astype(jnp.float32)
@@ -114,8 +114,8 @@ def _series(ratio: float, terms: Array) -> Array:
 
 def _start(p: Array) -> Turned:
     sides = [d if d <= LARGEST else None for d in p.shape] if p.ndim == 2 else []
-    zeros = tuple(None if d is None else jnp.zeros((d, d)) for d in sides)
-    eyes = tuple(None if d is None else jnp.eye(d) for d in sides)
+    zeros = tuple(None if d is None else jnp.zeros((d, d), p.dtype) for d in sides)
+    eyes = tuple(None if d is None else jnp.eye(d, dtype=p.dtype) for d in sides)
     return Turned(jnp.zeros_like(p), jnp.zeros_like(p), zeros, eyes)
 
 

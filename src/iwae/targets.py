@@ -16,7 +16,7 @@ from iwae.model import log_normal, log_standard_normal
 from iwae.proposals import ByProposal, HierarchicalProposal
 
 Point = Float[Array, " 2"]
-NO_DATA = jnp.zeros(1)
+NO_DATA = jnp.zeros(1, jnp.float32)
 """What stands for x where there is none."""
 
 
@@ -52,13 +52,13 @@ def mixture(z: Point) -> Float[Array, ""]:
 
 def banana(z: Point) -> Float[Array, ""]:
     """z_1 ~ N(0, 1.5²), z_2 ~ N(z_1² / 2 − 1, 0.5²)."""
-    first = log_normal(z[:1], jnp.zeros(1), jnp.log(jnp.full(1, 1.5)))
-    return first + log_normal(z[1:], z[:1] ** 2 / 2 - 1, jnp.log(jnp.full(1, 0.5)))
+    first = log_normal(z[:1], NO_DATA, jnp.log(jnp.full(1, 1.5, jnp.float32)))
+    return first + log_normal(z[1:], z[:1] ** 2 / 2 - 1, jnp.log(jnp.full(1, 0.5, jnp.float32)))
 
 
 def funnel(z: Point) -> Float[Array, ""]:
     """z_1 ~ N(0, 1), z_2 ~ N(0, exp(z_1))."""
-    return log_standard_normal(z[:1]) + log_normal(z[1:], jnp.zeros(1), z[:1] / 2)
+    return log_standard_normal(z[:1]) + log_normal(z[1:], NO_DATA, z[:1] / 2)
 
 
 TARGETS: dict[str, Callable[[Point], Float[Array, ""]]] = {
@@ -72,12 +72,12 @@ TARGETS: dict[str, Callable[[Point], Float[Array, ""]]] = {
 def draw(name: str, n: int, key: PRNGKeyArray) -> Float[Array, "n 2"]:
     """n exact draws from a target."""
     key_u, key_c = jax.random.split(key)
-    u = jax.random.normal(key_u, (n, 2))
+    u = jax.random.normal(key_u, (n, 2), jnp.float32)
     first, second = u[:, 0], u[:, 1]
     if name == "ring":
         return _on_ring(n, key_c) * u / jnp.linalg.norm(u, axis=1, keepdims=True)
     if name == "mixture":
-        return WIDTH * u + _centres(jax.random.randint(key_c, (n,), 0, MODES))
+        return WIDTH * u + _centres(jax.random.randint(key_c, (n,), 0, MODES, jnp.int32))
     if name == "banana":
         return jnp.stack([1.5 * first, (1.5 * first) ** 2 / 2 - 1 + 0.5 * second], axis=1)
     return jnp.stack([first, jnp.exp(first / 2) * second], axis=1)
@@ -85,15 +85,15 @@ def draw(name: str, n: int, key: PRNGKeyArray) -> Float[Array, "n 2"]:
 
 def _on_ring(n: int, key: PRNGKeyArray) -> Float[Array, "n 1"]:
     """Radii with density ∝ ρ exp(−(ρ − r)² / 2s²), by inverting their distribution on a grid."""
-    grid = jnp.linspace(1e-3, RADIUS + 8 * THICKNESS, 4096)
+    grid = jnp.linspace(1e-3, RADIUS + 8 * THICKNESS, 4096, dtype=jnp.float32)
     density = grid * jnp.exp(-0.5 * ((grid - RADIUS) / THICKNESS) ** 2)
     cumulative = jnp.cumsum(density) / jnp.sum(density)
-    return jnp.interp(jax.random.uniform(key, (n, 1)), cumulative, grid)
+    return jnp.interp(jax.random.uniform(key, (n, 1), jnp.float32), cumulative, grid)
 
 
 def slides_ring(n: int, key: PRNGKeyArray) -> Float[Array, "n 2"]:
     """n points u / 10 + u / ‖u‖ with u ~ N(0, I) (Hernández-Lobato et al., slides of 2016)."""
-    u = jax.random.normal(key, (n, 2))
+    u = jax.random.normal(key, (n, 2), jnp.float32)
     return u / 10 + u / jnp.linalg.norm(u, axis=1, keepdims=True)
 
 
@@ -113,7 +113,7 @@ class GaussianProposal(eqx.Module):
     density_of_draws: ClassVar[bool] = True
 
     def propose(self, x: Array, k: int, key: PRNGKeyArray) -> Float[Array, "k d"]:
-        epsilon = jax.random.normal(key, (k, len(self.mu)))
+        epsilon = jax.random.normal(key, (k, len(self.mu)), jnp.float32)
         return self.mu + jnp.exp(self.log_sigma) * epsilon
 
     def log_prob(self, x: Array, h: Float[Array, "k d"]) -> Float[Array, " k"]:

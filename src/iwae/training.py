@@ -4,8 +4,9 @@ Every random draw derives from (seed, step), so a run is a function of its confi
 data, and a resumed run continues exactly.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any
 
@@ -119,6 +120,7 @@ def copied(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
+@lru_cache(maxsize=64)
 def objective_bounds(config: ObjectiveConfig) -> Pair:
     """The bounds for θ and φ; one and the same object where they do not differ."""
     shape = {"m": config.m, "alpha": config.alpha, "beta": config.beta, "order": config.order}
@@ -170,6 +172,89 @@ Replicas = tuple[Any, ...]
 
 Step = Callable[..., TrainState]
 Advance = Callable[..., Replicas]
+
+
+KEPT = 16
+"""Steps, and compiled programs of them, that are kept for further runs of the same kind."""
+
+
+def shared_step(
+    static: PyTree,
+    objective: ObjectiveConfig,
+    config: TrainingConfig,
+    steps_per_pass: int,
+    observe: Observer,
+    devices: Devices = DEFAULT,
+) -> Step:
+    """`make_step`, and the same function again for arguments that make the same step.
+
+    Whoever compiles it for a second run then finds it compiled.
+    """
+    given = (objective, shaping(config), steps_per_pass, observe, devices)
+    try:
+        return _kept_step(_Structure(static), *given)
+    except TypeError:  # something in it cannot be hashed
+        return make_step(static, *given)
+
+
+def shaping(config: TrainingConfig) -> TrainingConfig:
+    """The configuration with what does not shape a step at its default."""
+    default = TrainingConfig()
+    names = [*NO_MATTER]
+    if config.schedule == "constant":
+        names.append("epochs")
+    return dataclasses.replace(config, **{name: getattr(default, name) for name in names})
+
+
+NO_MATTER = (
+    "learning_rate",
+    "minutes",
+    "patience",
+    "validate_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "start_from",
+)
+"""Settings of training that say when it ends, what is saved, and what `rates` stand for."""
+
+
+class _Structure:
+    """What of a model is not trained, equal to another's if it is the same leaf by leaf."""
+
+    def __init__(self, static: PyTree):
+        self.static = static
+        leaves, tree = jax.tree.flatten(static)
+        self.key = (tree, tuple(map(_identity, leaves)))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Structure) and self.key == other.key
+
+
+def _identity(leaf: Any) -> Hashable:
+    if eqx.is_array_like(leaf):
+        array = np.asarray(leaf)
+        return type(leaf), array.dtype, array.shape, array.tobytes()
+    return leaf
+
+
+@lru_cache(maxsize=KEPT)
+def _kept_step(structure: _Structure, *given: Any) -> Step:
+    return make_step(structure.static, *given)
+
+
+@lru_cache(maxsize=KEPT)
+def shared_advance(steps: frozenset[Step], *, vectorized: bool) -> Advance:
+    """`make_advance`, and the same function again for the same steps."""
+    return make_advance(vectorized=vectorized)
+
+
+@lru_cache(maxsize=KEPT)
+def first_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """An optimiser to start with (`init`), the same again for the same configuration."""
+    return optimizer(config, 1, rates(config))
 
 
 def make_step(
