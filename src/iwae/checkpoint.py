@@ -139,7 +139,7 @@ def _check(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None
         side = "lacks" if name in expected else "also holds"
         raise InputError(
             f"{path} belongs to another model: it {side} {name}; use it with the configuration "
-            f"it was trained with."
+            f"it was trained with, or if an earlier version of iwae trained it, train it again."
         )
     for name, leaf in expected.items():
         if stored[name].shape != leaf.shape or stored[name].dtype != leaf.dtype:

@@ -357,9 +357,6 @@ def estimate(
         if _is_missing(task.config.data.dataset, data_dir):
             seconds[task] = None
             continue
-        if _is_missing(task.config.data.dataset, data_dir):
-            seconds[task] = None
-            continue
         left = [measure for measure in task.measures if not measured(task, out, measure)]
         evaluations = sum(MEASURES[measure].evaluations for measure in left)
         needed = ("", LIKELIHOODS) if left else ("",)
