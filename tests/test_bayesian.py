@@ -14,6 +14,7 @@ from scipy.special import log_expit
 from scipy.stats import norm
 
 import iwae
+from iwae import runs, threefry
 from iwae.bayesian import Draws, UncertainAutoencoder, UncertainLinear
 from iwae.bounds import iwae as l_k
 from iwae.cli import main
@@ -322,6 +323,14 @@ def test_every_estimator_takes_uncertain_weights(name: str) -> None:
 @pytest.fixture(scope="module")
 def both(tiny: RunConfig) -> RunConfig:
     return override(tiny, uncertain_weights="both", epochs=2)
+
+
+@pytest.mark.parametrize("uncertain", ["none", "both"])
+def test_as_many_are_drawn_as_are_asked_for(tiny, uncertain: str) -> None:
+    """Programs are of few sizes only where draw i is the same among any number."""
+    start = runs.untrained(override(tiny, uncertain_weights=uncertain))
+    images = eqx.filter_jit(lambda model: model.sample(5, threefry.key(3)))(start.model)
+    np.testing.assert_allclose(start.sample(5, seed=3).reshape(5, -1), images, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -258,7 +258,10 @@ class Trained:
             raise InputError(
                 f"n = {n} was given, but images are counted up to {COUNTED:,}; give fewer."
             )
-        several = 1 << (n - 1).bit_length()  # draw i does not depend on how many there are
+        counted = isinstance(
+            self.model, UncertainAutoencoder
+        )  # draw i depends on how many there are
+        several = n if counted else 1 << (n - 1).bit_length()
         with computing(self.model):
             images = _sample(self.model, several, threefry.key(seed), mean)
         return np.asarray(images)[:n].reshape(n, *self.seen.shape)
