@@ -14,6 +14,7 @@ import safetensors.numpy
 from PIL import Image
 
 import iwae
+from early import forget
 from iwae import checkpoint, data, figures, report
 from iwae.cells import Task
 from iwae.cli import main
@@ -295,6 +296,7 @@ def test_a_model_that_knows_no_names_is_loaded_and_goes_by_position(run, tmp_pat
         (header if inner is None else header[inner]).pop("names")
         arrays = safetensors.numpy.load_file(old / name)
         safetensors.numpy.save_file(arrays, old / name, {"header": json.dumps(header)})
+    forget(old)
     config = (old / "config.toml").read_text()
     assert 'header = "auto"' in config
     (old / "config.toml").write_text(config.replace('header = "auto"\n', ""))

@@ -115,13 +115,15 @@ def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Pa
     def breaking(task: Task, out: Path, **how) -> dict:
         if task == tasks["large"]:
             raise RuntimeError(message)
-        return {"nll": 1.0}
+        return dict(whole)
 
+    whole = {"seed": 1, "passes": 3, "k": 5, "n": 20, "nll": 1.0, "nll_se": 0.1}
+    whole |= {"active_units": [2], "device": "cpu", "note": ""}
     monkeypatch.setattr(cells, "make", breaking)
     message = "RESOURCE_EXHAUSTED: out of memory"
     results = workers.make_all(tasks, tmp_path, watch=Quiet())
     assert isinstance(results[tasks["large"]], Failure)
-    assert results[tasks["b"]] == cells.recorded(tasks["b"], tmp_path) == {"nll": 1.0}
+    assert results[tasks["b"]] == cells.recorded(tasks["b"], tmp_path) == whole
     message = "something else"
     with pytest.raises(RuntimeError, match="something else"):
         workers.make_all(tasks, tmp_path, watch=Quiet())

@@ -153,7 +153,7 @@ class HierarchicalProposal(eqx.Module):
         present = jnp.arange(self.block) < heads[:, None]
         of_every = jnp.where(present[:, None], of_every, -jnp.inf)
         log_pi = power * log_q - jax.nn.logsumexp(power * of_every, axis=-1)
-        log_j = jnp.log(heads.astype(jnp.float32))[:, None]
+        log_j = jnp.log(heads.astype(log_q.dtype))[:, None]
         return (log_q0 + log_q - log_j - log_pi).reshape(-1)[:k]
 
     def log_reverse(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:

@@ -42,7 +42,10 @@ def start(
     known, mean, spread = moments(mean, spread)
     first, matrix = of(mean, spread)
     rows = lambda values: jnp.stack([jnp.zeros_like(mean) + value for value in values])
-    units, plain = jnp.stack([rows(row) for row in matrix]), jnp.eye(len(first))[..., None]
+    units, plain = (
+        jnp.stack([rows(row) for row in matrix]),
+        jnp.eye(len(first), dtype=mean.dtype)[..., None],
+    )
     return jnp.where(known, rows(first), 0.0), jnp.where(known, units, plain)
 
 

@@ -53,7 +53,9 @@ def speak_plainly() -> None:
     """Let standard output and error write plain letters for what their encoding does not have."""
     codecs.register_error(PLAIN, _plain)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors in REFUSING:
+        if not isinstance(stream, io.TextIOWrapper) or stream.closed:
+            continue
+        if stream.errors in REFUSING:
             stream.reconfigure(errors=PLAIN)
 
 
