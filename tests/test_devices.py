@@ -60,6 +60,7 @@ print("shared")
 """
 
 
+@pytest.mark.slow
 def test_four_devices_share_a_batch_and_an_evaluation(tiny_run: Trained, tmp_path: Path) -> None:
     """The gradients are summed over devices; a run is that of one device up to rounding, and every
     example has the likelihood that one device finds."""

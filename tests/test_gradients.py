@@ -522,6 +522,7 @@ def small(uncertain):
     return build(config, kind="binary", mean=np.full(5, 0.4), spread=np.ones(5), key=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uncertain", ["none", "both"])
 def test_draws_weighed_in_chunks_are_weighed_alike(uncertain):
     """Also where the last chunk is smaller, and where a draw has weights of its own."""

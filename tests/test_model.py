@@ -440,6 +440,7 @@ def problem(name, parameters, x, whole, pixels):
 USABLE = likelihoods.names()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observe", [mapped, pytest.param(sampled, marks=pytest.mark.slow)])
 def test_every_named_likelihood_scores_what_it_can_observe(observe):
     assert len(USABLE) > 30

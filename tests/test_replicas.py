@@ -63,6 +63,7 @@ for given in (config, override(config, batch_size=100, k=50, epochs=2)):
 """
 
 
+@pytest.mark.slow
 def test_replicas_are_bit_for_bit_the_runs_of_their_seeds(tiny, tmp_path: Path) -> None:
     """Interrupted and resumed, of small batches and of one in groups, compiled as for users."""
     folders = [str(tmp_path / "out"), str(Path(__file__).parent)]

@@ -163,6 +163,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         reproduce.placed(EXPERIMENTS["table1"], places)
 
 
+@pytest.mark.slow
 def test_the_time_of_a_run_that_ends_by_minutes_is_known(tmp_path: Path) -> None:
     """A budget that is over while the step is compiled ends no estimate."""
     task = Task(recipe("smoke"), k=9, limit=20)
@@ -280,6 +281,7 @@ def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
     assert two.difference == pytest.approx((-0.75, 0.25))
 
 
+@pytest.mark.slow
 def test_a_table_from_the_command_line(tmp_path: Path, capsys) -> None:
     out, record = tmp_path / "runs", tmp_path / "record.json"
     form = [

@@ -146,6 +146,7 @@ def finish(process: subprocess.Popen, code: int) -> None:
     assert process.returncode == code, error.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random(long_run: tuple[Path, Path], tmp_path: Path, times: int) -> None:
     config, whole = long_run

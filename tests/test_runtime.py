@@ -24,6 +24,7 @@ from iwae.trained import Trained
 from refusals import refused
 
 
+@pytest.mark.slow
 def test_both_widths_of_jax_give_the_same_numbers(tiny_run: Trained, tmp_path: Path) -> None:
     """Those of whole runs bit for bit; of programs of one's own, constants may round otherwise."""
     whole, parts = widths.of_a_run(tiny_run), widths.composed()
@@ -177,6 +178,7 @@ print(jax.config.jax_compilation_cache_dir)
 """
 
 
+@pytest.mark.slow
 def test_programs_are_kept_in_the_users_cache(tmp_path: Path) -> None:
     env = {n: v for n, v in os.environ.items() if not n.startswith("JAX_")}
     env["IWAE_CACHE_DIR"] = str(tmp_path)

@@ -250,6 +250,7 @@ def test_the_exact_posterior_gives_the_evidence(name):
         assert value == pytest.approx(evidence, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["AutoIAFNormal", pytest.param("AutoBNAFNormal", marks=pytest.mark.slow)]
 )
