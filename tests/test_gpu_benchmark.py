@@ -15,6 +15,7 @@ from benchmarks.gpu import archives, page, record
 from benchmarks.gpu.items import ITEMS, Item
 from benchmarks.gpu.record import Figure, Record, Work
 from benchmarks.gpu.schedule import LOG, RECORD, Schedule
+from benchmarks.gpu.steps import CELLS
 from iwae.errors import InputError
 from iwae.folder import CHECKPOINT, CONFIG, MODEL
 
@@ -194,6 +195,28 @@ def test_the_page_is_written_from_the_records():
         assert part.replace(f"{ROOT}/", "") in text
 
 
+def test_steps_together_are_compared_with_the_same_one_by_one(tmp_path):
+    """Whatever the figures of `chunks` are called, the page can be written."""
+    content = Record(rehearsal=False)
+    alone = {"1 layer, K = 1": 1.0, "1 layer, K = 5": 2.0, "1 layer, K = 50": 3.0}
+    vae = {"1 layer, K = 5, vae": 4.0, "1 layer, K = 50, vae": 5.0}
+    together = {"1 layer, K = 50, 20 replicas": (6.0, 20), CELLS: (7.5, 5)}
+    chunks = {
+        name: (ms, 1) for name, ms in {"1 layer, K = 1, 10 steps in a call": 0.5, **vae}.items()
+    }
+    for name, ms in alone.items():
+        content = content.with_figure(Figure("steps", name, "toy", {"ms": [ms]}))
+    for name, (ms, n) in {**chunks, **together}.items():
+        content = content.with_figure(Figure("chunks", name, "toy", {"ms": [ms], "replicas": n}))
+    lines = page.rendered(content, tmp_path).splitlines()
+    last = {
+        row[1]: row[3] for line in lines if len(row := [c.strip() for c in line.split("|")]) == 5
+    }
+    assert last["1 layer, K = 50, 20 replicas"] == "10.0"
+    assert last[CELLS] == "2.00"
+    assert last["1 layer, K = 1, 10 steps in a call"] == ""
+
+
 def test_every_item_has_its_function():
     for item in ITEMS:
         module, function = item.function.split(":")
@@ -225,4 +248,5 @@ def test_a_rehearsal_that_is_killed_goes_on(tmp_path):
     kept = before.of("steps")
     assert {n: after.of("steps")[n] for n in kept} == kept
     assert all("nll" in figure for figure in after.of("papers").values())
+    assert page.rendered(after, second / RECORD).startswith("## ")
     assert len(list(second.iterdir())) <= 8

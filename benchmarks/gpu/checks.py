@@ -164,7 +164,7 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return np.inf
     finite = np.isfinite(b)
-    apart = np.abs(a - b)[finite]
+    apart = np.abs(a[finite] - b[finite])
     return float(np.max(apart, initial=0) / max(1e-6, np.max(np.abs(b[finite]), initial=0)))
 
 

@@ -8,7 +8,17 @@ from typing import Any
 from benchmarks.gpu import record
 from benchmarks.gpu.items import FULL
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.steps import CELLS, FAST, LARGE, OPTIONS, PRECISIONS, PRODUCTS, REST, step_name
+from benchmarks.gpu.steps import (
+    CELLS,
+    FAST,
+    LARGE,
+    OPTIONS,
+    PRECISIONS,
+    PRODUCTS,
+    REST,
+    step_name,
+    table_objectives,
+)
 from benchmarks.tables import number, section
 
 RECORDS = Path("results/gpu")
@@ -147,15 +157,23 @@ rates that large arrays reach on this card. At least, here: {launches}.
 
 def _together(content: Record) -> str:
     found, alone = content.of("chunks"), content.of("steps")
+    known = {name: median(ms) for name, figure in (found | alone).items() if (ms := _ms(figure))}
     rows = []
     for name, figure in found.items():
         if ms := _ms(figure):
-            n = figure.get("replicas", 1)
-            one = _ms(alone.get(name.partition(", ")[0] + ", " + name.split(", ")[1]))
-            each = number(n * median(one) / median(ms)) if n > 1 and one and name != CELLS else ""
-            rows.append([name, _range(ms), each])
+            parts = _parts(name, figure.get("replicas", 1))
+            apart = sum(known[p] for p in parts) if parts and known.keys() >= set(parts) else None
+            rows.append([name, _range(ms), number(apart and apart / median(ms))])
     heads = ["", "ms", "one by one / together"]
     return section("Steps in a call, replicas and cells in one program", heads, rows)
+
+
+def _parts(name: str, replicas: int) -> list[str]:
+    """Names of the steps that are taken together in the one of this name; of none for one alone."""
+    if name == CELLS:
+        each = [(step_name(1, o.k), o) for o in table_objectives(FULL)]
+        return [f"{n}, vae" if o.objective == "vae" and o.k > 1 else n for n, o in each]
+    return [name.rpartition(", ")[0]] * replicas if replicas > 1 else []
 
 
 def _evaluation(content: Record) -> str:
