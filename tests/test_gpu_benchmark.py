@@ -248,5 +248,5 @@ def test_a_rehearsal_that_is_killed_goes_on(tmp_path):
     kept = before.of("steps")
     assert {n: after.of("steps")[n] for n in kept} == kept
     assert all("nll" in figure for figure in after.of("papers").values())
-    assert page.rendered(after, second / RECORD).startswith("## ")
+    assert page.rendered(after, second / RECORD).startswith("# On a GPU")
     assert len(list(second.iterdir())) <= 8

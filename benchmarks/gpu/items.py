@@ -61,6 +61,8 @@ class Sizes:
     """Of the paper's cells, where not those of the recipe."""
     draws: int = 5000
     """K of the cells' evaluation."""
+    layers: tuple[int, ...] = (1, 2)
+    """Of the cells."""
 
 
 FULL = Sizes()
@@ -78,7 +80,8 @@ REHEARSAL = Sizes(
     fast=False,
     recipe="smoke",
     datasets=("mnist=digits",),
-    epochs=12,
+    epochs=3,
     draws=10,
+    layers=(1,),
 )
 """Everything runs, in a minute or two of two cores, and no figure means anything."""

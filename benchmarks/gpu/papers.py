@@ -53,7 +53,7 @@ def papers(task: Task) -> None:
     for name, (of,) in found.items():
         named.setdefault(of, name)
     failures = []
-    for layers in sorted({of.config.model.layers for of in named}):
+    for layers in task.sizes.layers:
         group = {n: of for of, n in named.items() if of.config.model.layers == layers}
         left = {n: of for n, of in group.items() if cells.recorded(of, out) is None}
         if len(left) > 1 and together_is_faster(task):

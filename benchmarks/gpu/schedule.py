@@ -28,7 +28,7 @@ GRACE = 15.0
 KEEP = 45.0
 """Seconds between two archives of the runs."""
 
-QUICK = "--xla_backend_optimization_level=0"
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 """Flags of XLA's compiler for a rehearsal, which compiles more than it runs."""
 
 LEAST = 5.0
