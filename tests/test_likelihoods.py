@@ -5,6 +5,7 @@ The reference of each takes unconstrained parameters by numpyro's names, as the 
 
 import inspect
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import special
 
 from iwae import likelihoods, threefry
 from iwae.likelihoods import likelihood
+from iwae.special import less_log
 from refusals import refused
 
 LOG_2PI = np.log(2 * np.pi)
@@ -274,9 +276,13 @@ def inside(name, x):
 def scored(one, parameters, x):
     """log p of each pixel by a likelihood, or one of this name, and its gradient [p, n]."""
     one = likelihoods.Numpyro(one) if isinstance(one, str) else one
-    every = lambda parameters: one.log_probs(parameters, x)
-    value, pull = jax.vjp(every, parameters)
-    return np.asarray(value), np.asarray(pull(jnp.ones_like(value))[0])
+    return tuple(map(np.asarray, _scored(one, parameters, x)))
+
+
+@eqx.filter_jit
+def _scored(one, parameters, x):
+    value, pull = jax.vjp(lambda parameters: one.log_probs(parameters, x), parameters)
+    return value, pull(jnp.ones_like(value))[0]
 
 
 def test_every_family_has_a_reference():
@@ -306,6 +312,24 @@ def test_values_and_gradients_are_those_of_float64_over_all_parameters_in_reach(
     if name in KINKED:
         told &= np.abs(x - parameters[0]) > 0.01 * exp(parameters[1])
     assert np.all((np.abs(slope - steep) <= allowed)[:, told])
+
+
+@pytest.mark.parametrize("constant", [(), (0,), (1,), (0, 1)], ids=str)
+def test_a_difference_to_a_logarithm_keeps_its_digits_in_every_program(constant):
+    """Compilers know that (a + b) − a is b of real numbers, and try it where a is a constant."""
+    x = exp(np.random.default_rng(0).uniform(-20, 20, MANY)).astype(np.float32)
+    given = (np.log(x), x)
+    right = given[0].astype(np.float64) - np.log(x.astype(np.float64))
+
+    def inside(*moving):
+        rest = iter(moving)
+        return less_log(
+            *(jnp.asarray(a) if i in constant else next(rest) for i, a in enumerate(given))
+        )
+
+    moving = [a for i, a in enumerate(given) if i not in constant]
+    for found in (inside(*moving), jax.jit(inside)(*moving)):
+        np.testing.assert_allclose(found, right, atol=3e-9)
 
 
 @pytest.mark.parametrize(

@@ -34,15 +34,15 @@ def log_parts(x: Array) -> tuple[Array, Array]:
     low = mantissa < 0.5**0.5
     power = exponent.astype(x.dtype) - low
     f = jnp.where(low, 2 * mantissa, mantissa) - 1
-    below, below_tail = _two_sum(jnp.full_like(f, 2.0), f)
-    s = f / below
+    b_1, _ = _halves(2 + f)
+    b_2 = f - (b_1 - 2)  # exact, and nothing that a compiler takes for 0
+    s = f / (b_1 + b_2)
     s_1, s_2 = _halves(s)
-    b_1, b_2 = _halves(below)
-    rest = ((f - s_1 * b_1) - (s_1 * b_2 + s_2 * b_1)) - s_2 * b_2 - s * below_tail
+    rest = ((f - s_1 * b_1) - s_2 * b_1) - s * b_2
     q = s**2
     series = q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q / 13)))))
     head, tail = _two_sum(power * LN2_HEAD, 2 * s)
-    return head, tail + (2 * (rest / below + s * series) + power * LN2_TAIL)
+    return head, tail + (2 * (rest / b_1 + s * series) + power * LN2_TAIL)
 
 
 def _halves(a: Array) -> tuple[Array, Array]:
@@ -69,8 +69,11 @@ def less_log(a: Array, x: Array, b: Array | float = 0.0) -> Array:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b, and what its rounding has lost."""
-    total = a + b
+    """a + b, and what its rounding has lost.
+
+    Of constants the compiler would take (a + b) − a for b; the barrier keeps it from that.
+    """
+    total = jax.lax.optimization_barrier(a + b)
     virtual = total - a
     return total, jax.lax.stop_gradient((a - (total - virtual)) + (b - virtual))
 
