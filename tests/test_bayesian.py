@@ -28,6 +28,7 @@ from iwae.runs import load
 from iwae.settings import override
 from linear_gaussian import orthogonal_chain, random_model
 from refusals import refused
+from thinned import thinned
 from watchers import Interrupting
 
 CERTAIN = -40.0
@@ -64,6 +65,7 @@ X = jnp.array([1.0, 0, 0, 1, 1])
 # --- one map ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_distributed_as_by_drawn_weights() -> None:
     linear, n = linear_map(), 40_000
     keys = jax.random.split(jax.random.key(0), n)
@@ -77,6 +79,7 @@ def test_what_is_drawn_is_distributed_as_by_drawn_weights() -> None:
         assert np.abs(apart).max() < 5 * variance.max() / np.sqrt(n)
 
 
+@pytest.mark.slow
 def test_the_gradient_varies_less_than_through_drawn_weights() -> None:
     """Of a linear loss Σ z, in log σ_ij: by σ² v² against σ⁴ v⁴ / Σ σ² v²."""
     linear, n = linear_map(), 20_000
@@ -141,7 +144,7 @@ def test_the_bound_less_the_divergence_bounds_the_training_set_for_one_draw_only
     def whole(k: int, n: int) -> tuple[float, float]:
         log_w = lambda x, key: draw_log_weights(model, x, k, key)
         keys = jax.random.split(jax.random.key(k), (2, n))
-        of = lambda x, keys: l_k(jax.vmap(partial(log_w, jnp.full(1, x)))(keys).T)
+        of = jax.jit(lambda x, keys: l_k(jax.vmap(partial(log_w, jnp.full(1, x)))(keys).T))
         values = 10 * np.asarray(of(0.0, keys[0]) + of(1.0, keys[1]), np.float64)
         return values.mean(), values.std() / np.sqrt(n)
 
@@ -151,7 +154,9 @@ def test_the_bound_less_the_divergence_bounds_the_training_set_for_one_draw_only
     assert many == pytest.approx(-14.24, abs=4 * small_error + 0.01)
 
 
-@pytest.mark.parametrize(("layers", "which"), [(1, "encoder"), (1, "decoder"), (2, "both")])
+@pytest.mark.parametrize(
+    ("layers", "which"), thinned([(1, "encoder"), (1, "decoder"), (2, "both")], (2, "both"))
+)
 def test_certain_weights_are_plain_weights(layers: int, which: str) -> None:
     """The same log-weights and gradients from the same ε as those of the plain model."""
     model = small(layers, which=which)
@@ -197,6 +202,7 @@ def weights_off(model: UncertainAutoencoder, x: jax.Array, k: int, key: jax.Arra
     return model.log_joint(x, h) - model.log_proposal(x, Draws(h.latents, others))
 
 
+@pytest.mark.slow
 def test_the_same_draw_of_the_weights_serves_h_and_its_density() -> None:
     """E[w] = p(x) of a linear-Gaussian model, however uncertain its encoder."""
     chain = orthogonal_chain(2, inflate=2.0)
@@ -213,6 +219,7 @@ def test_the_same_draw_of_the_weights_serves_h_and_its_density() -> None:
     assert abs(wrong - 1) > 8 * wrong_se
 
 
+@pytest.mark.slow
 def test_the_likelihood_is_that_of_the_mixture_over_the_decoders_weights() -> None:
     """One latent: p(x|h) = Π N(x_j; μ h + m, σ_W² h² + σ_b² + s²) integrated over h on a grid."""
     config = ModelConfig(1, ((),), (1,), "gaussian")
@@ -281,6 +288,7 @@ def test_dreams_and_samples_come_from_weights_of_their_own() -> None:
     assert len(np.unique(images[:, 0])) == 6
 
 
+@pytest.mark.slow
 def test_the_stream_over_k_is_the_bound() -> None:
     model, key = small(1), jax.random.key(9)
     streamed = eqx.filter_jit(log_likelihood)(model, X, key, k=6, chunk=6)

@@ -82,6 +82,7 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     assert cells.make(more, tmp_path / "out", watch=Silent())["k"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_begins_where_another_ended(
     tiny: RunConfig, tmp_path: Path, processes: int, monkeypatch
@@ -201,6 +202,7 @@ def test_steps_that_are_others_have_another_address(tiny: RunConfig, monkeypatch
     assert small(tiny, optimizer="soap").address != turned
 
 
+@pytest.mark.slow
 def test_a_run_is_finished_from_an_equal_file_elsewhere(tiny: RunConfig, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).random((200, 9))
     paths = [tmp_path / name / "mine.npy" for name in ("a", "b")]

@@ -61,6 +61,7 @@ def test_a_budget_that_ends_a_run_is_told(tmp_path: Path, capsys) -> None:
     )
 
 
+@pytest.mark.slow
 def test_train_from_a_recipe_file_and_own_data(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "mine.npy", rng.normal(size=(60, 4)).astype(np.float32))
@@ -93,6 +94,7 @@ def test_evaluate_prints_one_json_object(trained: Path, tmp_path: Path, capsys) 
     assert result["bits_per_dim"] == pytest.approx(result["nll"] / 64 / np.log(2))
 
 
+@pytest.mark.slow
 def test_evaluate_prints_a_table(trained: Path, capsys) -> None:
     assert (
         run("evaluate", trained, "--k", "3", "--limit", "9", "--without-inactive", "--only-used")

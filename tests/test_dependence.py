@@ -72,6 +72,7 @@ def test_with_uniform_weights_heads_have_reverse_models_of_their_own() -> None:
     assert covariance < -0.5
 
 
+@pytest.mark.slow
 def test_several_are_learned_together_as_one_by_one() -> None:
     keys = jax.random.split(jax.random.key(3), 2)
     build = lambda key: OnTarget(dependence.start("IWAE", 2, "uniform", key), targets.mixture)
@@ -98,6 +99,7 @@ def test_a_shared_z0_is_tighter_than_one_of_its_own_and_its_weights_keep_apart()
     assert shared.log_variance[0] < own.log_variance[0]
 
 
+@pytest.mark.slow
 def test_weights_are_of_the_images_that_were_evaluated(tiny: RunConfig) -> None:
     """Whose binarisation is not that of the run's seed: other pixels are many nats away."""
     trained = runs.untrained(override(tiny, seed=5, binarization="dynamic"))

@@ -82,6 +82,7 @@ def test_devices_that_are_not_there_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_hosts_with_other_examples_than_the_first_are_refused(monkeypatch, tiny_run) -> None:
     monkeypatch.setattr(runs, "json_from_first", lambda own: f"not {own}")
     with refused(

@@ -13,10 +13,12 @@ import numpyro.distributions as dist
 import pytest
 from scipy import special
 
+import iwae
 from iwae import likelihoods, threefry
 from iwae.likelihoods import likelihood
 from iwae.special import less_log
 from refusals import refused
+from thinned import thinned
 
 LOG_2PI = np.log(2 * np.pi)
 MANY = 400
@@ -500,7 +502,10 @@ def begun(name, mean, spread, n=MANY):
     return one, one.initial_bias(mean, spread)
 
 
-@pytest.mark.parametrize("name", BOUNDED)
+SOME = ("Beta", "Gamma", "HurdlePoisson", "LogNormal", "NegativeBinomial2", "Poisson", "VonMises")
+
+
+@pytest.mark.parametrize("name", thinned(BOUNDED, *SOME))
 def test_every_family_starts_at_the_moments_of_the_training_data(name):
     for mean, spread in typical(name):
         one, bias = begun(name, mean, spread)
@@ -536,7 +541,45 @@ def test_a_density_of_positive_values_does_not_depend_on_units(name, scale):
     np.testing.assert_allclose(other_slope, slope, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", BOUNDED)
+POSITIVE_OR_REAL = [*SCALED, *(n for n in NAMES if support(n) is dist.constraints.real)]
+
+
+def trained_on(x, name):
+    small = {"hidden": ((8,),), "latents": (2,), "k": 5, "epochs": 20, "schedule": "constant"}
+    return iwae.train(data=x, values="real", likelihood=name, **small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POSITIVE_OR_REAL)
+def test_training_does_not_depend_on_units(name):
+    """The NLL of s x is that of x, and log s more for each value."""
+    rng = np.random.default_rng(1)
+    x = np.exp(0.4 * rng.normal(size=(200, 1)) @ rng.normal(size=(1, 3))) * rng.gamma(
+        4, size=(200, 3)
+    )
+    found = []
+    for scale in (1e-6, 1.0, 1e6):
+        moved = np.asarray(x * scale, np.float32)
+        found.append(trained_on(moved, name).evaluate(k=50).nll - 3 * np.log(scale))
+    np.testing.assert_allclose(found, found[1], atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mean", [0.3, 30.0, 1e5])
+@pytest.mark.parametrize("name", [n for n in COUNTING if n not in BERNOULLIS])
+def test_counts_of_any_size_are_learned_from_where_their_columns_stand(name, mean):
+    """No worse than the family's own columns, each by itself, which is where training starts."""
+    rng = np.random.default_rng(2)
+    x = rng.poisson(mean * np.exp(0.3 * rng.normal(size=(200, 1)) @ rng.normal(size=(1, 3))))
+    trained = trained_on(np.asarray(x, np.float32), name)
+    train, test = trained.data().train, trained.data().test
+    mean, spread = (jnp.asarray(m, jnp.float32) for m in (train.mean(axis=0), train.std(axis=0)))
+    one = likelihood(name, kind="real", mean=mean, spread=spread)
+    alone = jax.vmap(one.log_prob, in_axes=(None, 0))(one.initial_bias(mean, spread), test)
+    assert trained.evaluate(k=50).nll < -np.mean(alone) + 0.1
+
+
+@pytest.mark.parametrize("name", thinned(BOUNDED, *SOME))
 def test_an_output_of_one_costs_about_a_nat_at_every_scale(name):
     """As for a Gaussian in standard units; a decoder's first outputs are of that size."""
     for mean, spread in typical(name):
@@ -550,7 +593,7 @@ def test_an_output_of_one_costs_about_a_nat_at_every_scale(name):
                 assert -0.1 < nll(bias.at[i].add(by)) - least < 10
 
 
-@pytest.mark.parametrize("name", COUNTING)
+@pytest.mark.parametrize("name", thinned(COUNTING, *SOME))
 def test_counts_that_are_never_seen_start_low_and_their_gradient_is_finite(name):
     one, bias = begun(name, 0.0, 0.0)
     value, slope = scored(one, bias, jnp.arange(MANY) % 2.0)

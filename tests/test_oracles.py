@@ -93,6 +93,7 @@ def test_with_the_exact_posterior_every_weight_is_p_of_x(layers):
     np.testing.assert_allclose(log_w, np.tile(exact[:, None], 5), atol=5e-5)
 
 
+@pytest.mark.slow
 def test_l_k_of_a_detuned_pca_rises_to_log_p():
     """Variances 1.5 times too large: KL(q‖p(h|x)) = (3/2)(1/2 − ln 1.5) below at K = 1."""
     oracle = orthogonal_chain(1, inflate=1.5)
@@ -112,6 +113,7 @@ def test_l_k_of_a_detuned_pca_rises_to_log_p():
     agrees(gaps[-1], 0.0, at_most=5e-4)
 
 
+@pytest.mark.slow
 def test_l_k_of_a_two_layer_chain_with_an_approximate_q_converges_to_log_p():
     oracle = generic_chain((3, 3))
     x = oracle.draw(150, seed=4)
@@ -310,6 +312,7 @@ def test_activity_of_deep_layers_is_that_of_the_exact_posterior_means():
         np.testing.assert_allclose(variance, expected, rtol=0.03, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_units_usage_is_what_the_layer_below_loses_of_its_density():
     """Where q is the posterior: U_u = ‖a_u‖² Var(h_u) / (2 s²), a_u its map, s the noise."""
     oracle = orthogonal_chain(2)
@@ -324,6 +327,7 @@ def test_a_units_usage_is_what_the_layer_below_loses_of_its_density():
         assert result.used[i].all()
 
 
+@pytest.mark.slow
 def test_a_unit_that_echoes_its_prior_is_active_but_not_used():
     """h_12 goes with h_2, but x does not depend on it: without it p(x) is the same."""
     rng = np.random.default_rng(3)

@@ -47,11 +47,14 @@ class HangingUp(Silent):
 
 
 def test_a_terminal_that_goes_saves_the_run(tiny: RunConfig, tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    with pytest.raises(Interrupted, match="the run is saved, and"):
-        iwae.train(tiny, out=tmp_path / "run", watch=HangingUp())
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started by
+    try:
+        with pytest.raises(Interrupted, match="the run is saved, and"):
+            iwae.train(tiny, out=tmp_path / "run", watch=HangingUp())
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert 0 < checkpoint.read_header(tmp_path / "run" / folder.CHECKPOINT)["passes"] < 3
-    assert signal.getsignal(signal.SIGHUP) == before
 
 
 def test_what_nohup_ignores_stays_ignored(tiny: RunConfig) -> None:

@@ -17,6 +17,7 @@ EXACT = np.asarray(MU + X) / 2
 """p(z|x) = N((μ + x)/2, I/2)."""
 
 
+@pytest.mark.slow
 def test_expectations_tend_to_the_exact_posteriors():
     k = 100_000
     of = lambda f, key: posterior.expectation(MODEL, X, f, jax.random.key(key), k=k)

@@ -17,6 +17,7 @@ def examples(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_examples_of_gradients_train_to_the_maximum() -> None:
     values, own, interop = examples((ROOT / "docs" / "gradients.md").read_text())
     exec(values, {})

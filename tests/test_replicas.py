@@ -264,6 +264,7 @@ def test_replicas_at_the_command_line(tmp_path: Path, capsys) -> None:
     )
 
 
+@pytest.mark.slow
 def test_replicas_of_a_fixed_binarisation(tiny) -> None:
     fixed = override(tiny, binarization="fixed", epochs=1)
     for seed, replica in enumerate(iwae.train_replicas(fixed, seeds=2)):

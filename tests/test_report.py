@@ -220,6 +220,7 @@ def test_a_run_before_its_first_pass_has_no_curves(others: list[Path], tmp_path:
     assert Page(text).images() == []
 
 
+@pytest.mark.slow
 def test_other_units_and_other_data_of_a_name_are_not_alike(tiny: RunConfig, tmp_path) -> None:
     """A density of x / 255 has ln 255 nats less for each value than that of x."""
     rows = np.random.default_rng(0).integers(1, 256, (200, 9))

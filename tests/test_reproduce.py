@@ -448,6 +448,7 @@ def test_flags_that_an_experiment_does_not_take_are_refused(
         parse("reproduce", [*flags, "--out", str(tmp_path / "x")]).run()
 
 
+@pytest.mark.slow
 def test_the_rings_density_is_that_of_its_points() -> None:
     """Its entropy by points and by a sum over a grid; it integrates to 1."""
     side, n = 1.8, 2001
@@ -475,6 +476,7 @@ def test_the_ring_from_the_command_line(tmp_path: Path, capsys, monkeypatch) -> 
     assert measured["nll"][0] - measured["exact"][0] == pytest.approx(measured["gap"][0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_plane_goes_through_the_inverse_gaussian(tiny) -> None:
     trained = iwae.runs.untrained(override(tiny, latents=(2,)))
     images = plates.plane(trained, side=4)

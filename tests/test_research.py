@@ -41,6 +41,7 @@ def test_gradients_of_a_recipe_under_another_bound(tmp_path: Path, capsys) -> No
     assert capsys.readouterr().err == "iwae: objective = ciwae needs beta; give --beta.\n"
 
 
+@pytest.mark.slow
 def test_posterior_picture(tmp_path: Path, capsys) -> None:
     run, out = tmp_path / "run", tmp_path / "p.png"
     flags = ["--recipe", "smoke", "--epochs", "1", "--latents", "2", "--hidden", "8", "--k", "2"]
@@ -50,6 +51,7 @@ def test_posterior_picture(tmp_path: Path, capsys) -> None:
         assert min(image.size) > 200
 
 
+@pytest.mark.slow
 def test_a_comparison_is_recorded_and_reused(tmp_path: Path, monkeypatch, capsys) -> None:
     two = experiments.COMPARISONS["estimators"][:3:2]
     monkeypatch.setitem(experiments.COMPARISONS, "estimators", two)

@@ -73,6 +73,7 @@ def test_a_side_that_is_too_wide_keeps_its_axes():
     assert shapes == [[], [None, (3, 3)]]
 
 
+@pytest.mark.slow
 def test_bad_conditioning_costs_soap_less_than_adam():
     gradient, target = quadratic(jax.random.key(2), 8, 5)
     schedule = optax.cosine_decay_schedule(0.1, 300)

@@ -65,10 +65,20 @@ def test_an_interrupted_table_says_that_the_same_command_goes_on(tiny, tmp_path:
     assert 0 < cells.passes(task, tmp_path) < 3
 
 
-def test_a_process_that_nobody_wants_is_interrupted_and_a_long_order_is_read(monkeypatch) -> None:
+WILLING = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+pathlib.Path(sys.stdin.read()).touch()
+time.sleep(60)
+"""
+
+
+def test_a_process_that_nobody_wants_is_interrupted_and_a_long_order_is_read(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(workers, "LOOK", 0.05)
-    python = lambda script: [sys.executable, "-c", script]
-    code, _ = workers._carry_out(python("import time; time.sleep(60)"), "", lambda: True)
+    python, ready = lambda script: [sys.executable, "-c", script], tmp_path / "ready"
+    code, _ = workers._carry_out(python(WILLING), str(ready), ready.exists)
     assert code == -signal.SIGINT
     reading = "import sys, time; time.sleep(0.2); print(len(sys.stdin.read()), file=sys.stderr)"
     assert workers._carry_out(python(reading), "x" * 200_000, lambda: False) == (0, ["200000"])
@@ -92,6 +102,7 @@ def test_a_signal_that_is_lost_is_sent_again(tmp_path: Path, monkeypatch) -> Non
     assert code == -signal.SIGINT
 
 
+@pytest.mark.slow
 def test_cells_of_other_processes_are_saved_when_they_are_cancelled(tiny, tmp_path: Path) -> None:
     task = small(tiny, epochs=10_000, checkpoint_every=10_000)
     pool = workers.processes(1)
@@ -268,6 +279,7 @@ def test_a_scheduler_that_does_not_answer_is_refused(monkeypatch) -> None:
         workers.cluster("tcp://127.0.0.1:1")
 
 
+@pytest.mark.slow
 def test_an_orphan_saves_its_run_and_stops(tiny: RunConfig, tmp_path: Path) -> None:
     """Its parent is said to be a process that is none of its own."""
     task = small(tiny, epochs=10_000)

@@ -1,6 +1,7 @@
 """From a configuration to a model: which parts it has, and where its parameters start."""
 
 import dataclasses
+from collections.abc import Collection
 
 import equinox as eqx
 import jax
@@ -10,10 +11,24 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae.bayesian import UncertainAutoencoder
 from iwae.config import ModelConfig
-from iwae.likelihoods import likelihood
+from iwae.likelihoods import Numpyro, likelihood
 from iwae.model import Autoencoder
 from iwae.networks import MLP, Gaussian, Linear, Readout, Standardize, glorot_linear
 from iwae.proposals import HierarchicalAutoencoder, hierarchical
+
+
+def as_kept(model: Autoencoder, leaves: Collection[str]) -> Autoencoder:
+    """The model as a file has it that holds these leaves, by their tree paths.
+
+    In files of early versions a decoder gives the parameters of numpyro's families on a part of
+    the line as they are, without `Numpyro.start` and `units`.
+    """
+    own = model.likelihood
+    if not isinstance(own, Numpyro) or own.start is None:
+        return model
+    if any(".likelihood.start" in leaf for leaf in leaves):
+        return model
+    return eqx.tree_at(lambda m: m.likelihood, model, Numpyro(own.family))
 
 
 def build(

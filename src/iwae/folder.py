@@ -180,6 +180,13 @@ class Folder:
             return Progress()
         return read_progress(self.path)
 
+    @property
+    def leaves(self) -> list[str]:
+        """The tree paths of what was last saved; empty if nothing was."""
+        if self.path is None or not self.begun:
+            return []
+        return sorted(checkpoint.read(self.path / CHECKPOINT).arrays)
+
     def is_of_others(self) -> bool:
         """Whether what was begun here is another run, by its identity."""
         if self.path is None or not (self.begun and (self.path / CONFIG).exists()):

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 import iwae
 from iwae import evaluation, training
-from iwae.build import build
+from iwae.build import as_kept, build
 from iwae.checkpoint import fitted
 from iwae.config import RunConfig, TrainingConfig
 from iwae.data import Dataset
@@ -123,6 +123,8 @@ class Run:
             )
         with hosts_agree():
             start = initial(config, data, anew=folder.begun or not is_first())
+            if leaves := json_from_first(folder.leaves):
+                start = as_kept(start, leaves)
         params, self.static = eqx.partition(start, eqx.is_inexact_array)
         self.rates = jnp.asarray(training.rates(t))
         transform = training.first_optimizer(training.shaping(t))
@@ -428,8 +430,9 @@ def initial(config: RunConfig, data: Observed, *, anew: bool = False) -> Autoenc
             f"start_from = {file.parent} was given, but no finished run is there; give a folder "
             f"that `iwae train --out` made."
         )
-    arrays, static = eqx.partition(model, eqx.is_array)
-    return eqx.combine(fitted(read_model(file.parent)[0], arrays), static)
+    stored = read_model(file.parent)[0]
+    arrays, static = eqx.partition(as_kept(model, stored.arrays.keys()), eqx.is_array)
+    return eqx.combine(fitted(stored, arrays), static)
 
 
 def _is_over(progress: Progress, config: TrainingConfig) -> bool:

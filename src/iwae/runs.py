@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from iwae import checkpoint, data
+from iwae.build import as_kept
 from iwae.checks import check_seed
 from iwae.config import RunConfig
 from iwae.data import Dataset
@@ -366,7 +367,7 @@ def load(
     stored, seen, passes = read_model(path)
     if not stored.verified:
         seen = noted(seen, UNVERIFIED)
-    described = skeleton(config, seen)
+    described = as_kept(skeleton(config, seen), stored.arrays.keys())
     arrays, static = eqx.partition(described, lambda a: isinstance(a, jax.ShapeDtypeStruct))
     model = eqx.combine(checkpoint.fitted(stored, arrays), static)
     as_before = override(config, values=seen.kind)

@@ -15,7 +15,7 @@ import numpy as np
 
 from iwae import checkpoint, data, evaluation, persisted, threefry
 from iwae.bayesian import UncertainAutoencoder
-from iwae.build import build
+from iwae.build import as_kept, build
 from iwae.checks import COUNTED, check_draws, check_seed
 from iwae.config import RunConfig
 from iwae.data import Dataset
@@ -109,8 +109,9 @@ class Trained:
         `InputError` if there is something at `out`, or the model is another than the one its
         configuration describes, as after units were removed.
         """
-        arrays, _ = eqx.partition(skeleton(self.config, self.seen), _is_array)
-        stands = checkpoint.shapes(arrays) == checkpoint.shapes(eqx.filter(self.model, _is_array))
+        own = checkpoint.shapes(eqx.filter(self.model, _is_array))
+        described = as_kept(skeleton(self.config, self.seen), own.keys())
+        stands = checkpoint.shapes(eqx.filter(described, _is_array)) == own
         if not stands:
             raise InputError(
                 "The model is not the one that its configuration describes, from which it is built "
