@@ -668,10 +668,38 @@ def test_draws_that_pass_no_gradient_are_refused(estimator, jitted):
         model, X, jax.random.key(0), bound=iwae, k=4, estimator=estimator
     )[0]
     with refused(
-        f"Estimator {estimator} passes gradients through the draws, but through those of this "
-        f"model none reaches its parameter .params['phi']; give rws, or reparametrised draws."
+        f"Estimator {estimator} passes gradients through the draws, but through some of those of "
+        f"this model none reaches its parameter .params['phi']; give rws, or reparametrised draws."
     ):
         eqx.filter_jit(eqx.filter_grad(loss))(switches(jitted=jitted))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("estimator", BY_PATH)
+def test_a_draw_that_jumps_beside_one_that_moves_is_refused(estimator, shared):
+    """Though a gradient reaches both of their parameters by the other, in one array of them or by
+    a trunk that they share."""
+
+    def both(p):
+        return (p, p) if shared else (p[0], p[1])
+
+    def propose(p, x, k, key):
+        logit, mu = both(p)
+        switch = jax.random.bernoulli(key, jax.nn.sigmoid(logit), (k,)) * 1.0
+        return switch, mu + jax.random.normal(key, (k,))
+
+    def log_proposal(p, x, h):
+        logit, mu = both(p)
+        return h[0] * logit - jax.nn.softplus(logit) + norm.logpdf(h[1], mu)
+
+    model = FromFunctions(
+        jnp.float32(0.3) if shared else jnp.array([0.3, 0.5]),
+        propose=propose,
+        log_joint=lambda p, x, h: norm.logpdf(h[1]) + norm.logpdf(x[0], 3 * h[0] + h[1]),
+        log_proposal=log_proposal,
+    )
+    with pytest.raises(InputError, match=r"none reaches its parameter \.params; give rws"):
+        surrogate_loss(model, X, jax.random.key(0), bound=iwae, k=4, estimator=estimator)
 
 
 def test_wake_phi_of_discrete_draws_is_that_of_enumeration():

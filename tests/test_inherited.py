@@ -13,6 +13,7 @@ from iwae.bayesian import UncertainAutoencoder
 from iwae.bounds import elbo, iwae
 from iwae.build import build
 from iwae.config import ModelConfig
+from iwae.errors import InputError
 from iwae.evaluation import activity, held, posterior_means, terms
 from iwae.gradients import surrogate_loss
 from iwae.model import Autoencoder, draw_log_weights, holds, log_standard_normal, restrict
@@ -34,6 +35,13 @@ def built(kind=Autoencoder, layers=1, uncertain="none", **more):
 def flowed(h):
     """h ↦ h + ½ h³ of each unit, and log of its slope."""
     return h + 0.5 * h**3, jnp.sum(jnp.log1p(1.5 * h**2), axis=-1)
+
+
+class Wide(Autoencoder):
+    """Of noise that is no standard normal variable, whose density the base does not know."""
+
+    def noise(self, k, key):
+        return tuple(2 * epsilon for epsilon in super().noise(k, key))
 
 
 class Flow(Autoencoder):
@@ -224,6 +232,11 @@ def test_what_a_model_does_not_say_is_refused(kind, method, use):
     ):
         use(built(kind))
     assert np.isfinite(surrogate_loss(built(kind), BITS, KEY, bound=iwae, k=3)[0])
+
+
+def test_the_density_of_other_noise_is_not_that_of_normal_variables():
+    with pytest.raises(InputError, match="Wide inherits reparametrize from Autoencoder"):
+        draw_log_weights(built(Wide), BITS, 3, KEY)
 
 
 def test_uncertain_subclasses_are_not_taken_for_their_base():

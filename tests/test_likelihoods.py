@@ -464,6 +464,27 @@ def test_other_keys_draw_too():
     assert of.sample(jax.random.PRNGKey(5)).shape == (3,)
 
 
+@pytest.mark.parametrize("name", ["Poisson", "NegativeBinomialProbs", "ZeroInflatedPoisson"])
+def test_counts_beyond_32_bits_are_drawn(name):
+    rows = {"gate": -30.0, "rate": 24.0, "total_count": 20.0, "probs": 4.0}
+    column = jnp.array([[rows[of]] for of in arguments(name)])
+    x = np.asarray(likelihoods.Numpyro(name).distribution(column).sample(threefry.key(0), (500,)))
+    np.testing.assert_allclose(x.mean(), exp(24), rtol=1e-3)
+    assert x.std() > 0
+
+
+def test_the_mean_of_gompertz_is_finite_everywhere():
+    """e^c E₁(c) / rate, of concentrations c from e^−60 to e^40 beside one another."""
+    log_c = np.linspace(-60, 40, MANY, dtype=np.float32)
+    rate = np.linspace(3, -3, MANY, dtype=np.float32)
+    got = likelihoods.Numpyro("Gompertz").expected(jnp.stack([log_c, rate]))
+    c = exp(log_c.astype(float))
+    large = 1 / c - 1 / c**2 + 2 / c**3 - 6 / c**4
+    with np.errstate(over="ignore", invalid="ignore"):
+        right = np.where(c > 500, large, exp(np.minimum(c, 500)) * special.exp1(np.minimum(c, 500)))
+    np.testing.assert_allclose(got, right / exp(rate.astype(float)), rtol=3e-6)
+
+
 def test_rare_counts_are_drawn_in_no_time():
     """A zero-truncated count at rate 10⁻⁹ is 1; drawing until one comes would take for ever."""
     one = likelihoods.Numpyro("HurdlePoisson")

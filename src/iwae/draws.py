@@ -31,6 +31,33 @@ def drawable(family: str) -> Any:
     return type(family, (theirs,), {"sample": sample, "__doc__": theirs.__doc__})
 
 
+LARGE = 1e8
+"""A rate from which on counts are normal to float32, which has no larger one to the unit."""
+
+
+def _poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+    return _counts(key, jnp.broadcast_to(of.rate, (*sample_shape, *of.batch_shape)))
+
+
+def _gamma_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+    key_gamma, key_poisson = jax.random.split(key)
+    return _counts(key_poisson, of._gamma.sample(key_gamma, sample_shape))
+
+
+def _zero_inflated_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+    key_gate, key_count = jax.random.split(key)
+    shape = (*sample_shape, *of.batch_shape)
+    some = _counts(key_count, jnp.broadcast_to(of.base_dist.rate, shape))
+    return jnp.where(jax.random.bernoulli(key_gate, of.gate, shape), 0, some)
+
+
+def _counts(key: PRNGKeyArray, rate: Array) -> Array:
+    """Poisson counts, as floats: JAX draws integers of 32 bits, which end at 2³¹ − 1."""
+    few = jax.random.poisson(key, jnp.minimum(rate, LARGE)).astype(rate.dtype)
+    many = rate + jnp.sqrt(rate) * jax.random.normal(key, rate.shape, rate.dtype)
+    return jnp.where(rate > LARGE, jnp.round(many), few)
+
+
 def _hurdle_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
     """Counts above 0 by the time of the first, so that none is drawn again however small the rate.
 
@@ -41,7 +68,7 @@ def _hurdle_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -
     key_gate, key_first, key_more = jax.random.split(key, 3)
     rate = jnp.broadcast_to(of.base_dist.rate, shape)
     left = rate + jnp.log1p(jax.random.uniform(key_first, shape) * jnp.expm1(-rate))
-    some = 1 + jax.random.poisson(key_more, jnp.maximum(left, 0.0), shape)
+    some = 1 + _counts(key_more, jnp.broadcast_to(jnp.maximum(left, 0.0), shape))
     return jnp.where(jax.random.bernoulli(key_gate, of.gate, shape), 0, some)
 
 
@@ -62,7 +89,12 @@ def _von_mises(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Arr
 
 
 SAMPLERS: dict[str, Callable[..., Array]] = {
+    **dict.fromkeys(
+        ("GammaPoisson", "NegativeBinomial2", "NegativeBinomialLogits"), _gamma_poisson
+    ),
     "HurdlePoisson": _hurdle_poisson,
     "Kumaraswamy": _kumaraswamy,
+    "Poisson": _poisson,
     "VonMises": _von_mises,
+    "ZeroInflatedPoisson": _zero_inflated_poisson,
 }

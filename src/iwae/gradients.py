@@ -297,10 +297,11 @@ def check_path(estimator: Estimator, model: Any, x: Array, k: int, key: PRNGKeyA
     if not names:
         return
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    through = "some of those" if jumping else "those"
     works = "rws, or reparametrised draws" if jumping else "reparam"
     raise InputError(
-        f"Estimator {name_of(estimator)} passes gradients through the draws, but through those of "
-        f"this model none reaches its parameter {names[0]}{more}; give {works}."
+        f"Estimator {name_of(estimator)} passes gradients through the draws, but through {through} "
+        f"of this model none reaches its parameter {names[0]}{more}; give {works}."
     )
 
 
@@ -362,9 +363,10 @@ def check(estimator: Estimator, pair: Pair, k: int, model: Any, *, few: bool = F
 def unmoved(model: Model, x: Array, k: int, key: PRNGKeyArray) -> tuple[list[str], list[str]]:
     """Names of parameters of log q(h|x) through which no gradient reaches the draws h.
 
-    First those that the draws depend on, in jumps, as of a Bernoulli variable; then those that
-    they do not depend on at all, as of a density of more than the draws. Nothing is computed: what
-    a gradient reaches is read off its program.
+    First those on which one of the arrays that h consists of depends in jumps, as a Bernoulli
+    variable does, though another may move with them; then those that no draw depends on, as of a
+    density of more than the draws. Nothing is computed: what a gradient reaches is read off its
+    program. So of one array that holds both kinds of variables it is not known.
     """
     moving, fixed = eqx.partition(model, eqx.is_inexact_array)
     named, structure = jax.tree_util.tree_flatten_with_path(moving)
@@ -373,19 +375,22 @@ def unmoved(model: Model, x: Array, k: int, key: PRNGKeyArray) -> tuple[list[str
         return [], []
     rebuilt = lambda leaves: eqx.combine(jax.tree.unflatten(structure, leaves), fixed)
     draws = lambda leaves: jax.tree.leaves(rebuilt(leaves).propose(x, k, key))
-    floats = lambda leaves: [a for a in draws(leaves) if eqx.is_inexact_array(a)]
 
     def density(leaves: Leaves) -> list[Array]:
         of = rebuilt(leaves)
         return [of.log_proposal(x, jax.lax.stop_gradient(of.propose(x, k, key)))]
 
-    path, score = _gradients(floats, leaves), _gradients(density, leaves)
-    still = [s and not p for p, s in zip(path, score, strict=True)]
-    if not any(still):
-        return [], []
-    depends = _reached(draws, leaves)
-    jumps = [n for n, s, d in zip(names, still, depends, strict=True) if s and d]
-    return jumps, [n for n, s, d in zip(names, still, depends, strict=True) if s and not d]
+    score = _gradients(density, leaves)
+    jumps, reached = set(), set()
+    for i, array in enumerate(jax.eval_shape(draws, leaves)):
+        one = lambda leaves, i=i: [draws(leaves)[i]]
+        depends, path = _reached(one, leaves), [False] * len(leaves)
+        if jnp.issubdtype(array.dtype, jnp.inexact):
+            path = _gradients(one, leaves)
+        reached |= {n for n, d in zip(names, depends, strict=True) if d}
+        jumps |= {n for n, d, p in zip(names, depends, path, strict=True) if d and not p}
+    scored = [n for n, s in zip(names, score, strict=True) if s]
+    return [n for n in scored if n in jumps], [n for n in scored if n not in reached]
 
 
 def _reached(function: Callable[[Leaves], list[Array]], leaves: Leaves) -> list[bool]:
@@ -397,8 +402,6 @@ def _reached(function: Callable[[Leaves], list[Array]], leaves: Leaves) -> list[
 def _gradients(function: Callable[[Leaves], list[Array]], leaves: Leaves) -> list[bool]:
     """In which arguments the results have a gradient that is not zero by its very program."""
     results = jax.eval_shape(function, leaves)
-    if not results:
-        return [False] * len(leaves)
     of = lambda given: jax.vjp(function, leaves)[1](given)[0]
     program = jax.make_jaxpr(of)(results).jaxpr
     one = lambda i: [i == j for j in range(len(leaves))]

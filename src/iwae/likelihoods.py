@@ -21,7 +21,7 @@ from numpyro.distributions import constraints, transforms
 from iwae.densities import BOUNDED, WHOLE_LINE
 from iwae.draws import drawable
 from iwae.errors import InputError, nearest
-from iwae.special import LARGEST, exp
+from iwae.special import LARGEST, exp, scaled_e1
 from iwae.starts import start, unit
 
 MOVING = ("DoublyTruncatedPowerLaw", "LogUniform", "LowerTruncatedPowerLaw", "Pareto", "Uniform")
@@ -204,6 +204,12 @@ class Numpyro(AbstractLikelihood):
         if self.family == "NegativeBinomialProbs":  # as many digits of 1 − p as of p
             return drawable("NegativeBinomialLogits")(arguments["total_count"], rows["probs"])
         return drawable(self.family)(**arguments)
+
+    def expected(self, parameters: Float[Array, "p d"]) -> Float[Array, " d"]:
+        if self.family == "Gompertz":  # of which numpyro's is not finite, or does not end
+            rows = self._unconstrained(parameters)
+            return scaled_e1(rows["concentration"]) * exp(-rows["rate"])
+        return super().expected(parameters)
 
     def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
         return jnp.sum(self.log_probs(parameters, x))

@@ -68,6 +68,7 @@ DENSITIES = frozenset({"log_joint", "log_observation", "log_prior_terms"})
 SAMPLERS = frozenset({"prior", "draw", "expected"})
 
 SPEAKS_OF: dict[str, frozenset[str]] = {
+    "reparametrize": frozenset({"noise"}),
     "log_proposal": DRAWS,
     "log_proposal_terms": DRAWS | {"log_proposal"},
     "posterior_mean": DRAWS | {"log_proposal"},
@@ -203,6 +204,7 @@ class Autoencoder(eqx.Module):
         In the gradient each conditional is then passed through once, not once for the draws and
         once for their density.
         """
+        check_holds(self, "reparametrize")
         return self.reparametrize(x, self.noise(k, key))
 
     def noise(self, k: int, key: PRNGKeyArray) -> Latents:

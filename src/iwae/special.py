@@ -15,6 +15,9 @@ LOG_2PI = 1.8378770664093453
 LARGEST = 80.0
 """Exponents beyond ± this are taken for it: e^80 is nearly the largest number of float32."""
 
+EULER, TERMS = 0.5772156649015329, 25
+"""Euler's constant, and of how many terms `scaled_e1` takes a continued fraction."""
+
 LN2_HEAD, LN2_TAIL = 0.693138122558594, 9.0580006145e-06
 """log 2 in two parts, of which multiples of the first by an exponent are exact in float32."""
 
@@ -273,6 +276,22 @@ def log_bessel(log_k: Array) -> Array:
     r = exp(-jnp.where(far, log_k, 3.0)) / 8
     series = jnp.log1p(r * (1 + r * 9 / 2 * (1 + r * 25 / 3 * (1 + r * 49 / 4))))
     return jnp.where(far, series - (LOG_2PI + log_k) / 2, jnp.log(jax.scipy.special.i0e(k)))
+
+
+def scaled_e1(log_c: Array) -> Array:
+    """e^c E₁(c) of c = e^log_c: by its series below 1, and above by a continued fraction."""
+    far = log_c > 0
+    c = exp(jnp.where(far, 0.0, log_c))
+    term, series = c, c
+    for i in range(2, 15):
+        term = -term * c * ((i - 1) / i**2)
+        series += term
+    near = jnp.exp(c) * (series - EULER - jnp.where(far, 0.0, log_c))
+    large = exp(jnp.where(far, log_c, 0.0))
+    fraction = large + 2 * TERMS + 1
+    for i in range(TERMS, 0, -1):
+        fraction = large + (2 * i - 1) - i**2 / fraction
+    return jnp.where(far, 1 / fraction, near)
 
 
 def log_root(z: Array) -> Array:
