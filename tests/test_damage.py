@@ -385,3 +385,18 @@ def test_a_header_of_more_rows_than_fit_the_memory_is_refused_by_name(tmp_path):
             pytest.skip("the file system has no files of that size")
     with pytest.raises(InputError, match=re.escape(f"{path} holds 3,000,000,000,000 numbers")):
         data.load(path)
+
+
+def test_an_archive_that_has_lost_a_member_is_damaged(tmp_path):
+    """Whose directory reads on without it, after a bit of the first entry's lengths is flipped."""
+    whole = npz(**{"train.npy": npy(), "test.npy": npy()})
+    at = whole.index(b"PK\x01\x02")
+    second = whole.index(b"PK\x01\x02", at + 1)
+    (tmp_path / "x.npz").write_bytes(whole)
+    assert len(data.load(tmp_path / "x.npz").test) == len(X)
+    length = len(whole[second:]) - 22
+    torn = bytearray(whole)
+    torn[at + 32 : at + 34] = length.to_bytes(2, "little")  # the first entry's comment
+    (tmp_path / "x.npz").write_bytes(torn)
+    with pytest.raises(InputError, match="is damaged"):
+        data.load(tmp_path / "x.npz")

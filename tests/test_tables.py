@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,110 @@ class Frame:
 
     def __getitem__(self, names):
         return Frame(self.x[:, [self.columns.index(n) for n in names]], names)
+
+
+def test_names_stay_where_data_bring_none(settings, tmp_path):
+    """A run, one that begins where it ended, and a run on a file that lost its line of names."""
+    turned = lambda: Frame(X[:3][:, [2, 0, 1]], [NAMES[i] for i in (2, 0, 1)])
+    out = tmp_path / "run"
+    iwae.train(settings, data=Frame(X, NAMES), out=out)
+    longer = iwae.train(settings, data=X, out=out, resume=True, epochs=2, schedule="constant")
+    begun = iwae.train(settings, data=X, out=tmp_path / "next", start_from=str(out))
+    for trained in (longer, iwae.load(out), begun):
+        assert trained.seen.names == NAMES
+        np.testing.assert_array_equal(trained.score(turned(), k=3), trained.score(X[:3], k=3))
+    with refused(
+        "array lacks 'age', 'dose', 'a, “b”' and has 'x', 'y', 'z' besides, where the training "
+        "data have the columns 'age', 'dose', 'a, “b”': give these, in any order."
+    ):
+        iwae.train(data=Frame(X, "xyz"), out=out, resume=True)
+
+
+def test_splits_of_which_the_first_has_no_names_are_refused():
+    with refused(
+        "The mapping (train) has no names for its columns, where The mapping (test) has 'age', "
+        "'dose', 'a, “b”': give both their names, or neither."
+    ):
+        data.load({"train": X, "test": Frame(X, NAMES)}, values="real")
+
+
+def test_labels_of_any_type_name_the_values_of_a_row():
+    row = lambda values, index: Labelled(values, index)
+    read = lambda source, names: data.read_examples(
+        source, kind="real", scale=1.0, shape=(3,), names=names
+    )
+    np.testing.assert_array_equal(
+        read(row([3, 2, 1], [420, 410, 400]), ("400", "410", "420")), [[1, 2, 3]]
+    )
+    np.testing.assert_array_equal(read(row([3, 2, 1], ["c", 1, "a"]), ("a", "1", "c")), [[1, 2, 3]])
+    np.testing.assert_array_equal(read(row([3, 2, 1], [0, 1, 2]), ("a", "b", "c")), [[3, 2, 1]])
+
+
+class Labelled:
+    """What a row of a data frame is to a reader of arrays."""
+
+    ndim = 1
+
+    def __init__(self, values, index):
+        self.values, self.index = np.asarray(values, float), list(index)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+LACKS = "{} lacks 1 of its values, the first in column 1 of line 3"
+BROKEN = [
+    ('a\n1.5\n""\n2.5\n', LACKS),
+    ('a\n1.5\n" "\n', LACKS),
+    ("a\n1.5\n\n2.5\n", "Line 3 of {} is blank, where a value may be missing"),
+    ("a\tb\n1.5\t2\n\t\n4\t5\n", "{} lacks 2 of its values, the first in column 1 of line 3"),
+    ('a,b,c\n1.5,2.0,3.0\n"1,5",2.0\n', "Line 3 of {} holds '1,5'"),
+    ('a,b,c\n1.5,2.0,3.0\n"4,5,6\n', "Line 3 of {} holds '4,5,6'"),
+    ('a;b;c\n1.0;2.0;3.0\n"4;5";6\n', "Line 3 of {} holds '4;5'"),
+    ('a\n"1,5"\n3,4\n', "Line 3 of {} has 2 cells and line 2 has 1"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), BROKEN)
+def test_no_line_is_lost_and_no_cell_is_broken_open(tmp_path, text, says):
+    path = saved(tmp_path / "t.csv", text)
+    with pytest.raises(InputError, match=re.escape(says.format(path)) + ": "):
+        data.read_examples(path, kind="real", scale=1.0, shape=(3,), header="yes")
+
+
+@pytest.mark.parametrize("text", ['a,b\n"1,5","2,5"\n3,4\n', "\n\na,b\n1.5,2.5\n\n3,4\n\n\n"])
+def test_decimals_alone_may_be_quoted_and_blank_lines_stand_between(tmp_path, text):
+    path = saved(tmp_path / "t.csv", text)
+    read = data.read_examples(path, kind="real", scale=1.0, shape=(2,), header="yes")
+    np.testing.assert_array_equal(read, [[1.5, 2.5], [3, 4]])
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_whole_numbers_that_float32_makes_one_are_not_constant(dtype):
+    x = np.arange(40, dtype=dtype)[:, None] * np.array([1000, 2000], dtype) + dtype(17 * 10**17)
+    with pytest.raises(InputError, match="in digits that float32 does not have"):
+        data.load(x)
+
+
+def test_what_a_command_reads_is_not_overwritten(run, tmp_path, capsys):
+    path = saved(tmp_path / "t.csv", ",".join(f'"{n}"' for n in ("age", "dose")) + "\n1,2\n")
+    mine, config = path.read_bytes(), (run / "config.toml").read_bytes()
+    for command in (
+        ["score", str(run), str(path), "--k", "3", "--out", str(path), "--overwrite"],
+        ["encode", str(run), str(path), "--out", str(path), "--overwrite"],
+        ["report", str(run), "--out", str(run / "config.toml"), "--overwrite"],
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(command)
+        assert left.value.code == 2
+        assert "give another file to write to" in capsys.readouterr().err
+    assert (path.read_bytes(), (run / "config.toml").read_bytes()) == (mine, config)
+
+
+def test_a_path_is_data_that_the_run_knows(settings, table, tmp_path):
+    trained = iwae.train(override(settings, dataset="digits"), data=table, out=tmp_path / "run")
+    assert trained.config.data.dataset == str(table)
+    assert iwae.evaluate(tmp_path / "run", k=2).n == len(trained.data().test)
 
 
 # --- the first line

@@ -86,16 +86,15 @@ class Observed:
         """The same with its columns in the order of `names`; `InputError` if it has others, or if
         they were binarised once, which goes by position."""
         dataset = self.dataset.in_order(names)
-        if dataset is self.dataset:
-            return self
-        if self.seen.binarization == "fixed":
+        moved = dataset.whole_digest != self.dataset.whole_digest
+        if moved and self.seen.binarization == "fixed":
             raise InputError(
                 f"{dataset.name} has its columns in another order than the run was begun with, and "
                 f"binarization = fixed goes by it; put them back in that order, first "
                 f"{names[0]!r}."
             )
-        seen = replace(self.seen, names=dataset.names, digest=dataset.whole_digest)
-        return Observed(dataset, seen)
+        digest = dataset.whole_digest if moved else self.seen.digest
+        return Observed(dataset, replace(self.seen, names=dataset.names, digest=digest))
 
 
 class Run:

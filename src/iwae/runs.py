@@ -284,6 +284,8 @@ def _found(
     Batches of the size that they have by default, unless it was `asked` for, are made as small as
     the training split.
     """
+    if isinstance(given, str | os.PathLike):  # as `dataset` is, which the run then knows
+        config, given = override(config, dataset=os.fspath(given)), None
     begin = config.training.start_from
     if begin is not None:
         config = override(config, start_from=str(Path(begin).resolve()))

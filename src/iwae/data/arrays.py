@@ -39,6 +39,7 @@ def from_arrays(source: Any, *, values: str, name: str, where: str) -> Dataset:
     """
     sources, called = _sources(source, where)
     shape, names = sources["train"].shape[1:], sources["train"].names
+    columns.check_named({called[key]: x.names for key, x in sources.items()}, int(np.prod(shape)))
     orders = {
         key: columns.order(x.names, names, int(np.prod(shape)), called[key])
         for key, x in sources.items()
@@ -93,11 +94,13 @@ def _check_digits(x: Summary, where: str) -> None:
     check_range(x, where)
     span, size = high - low, np.maximum(np.abs(low), np.abs(high))
     small = span < TINY / LOST
-    lost = ((x.lost > LOST * span) | small) & (span > ROUNDING * size)
+    varies = span > (0 if x.whole else ROUNDING * size)
+    lost = ((x.lost > LOST * span) | small) & varies
     if not lost.any():
         return
     j = int(np.argmax(lost))
-    factor = f"multiply that column, by {10 ** -np.floor(np.log10(span[j])):.0e} for example"
+    power = min(300, -int(np.floor(np.log10(span[j]))))
+    factor = f"multiply that column, by 1e{power:+03d} for example"
     if small[j] and size[j] < TINY / LOST**3:
         what = f"{where} varies in column {j} by {span[j]:g}, less than float32 has digits for"
         raise InputError(f"{what}: {factor}.")

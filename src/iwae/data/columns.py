@@ -1,6 +1,6 @@
 """Names of columns: kept where data have them, and matched by name rather than by position."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,7 @@ def names_of(source: Any) -> tuple[str, ...]:
     labels = getattr(source, "index", None)
     if getattr(source, "ndim", 0) != 1 or labels is None or callable(labels):
         return ()
-    named = [label for label in labels if isinstance(label, str)]
-    return tuple(map(tidy, named)) if len(named) == len(labels) else ()
+    return tuple(tidy(label) for label in labels)
 
 
 def order(given: Sequence[str], wanted: Sequence[str], d: int, where: str) -> np.ndarray | None:
@@ -50,6 +49,17 @@ def order(given: Sequence[str], wanted: Sequence[str], d: int, where: str) -> np
         raise InputError(f"{what}: give each column a name of its own.")
     place = {name: i for i, name in enumerate(given)}
     return np.array([place[name] for name in wanted])
+
+
+def check_named(splits: Mapping[str, Sequence[str]], d: int) -> None:
+    """Raises InputError where the first of some splits, by what they are called, has no names and
+    another has, so that it is not known which column is which."""
+    counted = tuple(map(str, range(d)))
+    first, *others = splits.items()
+    for where, names in others:
+        if names and tuple(names) != counted and tuple(first[1]) in ((), counted):
+            what = f"{first[0]} has no names for its columns, where {where} has {_listed(names)}"
+            raise InputError(f"{what}: give both their names, or neither.")
 
 
 def _apart(given: tuple[str, ...], wanted: tuple[str, ...], where: str) -> str:

@@ -49,11 +49,12 @@ class Dataset:
     def in_order(self, names: Sequence[str]) -> "Dataset":
         """The same with its columns in the order of `names`; InputError if it has others.
 
-        Where it has no names, or `names` is empty, the columns go by position.
+        Where it has no names, or `names` is empty, the columns go by position, and are called what
+        there is of either.
         """
         at = columns.order(self.names, names, self.train.shape[1], self.name)
         if at is None:
-            return self
+            return replace(self, names=tuple(names) or self.names)
         splits = {name: self.split(name)[:, at] for name in SPLITS}
         ordered = tuple(self.names[i] for i in at)
         return replace(self, **splits, names=ordered)  # type: ignore[arg-type]

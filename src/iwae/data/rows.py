@@ -22,6 +22,10 @@ RATIO, SLACK = 100, 1 << 26
 """A packed file may unpack to RATIO times its size and SLACK bytes more."""
 
 
+END, MANY = 22, 0xFFFF
+"""Bytes of a zip archive's end, and the most members and further bytes that it counts there."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """What examples amount to: edges [d] of each column, and whether all values are whole."""
@@ -116,10 +120,22 @@ def read_npz(path: Path) -> dict[str, Rows]:
         members = archive.infolist()
         if len({member.filename for member in members}) < len(members):
             raise ValueError("two members of one name")
+        if _counted(file) not in (len(members), MANY):
+            raise ValueError("other members than were written")
         return {
             member.filename.removesuffix(".npy"): _member(path, archive, member)
             for member in members
         }
+
+
+def _counted(file: IO[bytes]) -> int:
+    """How many members an archive says it has at its end, which `zipfile` does not ask; `MANY`
+    where there are as many and more."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - END - MANY))
+    tail = file.read()
+    at = tail.rindex(b"PK\x05\x06")
+    return int.from_bytes(tail[at + 10 : at + 12], "little")
 
 
 def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Rows:

@@ -26,6 +26,9 @@ MISSING = {"", "na", "n/a", "#n/a", "<na>", "nan", "null", "nil", "none", "missi
 LOOK = 1000
 """Lines by which it is judged what the first one is."""
 
+BLANKS = " \r\n\f\v"
+"""Of which a line consists that is blank; tabs stand between cells."""
+
 LONGEST = 1 << 24
 """Characters in a line."""
 
@@ -69,11 +72,17 @@ class Form:
             return [text]
 
     def plain(self, text: str) -> str:
-        """The line as NumPy reads it: without quotes, and with decimal points."""
-        if '"' in text:
-            cells = self.cells(text)
-            return self.delimiter.join(c.replace(",", ".") if self.comma else c for c in cells)
-        return text.replace(",", ".") if self.comma else text
+        """The line as NumPy reads it: without quotes, and with decimal points.
+
+        Raises ValueError for what NumPy would read as other cells, or as no line at all.
+        """
+        if '"' not in text:
+            points = self.comma and self.delimiter != ","
+            return text.replace(",", ".") if points else text
+        cells = [c.replace(",", ".") if self.comma else c for c in self.cells(text)]
+        if cells == [""] or any(self.delimiter in cell for cell in cells):
+            raise ValueError("no cells of numbers")
+        return self.delimiter.join(cells)
 
 
 def read_csv(
@@ -99,6 +108,8 @@ def read_csv(
         _check_names(path, first, top, form)
     if named and len(top) == 1:
         raise InputError(f"{path} holds no numbers: give one example per line.")
+    if len(first) == 1:
+        _check_gaps(path, top[0].number)
     examples = lambda: itertools.islice(_lines(path), int(named), None)
     _check_halves(path, examples(), form, named=named, width=width)
     form = _with_decimals(path, examples(), form)
@@ -134,8 +145,8 @@ def _numbers(lines: Iterator[str], delimiter: str) -> tuple[list[np.ndarray], Su
     return blocks, known
 
 
-def _lines(path: Path) -> Iterator[Line]:
-    """The lines that are not blank. Raises InputError for what is no text."""
+def _lines(path: Path, *, blank: bool = False) -> Iterator[Line]:
+    """The lines that are not blank, or all. Raises InputError for what is no text."""
     with path.open("rb") as file, _damage(path):
         stream = _unpacked(file)
         try:
@@ -153,7 +164,7 @@ def _lines(path: Path) -> Iterator[Line]:
                     raise InputError(f"{what}: save it as a plain .csv file, in UTF-8.")
                 if number == 1:
                     line = line.lstrip("\ufeff")
-                if line.strip():
+                if blank or line.strip(BLANKS):
                     yield Line(number, line.rstrip("\r\n"))
         except UnicodeError:
             raise InputError(f"{path} is not UTF-8 text: save it as a plain .csv file.") from None
@@ -257,6 +268,17 @@ def _check_names(path: Path, first: list[str], top: list[Line], form: Form) -> N
         what += f"{top[1].number} has {n} cells"
         commas = ", with points for decimals" if n == 2 * len(first) else ""
         raise InputError(f"{what}: give the same number in every line{commas}.")
+
+
+def _check_gaps(path: Path, first: int) -> None:
+    """Raises InputError for a blank line among those of one column, which lacks a value there."""
+    gap = 0
+    for line in _lines(path, blank=True):
+        if line.number > first and not line.text.strip(BLANKS):
+            gap = gap or line.number
+        elif gap:
+            what = f"Line {gap} of {path} is blank, where a value may be missing"
+            raise InputError(f"{what}: fill it in, or take the line out.")
 
 
 def _check_halves(
