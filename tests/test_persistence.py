@@ -505,6 +505,29 @@ def test_every_field_of_a_cell_is_checked(task, part: str, sealed: bool, tmp_pat
     check(cells.place(task, tmp_path) / f"L_20-of-50{part}.json", read, sealed=sealed)
 
 
+def test_the_file_of_another_k_is_not_taken_for_this_one(task, tmp_path: Path) -> None:
+    _seal(task, tmp_path)
+    at = cells.place(task, tmp_path)
+    other = replace(task, limit=40)
+    for part in ("", "-gap", "-log_likelihoods"):
+        shutil.copy(at / f"L_20-of-50{part}.json", at / f"L_20-of-40{part}.json")
+    file = at / "L_20-of-40.json"
+    with refused(f"{file} is damaged; delete it, and the same command measures it again."):
+        cells.recorded(other, tmp_path)
+    for part in ("gap", cells.LIKELIHOODS):
+        with pytest.raises(InputError, match="is damaged"):
+            cells.measured(other, tmp_path, part)
+
+
+def test_a_record_whose_figure_is_not_that_of_its_runs_is_damaged(tmp_path: Path) -> None:
+    source = next((GOLDEN.parents[1] / "results").rglob("table1-*.json"))
+    record = json.loads(source.read_text())
+    record["cells"][0]["nll"][0] -= 1
+    (tmp_path / "r.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="is damaged"):
+        records.read(tmp_path / "r.json")
+
+
 def test_a_damaged_cell_leaves_the_others_in_the_table(tiny, task, tmp_path, capsys) -> None:
     file = cells.place(task, tmp_path) / "L_20-of-50.json"
     whole = json.loads(file.read_text())

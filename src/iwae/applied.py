@@ -95,7 +95,7 @@ class Encode:
     def run(self) -> None:
         from iwae import runs
 
-        check_output(self.out, (".npy", ".csv"), overwrite=self.overwrite)
+        check_output(self.out, (".npy", ".csv"), overwrite=self.overwrite, reads=self.data)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
         codes = trained.encode(self.data, layer=self.layer, seed=self.seed, header=self.header)
         write_table(self.out, codes, [f"h{i}" for i in range(codes.shape[1])], index=True)
@@ -125,7 +125,7 @@ class Score:
         from iwae import runs
         from iwae.progress import counting
 
-        check_output(self.out, (".csv", ".npy"), overwrite=self.overwrite)
+        check_output(self.out, (".csv", ".npy"), overwrite=self.overwrite, reads=self.data)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
         with counting("scoring") as progress, warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always", RuntimeWarning)

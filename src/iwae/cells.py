@@ -209,7 +209,7 @@ def _read(task: Task, out: Path, part: str, kind: Any) -> Any:
         return None
     try:
         if isinstance(content, dict):
-            content, of = persisted.unsealed(content, part)
+            content, of = persisted.unsealed(content, part, task.evaluation)
             if of not in (None, task.address):
                 raise MistypedError("it is of another cell")
             content = content.pop(CONTENT, content) if of is not None else content
@@ -311,7 +311,9 @@ def write_result(task: Task, out: Path, result: Result) -> None:
         if content is None or measured(task, out, part):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = persisted.sealed({CONTENT: content} if part else content, task.address, part)
+        whole = persisted.sealed(
+            {CONTENT: content} if part else content, task.address, part, task.evaluation
+        )
         indent = None if part == LIKELIHOODS else 1
         write_atomic(path, json.dumps(whole, indent=indent, allow_nan=False))
 

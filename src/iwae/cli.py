@@ -128,7 +128,7 @@ class Evaluate:
                 f"memory = {self.memory} was given, but a block of draws needs at least 1 MiB; "
                 f"give more, or leave it out."
             )
-        check_output(self.per_example, (".npy", ".csv"), overwrite=self.overwrite)
+        check_output(self.per_example, (".npy", ".csv"), overwrite=self.overwrite, reads=self.data)
         several = folder.replicas(self.run_folder)
         if several and self.per_example is not None:
             raise InputError(

@@ -85,10 +85,27 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         yield
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """`InputError` if `path` exists and must not be overwritten, or has no folder to lie in."""
+OF_A_RUN = (
+    "config.toml",
+    "metrics.jsonl",
+    "checkpoint.safetensors",
+    "model.safetensors",
+    "evaluation.json",
+)
+"""What the files of a run are called, which nothing else replaces."""
+
+
+def refuse_existing(path: Path, *, overwrite: bool, reads: str | Path | None = None) -> None:
+    """`InputError` if `path` exists and must not be overwritten, or has no folder to lie in.
+
+    What a command `reads`, and a file of a run, must not be even where the user lets it.
+    """
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; choose another name, or give --overwrite to replace it.")
+    if path.exists() and reads is not None and Path(reads).exists() and path.samefile(reads):
+        raise InputError(f"{path} is what the command reads; give another file to write to.")
+    if path.exists() and path.name in OF_A_RUN and (path.parent / OF_A_RUN[0]).exists():
+        raise InputError(f"{path} is a file of a run; give another file to write to.")
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent} to write {path.name} into; create it.")
 

@@ -55,15 +55,21 @@ class StandardError(io.TextIOBase):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
-def check_output(path: Path | None, suffixes: tuple[str, ...], *, overwrite: bool) -> None:
-    """Before any work: the format is known, nothing would be overwritten, and the folder can be
-    written to."""
+def check_output(
+    path: Path | None,
+    suffixes: tuple[str, ...],
+    *,
+    overwrite: bool,
+    reads: str | Path | None = None,
+) -> None:
+    """Before any work: the format is known, nothing would be overwritten, what the command `reads`
+    in no case, and the folder can be written to."""
     if path is None:
         return
     if path.suffix not in suffixes:
         known = " or ".join([", ".join(suffixes[:-1])] * (len(suffixes) > 1) + [suffixes[-1]])
         raise InputError(f"{path} ends in no known format; give a file ending in {known}.")
-    refuse_existing(path, overwrite=overwrite)
+    refuse_existing(path, overwrite=overwrite, reads=reads)
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path} cannot be written to {path.parent}; give a file elsewhere.")
 

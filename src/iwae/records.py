@@ -4,11 +4,13 @@ The record of a table grows: cells that are measured later, or on another machin
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from iwae import persisted, soap
+from iwae.cells import CLOSE
 from iwae.config import RunConfig
 from iwae.errors import InputError
 from iwae.experiments import known, versions
@@ -266,7 +268,10 @@ def _with(path: Path, kind: Any) -> Record | None:
 
 
 def _check_cell(cell: Record) -> None:
-    """`MistypedError` unless a cell has runs, with units of as many layers."""
+    """`MistypedError` unless a cell has runs, whose NLL it has, with units of as many layers."""
+    nlls = [run["nll"] for run in cell["runs"]]
+    if nlls and not math.isclose(sum(nlls) / len(nlls), cell["nll"][0], rel_tol=CLOSE):
+        raise MistypedError(f"the NLL of {cell['name']} is not that of its runs")
     units = [run.get("active_units") for run in cell["runs"]]
     layers = {len(of) for of in units if of is not None}
     if not units or len(layers) > 1:
