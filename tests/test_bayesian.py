@@ -316,9 +316,10 @@ def test_dreg_has_the_mean_of_reparam() -> None:
     assert np.max(np.abs(a - b) / np.sqrt(a_se**2 + b_se**2 + 1e-12)) < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [n if n == "rws-sleep" else pytest.param(n, marks=pytest.mark.slow) for n in ESTIMATORS],
+    ESTIMATORS,
 )
 def test_every_estimator_takes_uncertain_weights(name: str) -> None:
     mean, _ = mean_gradient(small(1), name, 10)

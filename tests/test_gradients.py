@@ -354,6 +354,7 @@ def test_stl_is_biased_for_iwae_and_not_for_the_elbo():
             assert abs(bias) < 3 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", thinned(["stl", "dreg"], "stl"))
 def test_at_the_exact_posterior_phi_has_no_variance(estimator):
     """log w_i = log p(x) for every draw, so each path is 0, while the plain gradient is not."""
@@ -572,6 +573,7 @@ class Bare(eqx.Module):
         return self.model.log_proposal(x, h)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", thinned(["reparam", "dreg", "rws"], "dreg"))
 def test_draws_made_again_from_their_noise_have_the_gradient_of_the_first(estimator):
     """In two layers, where a draw of the second passes back through the first."""

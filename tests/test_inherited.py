@@ -239,6 +239,7 @@ def test_the_density_of_other_noise_is_not_that_of_normal_variables():
         draw_log_weights(built(Wide), BITS, 3, KEY)
 
 
+@pytest.mark.slow
 def test_uncertain_subclasses_are_not_taken_for_their_base():
     """`at`, by which the base class draws, knows nothing of a subclass."""
 

@@ -58,6 +58,7 @@ def test_the_gap_is_to_as_many_training_images(measured) -> None:
     assert gap["test − train"] == pytest.approx((test.nll - train.nll, error))
 
 
+@pytest.mark.slow
 def test_units_are_removed_as_in_the_evaluation(measured) -> None:
     _, test, figures = measured
     nll, _ = figures["pruned"]["NLL without inactive units"]
@@ -70,6 +71,7 @@ def test_units_are_removed_as_in_the_evaluation(measured) -> None:
     assert used["NLL of the used units alone"][0] == pytest.approx(test.nll_only_used)
 
 
+@pytest.mark.slow
 def test_the_bound_is_that_of_training(measured) -> None:
     run, _, figures = measured
     k = run.config.objective.k
@@ -99,6 +101,7 @@ def test_jackknives_take_bias_away() -> None:
     assert abs(jvi1 - exact) < abs(iwae - exact) < abs(elbo - exact)
 
 
+@pytest.mark.slow
 def test_the_mean_absolute_deviation_is_within_its_limit(measured) -> None:
     figures = measured[2]["deviation"]
     deviation, limit = figures["E|log p̂ − E log p̂|"][0], figures["2 + 2δ"][0]

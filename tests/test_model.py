@@ -473,6 +473,7 @@ def test_bernoulli_of_real_values_is_refused():
         make("bernoulli", kind="real")
 
 
+@pytest.mark.slow
 def test_weights_by_fan_in_are_uniform_to_its_root_and_biases_zero():
     """U[±1/√n_in] (DD2434): the edges are approached, the variance is 1 / (3 n_in)."""
     config = ModelConfig(2, ((200, 90), (60,)), (40, 30), "bernoulli", initialization="fan-in")

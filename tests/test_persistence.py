@@ -193,6 +193,7 @@ def test_the_model_of_another_run_is_made_again_from_the_checkpoint(run, another
     assert (run / folder.MODEL).read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_the_same_settings_on_other_data_are_another_run(tiny: RunConfig, tmp_path: Path) -> None:
     """Also where only the test split is another."""
     rows = np.random.default_rng(0).random((60, 64)).astype(np.float32)

@@ -37,6 +37,7 @@ def test_resampled_draws_go_from_q_to_the_posterior(k, mean, variance):
     np.testing.assert_allclose(np.cov(z.T), variance * np.eye(2), atol=6 * variance / np.sqrt(n))
 
 
+@pytest.mark.slow
 def test_densities_on_a_grid():
     """The exact one is the closed form; q_EW is q at K = 1 and comes near the posterior with K."""
     oracle = generic_chain((2,), inflate=2.5)

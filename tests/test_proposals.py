@@ -96,6 +96,7 @@ def test_the_mean_of_the_weights_is_the_evidence_and_the_bound_is_below_it(
     assert bounds.mean() < -5 * bounds.std(ddof=1) / np.sqrt(n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shared", "heuristic"), thinned(KINDS, (True, "balance")))
 def test_on_a_grid_the_mean_of_the_weights_is_the_evidence(shared: bool, heuristic: str) -> None:
     """E[(1/J) Σ_j w_j] = (1/J) Σ_j ∫∫ q(z_0|x) q_j(z|z_0, x) w_j dz_0 dz, all in float64."""

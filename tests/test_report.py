@@ -303,6 +303,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 # Vectors
 
 
+@pytest.mark.slow
 def test_vectors_are_drawn_as_lines(vectors: Trained) -> None:
     text = report.render([vectors.path])
     assert "Each line is an example, its 5 values from left to right." in text

@@ -14,6 +14,7 @@ from iwae.trained import Trained
 from refusals import refused
 
 
+@pytest.mark.slow
 def test_gradients_of_a_run(tiny_run: Trained, tmp_path: Path, capsys) -> None:
     form = ["gradients", str(tiny_run.path), "--repeats", "40", "--examples", "3"]
     main([*form, "--ks", "1,2,4", "--estimators", "reparam,dreg", "--out", f"{tmp_path}/g.json"])

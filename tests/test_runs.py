@@ -432,6 +432,7 @@ def test_other_test_examples_are_another_file(tiny: RunConfig, tmp_path: Path) -
         iwae.evaluate(tmp_path / "run", k=5)
 
 
+@pytest.mark.slow
 def test_arrays_are_of_the_kind_that_a_run_was_trained_on(tiny: RunConfig, tmp_path) -> None:
     """Whatever kind they would be taken for by themselves."""
     rng = np.random.default_rng(0)
@@ -441,6 +442,7 @@ def test_arrays_are_of_the_kind_that_a_run_was_trained_on(tiny: RunConfig, tmp_p
         assert iwae.load(tmp_path / "real", data=rows).evaluate(k=5).n == 5
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_one_says_what_its_values_were_taken_for(tiny, tmp_path) -> None:
     """As of an early version, to which auto took integers up to 16 for dark intensities."""
     rows = np.random.default_rng(0).integers(0, 17, (200, 9))
@@ -642,6 +644,7 @@ def test_the_model_of_an_early_version_is_replaced_by_a_later_one(tmp_path: Path
     assert not folder.Folder(tmp_path).has_model(passes=3, step=21)
 
 
+@pytest.mark.slow
 def test_an_evaluation_takes_nothing_from_an_earlier_one(tiny_run: Trained) -> None:
     first = iwae.evaluate(tiny_run.path, k=5, limit=30, without_inactive=True)
     second = iwae.evaluate(tiny_run.path, k=5, limit=30, only_used=True)
@@ -730,6 +733,7 @@ def test_a_run_killed_before_its_last_checkpoint_still_ends_with_a_model(
     assert same_models(out, tiny_run.path)
 
 
+@pytest.mark.slow
 def test_a_larger_budget_in_minutes_goes_on(tiny: RunConfig, tmp_path: Path) -> None:
     short = override(tiny, epochs=40, minutes=1e-4)
     first = iwae.train(short, out=tmp_path / "run")

@@ -373,6 +373,7 @@ def test_automatic_guides(automatic):
     assert np.all(np.abs(plain.mean(0) - dreg.mean(0)) < 4.5 * error)
 
 
+@pytest.mark.slow
 def test_a_point_mass_beside_draws_is_refused_if_it_has_parameters():
     """Only the log-weights themselves pass a gradient to it."""
 

@@ -339,6 +339,7 @@ def test_a_product_in_bfloat16_is_exact_in_its_rounded_factors():
     assert np.max(np.abs(got / exact - 1)) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_precision_is_of_training_only(tiny, tiny_run):
     exact, low = tiny_run, iwae.train(tiny, precision="bfloat16")
     last = exact.model.observation.linear.weight, low.model.observation.linear.weight

@@ -54,7 +54,8 @@ class Dataset:
         """
         at = columns.order(self.names, names, self.train.shape[1], self.name)
         if at is None:
-            return replace(self, names=tuple(names) or self.names)
+            known = tuple(names) or self.names
+            return self if known == self.names else replace(self, names=known)
         splits = {name: self.split(name)[:, at] for name in SPLITS}
         ordered = tuple(self.names[i] for i in at)
         return replace(self, **splits, names=ordered)  # type: ignore[arg-type]
