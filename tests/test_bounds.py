@@ -117,7 +117,7 @@ def test_values_are_those_of_numpy():
     np.testing.assert_allclose(miwae(LOG_W, m=2), np.mean(halves, axis=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("order", thinned(range(5), 0, 3))
+@pytest.mark.parametrize("order", thinned(range(5), 0, 2))
 def test_jvi_is_the_sum_over_all_subsets(order):
     """Nowozin 2018, Eq. 21, with every subset spelled out."""
     log_w, k = np.asarray(LOG_W[:, 0, 0], np.float64), 6
@@ -230,6 +230,7 @@ def test_all_but_one_weight_zero(bound):
         assert value == np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "order"), thinned([(50, 1), (50, 2), (200, 2)], (200, 2)))
 def test_jvi_keeps_its_digits_far_from_zero(k, order):
     """Log-weights near −90, as of images, in float32 against float64, also where coefficients of
@@ -324,7 +325,7 @@ def test_vr_iwae_above_1_follows_the_draws_of_weight_0():
 @pytest.mark.parametrize(
     "bound",
     [
-        pytest.param(bound, marks=pytest.mark.slow if name in ("jvi-1", "jvi-3") else ())
+        pytest.param(bound, marks=pytest.mark.slow if name in ("jvi-2", "jvi-3") else ())
         for name, bound in SHAPED.items()
     ],
     ids=SHAPED,

@@ -51,6 +51,7 @@ class ByHead(eqx.Module):
         return jnp.full(2, v[1] - v[2]), jnp.full(2, 0.5 * jnp.log(0.5))
 
 
+@pytest.mark.slow
 def test_with_uniform_weights_heads_have_reverse_models_of_their_own() -> None:
     """p(z) = N(0, I) is the heads', so w_j = r_j(z_0) / q(z_0), of mean 1, and they take turns:
     E[w_1 w_2] = Π_units E_q[r_1 r_2 / q²], a Gaussian integral."""

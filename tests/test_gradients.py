@@ -127,7 +127,7 @@ def weights_of_the_papers(name, bound, log_w):
     return c, *table[name]
 
 
-@pytest.mark.parametrize("name", thinned(sorted(set(ESTIMATORS) - {"rws-sleep"}), "dreg", "rws"))
+@pytest.mark.parametrize("name", thinned(sorted(set(ESTIMATORS) - {"rws-sleep"}), "rws"))
 def test_every_estimator_weighs_paths_and_scores_as_its_paper_says(name):
     """z = e + s ε: path of e is ∂log w/∂z, of log s is that · s ε; scores at fixed z."""
     model, key, k = user_model(), jax.random.key(1), 6
@@ -210,6 +210,7 @@ def test_theta_has_the_same_gradient_under_every_estimator():
         assert np.any(phi != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", thinned(["reparam", "stl", "dreg"], "stl"))
 def test_a_pair_takes_each_gradient_from_its_own_bound(estimator):
     theta, phi = of_autoencoder(Pair(iwae, partial(miwae, m=3)), estimator, k=6)
@@ -500,6 +501,7 @@ def deviation(few, full):
     return np.max(np.abs(apart.mean(0)[moving]) / error[moving])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "estimator"),
     thinned(
@@ -609,6 +611,7 @@ class WiderAtOnce(Wider):
         return h, self.log_proposal(x, h)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", thinned([Wider, WiderAtOnce], WiderAtOnce))
 def test_a_model_that_proposes_in_its_own_way_is_asked_for_its_draws(kind):
     """By every estimator, and by the evaluation."""

@@ -68,6 +68,7 @@ def test_l_k_of_the_linear_gaussian_model_converges_to_log_p(linear_gaussian):
     agrees(values, linear_gaussian.log_evidence(X), at_most=0.002)
 
 
+@pytest.mark.slow
 def test_l_k_over_examples_converges_to_each_examples_log_p(linear_gaussian):
     x = np.asarray(X) + 0.5 * np.random.default_rng(0).normal(size=(150, 3))
     exact = linear_gaussian.log_evidence(x)
@@ -368,6 +369,7 @@ def test_every_example_arrives_once_in_order_with_its_own_key():
     np.testing.assert_array_equal(keys, same)
 
 
+@pytest.mark.slow
 def test_values_depend_neither_on_the_block_nor_on_the_workers_nor_on_others(monkeypatch):
     function = eqx.Partial(log_likelihood, k=6, chunk=4)
     observe = Observer(2.0, dynamic=True)

@@ -212,6 +212,7 @@ def test_the_time_that_is_left_counts_what_is_compiled_once(tmp_path: Path, monk
     assert seconds == {first: 10 + 3 + 50, second: 10 + 3, other: 10 + 3 + 50}
 
 
+@pytest.mark.slow
 def test_an_estimate_measures_what_compiling_takes(tmp_path: Path, tiny: RunConfig) -> None:
     task = Task(override(tiny, hidden=((9,),)), k=9, limit=20)
     epoch, evaluation, step, program = reproduce._seconds(task, None)

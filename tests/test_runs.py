@@ -26,7 +26,7 @@ from iwae.config import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
 from iwae.progress import print_evaluation
-from iwae.settings import override
+from iwae.settings import override, read
 from iwae.trained import Trained
 from refusals import refused
 from thinned import thinned
@@ -177,7 +177,7 @@ def test_killed_in_the_middle_of_a_write(tiny, tiny_run, tmp_path: Path, write: 
     config, whole, out = tmp_path / "config.toml", tiny_run.path, tmp_path / "torn"
     config.write_text(override(tiny, checkpoint_every=1).to_toml())
     finish(start(DYING + SCRIPT, config, out, str(write)), -signal.SIGKILL)
-    finish(start(SCRIPT, config, out), 0)
+    iwae.train(read(config), out=out, resume=None)
     assert same_models(whole, out)
 
 
@@ -594,6 +594,7 @@ def test_evaluations_are_kept(tiny_run: Trained) -> None:
     assert kept["test k=20 n=20 seed=0 passes=3"]["nll"] == second.nll
 
 
+@pytest.mark.slow
 def test_figures_of_other_models_or_examples_are_not_kept_together(tiny, tmp_path) -> None:
     rows = np.random.default_rng(0).random((200, 9))
     iwae.train(override(tiny, epochs=1), data=rows, out=tmp_path / "run")

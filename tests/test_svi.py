@@ -79,6 +79,7 @@ def test_without_a_common_plate_the_whole_is_one_example():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bound", thinned([iwae, elbo, partial(vr_iwae, alpha=0.5), partial(jvi, order=1)], iwae)
 )
@@ -247,7 +248,6 @@ def test_every_automatic_guide_is_tried():
         "AutoNormal",
         "AutoMultivariateNormal",
         "AutoLowRankMultivariateNormal",
-        "AutoGuideList",
     ),
 )
 def test_the_exact_posterior_gives_the_evidence(name):

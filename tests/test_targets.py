@@ -59,7 +59,6 @@ def proposal(kind: str, heuristic: str = "uniform", k: int = 4):
             *itertools.product(("shared", "own"), ("uniform", "balance", "power")),
         ],
         ("plain", "uniform"),
-        ("own", "balance"),
     ),
 )
 def test_every_proposal_estimates_the_evidence_of_a_mixture(kind: str, heuristic: str) -> None:

@@ -179,6 +179,7 @@ def test_chunks_hold_enough_draws_of_a_batch(batch, draws, size):
     assert training.chunk_size(batch, draws, rows=1250) == size
 
 
+@pytest.mark.slow
 def test_a_batch_in_groups_and_draws_in_chunks_are_the_whole(monkeypatch):
     """The same draws and the same mean gradient, summed in another order."""
     params, static = eqx.partition(small_model(), eqx.is_inexact_array)
