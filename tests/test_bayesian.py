@@ -318,10 +318,7 @@ def test_dreg_has_the_mean_of_reparam() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ESTIMATORS,
-)
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_takes_uncertain_weights(name: str) -> None:
     mean, _ = mean_gradient(small(1), name, 10)
     assert np.all(np.isfinite(mean))

@@ -464,9 +464,13 @@ def test_other_keys_draw_too():
     assert of.sample(jax.random.PRNGKey(5)).shape == (3,)
 
 
-@pytest.mark.parametrize("name", ["Poisson", "NegativeBinomialProbs", "ZeroInflatedPoisson"])
+LARGE = ["BetaNegativeBinomial", "NegativeBinomialProbs", "Poisson", "ZeroInflatedPoisson"]
+
+
+@pytest.mark.parametrize("name", LARGE)
 def test_counts_beyond_32_bits_are_drawn(name):
     rows = {"gate": -30.0, "rate": 24.0, "total_count": 20.0, "probs": 4.0}
+    rows |= {"concentration1": 20.0, "concentration0": 16.0, "n": 20.0}
     column = jnp.array([[rows[of]] for of in arguments(name)])
     x = np.asarray(likelihoods.Numpyro(name).distribution(column).sample(threefry.key(0), (500,)))
     np.testing.assert_allclose(x.mean(), exp(24), rtol=1e-3)

@@ -90,6 +90,13 @@ def read_header(path: Path) -> dict[str, Any]:
     return read(path).header
 
 
+def names(path: Path) -> list[str]:
+    """The tree paths of a file's arrays, which are not read; raises what `read` raises of a file
+    that is none."""
+    with _opened(path) as file:
+        return sorted(file.keys())
+
+
 def written_about(path: Path) -> dict[str, str]:
     """What its writer said of a file, which is not verified; empty if it cannot be read."""
     try:

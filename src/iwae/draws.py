@@ -44,6 +44,12 @@ def _gamma_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) ->
     return _counts(key_poisson, of._gamma.sample(key_gamma, sample_shape))
 
 
+def _beta_negative_binomial(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+    key_beta, key_count = jax.random.split(key)
+    probs = of._beta.sample(key_beta, sample_shape)
+    return _gamma_poisson(dist.NegativeBinomialProbs(of.n, probs), key_count, ())
+
+
 def _zero_inflated_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
     key_gate, key_count = jax.random.split(key)
     shape = (*sample_shape, *of.batch_shape)
@@ -89,6 +95,7 @@ def _von_mises(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Arr
 
 
 SAMPLERS: dict[str, Callable[..., Array]] = {
+    "BetaNegativeBinomial": _beta_negative_binomial,
     **dict.fromkeys(
         ("GammaPoisson", "NegativeBinomial2", "NegativeBinomialLogits"), _gamma_poisson
     ),

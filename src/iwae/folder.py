@@ -20,14 +20,14 @@ from iwae import checkpoint, persisted
 from iwae.checkpoint import Stored
 from iwae.config import RunConfig
 from iwae.errors import InputError
-from iwae.files import TEMPORARY, locked, write_atomic
+from iwae.files import OF_A_RUN, TEMPORARY, locked, write_atomic
 from iwae.model import Autoencoder
 from iwae.observation import Observation
 from iwae.persisted import MistypedError, Unbounded
 from iwae.settings import differences, parse, read_text
 
-CONFIG, METRICS, CHECKPOINT = "config.toml", "metrics.jsonl", "checkpoint.safetensors"
-MODEL, EVALUATION, LOCK = "model.safetensors", "evaluation.json", ".lock"
+CONFIG, METRICS, CHECKPOINT, MODEL, EVALUATION = OF_A_RUN
+LOCK = ".lock"
 
 REPLICA = "seed-"
 """What the folder of a replica is called, before its seed."""
@@ -185,7 +185,7 @@ class Folder:
         """The tree paths of what was last saved; empty if nothing was."""
         if self.path is None or not self.begun:
             return []
-        return sorted(checkpoint.read(self.path / CHECKPOINT).arrays)
+        return checkpoint.names(self.path / CHECKPOINT)
 
     def is_of_others(self) -> bool:
         """Whether what was begun here is another run, by its identity."""

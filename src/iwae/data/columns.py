@@ -35,7 +35,7 @@ def order(given: Sequence[str], wanted: Sequence[str], d: int, where: str) -> np
     frame's columns are called that were not named) where the others' do not. Raises InputError
     that names what is missing and what is there besides.
     """
-    counted = tuple(map(str, range(d)))
+    counted = _counted(d)
     given, wanted = tuple(given), tuple(wanted) or counted
     if not given or given == wanted:
         return None
@@ -54,12 +54,17 @@ def order(given: Sequence[str], wanted: Sequence[str], d: int, where: str) -> np
 def check_named(splits: Mapping[str, Sequence[str]], d: int) -> None:
     """Raises InputError where the first of some splits, by what they are called, has no names and
     another has, so that it is not known which column is which."""
-    counted = tuple(map(str, range(d)))
+    counted = _counted(d)
     first, *others = splits.items()
     for where, names in others:
         if names and tuple(names) != counted and tuple(first[1]) in ((), counted):
             what = f"{first[0]} has no names for its columns, where {where} has {_listed(names)}"
             raise InputError(f"{what}: give both their names, or neither.")
+
+
+def _counted(d: int) -> tuple[str, ...]:
+    """What the columns of a data frame are called that were not named."""
+    return tuple(map(str, range(d)))
 
 
 def _apart(given: tuple[str, ...], wanted: tuple[str, ...], where: str) -> str:
