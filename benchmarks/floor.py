@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from iwae import threefry
+from iwae._utils import threefry
 from iwae.model import Autoencoder
 
 ADAM_ARRAYS = 8

@@ -22,7 +22,7 @@ from jaxtyping import install_import_hook
 
 CHECKED = (
     "bayesian bounds build checkpoint evaluation gradients jackknife laboratory likelihoods "
-    "measures model networks observation posterior proposals soap targets threefry training"
+    "measures model networks observation posterior proposals soap targets _utils.threefry training"
 )
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):
     import iwae.runs

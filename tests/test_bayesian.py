@@ -14,7 +14,8 @@ from scipy.special import log_expit
 from scipy.stats import norm
 
 import iwae
-from iwae import runs, threefry
+from iwae import runs
+from iwae._utils import threefry
 from iwae.bayesian import Draws, UncertainAutoencoder, UncertainLinear
 from iwae.bounds import iwae as l_k
 from iwae.cli import main

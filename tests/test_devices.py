@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iwae import devices, runs
+from iwae import runs
+from iwae._utils import distributed
 from iwae.checkpoint import read_header
 from iwae.cli import main, parse
 from iwae.trained import Trained
@@ -27,7 +28,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 import numpy as np
 import iwae
 from iwae import training
-from iwae.devices import Devices
+from iwae._utils.distributed import Devices
 from iwae.loop import Observed, Run, Silent
 from iwae.folder import Folder
 from iwae.observation import observation, prepare
@@ -75,8 +76,8 @@ def test_four_devices_share_a_batch_and_an_evaluation(tiny_run: Trained, tmp_pat
 def test_devices_that_are_not_there_are_refused(tmp_path: Path) -> None:
     form = ["train", "--dataset", "digits", "--out", str(tmp_path / "run"), "--epochs", "1"]
     with refused("devices = 3 was given, but this machine has 1; give 1 to 1."):
-        devices.Devices.of(3, 20)
-    assert devices.Devices.of(1, 7).mesh is None
+        distributed.Devices.of(3, 20)
+    assert distributed.Devices.of(1, 7).mesh is None
     with pytest.raises(SystemExit):
         main([*form, "--devices", "2"])
     assert not (tmp_path / "run").exists()
@@ -108,13 +109,13 @@ def test_hosts_that_cannot_come_together_are_refused(monkeypatch) -> None:
             f"coordinator = {coordinator} was given, but it is where the first host listens; give "
             f"HOST:PORT, as first-machine:9911, or auto."
         ):
-            devices.join(coordinator, 2, 0)
+            distributed.join(coordinator, 2, 0)
     for hosts, host in ((2, 2), (0, 0), (2, -1)):
         with refused(
             f"host = {host} was given with hosts = {hosts}, but hosts are counted from 0, and are "
             f"at least 1; give a --host less than --hosts."
         ):
-            devices.join("127.0.0.1:9911", hosts, host)
+            distributed.join("127.0.0.1:9911", hosts, host)
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -123,13 +124,13 @@ def test_hosts_that_cannot_come_together_are_refused(monkeypatch) -> None:
             f"coordinator = 127.0.0.1:{port} was given, but this machine cannot listen there; give "
             f"an address of its own, and another port if this one is taken."
         ):
-            devices.join(f"127.0.0.1:{port}", 2, 0)
-    monkeypatch.setattr(devices, "PATIENCE", 0.3)
+            distributed.join(f"127.0.0.1:{port}", 2, 0)
+    monkeypatch.setattr(distributed, "PATIENCE", 0.3)
     with refused(
         f"coordinator = 127.0.0.1:{port} was given, but nobody listens there; start the first host "
         f"as well, with --host 0."
     ):
-        devices.join(f"127.0.0.1:{port}", 2, 1)
+        distributed.join(f"127.0.0.1:{port}", 2, 1)
 
 
 def test_replicas_are_trained_on_one_device(tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_a_coordinator_that_no_other_host_reaches_is_refused(monkeypatch) -> Non
         "coordinator = first:9911 was given, but on this machine first is 127.0.1.1, where no "
         "other reaches it; give the address by which the others know it."
     ):
-        devices.join("first:9911", 2, 0)
+        distributed.join("first:9911", 2, 0)
 
 
 def test_a_coordinator_without_an_address_is_refused(monkeypatch) -> None:
@@ -272,4 +273,4 @@ def test_a_coordinator_without_an_address_is_refused(monkeypatch) -> None:
         "coordinator = nowhere:9911 was given, but nowhere is the name of no machine here; give "
         "the first host's own name or address."
     ):
-        devices.join("nowhere:9911", 2, 0)
+        distributed.join("nowhere:9911", 2, 0)

@@ -14,7 +14,8 @@ import pytest
 from scipy import special
 
 import iwae
-from iwae import likelihoods, threefry
+from iwae import likelihoods
+from iwae._utils import threefry
 from iwae.likelihoods import likelihood
 from iwae.special import less_log
 from refusals import refused

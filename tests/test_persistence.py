@@ -584,7 +584,7 @@ def test_a_table_is_printed_where_its_record_cannot_be_written(tmp_path, capsys,
     result = {"passes": 1, "k": 100, "n": 50, "nll": 9.5, "nll_se": 1.0, "active_units": [3]}
     (task,) = tasks["digits/1/vae-5"]
     cells.write_result(task, tmp_path, result | {"seed": 0, "device": "cpu", "note": ""})
-    monkeypatch.setattr("iwae.files.write_atomic", full)
+    monkeypatch.setattr("iwae._utils.files.write_atomic", full)
     form = ["reproduce", "table1", "--recipe", "smoke", "--cells", "*/1/vae-5", "--render"]
     with pytest.raises(SystemExit) as left:
         main([*form, "--out", str(tmp_path), "--record", str(tmp_path / "record.json")])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from iwae import cells, files, progress, records, soap, workers
+from iwae import cells, progress, records, soap, workers
+from iwae._utils import files
 from iwae.cli import parse
 from iwae.settings import override, recipe
 from refusals import refused

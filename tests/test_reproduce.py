@@ -12,6 +12,7 @@ import pytest
 
 import iwae
 from iwae import cells, plates, reproduce, targets, workers
+from iwae._utils.formatting import excess, excess_in_words
 from iwae.cells import Task
 from iwae.cli import main, parse
 from iwae.config import RunConfig
@@ -20,7 +21,6 @@ from iwae.papers import EXPERIMENTS
 from iwae.published import OTHERS, PICTURED, RECIPES
 from iwae.reproduce import Row
 from iwae.settings import override, recipe, recipe_names
-from iwae.tables import excess, excess_in_words
 from refusals import refused
 
 

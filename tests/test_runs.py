@@ -21,7 +21,8 @@ import pytest
 
 import iwae
 from early import forget
-from iwae import checkpoint, evaluation, files, folder, loop, report, runs
+from iwae import checkpoint, evaluation, folder, loop, report, runs
+from iwae._utils import files
 from iwae.config import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent

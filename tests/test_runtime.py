@@ -16,7 +16,7 @@ import pytest
 
 import iwae
 import widths
-from iwae import devices, files, programs
+from iwae._utils import distributed, files, programs
 from iwae.config import RunConfig
 from iwae.errors import InputError
 from iwae.settings import override
@@ -219,11 +219,11 @@ def test_what_the_variable_of_the_cache_cannot_say_is_refused(monkeypatch) -> No
 def test_numbers_of_64_bits_that_are_given_are_kept() -> None:
     with jax.enable_x64(True):
         wide = jax.numpy.ones(2)
-        with devices.computing(wide):
+        with distributed.computing(wide):
             assert jax.numpy.ones(()).dtype == np.float64
-        with devices.computing(wide.astype(np.float32)):
+        with distributed.computing(wide.astype(np.float32)):
             assert jax.numpy.ones(()).dtype == np.float32
-            with devices.computing(wide):
+            with distributed.computing(wide):
                 assert jax.numpy.ones(()).dtype == np.float64
         assert jax.numpy.ones(()).dtype == np.float64
 
@@ -243,9 +243,9 @@ def test_a_model_of_64_bits_is_computed_in_64_bits(tiny_run: Trained) -> None:
 
 
 def test_a_process_that_computes_for_itself_is_not_refused(monkeypatch) -> None:
-    monkeypatch.setattr(devices, "computed_in", os.getpid() + 1)
-    with pytest.raises(InputError, match="forked"), devices.computing():
+    monkeypatch.setattr(distributed, "computed_in", os.getpid() + 1)
+    with pytest.raises(InputError, match="forked"), distributed.computing():
         pass
-    monkeypatch.setattr(devices, "computed_in", None)
-    with devices.computing():
+    monkeypatch.setattr(distributed, "computed_in", None)
+    with distributed.computing():
         pass

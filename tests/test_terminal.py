@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from iwae import cli, progress
-from iwae.files import as_argument
+from iwae._utils.files import as_argument
 from iwae.laboratory import Measurement, Slope
 from iwae.terminal import speak_plainly, visible
 from iwae.trained import Trained

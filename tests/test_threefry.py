@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwae import threefry
+from iwae._utils import threefry
 
 SEEDS = (0, 7, 2**31 + 5, 2**32 - 1)
 

@@ -14,7 +14,8 @@ import numpyro
 import numpyro.distributions as dist
 
 import iwae
-from iwae import bounds, gradients, posterior, svi, targets, threefry
+from iwae import bounds, gradients, posterior, svi, targets
+from iwae._utils import threefry
 from iwae.config import ModelConfig
 from iwae.evaluation import log_likelihood
 from iwae.settings import override, recipe

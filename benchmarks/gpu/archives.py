@@ -4,7 +4,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from iwae.files import write_atomic
+from iwae._utils.files import write_atomic
 from iwae.folder import CHECKPOINT, CONFIG, MODEL
 
 LARGEST = 15 * 2**20

@@ -22,7 +22,8 @@ import iwae
 from benchmarks.gpu.task import Task
 from benchmarks.images import synthetic
 from benchmarks.iwae_steps import TrainingLoop, new_model
-from iwae import bounds, data, threefry
+from iwae import bounds, data
+from iwae._utils import threefry
 from iwae.build import build
 from iwae.config import ModelConfig, ObjectiveConfig, Precision, TrainingConfig
 from iwae.evaluation import bound_value, log_likelihood, mean_and_error, over_examples
@@ -304,7 +305,7 @@ def replicas() -> Outcome:
 
 
 def random_numbers() -> Outcome:
-    """The numbers of `jax.random`, drawn by `iwae.threefry`: the same to the bit."""
+    """The numbers of `jax.random`, drawn by `iwae._utils.threefry`: the same to the bit."""
     ours, theirs = threefry.key(7), jax.random.key(7)
     same = [
         jnp.array_equal(jax.random.bits(ours, (1001,)), jax.random.bits(theirs, (1001,))),

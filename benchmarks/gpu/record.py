@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from iwae._utils.files import write_atomic
 from iwae.errors import InputError
-from iwae.files import write_atomic
 
 State = Literal["done", "failed", "cut short", "not begun"]
 

@@ -38,7 +38,7 @@ _MODULES = (
     "settings",
     "svi",
     "targets",
-    "threefry",
+    "_utils.threefry",
     "trained",
     "training",
 )

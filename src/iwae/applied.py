@@ -32,7 +32,7 @@ class Sample:
 
     def run(self) -> None:
         from iwae import figures, runs
-        from iwae.files import write_atomic
+        from iwae._utils.files import write_atomic
 
         check_output(self.out, (".png", ".npy", ".csv"), overwrite=self.overwrite)
         trained = runs.load(self.run_folder)
@@ -61,7 +61,7 @@ class Reconstruct:
 
     def run(self) -> None:
         from iwae import figures, runs
-        from iwae.files import write_atomic
+        from iwae._utils.files import write_atomic
 
         check_output(self.out, (".png",), overwrite=self.overwrite)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)

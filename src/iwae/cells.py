@@ -14,11 +14,11 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from iwae import data, persisted, runs, soap
-from iwae.checks import check_draws
+from iwae._utils.checks import check_draws
+from iwae._utils.files import one_at_a_time, write_atomic
 from iwae.config import RunConfig
 from iwae.errors import TOO_LARGE, InputError, unusable
 from iwae.experiments import finished, known, versions
-from iwae.files import one_at_a_time, write_atomic
 from iwae.folder import CONFIG, MODEL, SAVING, InUseError, read_metrics
 from iwae.loop import Watcher
 from iwae.measures import MEASURES

@@ -19,8 +19,8 @@ import safetensors
 import safetensors.numpy
 
 from iwae import persisted
+from iwae._utils.files import write_atomic
 from iwae.errors import InputError
-from iwae.files import write_atomic
 
 Tree = TypeVar("Tree")
 

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
+from iwae._utils.files import as_argument
 from iwae.applied import Encode, Reconstruct, Sample, Score
 from iwae.config import RunConfig
 from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest, unusable
-from iwae.files import as_argument
 from iwae.flags import ALONE, DataDir, Hosts, Overwrite, Seed
 from iwae.outputs import StandardError, check_output, write_scores
 from iwae.published import RECIPES, SWITCHES, Reproduce

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from iwae.checks import check_at_least_one, check_counts, check_seed, require
+from iwae._utils.checks import check_at_least_one, check_counts, check_seed, require
 
 PRESETS: dict[int, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
     1: (((200, 200),), (50,)),

@@ -17,15 +17,16 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from iwae import data, figures, runs, targets, threefry
+from iwae import data, figures, runs, targets
+from iwae._utils import threefry
+from iwae._utils.distributed import computing
+from iwae._utils.files import write_atomic
 from iwae.bounds import iwae
 from iwae.config import RunConfig
-from iwae.devices import computing
 from iwae.errors import InputError
 from iwae.evaluation import mean_and_error, over_examples, repetitions
 from iwae.experiments import Watchers, finished, known, versions
 from iwae.figures import Panel
-from iwae.files import write_atomic
 from iwae.loop import Watcher
 from iwae.model import draw, draw_log_weights
 from iwae.proposals import Heuristic, hierarchical

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, PRNGKeyArray
 
+from iwae._utils.threefry import plain_key
 from iwae.special import log_rise
-from iwae.threefry import plain_key
 
 NARROW = 1e4
 """A concentration on the circle from which on von Mises is normal to float32."""

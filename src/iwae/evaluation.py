@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from iwae import threefry
+from iwae._utils import threefry
+from iwae._utils.checks import check_draws
+from iwae._utils.distributed import computing, gathered, json_from_first
 from iwae.bounds import Bound
-from iwae.checks import check_draws
-from iwae.devices import computing, gathered, json_from_first
 from iwae.errors import InputError
 from iwae.model import (
     Autoencoder,

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import iwae
-from iwae import laboratory, report, runs, threefry, training
-from iwae.checks import check_seed
+from iwae import laboratory, report, runs, training
+from iwae._utils import threefry
+from iwae._utils.checks import check_seed
+from iwae._utils.distributed import computing
 from iwae.config import PARAMETERS, ObjectiveConfig, Precision, RunConfig
 from iwae.data import Dataset
-from iwae.devices import computing
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.laboratory import Measurement, Slope

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from iwae import threefry
+from iwae._utils import threefry
+from iwae._utils.checks import check_seed
 from iwae.bayesian import UncertainAutoencoder
-from iwae.checks import check_seed
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE
 from iwae.laboratory import Measurement

@@ -42,10 +42,10 @@ class Hosts:
                     f"first of them listens; give --coordinator HOST:PORT."
                 )
             return True
-        from iwae import devices
+        from iwae._utils import distributed
 
-        devices.join(self.coordinator, self.hosts, self.host)
-        return devices.is_first()
+        distributed.join(self.coordinator, self.hosts, self.host)
+        return distributed.is_first()
 
 
 ALONE = Hosts()

@@ -17,10 +17,10 @@ from typing import Any, NotRequired, TypedDict
 import equinox as eqx
 
 from iwae import checkpoint, persisted
+from iwae._utils.files import OF_A_RUN, TEMPORARY, locked, write_atomic
 from iwae.checkpoint import Stored
 from iwae.config import RunConfig
 from iwae.errors import InputError
-from iwae.files import OF_A_RUN, TEMPORARY, locked, write_atomic
 from iwae.model import Autoencoder
 from iwae.observation import Observation
 from iwae.persisted import MistypedError, Unbounded

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from iwae._utils.checks import check_draws
 from iwae.bounds import Bound, Pair, curvature
-from iwae.checks import check_draws
 from iwae.errors import InputError, nearest
 from iwae.model import Autoencoder, Model, draw, made_from_noise
 

@@ -22,7 +22,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae import gradients, threefry
+from iwae import gradients
+from iwae._utils import threefry
 from iwae.bounds import Bound, Pair
 from iwae.errors import InputError
 from iwae.gradients import surrogate_loss

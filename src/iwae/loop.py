@@ -16,11 +16,7 @@ from jaxtyping import Array
 
 import iwae
 from iwae import evaluation, training
-from iwae.build import as_kept, build
-from iwae.checkpoint import fitted
-from iwae.config import RunConfig, TrainingConfig
-from iwae.data import Dataset
-from iwae.devices import (
+from iwae._utils.distributed import (
     Devices,
     any_host,
     from_first,
@@ -28,9 +24,13 @@ from iwae.devices import (
     is_first,
     json_from_first,
 )
+from iwae._utils.files import as_argument
+from iwae.build import as_kept, build
+from iwae.checkpoint import fitted
+from iwae.config import RunConfig, TrainingConfig
+from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
-from iwae.files import as_argument
 from iwae.folder import (
     CONFIG,
     MODEL,

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from iwae.checks import check_draws
-from iwae.devices import computing
+from iwae._utils.checks import check_draws
+from iwae._utils.distributed import computing
 from iwae.errors import InputError
 from iwae.likelihoods import LOG_2PI, AbstractLikelihood
 from iwae.networks import Filled, Selected

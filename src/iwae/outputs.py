@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iwae._utils.files import refuse_existing, write_atomic
 from iwae.errors import InputError
-from iwae.files import refuse_existing, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np

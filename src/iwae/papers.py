@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from iwae._utils.formatting import UNKNOWN, Figure
 from iwae.config import PARAMETERS
-from iwae.tables import UNKNOWN, Cell, Experiment, Figure
+from iwae.tables import Cell, Experiment
 
 BY: dict[str, dict[str, Any]] = {
     "vae": {"objective": "vae", "backward_draws": None},

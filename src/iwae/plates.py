@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from iwae import data, figures, runs, threefry
+from iwae import data, figures, runs
+from iwae._utils import threefry
+from iwae._utils.files import write_atomic
 from iwae.bayesian import UncertainAutoencoder
 from iwae.config import RunConfig
 from iwae.evaluation import mean_and_error
 from iwae.experiments import Watchers, finished, known, versions
 from iwae.figures import Panel
-from iwae.files import write_atomic
 from iwae.settings import flatten, override
 from iwae.targets import slides_ring, slides_ring_log_prob
 from iwae.trained import Trained

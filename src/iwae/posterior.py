@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.checks import check_draws
+from iwae._utils.checks import check_draws
 from iwae.errors import InputError
 from iwae.model import Model, draw
 

@@ -104,7 +104,7 @@ class Reproduce:
             )
         if self.page is not None:
             from iwae import results
-            from iwae.files import write_atomic
+            from iwae._utils.files import write_atomic
 
             check_output(self.page, (".md",), overwrite=self.overwrite)
             write_atomic(self.page, results.page(self.records))
@@ -119,7 +119,7 @@ class Reproduce:
 
     def _keep(self, content: dict[str, Any]) -> None:
         """Write the record if one is wanted."""
-        from iwae.files import write_atomic
+        from iwae._utils.files import write_atomic
 
         if self.record is not None:
             write_atomic(self.record, json.dumps(content, indent=1, allow_nan=False))
@@ -141,7 +141,7 @@ class Reproduce:
     def _put_down(self, rows: Sequence[Any]) -> str:
         """Record the finished rows beside those that are there, and say which could not be."""
         from iwae import records
-        from iwae.files import one_at_a_time
+        from iwae._utils.files import one_at_a_time
 
         if self.record is None:
             return ""

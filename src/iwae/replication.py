@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from iwae import figures, runs
+from iwae._utils.files import write_atomic
 from iwae.cells import Task, place, state
-from iwae.files import write_atomic
 from iwae.folder import MODEL, read_metrics
 from iwae.trained import Trained
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwae import data, runs
+from iwae._utils.formatting import UNKNOWN, Figure, mean_units, units_in_words
 from iwae.cells import (
     LIKELIHOODS,
     Failure,
@@ -30,7 +31,7 @@ from iwae.evaluation import mean_and_error
 from iwae.loop import Silent
 from iwae.measures import MEASURES
 from iwae.settings import differences, override
-from iwae.tables import UNKNOWN, Cell, Experiment, Figure, mean_units, units_in_words
+from iwae.tables import Cell, Experiment
 
 
 def placed(

@@ -53,7 +53,7 @@ class Gradients:
 
     def run(self) -> None:
         from iwae import experiments, figures
-        from iwae.files import write_atomic
+        from iwae._utils.files import write_atomic
         from iwae.progress import print_gradients
 
         check_output(self.out, (".svg", ".json"), overwrite=self.overwrite)
@@ -104,7 +104,7 @@ class Posterior:
 
     def run(self) -> None:
         from iwae import figures, runs
-        from iwae.files import write_atomic
+        from iwae._utils.files import write_atomic
 
         check_output(self.out, (".png",), overwrite=self.overwrite)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
@@ -138,7 +138,7 @@ class Compare:
 
     def run(self) -> None:
         from iwae import experiments
-        from iwae.files import write_atomic
+        from iwae._utils.files import write_atomic
         from iwae.progress import TrainingBars, print_comparison
 
         check_output(self.record, (".json",), overwrite=self.overwrite)

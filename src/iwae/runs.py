@@ -16,14 +16,15 @@ import jax
 import numpy as np
 
 from iwae import checkpoint, data
+from iwae._utils.checks import check_seed
+from iwae._utils.distributed import Devices, computing, hosts_agree, is_first, json_from_first
+from iwae._utils.files import as_argument, one_at_a_time, write_atomic
+from iwae._utils.programs import keep_programs
 from iwae.build import as_kept
-from iwae.checks import check_seed
 from iwae.config import RunConfig
 from iwae.data import Dataset
-from iwae.devices import Devices, computing, hosts_agree, is_first, json_from_first
 from iwae.errors import InputError, unusable
 from iwae.evaluation import mean_and_error
-from iwae.files import as_argument, one_at_a_time, write_atomic
 from iwae.folder import (
     CHECKPOINT,
     CONFIG,
@@ -48,7 +49,6 @@ from iwae.folder import (
 from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
 from iwae.observation import Observation, observation, prepare
 from iwae.persisted import finite
-from iwae.programs import keep_programs
 from iwae.settings import differences, override, parse
 from iwae.trained import Evaluation, Trained, skeleton
 
@@ -70,8 +70,8 @@ def train(
     `data` is your own array [n, …] or `Dataset`, in place of `dataset`. With `out` the run is a
     folder that `load` reads; `resume` continues it, and None starts or continues it, with its own
     configuration where none is given. A batch that is larger than the training split, and was not
-    asked for, is as large as that. So many
-    `devices` of this machine share each batch; in a program of several hosts (`iwae.devices.join`)
+    asked for, is as large as that. So many `devices` of this machine share each batch; in a program
+    of several hosts (`iwae._utils.distributed.join`)
     all do, and the first writes. Raises `InputError` for unusable input, `NonFiniteError` when the
     bound is not finite, `Interrupted` after Ctrl-C.
     """

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from iwae.checks import require
+from iwae._utils.checks import require
 from iwae.config import RunConfig
 from iwae.errors import InputError, nearest
 

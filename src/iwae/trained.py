@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae import checkpoint, data, evaluation, persisted, threefry
+from iwae import checkpoint, data, evaluation, persisted
+from iwae._utils import threefry
+from iwae._utils.checks import COUNTED, check_draws, check_seed
+from iwae._utils.distributed import computing
 from iwae.bayesian import UncertainAutoencoder
 from iwae.build import as_kept, build
-from iwae.checks import COUNTED, check_draws, check_seed
 from iwae.config import RunConfig
 from iwae.data import Dataset
-from iwae.devices import computing
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, Usage, mean_and_error, over_examples
 from iwae.folder import identity, opened, read_model

@@ -17,10 +17,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from iwae import bounds, threefry
+from iwae import bounds
+from iwae._utils import threefry
+from iwae._utils.distributed import Devices
 from iwae.bounds import Pair
 from iwae.config import ObjectiveConfig, TrainingConfig
-from iwae.devices import Devices
 from iwae.gradients import surrogate_loss
 from iwae.networks import at_precision
 from iwae.observation import Observer

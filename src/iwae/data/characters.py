@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from iwae.data.files import cache_folder
+from iwae._utils.files import cache_folder, replacing
 from iwae.data.readers import CorruptError, git_blob
-from iwae.files import replacing
 
 RECIPE = "lanczos-28-v1"  # part of the cache's key: change it whenever the arrays would change
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from iwae._utils.files import cache_folder, replacing
 from iwae.data.readers import CorruptError, check_size, gunzip
 from iwae.errors import InputError
-from iwae.files import replacing
 
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces of an answer
 
@@ -46,13 +46,6 @@ class FileStatus:
     looked_in: tuple[Path, ...]
     state: str
     detail: str
-
-
-def cache_folder() -> Path:
-    """IWAE_CACHE_DIR, or the operating system's place for caches."""
-    import pooch
-
-    return Path(os.environ.get("IWAE_CACHE_DIR") or pooch.os_cache("iwae")).expanduser()
 
 
 def check_folder(data_dir: Path | None) -> None:

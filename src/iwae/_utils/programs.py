@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from iwae.data.files import cache_folder
+from iwae._utils.files import cache_folder
 from iwae.errors import InputError
 
 VARIABLE = "IWAE_COMPILATION_CACHE"

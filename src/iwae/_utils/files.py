@@ -133,3 +133,10 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def cache_folder() -> Path:
+    """IWAE_CACHE_DIR, or the operating system's place for caches."""
+    import pooch
+
+    return Path(os.environ.get("IWAE_CACHE_DIR") or pooch.os_cache("iwae")).expanduser()
