@@ -25,8 +25,8 @@ from benchmarks.agreement import (
 )
 from benchmarks.floor import Floor
 from benchmarks.timing import Contestant, Effort, Times, fastest, interleaved, ratios
-from iwae.config import ObjectiveConfig, RunConfig
-from iwae.settings import override, recipe
+from iwae.config.io import override, recipe
+from iwae.config.schema import ObjectiveConfig, RunConfig
 
 K_EVALUATION = 5000
 BLOCKS = ((1, 1000), (4, 250), (10, 500))

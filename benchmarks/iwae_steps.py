@@ -16,7 +16,7 @@ import numpy as np
 from iwae import training
 from iwae.bounds import iwae
 from iwae.build import build
-from iwae.config import ModelConfig, ObjectiveConfig, TrainingConfig
+from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
 from iwae.evaluation import CHUNK, log_likelihood, over_examples
 from iwae.gradients import surrogate_loss
 from iwae.model import Autoencoder

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iwae.config import PRESETS
+from iwae.config.schema import PRESETS
 
 LOG_2PI = math.log(2 * math.pi)
 

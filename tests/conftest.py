@@ -26,8 +26,8 @@ CHECKED = (
 )
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):
     import iwae.runs
-from iwae.config import RunConfig
-from iwae.settings import override, recipe
+from iwae.config.io import override, recipe
+from iwae.config.schema import RunConfig
 from iwae.trained import Trained
 
 TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)

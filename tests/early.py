@@ -7,7 +7,7 @@ import safetensors
 import safetensors.numpy
 
 from iwae import folder
-from iwae.config import RunConfig
+from iwae.config.schema import RunConfig
 
 
 def forget(run: Path, config: RunConfig | None = None) -> None:

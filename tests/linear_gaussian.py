@@ -11,7 +11,7 @@ from jax.scipy.stats import norm
 from scipy.stats import multivariate_normal
 
 from iwae.build import build
-from iwae.config import ModelConfig
+from iwae.config.schema import ModelConfig
 from iwae.model import Autoencoder
 
 

@@ -19,14 +19,14 @@ from iwae._utils import threefry
 from iwae.bayesian import Draws, UncertainAutoencoder, UncertainLinear
 from iwae.bounds import iwae as l_k
 from iwae.cli import main
-from iwae.config import ModelConfig, RunConfig
+from iwae.config.io import override
+from iwae.config.schema import ModelConfig, RunConfig
 from iwae.evaluation import log_likelihood
 from iwae.gradients import ESTIMATORS, surrogate_loss
 from iwae.likelihoods import Bernoulli
 from iwae.model import Autoencoder, draw_log_weights, log_weights
 from iwae.networks import Linear
 from iwae.runs import load
-from iwae.settings import override
 from linear_gaussian import orthogonal_chain, random_model
 from refusals import refused
 from thinned import thinned

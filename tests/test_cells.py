@@ -13,10 +13,10 @@ import pytest
 import iwae
 from iwae import cells, folder, runs, soap, workers
 from iwae.cells import Failure, Task
-from iwae.config import RunConfig
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.errors import Interrupted
 from iwae.loop import Silent
-from iwae.settings import override
 from refusals import refused
 from watchers import Interrupting, Quiet
 

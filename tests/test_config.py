@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from iwae.config import PARAMETERS, RunConfig
+from iwae.config.io import flatten, override, parse, recipe, recipe_names
+from iwae.config.schema import PARAMETERS, RunConfig
 from iwae.errors import InputError
-from iwae.settings import flatten, override, parse, recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

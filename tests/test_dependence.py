@@ -11,11 +11,11 @@ import pytest
 
 from iwae import dependence, runs, targets
 from iwae.cli import main
-from iwae.config import RunConfig
+from iwae.config.io import override, recipe
+from iwae.config.schema import RunConfig
 from iwae.loop import Silent
 from iwae.model import draw_log_weights
 from iwae.proposals import HierarchicalAutoencoder
-from iwae.settings import override, recipe
 from iwae.targets import NO_DATA, OnTarget
 
 

@@ -32,7 +32,7 @@ from iwae._utils.distributed import Devices
 from iwae.loop import Observed, Run, Silent
 from iwae.folder import Folder
 from iwae.observation import observation, prepare
-from iwae.settings import override, recipe
+from iwae.config.io import override, recipe
 
 config = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=2, seed=1)
 values = {}

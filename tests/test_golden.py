@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from iwae.config.io import recipe
 from iwae.papers import EXPERIMENTS
 from iwae.reproduce import tasks_of
-from iwae.settings import recipe
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "published.json").read_text("utf-8"))
 

@@ -16,7 +16,7 @@ from scipy.special import softmax
 from iwae import laboratory
 from iwae.bounds import BOUNDS, Pair, ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
 from iwae.build import build
-from iwae.config import ModelConfig, ObjectiveConfig
+from iwae.config.schema import ModelConfig, ObjectiveConfig
 from iwae.errors import InputError
 from iwae.gradients import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
 from iwae.model import (

@@ -12,7 +12,7 @@ from iwae import laboratory
 from iwae.bayesian import UncertainAutoencoder
 from iwae.bounds import elbo, iwae
 from iwae.build import build
-from iwae.config import ModelConfig
+from iwae.config.schema import ModelConfig
 from iwae.errors import InputError
 from iwae.evaluation import activity, held, posterior_means, terms
 from iwae.gradients import surrogate_loss

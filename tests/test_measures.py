@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from iwae import measures
+from iwae.config.io import override
 from iwae.measures import MEASURES, ORDERS
 from iwae.papers import EXPERIMENTS
-from iwae.settings import override
 from linear_gaussian import generic_chain, orthogonal_chain
 
 

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from iwae import likelihoods
 from iwae.build import build
-from iwae.config import ModelConfig
+from iwae.config.schema import ModelConfig
 from iwae.evaluation import log_likelihood
 from iwae.likelihoods import likelihood
 from iwae.model import (

@@ -11,8 +11,8 @@ import pytest
 from scipy.special import expit, logsumexp
 
 import iwae
+from iwae.config.io import override, recipe
 from iwae.runs import untrained
-from iwae.settings import override, recipe
 from thinned import thinned
 
 K, BATCH = 4, 20

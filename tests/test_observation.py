@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from iwae import data, likelihoods
-from iwae.config import RunConfig
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.observation import observation, prepare
-from iwae.settings import override
 from refusals import refused
 
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from scipy.special import digamma, logsumexp
 from scipy.stats import multivariate_normal
 
 from iwae import bounds, evaluation
-from iwae.config import ModelConfig
+from iwae.config.schema import ModelConfig
 from iwae.evaluation import (
     activity,
     bound_value,

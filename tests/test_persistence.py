@@ -19,10 +19,10 @@ import iwae
 from early import forget
 from iwae import cells, checkpoint, folder, records, report, reproduce, results, runs
 from iwae.cli import main
-from iwae.config import RunConfig
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.papers import EXPERIMENTS
-from iwae.settings import override
 from iwae.tables import Cell
 from iwae.trained import Trained
 from refusals import refused
@@ -553,7 +553,7 @@ def test_a_table_is_printed_beside_the_sentence_of_a_damaged_cell(tmp_path: Path
         return ["reproduce", "table1", "--recipe", "smoke", "--cells", "*/1/*ae-5", *more]
 
     result = {"passes": 1, "k": 100, "n": 50, "nll_se": 1.0, "active_units": [3], "seed": 0}
-    start = iwae.settings.recipe("smoke")
+    start = iwae.config.io.recipe("smoke")
     placed = reproduce.placed(EXPERIMENTS["table1"], (), "digits")
     tasks = reproduce.tasks_of(placed, start, start, seeds=(0,), k=100, limit=None)
     for name, nll in {"vae": 9.5, "iwae": 8.5}.items():
@@ -578,7 +578,7 @@ def test_a_table_is_printed_where_its_record_cannot_be_written(tmp_path, capsys,
     def full(path: Path, content: object) -> None:
         raise InputError(f"{path} could not be written.")
 
-    start = iwae.settings.recipe("smoke")
+    start = iwae.config.io.recipe("smoke")
     placed = reproduce.placed(EXPERIMENTS["table1"], (), "digits")
     tasks = reproduce.tasks_of(placed, start, start, seeds=(0,), k=100, limit=None)
     result = {"passes": 1, "k": 100, "n": 50, "nll": 9.5, "nll_se": 1.0, "active_units": [3]}
@@ -759,7 +759,7 @@ def test_a_pipe_in_the_place_of_a_result_does_not_hang(task, tmp_path: Path) -> 
     assert records.read(tmp_path / "record.json") is None
     os.mkfifo(tmp_path / "recipe.toml")
     with refused(f"The configuration {tmp_path / 'recipe.toml'} cannot be read: it is no file."):
-        iwae.settings.recipe(tmp_path / "recipe.toml")
+        iwae.config.io.recipe(tmp_path / "recipe.toml")
 
 
 def test_figures_are_printed_before_they_cannot_be_written(run: Path, capsys, monkeypatch) -> None:

@@ -12,12 +12,12 @@ import pytest
 import iwae
 from iwae import checkpoint, folder, loop, outputs, report, runs
 from iwae.cli import main
-from iwae.config import RunConfig
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import Silent
 from iwae.outputs import StandardError
 from iwae.progress import TrainingBars
-from iwae.settings import override
 from iwae.trained import Trained
 from refusals import refused
 

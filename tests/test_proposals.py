@@ -14,12 +14,12 @@ from scipy.stats import multivariate_normal, norm
 import iwae
 from iwae.bounds import iwae as l_k
 from iwae.cli import main
-from iwae.config import ModelConfig, RunConfig
+from iwae.config.io import override
+from iwae.config.schema import ModelConfig, RunConfig
 from iwae.evaluation import log_likelihood
 from iwae.gradients import surrogate_loss
 from iwae.model import draw_log_weights, log_normal, log_weights
 from iwae.proposals import Draws, HierarchicalAutoencoder, HierarchicalProposal
-from iwae.settings import override
 from linear_gaussian import Chain, chain, orthogonal_chain
 from refusals import refused
 from thinned import thinned

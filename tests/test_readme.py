@@ -54,7 +54,9 @@ def test_the_layout_names_every_file() -> None:
 
 
 def test_every_record_that_is_named_is_there() -> None:
-    texts = [p.read_text() for p in (*ROOT.glob("*.md"), *ROOT.glob("src/iwae/recipes/*.toml"))]
+    texts = [
+        p.read_text() for p in (*ROOT.glob("*.md"), *ROOT.glob("src/iwae/config/presets/*.toml"))
+    ]
     named = set(re.findall(r"[\w-]*table1[\w-]*\.json", " ".join(texts)))
     assert named
     assert named <= {p.name for p in (ROOT / "results" / "reproduced").iterdir()}

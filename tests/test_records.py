@@ -10,7 +10,7 @@ import pytest
 from iwae import cells, progress, records, soap, workers
 from iwae._utils import files
 from iwae.cli import parse
-from iwae.settings import override, recipe
+from iwae.config.io import override, recipe
 from refusals import refused
 
 FORM = ["reproduce", "table1", "--recipe", "smoke"]

@@ -15,11 +15,11 @@ import pytest
 import iwae
 from iwae import checkpoint, folder, loop, runs, training
 from iwae.cli import main
-from iwae.config import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
+from iwae.config.io import override
+from iwae.config.schema import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
 from iwae.observation import Observer
-from iwae.settings import override
 from iwae.trained import Trained
 from linear_gaussian import random_model
 from refusals import refused
@@ -44,7 +44,7 @@ import jax, numpy as np
 import iwae
 from iwae.errors import Interrupted
 from iwae.loop import Silent
-from iwae.settings import override, parse
+from iwae.config.io import override, parse
 sys.path.insert(0, sys.argv[3])
 from watchers import Interrupting
 config = parse(sys.argv[1], "the test")

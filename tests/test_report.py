@@ -18,10 +18,10 @@ import iwae
 from early import forget
 from iwae import data, figures, folder, report
 from iwae.build import build
-from iwae.config import RunConfig
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.observation import observation
-from iwae.settings import override
 from iwae.trained import Evaluation, Trained
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

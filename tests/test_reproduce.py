@@ -15,12 +15,12 @@ from iwae import cells, plates, reproduce, targets, workers
 from iwae._utils.formatting import excess, excess_in_words
 from iwae.cells import Task
 from iwae.cli import main, parse
-from iwae.config import RunConfig
+from iwae.config.io import override, recipe, recipe_names
+from iwae.config.schema import RunConfig
 from iwae.experiments import COMPARISONS
 from iwae.papers import EXPERIMENTS
 from iwae.published import OTHERS, PICTURED, RECIPES
 from iwae.reproduce import Row
-from iwae.settings import override, recipe, recipe_names
 from refusals import refused
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from iwae import experiments
 from iwae.cli import main
-from iwae.config import RunConfig
-from iwae.settings import override
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.trained import Trained
 from refusals import refused
 

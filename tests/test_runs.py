@@ -23,11 +23,11 @@ import iwae
 from early import forget
 from iwae import checkpoint, evaluation, folder, loop, report, runs
 from iwae._utils import files
-from iwae.config import RunConfig
+from iwae.config.io import override, read
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
 from iwae.progress import print_evaluation
-from iwae.settings import override, read
 from iwae.trained import Trained
 from refusals import refused
 from thinned import thinned
@@ -99,7 +99,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import iwae
-from iwae.settings import read
+from iwae.config.io import read
 out = Path(sys.argv[2])
 iwae.train(read(Path(sys.argv[1])), out=out, resume=out.exists())
 """
@@ -549,7 +549,7 @@ def test_what_is_no_configuration_is_refused(tiny: RunConfig) -> None:
         "in train(data=x)."
     ):
         iwae.train(np.zeros((20, 3)), epochs=1)
-    with refused("recipe is no setting; give iwae.settings.recipe(name) as the configuration."):
+    with refused("recipe is no setting; give iwae.config.io.recipe(name) as the configuration."):
         iwae.train(tiny, recipe="fast")
 
 

@@ -17,9 +17,9 @@ import pytest
 import iwae
 import widths
 from iwae._utils import distributed, files, programs
-from iwae.config import RunConfig
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.settings import override
 from iwae.trained import Trained
 from refusals import refused
 from thinned import thinned
@@ -168,7 +168,7 @@ def test_few_programs_serve_any_number_of_examples(tiny_run: Trained) -> None:
 PROCESS = """
 import jax
 from iwae import runs
-from iwae.settings import recipe
+from iwae.config.io import recipe
 found = []
 jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
 for hits in (False, True):

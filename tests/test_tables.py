@@ -19,9 +19,9 @@ from early import forget
 from iwae import checkpoint, data, figures, report
 from iwae.cells import Task
 from iwae.cli import main
-from iwae.config import RunConfig
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.settings import override
 from refusals import refused
 
 RNG = np.random.default_rng(5)

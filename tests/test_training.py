@@ -16,7 +16,7 @@ import pytest
 
 import iwae
 from iwae import training
-from iwae.config import ModelConfig, ObjectiveConfig, TrainingConfig
+from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
 from iwae.evaluation import log_likelihood
 from iwae.networks import Linear, at_precision
 from iwae.observation import Observer

@@ -18,10 +18,10 @@ import pytest
 
 from iwae import cells, runs, workers
 from iwae.cells import Failure, Task
-from iwae.config import RunConfig
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.experiments import Watchers
-from iwae.settings import override
 from refusals import refused
 from test_cells import small
 from watchers import Interrupting, Quiet

@@ -16,9 +16,9 @@ import numpyro.distributions as dist
 import iwae
 from iwae import bounds, gradients, posterior, svi, targets
 from iwae._utils import threefry
-from iwae.config import ModelConfig
+from iwae.config.io import override, recipe
+from iwae.config.schema import ModelConfig
 from iwae.evaluation import log_likelihood
-from iwae.settings import override, recipe
 from iwae.trained import Trained
 
 TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)

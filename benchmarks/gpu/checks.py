@@ -25,7 +25,7 @@ from benchmarks.iwae_steps import TrainingLoop, new_model
 from iwae import bounds, data
 from iwae._utils import threefry
 from iwae.build import build
-from iwae.config import ModelConfig, ObjectiveConfig, Precision, TrainingConfig
+from iwae.config.schema import ModelConfig, ObjectiveConfig, Precision, TrainingConfig
 from iwae.evaluation import bound_value, log_likelihood, mean_and_error, over_examples
 from iwae.gradients import ESTIMATORS, surrogate_loss
 from iwae.likelihoods import likelihood, names

@@ -15,8 +15,8 @@ from benchmarks.gpu.task import Task
 from benchmarks.images import synthetic
 from benchmarks.iwae_steps import TrainingLoop, new_model
 from benchmarks.timing import Effort, interleaved
-from iwae.config import ObjectiveConfig, Precision, TrainingConfig
-from iwae.settings import override, recipe
+from iwae.config.io import override, recipe
+from iwae.config.schema import ObjectiveConfig, Precision, TrainingConfig
 
 BATCH = 20
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae.bayesian import UncertainAutoencoder
-from iwae.config import ModelConfig
+from iwae.config.schema import ModelConfig
 from iwae.likelihoods import Numpyro, likelihood
 from iwae.model import Autoencoder
 from iwae.networks import MLP, Gaussian, Linear, Readout, Standardize, glorot_linear

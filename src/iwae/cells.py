@@ -16,14 +16,14 @@ import numpy as np
 from iwae import data, persisted, runs, soap
 from iwae._utils.checks import check_draws
 from iwae._utils.files import one_at_a_time, write_atomic
-from iwae.config import RunConfig
+from iwae.config.io import differences, override
+from iwae.config.schema import RunConfig
 from iwae.errors import TOO_LARGE, InputError, unusable
 from iwae.experiments import finished, known, versions
 from iwae.folder import CONFIG, MODEL, SAVING, InUseError, read_metrics
 from iwae.loop import Watcher
 from iwae.measures import MEASURES
 from iwae.persisted import MistypedError, Unbounded
-from iwae.settings import differences, override
 from iwae.trained import Trained
 
 FOLDER = "cells"

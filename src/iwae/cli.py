@@ -16,13 +16,13 @@ from tyro.conf import Positional
 
 from iwae._utils.files import as_argument
 from iwae.applied import Encode, Reconstruct, Sample, Score
-from iwae.config import RunConfig
+from iwae.config.io import recipe, recipe_names
+from iwae.config.schema import RunConfig
 from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest, unusable
 from iwae.flags import ALONE, DataDir, Hosts, Overwrite, Seed
 from iwae.outputs import StandardError, check_output, write_scores
 from iwae.published import RECIPES, SWITCHES, Reproduce
 from iwae.research import Compare, Gradients, Posterior
-from iwae.settings import recipe, recipe_names
 from iwae.terminal import say, speak_plainly, visible
 
 

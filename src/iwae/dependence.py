@@ -22,7 +22,8 @@ from iwae._utils import threefry
 from iwae._utils.distributed import computing
 from iwae._utils.files import write_atomic
 from iwae.bounds import iwae
-from iwae.config import RunConfig
+from iwae.config.io import flatten, override
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation import mean_and_error, over_examples, repetitions
 from iwae.experiments import Watchers, finished, known, versions
@@ -30,7 +31,6 @@ from iwae.figures import Panel
 from iwae.loop import Watcher
 from iwae.model import draw, draw_log_weights
 from iwae.proposals import Heuristic, hierarchical
-from iwae.settings import flatten, override
 from iwae.targets import NO_DATA, TARGETS, GaussianProposal, OnTarget
 from iwae.trained import Evaluation, Trained
 

@@ -16,13 +16,13 @@ from iwae import laboratory, report, runs, training
 from iwae._utils import threefry
 from iwae._utils.checks import check_seed
 from iwae._utils.distributed import computing
-from iwae.config import PARAMETERS, ObjectiveConfig, Precision, RunConfig
+from iwae.config.io import differences, flatten, override, recipe
+from iwae.config.schema import PARAMETERS, ObjectiveConfig, Precision, RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.laboratory import Measurement, Slope
 from iwae.loop import Watcher
-from iwae.settings import differences, flatten, override, recipe
 from iwae.trained import Trained
 
 

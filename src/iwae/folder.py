@@ -19,12 +19,12 @@ import equinox as eqx
 from iwae import checkpoint, persisted
 from iwae._utils.files import OF_A_RUN, TEMPORARY, locked, write_atomic
 from iwae.checkpoint import Stored
-from iwae.config import RunConfig
+from iwae.config.io import differences, parse, read_text
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.model import Autoencoder
 from iwae.observation import Observation
 from iwae.persisted import MistypedError, Unbounded
-from iwae.settings import differences, parse, read_text
 
 CONFIG, METRICS, CHECKPOINT, MODEL, EVALUATION = OF_A_RUN
 LOCK = ".lock"

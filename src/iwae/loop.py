@@ -27,7 +27,8 @@ from iwae._utils.distributed import (
 from iwae._utils.files import as_argument
 from iwae.build import as_kept, build
 from iwae.checkpoint import fitted
-from iwae.config import RunConfig, TrainingConfig
+from iwae.config.io import override
+from iwae.config.schema import RunConfig, TrainingConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
@@ -44,7 +45,6 @@ from iwae.folder import (
 )
 from iwae.model import Autoencoder
 from iwae.observation import Observation
-from iwae.settings import override
 from iwae.trained import Trained
 from iwae.training import TrainState
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from iwae.config import Precision
+from iwae.config.schema import Precision
 
 
 class Linear(eqx.Module):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from iwae import data, likelihoods
-from iwae.config import DataConfig, ModelConfig
+from iwae.config.schema import DataConfig, ModelConfig
 from iwae.data import Dataset
 from iwae.data.dataset import SPLITS
 from iwae.errors import InputError

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from iwae._utils.formatting import UNKNOWN, Figure
-from iwae.config import PARAMETERS
+from iwae.config.schema import PARAMETERS
 from iwae.tables import Cell, Experiment
 
 BY: dict[str, dict[str, Any]] = {

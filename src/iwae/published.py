@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from iwae.config import RunConfig
+from iwae.config.io import override, recipe
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError, nearest
 from iwae.flags import DataDir, Overwrite
 from iwae.outputs import check_output
 from iwae.papers import EXPERIMENTS
-from iwae.settings import override, recipe
 from iwae.terminal import say
 
 PICTURED = {

@@ -11,14 +11,14 @@ from typing import Any, NotRequired, TypedDict
 
 from iwae import persisted, soap
 from iwae.cells import CLOSE
-from iwae.config import RunConfig
+from iwae.config.io import differences, flatten
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.experiments import known, versions
 from iwae.folder import SAVING
 from iwae.papers import EXPERIMENTS
 from iwae.persisted import MistypedError, Unbounded
 from iwae.reproduce import Row, continued, mean_difference
-from iwae.settings import differences, flatten
 
 Record = dict[str, Any]
 

@@ -17,12 +17,12 @@ from markupsafe import Markup, escape
 from iwae import figures, runs
 from iwae._utils.files import as_argument, refuse_existing, write_atomic
 from iwae._utils.formatting import units_in_words
-from iwae.config import RunConfig
+from iwae.config.io import flatten
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE, Progress
 from iwae.folder import read_config, read_evaluations, read_metrics, replicas
 from iwae.likelihoods import is_continuous, is_mixed
-from iwae.settings import flatten
 from iwae.trained import TERM_DRAWS, Trained
 
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"

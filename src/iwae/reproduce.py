@@ -25,12 +25,12 @@ from iwae.cells import (
     recorded,
     state,
 )
-from iwae.config import RunConfig
+from iwae.config.io import differences, override
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError, nearest
 from iwae.evaluation import mean_and_error
 from iwae.loop import Silent
 from iwae.measures import MEASURES
-from iwae.settings import differences, override
 from iwae.tables import Cell, Experiment
 
 

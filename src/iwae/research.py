@@ -8,11 +8,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from iwae.config import Objective, ObjectiveConfig, RunConfig
+from iwae.config.io import recipe
+from iwae.config.schema import Objective, ObjectiveConfig, RunConfig
 from iwae.errors import InputError
 from iwae.flags import DataDir, Overwrite, Seed
 from iwae.outputs import check_output
-from iwae.settings import recipe
 from iwae.terminal import say
 
 PLACES = ("out", "data_dir", "overwrite", "run_folder")

@@ -21,7 +21,8 @@ from iwae._utils.distributed import Devices, computing, hosts_agree, is_first, j
 from iwae._utils.files import as_argument, one_at_a_time, write_atomic
 from iwae._utils.programs import keep_programs
 from iwae.build import as_kept
-from iwae.config import RunConfig
+from iwae.config.io import differences, override, parse
+from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, unusable
 from iwae.evaluation import mean_and_error
@@ -49,7 +50,6 @@ from iwae.folder import (
 from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
 from iwae.observation import Observation, observation, prepare
 from iwae.persisted import finite
-from iwae.settings import differences, override, parse
 from iwae.trained import Evaluation, Trained, skeleton
 
 

@@ -19,7 +19,7 @@ from iwae._utils.checks import COUNTED, check_draws, check_seed
 from iwae._utils.distributed import computing
 from iwae.bayesian import UncertainAutoencoder
 from iwae.build import as_kept, build
-from iwae.config import RunConfig
+from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, Usage, mean_and_error, over_examples

@@ -21,7 +21,7 @@ from iwae import bounds
 from iwae._utils import threefry
 from iwae._utils.distributed import Devices
 from iwae.bounds import Pair
-from iwae.config import ObjectiveConfig, TrainingConfig
+from iwae.config.schema import ObjectiveConfig, TrainingConfig
 from iwae.gradients import surrogate_loss
 from iwae.networks import at_precision
 from iwae.observation import Observer

@@ -28,10 +28,10 @@ from iwae.cells import (
     state,
     write_result,
 )
+from iwae.config.io import parse
 from iwae.errors import InputError, Interrupted
 from iwae.experiments import Watchers
 from iwae.loop import Silent
-from iwae.settings import parse
 
 Made = Callable[[str, Result | Failure], None]
 """Hears a task's name and its result."""

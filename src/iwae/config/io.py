@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from iwae._utils.checks import require
-from iwae.config import RunConfig
+from iwae.config.schema import RunConfig
 from iwae.errors import InputError, nearest
 
 
@@ -37,7 +37,7 @@ def override(config: RunConfig, **changes: Any) -> RunConfig:
     for name in changes:
         require(
             name != "recipe",
-            "recipe is no setting; give iwae.settings.recipe(name) as the configuration.",
+            "recipe is no setting; give iwae.config.io.recipe(name) as the configuration.",
         )
         require(name in known, f"There is no setting {name!r}; {nearest(name, known)}.")
     return _override(config, changes)
@@ -66,12 +66,12 @@ def recipe(name: str | Path) -> RunConfig:
         str(name) in names,
         f"There is no recipe {str(name)!r}; {nearest(str(name), names)}, or give a .toml file.",
     )
-    text = resources.files("iwae").joinpath("recipes", f"{name}.toml").read_text("utf-8")
+    text = resources.files("iwae.config").joinpath("presets", f"{name}.toml").read_text("utf-8")
     return parse(text, f"recipe {name}")
 
 
 def recipe_names() -> list[str]:
-    folder = resources.files("iwae").joinpath("recipes")
+    folder = resources.files("iwae.config").joinpath("presets")
     return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith("toml"))
 
 

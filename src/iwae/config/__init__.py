@@ -1,0 +1,1 @@
+"""What a run is: the fields, their checks, and their TOML."""
