@@ -21,7 +21,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "bayesian bounds build checkpoint evaluation gradients jackknife laboratory likelihoods "
+    "bayesian bounds build checkpoint evaluation gradients bounds.jackknife laboratory likelihoods "
     "measures model networks observation posterior proposals soap targets _utils.threefry training"
 )
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy.special import digamma, logsumexp, softmax
 
-from iwae import bounds, jackknife
-from iwae.bounds import ciwae, curvature, elbo, iwae, jvi, miwae, named, vr_iwae
+from iwae import bounds
+from iwae.bounds import ciwae, curvature, elbo, iwae, jackknife, jvi, miwae, named, vr_iwae
 from iwae.errors import InputError
 from refusals import refused
 from thinned import thinned

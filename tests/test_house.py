@@ -29,7 +29,7 @@ ROWS = [
     ("special", "densities", "starts", "draws", "likelihoods", "observation", "networks"),
     ("model",),
     ("bayesian", "proposals", "build"),
-    ("jackknife", "bounds"),
+    ("bounds.jackknife", "bounds"),
     ("gradients", "evaluation", "posterior", "svi", "laboratory", "targets"),
     ("soap", "training", "checkpoint"),
     ("folder", "trained"),

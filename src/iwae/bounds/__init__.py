@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iwae import jackknife
+from iwae.bounds import jackknife
 from iwae.errors import InputError, nearest
 
 LogWeights = Float[Array, "k *batch"]
