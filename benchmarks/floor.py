@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from iwae._utils import threefry
-from iwae.model import Autoencoder
+from iwae.models.autoencoder import Autoencoder
 
 ADAM_ARRAYS = 8
 """Arrays of the size of the parameters that Adam reads (θ, g, m, v) and writes (θ, m, v; g)."""

@@ -15,12 +15,12 @@ import numpy as np
 
 from iwae import training
 from iwae.bounds import iwae
-from iwae.build import build
 from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
 from iwae.evaluation import CHUNK, log_likelihood, over_examples
 from iwae.gradients import surrogate_loss
-from iwae.model import Autoencoder
-from iwae.observation import Observer
+from iwae.models.autoencoder import Autoencoder
+from iwae.models.build import build
+from iwae.models.observation import Observer
 
 SEED = 0
 

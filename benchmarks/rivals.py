@@ -25,7 +25,7 @@ from pythae.models.nn import BaseDecoder, BaseEncoder
 from torch import Tensor
 
 from benchmarks import torch_iwae
-from iwae.model import Autoencoder
+from iwae.models.autoencoder import Autoencoder
 
 
 class Encoder(BaseEncoder):

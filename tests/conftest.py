@@ -21,8 +21,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "bayesian bounds build checkpoint evaluation gradients bounds.jackknife laboratory likelihoods "
-    "measures model networks observation posterior proposals soap targets _utils.threefry training"
+    "_utils.threefry bounds checkpoint evaluation gradients laboratory measures models posterior "
+    "soap targets training"
 )
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):
     import iwae.runs

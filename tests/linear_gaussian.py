@@ -10,9 +10,9 @@ import numpy as np
 from jax.scipy.stats import norm
 from scipy.stats import multivariate_normal
 
-from iwae.build import build
 from iwae.config.schema import ModelConfig
-from iwae.model import Autoencoder
+from iwae.models.autoencoder import Autoencoder
+from iwae.models.build import build
 
 
 class LinearGaussian(eqx.Module):

@@ -16,16 +16,16 @@ from scipy.stats import norm
 import iwae
 from iwae import runs
 from iwae._utils import threefry
-from iwae.bayesian import Draws, UncertainAutoencoder, UncertainLinear
 from iwae.bounds import iwae as l_k
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
 from iwae.evaluation import log_likelihood
 from iwae.gradients import ESTIMATORS, surrogate_loss
-from iwae.likelihoods import Bernoulli
-from iwae.model import Autoencoder, draw_log_weights, log_weights
-from iwae.networks import Linear
+from iwae.models.autoencoder import Autoencoder, draw_log_weights, log_weights
+from iwae.models.bayesian import Draws, UncertainAutoencoder, UncertainLinear
+from iwae.models.likelihoods import Bernoulli
+from iwae.models.networks import Linear
 from iwae.runs import load
 from linear_gaussian import orthogonal_chain, random_model
 from refusals import refused
@@ -224,7 +224,7 @@ def test_the_same_draw_of_the_weights_serves_h_and_its_density() -> None:
 def test_the_likelihood_is_that_of_the_mixture_over_the_decoders_weights() -> None:
     """One latent: p(x|h) = Π N(x_j; μ h + m, σ_W² h² + σ_b² + s²) integrated over h on a grid."""
     config = ModelConfig(1, ((),), (1,), "gaussian")
-    build = eqx.filter_jit(iwae.build.build)
+    build = eqx.filter_jit(iwae.models.build.build)
     plain = build(config, kind="real", mean=np.zeros(3), spread=np.ones(3), key=jax.random.key(0))
     linear = plain.observation.linear
     weight = jnp.concatenate([jnp.asarray([[0.8], [-0.5], [0.3]]), jnp.zeros((3, 1))])

@@ -14,8 +14,8 @@ from iwae.cli import main
 from iwae.config.io import override, recipe
 from iwae.config.schema import RunConfig
 from iwae.loop import Silent
-from iwae.model import draw_log_weights
-from iwae.proposals import HierarchicalAutoencoder
+from iwae.models.autoencoder import draw_log_weights
+from iwae.models.hierarchical import HierarchicalAutoencoder
 from iwae.targets import NO_DATA, OnTarget
 
 

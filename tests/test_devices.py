@@ -31,7 +31,7 @@ from iwae import training
 from iwae._utils.distributed import Devices
 from iwae.loop import Observed, Run, Silent
 from iwae.folder import Folder
-from iwae.observation import observation, prepare
+from iwae.models.observation import observation, prepare
 from iwae.config.io import override, recipe
 
 config = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=2, seed=1)

@@ -15,11 +15,10 @@ from scipy.special import softmax
 
 from iwae import laboratory
 from iwae.bounds import BOUNDS, Pair, ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
-from iwae.build import build
 from iwae.config.schema import ModelConfig, ObjectiveConfig
 from iwae.errors import InputError
 from iwae.gradients import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
-from iwae.model import (
+from iwae.models.autoencoder import (
     Autoencoder,
     FromFunctions,
     draw_log_weights,
@@ -27,6 +26,7 @@ from iwae.model import (
     log_weights,
     made_from_noise,
 )
+from iwae.models.build import build
 from linear_gaussian import LinearGaussian, generic_chain, orthogonal_chain, random_model
 from refusals import refused
 from thinned import thinned

@@ -1,6 +1,7 @@
 """The plan of the house: imports go one way, and what is light stays light."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,89 +12,71 @@ import iwae
 
 SOURCE = Path(iwae.__file__).parent
 
-ROWS = [
-    ("errors", "_utils.checks"),
-    (
-        "_utils.files",
-        "persisted",
-        "_utils.distributed",
-        "config.schema",
-        "config.io",
-        "_utils.threefry",
-        "_utils.formatting",
-        "tables",
-        "papers",
-        "data",
-    ),
-    ("_utils.programs",),
-    ("special", "densities", "starts", "draws", "likelihoods", "observation", "networks"),
-    ("model",),
-    ("bayesian", "proposals", "build"),
-    ("bounds.jackknife", "bounds"),
-    ("gradients", "evaluation", "posterior", "svi", "laboratory", "targets"),
-    ("soap", "training", "checkpoint"),
-    ("folder", "trained"),
-    ("loop",),
-    ("runs",),
-    ("figures",),
-    ("report",),
-    (
-        "experiments",
-        "measures",
-        "cells",
-        "workers",
-        "replication",
-        "reproduce",
-        "records",
-        "results",
-        "plates",
-        "dependence",
-    ),
-    ("terminal", "outputs", "flags", "progress"),
-    ("applied", "research", "published"),
-    ("cli",),
-]
-"""From the ground up; a module may import from its own row's left neighbours and from below."""
+ORDER = (
+    "errors",
+    "_utils",
+    "config",
+    "bounds",
+    "data",
+    "models",
+    "storage",
+    "estimators",
+    "evaluation",
+    "training",
+    "runs",
+    "plotting",
+    "numpyro",
+    "experiments",
+    "cli",
+)
+"""From the ground up; a package imports from those before it, and from itself."""
 
-ORDER = {name: i for i, name in enumerate(name for row in ROWS for name in row)}
+
+def _name(path: Path) -> str:
+    """The dotted name of a module within the package, a package's own without `__init__`."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(p): p for p in sorted(SOURCE.rglob("*.py"))}
 
 
 def _imported(path: Path) -> set[str]:
-    """Modules of the package that a file imports, at the top or within functions."""
+    """Modules of iwae that a file imports, at the top or within functions."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "iwae":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iwae."):
-            module = (node.module or "").removeprefix("iwae.")
-            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "iwae":
+            module = (node.module or "").removeprefix("iwae").lstrip(".")
+            names |= {module, *(f"{module}.{a.name}".lstrip(".") for a in node.names)}
         elif isinstance(node, ast.Import):
             names |= {a.name.removeprefix("iwae.") for a in node.names}
-    return {".".join(n.split(".")[:i]) for n in names for i in (1, 2)} & ORDER.keys()
+    return names & (MODULES.keys() - {""})
 
 
-def _module(path: Path) -> str:
-    """The dotted name of a module; of data sets, all of which have one place, their package's."""
-    parts = path.relative_to(SOURCE).with_suffix("").parts
-    name = ".".join(parts if parts[-1] != "__init__" or len(parts) == 1 else parts[:-1])
-    return "data" if parts[0] == "data" else name
+def test_every_package_has_its_place() -> None:
+    assert {name.split(".")[0] for name in MODULES} - {""} == set(ORDER)
 
 
-FILES = sorted(SOURCE.rglob("*.py"))
+@pytest.mark.parametrize("package", ORDER)
+def test_imports_go_one_way(package: str) -> None:
+    for name, path in MODULES.items():
+        if name.split(".")[0] == package:
+            imported = {other.split(".")[0] for other in _imported(path)}
+            above = {n for n in imported if ORDER.index(n) > ORDER.index(package)}
+            assert not above, f"{name} imports from above: {sorted(above)}"
 
 
-def test_every_module_has_its_place() -> None:
-    packages = {_module(p) for p in FILES if p.name == "__init__.py"} | {"__init__"}
-    assert {_module(p) for p in FILES} - packages == ORDER.keys() - packages
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_imports_go_one_way(path: Path) -> None:
-    own = _module(path)
-    if own not in ORDER:
-        return
-    above = {n for n in _imported(path) if ORDER[n] > ORDER[own]}
-    assert not above, f"{own} imports from above: {sorted(above)}"
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Not even by what `import` does besides: to run the packages around a module."""
+    imports = {name: _imported(path) - {name} for name, path in MODULES.items()}
+    order = graphlib.TopologicalSorter(
+        {
+            name: {i for i in of if not name.startswith(f"{i}.")}
+            for name, of in imports.items()
+            if name
+        }
+    )
+    assert tuple(order.static_order())
 
 
 @pytest.mark.parametrize("statement", ["import iwae", "import iwae.cli", "import iwae.data"])

@@ -9,16 +9,22 @@ import numpy as np
 import pytest
 
 from iwae import laboratory
-from iwae.bayesian import UncertainAutoencoder
 from iwae.bounds import elbo, iwae
-from iwae.build import build
 from iwae.config.schema import ModelConfig
 from iwae.errors import InputError
 from iwae.evaluation import activity, held, posterior_means, terms
 from iwae.gradients import surrogate_loss
-from iwae.model import Autoencoder, draw_log_weights, holds, log_standard_normal, restrict
-from iwae.networks import Linear
-from iwae.observation import Observer
+from iwae.models.autoencoder import (
+    Autoencoder,
+    draw_log_weights,
+    holds,
+    log_standard_normal,
+    restrict,
+)
+from iwae.models.bayesian import UncertainAutoencoder
+from iwae.models.build import build
+from iwae.models.networks import Linear
+from iwae.models.observation import Observer
 from refusals import refused
 
 AS_IS = Observer(1.0, dynamic=False)

@@ -14,10 +14,10 @@ import pytest
 from scipy import special
 
 import iwae
-from iwae import likelihoods
 from iwae._utils import threefry
-from iwae.likelihoods import likelihood
-from iwae.special import less_log
+from iwae.models import likelihoods
+from iwae.models.likelihoods import likelihood
+from iwae.models.likelihoods.special import less_log
 from refusals import refused
 from thinned import thinned
 

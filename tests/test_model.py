@@ -10,12 +10,10 @@ import numpyro.distributions as dist
 import pytest
 from scipy.stats import norm
 
-from iwae import likelihoods
-from iwae.build import build
 from iwae.config.schema import ModelConfig
 from iwae.evaluation import log_likelihood
-from iwae.likelihoods import likelihood
-from iwae.model import (
+from iwae.models import likelihoods
+from iwae.models.autoencoder import (
     Autoencoder,
     draw,
     draw_log_weights,
@@ -24,7 +22,9 @@ from iwae.model import (
     log_weights,
     restrict,
 )
-from iwae.networks import Linear
+from iwae.models.build import build
+from iwae.models.likelihoods import likelihood
+from iwae.models.networks import Linear
 from linear_gaussian import random_model
 from programs import products
 from refusals import refused

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from iwae import data, likelihoods
+from iwae import data
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
-from iwae.observation import observation, prepare
+from iwae.models import likelihoods
+from iwae.models.observation import observation, prepare
 from refusals import refused
 
 RNG = np.random.default_rng(0)

@@ -22,8 +22,8 @@ from iwae.evaluation import (
     terms,
     usage,
 )
-from iwae.model import log_weights, restrict
-from iwae.observation import Observer
+from iwae.models.autoencoder import log_weights, restrict
+from iwae.models.observation import Observer
 from linear_gaussian import LinearGaussian, chain, generic_chain, orthogonal_chain, random_model
 
 AS_IS = Observer(1.0, dynamic=False)

@@ -18,8 +18,8 @@ from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
 from iwae.evaluation import log_likelihood
 from iwae.gradients import surrogate_loss
-from iwae.model import draw_log_weights, log_normal, log_weights
-from iwae.proposals import Draws, HierarchicalAutoencoder, HierarchicalProposal
+from iwae.models.autoencoder import draw_log_weights, log_normal, log_weights
+from iwae.models.hierarchical import Draws, HierarchicalAutoencoder, HierarchicalProposal
 from linear_gaussian import Chain, chain, orthogonal_chain
 from refusals import refused
 from thinned import thinned

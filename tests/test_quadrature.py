@@ -19,7 +19,7 @@ from scipy.special import logsumexp, softmax
 
 from iwae.bounds import Pair, ciwae, elbo, iwae, jvi, miwae, named, vr_iwae
 from iwae.gradients import ESTIMATORS, surrogate_loss
-from iwae.model import FromFunctions
+from iwae.models.autoencoder import FromFunctions
 from thinned import thinned
 
 K, NODES = 4, 10

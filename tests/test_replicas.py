@@ -19,7 +19,7 @@ from iwae.config.io import override
 from iwae.config.schema import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
-from iwae.observation import Observer
+from iwae.models.observation import Observer
 from iwae.trained import Trained
 from linear_gaussian import random_model
 from refusals import refused

@@ -17,11 +17,11 @@ from PIL import Image
 import iwae
 from early import forget
 from iwae import data, figures, folder, report
-from iwae.build import build
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.observation import observation
+from iwae.models.build import build
+from iwae.models.observation import observation
 from iwae.trained import Evaluation, Trained
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

@@ -6,7 +6,7 @@ import numpy as np
 
 from iwae import training
 from iwae.evaluation import over_examples
-from iwae.observation import Observer
+from iwae.models.observation import Observer
 
 EXAMPLES, STEPS, BATCH, PARTS = 2000, 3000, 20, 8
 

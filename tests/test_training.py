@@ -18,8 +18,8 @@ import iwae
 from iwae import training
 from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
 from iwae.evaluation import log_likelihood
-from iwae.networks import Linear, at_precision
-from iwae.observation import Observer
+from iwae.models.networks import Linear, at_precision
+from iwae.models.observation import Observer
 from linear_gaussian import orthogonal_chain, random_model
 from programs import products
 from thinned import thinned

@@ -57,7 +57,7 @@ def composed() -> dict[str, Any]:
     def built() -> Any:
         config = ModelConfig(hidden=((4,),), latents=(2,), likelihood="NegativeBinomial2")
         moments = {"mean": np.ones(3), "spread": np.ones(3)}
-        return iwae.build.build(config, kind="real", **moments, key=key)
+        return iwae.models.build.build(config, kind="real", **moments, key=key)
 
     @eqx.filter_jit
     def parts(model: Any) -> dict[str, Any]:

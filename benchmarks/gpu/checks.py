@@ -24,14 +24,14 @@ from benchmarks.images import synthetic
 from benchmarks.iwae_steps import TrainingLoop, new_model
 from iwae import bounds, data
 from iwae._utils import threefry
-from iwae.build import build
 from iwae.config.schema import ModelConfig, ObjectiveConfig, Precision, TrainingConfig
 from iwae.evaluation import bound_value, log_likelihood, mean_and_error, over_examples
 from iwae.gradients import ESTIMATORS, surrogate_loss
-from iwae.likelihoods import likelihood, names
-from iwae.model import draw_log_weights, log_weights
-from iwae.networks import PRODUCTS
-from iwae.observation import Observer
+from iwae.models.autoencoder import draw_log_weights, log_weights
+from iwae.models.build import build
+from iwae.models.likelihoods import likelihood, names
+from iwae.models.networks import PRODUCTS
+from iwae.models.observation import Observer
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from linear_gaussian import LinearGaussian, orthogonal_chain

@@ -29,8 +29,8 @@ from iwae.evaluation import mean_and_error, over_examples, repetitions
 from iwae.experiments import Watchers, finished, known, versions
 from iwae.figures import Panel
 from iwae.loop import Watcher
-from iwae.model import draw, draw_log_weights
-from iwae.proposals import Heuristic, hierarchical
+from iwae.models.autoencoder import draw, draw_log_weights
+from iwae.models.hierarchical import Heuristic, hierarchical
 from iwae.targets import NO_DATA, TARGETS, GaussianProposal, OnTarget
 from iwae.trained import Evaluation, Trained
 

@@ -22,7 +22,7 @@ from iwae._utils.checks import check_draws
 from iwae._utils.distributed import computing, gathered, json_from_first
 from iwae.bounds import Bound
 from iwae.errors import InputError
-from iwae.model import (
+from iwae.models.autoencoder import (
     Autoencoder,
     Model,
     block_of,
@@ -31,7 +31,7 @@ from iwae.model import (
     holds,
     latents_of,
 )
-from iwae.observation import Observer
+from iwae.models.observation import Observer
 
 CHUNK = 250
 """Draws of one example per step of the stream over K."""

@@ -18,12 +18,12 @@ from jaxtyping import Float
 
 from iwae._utils import threefry
 from iwae._utils.checks import check_seed
-from iwae.bayesian import UncertainAutoencoder
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE
 from iwae.laboratory import Measurement
+from iwae.models.bayesian import UncertainAutoencoder
+from iwae.models.hierarchical import HierarchicalAutoencoder
 from iwae.posterior import densities
-from iwae.proposals import HierarchicalAutoencoder
 from iwae.trained import Trained
 
 CELL, GAP, SEPARATOR = 64, 2, 128

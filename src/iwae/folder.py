@@ -22,8 +22,8 @@ from iwae.checkpoint import Stored
 from iwae.config.io import differences, parse, read_text
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.model import Autoencoder
-from iwae.observation import Observation
+from iwae.models.autoencoder import Autoencoder
+from iwae.models.observation import Observation
 from iwae.persisted import MistypedError, Unbounded
 
 CONFIG, METRICS, CHECKPOINT, MODEL, EVALUATION = OF_A_RUN

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from iwae._utils.checks import check_draws
 from iwae.bounds import Bound, Pair, curvature
 from iwae.errors import InputError, nearest
-from iwae.model import Autoencoder, Model, draw, made_from_noise
+from iwae.models.autoencoder import Autoencoder, Model, draw, made_from_noise
 
 Scalar = Float[Array, ""]
 PerDraw = Float[Array, " k"]

@@ -27,7 +27,7 @@ from iwae._utils import threefry
 from iwae.bounds import Bound, Pair
 from iwae.errors import InputError
 from iwae.gradients import surrogate_loss
-from iwae.model import Autoencoder, holds
+from iwae.models.autoencoder import Autoencoder, holds
 
 BLOCKS = 10
 """Blocks of repeats, between which standard errors are taken."""

@@ -25,7 +25,6 @@ from iwae._utils.distributed import (
     json_from_first,
 )
 from iwae._utils.files import as_argument
-from iwae.build import as_kept, build
 from iwae.checkpoint import fitted
 from iwae.config.io import override
 from iwae.config.schema import RunConfig, TrainingConfig
@@ -43,8 +42,9 @@ from iwae.folder import (
     read_model,
     replicas,
 )
-from iwae.model import Autoencoder
-from iwae.observation import Observation
+from iwae.models.autoencoder import Autoencoder
+from iwae.models.build import as_kept, build
+from iwae.models.observation import Observation
 from iwae.trained import Trained
 from iwae.training import TrainState
 

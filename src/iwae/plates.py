@@ -13,12 +13,12 @@ from jax.scipy.stats import norm
 from iwae import data, figures, runs
 from iwae._utils import threefry
 from iwae._utils.files import write_atomic
-from iwae.bayesian import UncertainAutoencoder
 from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
 from iwae.evaluation import mean_and_error
 from iwae.experiments import Watchers, finished, known, versions
 from iwae.figures import Panel
+from iwae.models.bayesian import UncertainAutoencoder
 from iwae.targets import slides_ring, slides_ring_log_prob
 from iwae.trained import Trained
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae._utils.checks import check_draws
 from iwae.errors import InputError
-from iwae.model import Model, draw
+from iwae.models.autoencoder import Model, draw
 
 
 def expectation(

@@ -22,7 +22,7 @@ from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE, Progress
 from iwae.folder import read_config, read_evaluations, read_metrics, replicas
-from iwae.likelihoods import is_continuous, is_mixed
+from iwae.models.likelihoods import is_continuous, is_mixed
 from iwae.trained import TERM_DRAWS, Trained
 
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"

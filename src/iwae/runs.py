@@ -20,7 +20,6 @@ from iwae._utils.checks import check_seed
 from iwae._utils.distributed import Devices, computing, hosts_agree, is_first, json_from_first
 from iwae._utils.files import as_argument, one_at_a_time, write_atomic
 from iwae._utils.programs import keep_programs
-from iwae.build import as_kept
 from iwae.config.io import differences, override, parse
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
@@ -48,7 +47,8 @@ from iwae.folder import (
     replicas,
 )
 from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
-from iwae.observation import Observation, observation, prepare
+from iwae.models.build import as_kept
+from iwae.models.observation import Observation, observation, prepare
 from iwae.persisted import finite
 from iwae.trained import Evaluation, Trained, skeleton
 

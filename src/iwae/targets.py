@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.model import log_normal, log_standard_normal
-from iwae.proposals import ByProposal, HierarchicalProposal
+from iwae.models.autoencoder import log_normal, log_standard_normal
+from iwae.models.hierarchical import ByProposal, HierarchicalProposal
 
 Point = Float[Array, " 2"]
 NO_DATA = jnp.zeros(1, jnp.float32)

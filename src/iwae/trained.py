@@ -17,16 +17,16 @@ from iwae import checkpoint, data, evaluation, persisted
 from iwae._utils import threefry
 from iwae._utils.checks import COUNTED, check_draws, check_seed
 from iwae._utils.distributed import computing
-from iwae.bayesian import UncertainAutoencoder
-from iwae.build import as_kept, build
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, Usage, mean_and_error, over_examples
 from iwae.folder import identity, opened, read_model
-from iwae.model import Autoencoder, block_of, restrict
-from iwae.observation import Observation, prepare
-from iwae.proposals import HierarchicalAutoencoder
+from iwae.models.autoencoder import Autoencoder, block_of, restrict
+from iwae.models.bayesian import UncertainAutoencoder
+from iwae.models.build import as_kept, build
+from iwae.models.hierarchical import HierarchicalAutoencoder
+from iwae.models.observation import Observation, prepare
 
 TERM_DRAWS = 100
 """Draws per example behind the ELBO's terms and the active units."""

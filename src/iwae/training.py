@@ -23,8 +23,8 @@ from iwae._utils.distributed import Devices
 from iwae.bounds import Pair
 from iwae.config.schema import ObjectiveConfig, TrainingConfig
 from iwae.gradients import surrogate_loss
-from iwae.networks import at_precision
-from iwae.observation import Observer
+from iwae.models.networks import at_precision
+from iwae.models.observation import Observer
 from iwae.soap import soap
 
 INIT, ORDER, STEPS = range(3)

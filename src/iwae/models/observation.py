@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from iwae import data, likelihoods
+from iwae import data
 from iwae.config.schema import DataConfig, ModelConfig
 from iwae.data import Dataset
 from iwae.data.dataset import SPLITS
 from iwae.errors import InputError
+from iwae.models import likelihoods
 
 CHECKED = 1000
 """Examples that a likelihood is tried on before training."""

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.bayesian import UncertainAutoencoder
 from iwae.config.schema import ModelConfig
-from iwae.likelihoods import Numpyro, likelihood
-from iwae.model import Autoencoder
-from iwae.networks import MLP, Gaussian, Linear, Readout, Standardize, glorot_linear
-from iwae.proposals import HierarchicalAutoencoder, hierarchical
+from iwae.models.autoencoder import Autoencoder
+from iwae.models.bayesian import UncertainAutoencoder
+from iwae.models.hierarchical import HierarchicalAutoencoder, hierarchical
+from iwae.models.likelihoods import Numpyro, likelihood
+from iwae.models.networks import MLP, Gaussian, Linear, Readout, Standardize, glorot_linear
 
 
 def as_kept(model: Autoencoder, leaves: Collection[str]) -> Autoencoder:

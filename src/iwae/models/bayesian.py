@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from iwae.model import Autoencoder, Latents, check_holds, holds, mean_of_draws
-from iwae.networks import Linear
+from iwae.models.autoencoder import Autoencoder, Latents, check_holds, holds, mean_of_draws
+from iwae.models.networks import Linear
 
 Part = TypeVar("Part")
 

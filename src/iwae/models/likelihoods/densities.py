@@ -2,7 +2,7 @@
 
 Parameters have the names of numpyro's arguments and are what `biject_to` maps to these: the
 logarithm of what is positive, the logit of what lies in (0, 1). They are not mapped there and back,
-so that nothing saturates, and what is a small difference of large terms comes from `iwae.special`.
+so that nothing saturates, and what is a small difference of large terms comes from `special`.
 x and parameters are arrays [d]; so is what is returned, in nats. x lies in the support.
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.nn import softplus
 from jaxtyping import Array
 
-from iwae.special import (
+from iwae.models.likelihoods.special import (
     LOG_2PI,
     binet,
     divergence,

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.model import (
+from iwae.models.autoencoder import (
     Autoencoder,
     Conditional,
     block_of,
@@ -32,7 +32,7 @@ from iwae.model import (
     log_standard_normal,
     mean_of_draws,
 )
-from iwae.networks import MLP, Gaussian, Linear, glorot_linear
+from iwae.models.networks import MLP, Gaussian, Linear, glorot_linear
 
 Heuristic = Literal["uniform", "balance", "power"]
 

@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from iwae._utils.checks import check_draws
 from iwae._utils.distributed import computing
 from iwae.errors import InputError
-from iwae.likelihoods import LOG_2PI, AbstractLikelihood
-from iwae.networks import Filled, Selected
+from iwae.models.likelihoods import LOG_2PI, AbstractLikelihood
+from iwae.models.networks import Filled, Selected
 
 Latents = tuple[Float[Array, "k _"], ...]
 Conditional = Callable[[Array], tuple[Array, Array]]

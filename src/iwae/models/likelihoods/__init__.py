@@ -2,7 +2,7 @@
 
 A likelihood turns an array of unconstrained parameters [n_parameters, d] into a numpyro
 distribution over x [d]. Bernoulli and Gaussian are written out; the other families of numpyro with
-one parameter per pixel and argument come through `Numpyro`, their densities from `iwae.densities`.
+one parameter per pixel and argument come through `Numpyro`, their densities from `densities`.
 """
 
 import abc
@@ -18,11 +18,11 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
 from numpyro.distributions import constraints, transforms
 
-from iwae.densities import BOUNDED, WHOLE_LINE
-from iwae.draws import drawable
 from iwae.errors import InputError, nearest
-from iwae.special import LARGEST, exp, scaled_e1
-from iwae.starts import start, unit
+from iwae.models.likelihoods.densities import BOUNDED, WHOLE_LINE
+from iwae.models.likelihoods.draws import drawable
+from iwae.models.likelihoods.special import LARGEST, exp, scaled_e1
+from iwae.models.likelihoods.starts import start, unit
 
 MOVING = ("DoublyTruncatedPowerLaw", "LogUniform", "LowerTruncatedPowerLaw", "Pareto", "Uniform")
 """Families whose parameters say where their support ends: training moves it past the data."""
@@ -159,11 +159,11 @@ class Numpyro(AbstractLikelihood):
     Of a distribution over the whole line the decoder gives `loc` and `scale` in standard units, as
     `Gaussian` has them, by the training `mean` and `spread`; biases start there, but for the `df`
     of Student's t, 5. Of others it gives what `start + units a` makes of its output a, by
-    `iwae.starts`; χ², which has no scale of its own, is that of x / `spread`. Without these the
+    `starts`; χ², which has no scale of its own, is that of x / `spread`. Without these the
     output is the unconstrained parameters themselves, and biases start at the moments of the
     training data.
 
-    Densities are those of `iwae.densities`: numpyro's lose their digits in float32. Outside the
+    Densities are those of `densities`: numpyro's lose their digits in float32. Outside the
     support log p is −∞, and log p of a discrete value is never above 0. Concentrations and degrees
     of freedom have a largest value, `densities.MOST`, where larger ones make no difference.
     """

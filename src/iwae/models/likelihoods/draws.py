@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, PRNGKeyArray
 
 from iwae._utils.threefry import plain_key
-from iwae.special import log_rise
+from iwae.models.likelihoods.special import log_rise
 
 NARROW = 1e4
 """A concentration on the circle from which on von Mises is normal to float32."""

@@ -1,0 +1,1 @@
+"""Latent-variable models: what one has to say, the autoencoder, and its parts."""
