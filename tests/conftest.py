@@ -1,7 +1,7 @@
 """Shared fixtures. Shapes and types of every call in the numerical modules are checked.
 
 No test reads or writes the user's cache, or downloads anything. What one test compiles, in whatever
-process, the others load from a folder of this session, or from JAX_COMPILATION_CACHE_DIR. Compiling
+process, the others load from a storage.run_directory of this session, or from JAX_COMPILATION_CACHE_DIR. Compiling
 takes longer than running here, so LLVM does not optimise, and XLA leaves its newer emitters of
 fusions alone, unless XLA_FLAGS say otherwise.
 """
@@ -21,7 +21,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "_utils.threefry bounds checkpoint evaluation gradients laboratory measures models posterior "
+    "_utils.threefry bounds storage.checkpoint evaluation gradients laboratory measures models posterior "
     "soap targets training"
 )
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):

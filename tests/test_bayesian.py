@@ -379,7 +379,7 @@ def test_uncertain_weights_are_evaluated_as_drawn_or_at_their_means(
     out = from_command_line
     for extra in ([], ["--mean-weights"]):
         main(["evaluate", str(out), "--k", "5", "--limit", "30", *extra])
-    drawn, mean = iwae.folder.read_evaluations(out).values()
+    drawn, mean = iwae.storage.run_directory.read_evaluations(out).values()
     assert (drawn["mean_weights"], mean["mean_weights"]) == (False, True)
     assert drawn["nll"] != mean["nll"]
     with refused("mean_weights was asked for, but the model's weights are fixed; leave it out."):

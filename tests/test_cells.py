@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import cells, folder, runs, soap, workers
+from iwae import cells, runs, soap, workers
 from iwae.cells import Failure, Task
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import Interrupted
 from iwae.loop import Silent
+from iwae.storage import run_directory
 from refusals import refused
 from watchers import Interrupting, Quiet
 
@@ -159,16 +160,16 @@ def test_a_folder_that_another_process_takes_meanwhile_is_in_use(
     """It begins between the first look at the folder and the lock."""
     task = small(tiny)
     path = cells.place(task, tmp_path)
-    look, held = folder._is_blank, contextlib.ExitStack()
+    look, held = run_directory._is_blank, contextlib.ExitStack()
 
     def taken(at: Path) -> bool:
         blank = look(at)
         path.mkdir(parents=True)
-        (path / folder.CONFIG).write_text(task.config.to_toml())
-        held.enter_context(folder._locked(path))
+        (path / run_directory.CONFIG).write_text(task.config.to_toml())
+        held.enter_context(run_directory._locked(path))
         return blank
 
-    monkeypatch.setattr(folder, "_is_blank", taken)
+    monkeypatch.setattr(run_directory, "_is_blank", taken)
     with held:
         result = cells.attempt(task, tmp_path, Silent(), None)
     assert isinstance(result, Failure)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iwae import folder
 from iwae.cli import COMMANDS, main
+from iwae.storage import run_directory
 from iwae.trained import Trained
 
 
@@ -43,18 +43,18 @@ def test_train_writes_a_run(tmp_path: Path, capsys) -> None:
     flags = ["--objective", "vae", "--k", "2", "--hidden", "8", "--latents", "3", "--epochs", "1"]
     assert run("train", "--dataset", "digits", *flags, "--out", out) == 0
     assert capsys.readouterr().out == f"Trained {out}. Next: iwae evaluate {out}\n"
-    config = folder.read_config(out)
+    config = run_directory.read_config(out)
     assert (config.objective.objective, config.objective.k, config.training.epochs) == ("vae", 2, 1)
     assert config.model.widths == (((8,),), (3,))
     assert run("train", "--out", out, "--resume", "--epochs", "2") == 0
-    assert [row["pass"] for row in folder.read_metrics(out)] == [1, 2]
+    assert [row["pass"] for row in run_directory.read_metrics(out)] == [1, 2]
 
 
 def test_a_budget_that_ends_a_run_is_told(tmp_path: Path, capsys) -> None:
     out = tmp_path / "run"
     flags = ["--k", "2", "--hidden", "8", "--latents", "3", "--epochs", "500"]
     assert run("train", *flags, "--minutes", "0.0001", "--out", out) == 0
-    passes = len(folder.read_metrics(out))
+    passes = len(run_directory.read_metrics(out))
     assert capsys.readouterr().out == (
         f"Trained {out} for {passes} of 500 passes, as its settings end it. Next: iwae evaluate "
         f"{out}\n"
@@ -71,7 +71,7 @@ def test_train_from_a_recipe_file_and_own_data(tmp_path: Path) -> None:
     )
     out = tmp_path / "run"
     assert run("train", "--recipe", tmp_path / "mine.toml", "--k", "2", "--out", out) == 0
-    assert folder.read_config(out).objective.k == 2
+    assert run_directory.read_config(out).objective.k == 2
     assert run("score", out, tmp_path / "mine.npy", "--k", "5", "--out", tmp_path / "s.npy") == 0
     assert np.load(tmp_path / "s.npy").shape == (60,)
     codes = tmp_path / "c.npy"

@@ -16,8 +16,8 @@ import pytest
 
 from iwae import runs
 from iwae._utils import distributed
-from iwae.checkpoint import read_header
 from iwae.cli import main, parse
+from iwae.storage.checkpoint import read_header
 from iwae.trained import Trained
 from refusals import refused
 
@@ -30,7 +30,7 @@ import iwae
 from iwae import training
 from iwae._utils.distributed import Devices
 from iwae.loop import Observed, Run, Silent
-from iwae.folder import Folder
+from iwae.storage.run_directory import Folder
 from iwae.models.observation import observation, prepare
 from iwae.config.io import override, recipe
 

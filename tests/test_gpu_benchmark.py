@@ -18,7 +18,7 @@ from benchmarks.gpu.record import Figure, Record, Work
 from benchmarks.gpu.schedule import LOG, RECORD, Schedule
 from benchmarks.gpu.steps import CELLS
 from iwae.errors import InputError
-from iwae.folder import CHECKPOINT, CONFIG, MODEL
+from iwae.storage.run_directory import CHECKPOINT, CONFIG, MODEL
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,12 +17,13 @@ import safetensors.numpy
 
 import iwae
 from early import forget
-from iwae import cells, checkpoint, folder, records, report, reproduce, results, runs
+from iwae import cells, records, report, reproduce, results, runs
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.papers import EXPERIMENTS
+from iwae.storage import checkpoint, run_directory
 from iwae.tables import Cell
 from iwae.trained import Trained
 from refusals import refused
@@ -47,7 +48,7 @@ def header(path: Path) -> dict[str, Any]:
 def evaluated(tiny_run: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an evaluation, in a folder of this file's own."""
     path = tmp_path_factory.mktemp("persistence") / "run"
-    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(folder.EVALUATION))
+    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(run_directory.EVALUATION))
     iwae.evaluate(path, k=5, limit=20)
     return path
 
@@ -71,14 +72,14 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
 
 def test_a_run_of_an_early_version_gives_the_same_numbers(tmp_path: Path) -> None:
     run = Path(shutil.copytree(GOLDEN / "finished", tmp_path / "run"))
-    before = folder.read_evaluations(run)["test k=20 n=50 seed=0 passes=3"]
+    before = run_directory.read_evaluations(run)["test k=20 n=50 seed=0 passes=3"]
     trained = iwae.load(run)
     again = trained.evaluate(k=20, limit=50).to_json()
     for name in FIXED:
         np.testing.assert_allclose(again[name], before[name], rtol=1e-5, err_msg=name)
     assert again["active_units"] == before["active_units"]
-    assert again["note"] == folder.UNVERIFIED
-    assert [row["pass"] for row in folder.read_metrics(run)] == [1, 2, 3]
+    assert again["note"] == run_directory.UNVERIFIED
+    assert [row["pass"] for row in run_directory.read_metrics(run)] == [1, 2, 3]
     assert runs.training_seconds(trained) == 2.248
     assert runs.made_with(trained) == ["cpu, iwae 0.2.3"]
 
@@ -89,20 +90,20 @@ def test_a_run_of_an_early_version_goes_on_to_the_same_model(
     """To the same bytes, where this machine makes those of the whole run."""
     run, whole = tmp_path / "run", GOLDEN / "finished"
     shutil.copytree(GOLDEN / "begun", run)
-    assert 64 < tensors(run / folder.CHECKPOINT)["[0].step"] < 128
+    assert 64 < tensors(run / run_directory.CHECKPOINT)["[0].step"] < 128
     trained = iwae.train(tiny, out=run, resume=True)
     assert trained.passes == 3
-    assert trained.seen.note == iwae.load(run).seen.note == folder.UNVERIFIED
-    for name in (folder.MODEL, folder.CHECKPOINT):
+    assert trained.seen.note == iwae.load(run).seen.note == run_directory.UNVERIFIED
+    for name in (run_directory.MODEL, run_directory.CHECKPOINT):
         ours, theirs, fresh = (tensors(p / name) for p in (run, whole, tiny_run.path))
         assert ours.keys() == theirs.keys()
         alike = all(theirs[n].tobytes() == fresh[n].tobytes() for n in theirs)
         for n in ours:
             np.testing.assert_allclose(ours[n], theirs[n], rtol=1e-3, atol=1e-5)
             assert not alike or ours[n].tobytes() == theirs[n].tobytes()
-    assert checkpoint.read(run / folder.MODEL).verified
+    assert checkpoint.read(run / run_directory.MODEL).verified
     again = iwae.train(tiny, out=run, resume=True)
-    assert again.seen.note == folder.UNVERIFIED, "of where it began"
+    assert again.seen.note == run_directory.UNVERIFIED, "of where it began"
 
 
 def test_counts_of_an_early_version_keep_their_parameters(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_counts_of_an_early_version_keep_their_parameters(tmp_path: Path) -> Non
     np.testing.assert_allclose(score, expected["score"], rtol=1e-4)
     longer = iwae.train(data=x, out=run, resume=True, epochs=3)
     np.testing.assert_allclose(longer.score(x[:5], k=4), expected["resumed"], rtol=1e-3)
-    begun = override(folder.read_config(run), start_from=str(run), epochs=1)
+    begun = override(run_directory.read_config(run), start_from=str(run), epochs=1)
     assert iwae.train(begun, data=x).model.likelihood.start is None
 
 
@@ -144,7 +145,7 @@ def _bits(content: bytes, every: int) -> Iterator[bytes]:
         yield bytes(damaged)
 
 
-@pytest.mark.parametrize("name", [folder.MODEL, folder.CHECKPOINT])
+@pytest.mark.parametrize("name", [run_directory.MODEL, run_directory.CHECKPOINT])
 def test_a_flipped_bit_is_never_believed(run: Path, name: str) -> None:
     file = run / name
     content = file.read_bytes()
@@ -159,11 +160,11 @@ def test_a_flipped_bit_is_never_believed(run: Path, name: str) -> None:
 
 
 def test_a_model_that_is_damaged_is_neither_evaluated_nor_begun_with(run, tiny) -> None:
-    content = bytearray((run / folder.MODEL).read_bytes())
+    content = bytearray((run / run_directory.MODEL).read_bytes())
     content[-10] ^= 1
-    (run / folder.MODEL).write_bytes(content)
+    (run / run_directory.MODEL).write_bytes(content)
     sentence = (
-        f"{run / folder.MODEL} is damaged (its digest is not that of its content); restore it from "
+        f"{run / run_directory.MODEL} is damaged (its digest is not that of its content); restore it from "
         f"a copy or train again."
     )
     with refused(sentence):
@@ -172,25 +173,27 @@ def test_a_model_that_is_damaged_is_neither_evaluated_nor_begun_with(run, tiny) 
         iwae.train(tiny, start_from=str(run))
 
 
-@pytest.mark.parametrize("name", [folder.MODEL, folder.CHECKPOINT, folder.CONFIG])
+@pytest.mark.parametrize(
+    "name", [run_directory.MODEL, run_directory.CHECKPOINT, run_directory.CONFIG]
+)
 def test_the_file_of_another_run_is_refused(name, run, another, tiny) -> None:
     shutil.copy(another / name, run / name)
-    if name == folder.CHECKPOINT:
+    if name == run_directory.CHECKPOINT:
         with pytest.raises(InputError, match="belongs to another run"):
             iwae.train(override(tiny, epochs=5), out=run, resume=True)
         return
     with pytest.raises(InputError, match="belongs to another run"):
         iwae.load(run)
-    if name == folder.CONFIG:
+    if name == run_directory.CONFIG:
         with pytest.raises(InputError, match=r"was started on other|belongs to another"):
             iwae.train(out=run, resume=True)
 
 
 def test_the_model_of_another_run_is_made_again_from_the_checkpoint(run, another, tiny) -> None:
-    whole = (run / folder.MODEL).read_bytes()
-    shutil.copy(another / folder.MODEL, run / folder.MODEL)
+    whole = (run / run_directory.MODEL).read_bytes()
+    shutil.copy(another / run_directory.MODEL, run / run_directory.MODEL)
     iwae.train(tiny, out=run, resume=True)
-    assert (run / folder.MODEL).read_bytes() == whole
+    assert (run / run_directory.MODEL).read_bytes() == whole
 
 
 @pytest.mark.slow
@@ -203,7 +206,7 @@ def test_the_same_settings_on_other_data_are_another_run(tiny: RunConfig, tmp_pa
         iwae.train(override(tiny, epochs=1), data=data, out=tmp_path / name)
     with pytest.raises(InputError, match="was started on other examples"):
         iwae.train(override(tiny, epochs=2), data=b, out=tmp_path / "a", resume=True)
-    shutil.copy(tmp_path / "b" / folder.MODEL, tmp_path / "a" / folder.MODEL)
+    shutil.copy(tmp_path / "b" / run_directory.MODEL, tmp_path / "a" / run_directory.MODEL)
     with pytest.raises(InputError, match="belongs to another run"):
         iwae.load(tmp_path / "a", data=a)
 
@@ -221,7 +224,7 @@ def _configurations(text: str) -> Iterator[str]:
 
 
 def test_a_configuration_that_was_cut_or_edited_is_refused(run: Path) -> None:
-    file = run / folder.CONFIG
+    file = run / run_directory.CONFIG
     text = file.read_text()
     assert text.startswith("# iwae: run ")
     for edited in {*_configurations(text)} - {text}:
@@ -229,58 +232,58 @@ def test_a_configuration_that_was_cut_or_edited_is_refused(run: Path) -> None:
         if edited.strip() == text.strip():
             continue
         with pytest.raises(InputError):
-            folder.read_config(run)
+            run_directory.read_config(run)
     file.write_text(text.replace("seed = 0", "seed = 1"))
     with refused(
         f"{file} is damaged or was edited (its digest is not that of its settings); put it back as "
         f"`iwae train` wrote it, or train with other settings into another --out."
     ):
         iwae.evaluate(run, k=5)
-    for name in (folder.MODEL, folder.CHECKPOINT):  # also where nothing else says so
+    for name in (run_directory.MODEL, run_directory.CHECKPOINT):  # also where nothing else says so
         (run / name).unlink()
     for cut in range(0, len(text), 11):
         file.write_text(text[:cut])
         with pytest.raises(InputError):
-            folder.read_config(run)
+            run_directory.read_config(run)
 
 
 def test_a_configuration_of_an_early_version_that_was_cut_is_refused(tmp_path: Path) -> None:
     run = Path(shutil.copytree(GOLDEN / "finished", tmp_path / "run"))
-    text = (run / folder.CONFIG).read_text()
+    text = (run / run_directory.CONFIG).read_text()
     for cut in text.splitlines(keepends=True)[:-1]:
-        (run / folder.CONFIG).write_text(text[: text.index(cut) + len(cut)])
+        (run / run_directory.CONFIG).write_text(text[: text.index(cut) + len(cut)])
         with pytest.raises(InputError):
-            folder.read_config(run)
+            run_directory.read_config(run)
 
 
 def test_a_longer_run_is_the_same_run(run: Path, tiny: RunConfig) -> None:
     """Its settings are written anew; and it is, whenever it is saved and wherever its data lie."""
     moved = override(tiny, epochs=4, checkpoint_every=2, minutes=50.0)
-    before = folder.read_stated(run)[1]
+    before = run_directory.read_stated(run)[1]
     assert iwae.train(moved, out=run, resume=True).passes == 4
-    assert folder.read_stated(run) == (moved, before)
+    assert run_directory.read_stated(run) == (moved, before)
     assert iwae.load(run).passes == 4
     seen = iwae.load(run).seen
     same = [override(tiny, dataset="/x/y.npy"), override(tiny, values="intensity"), moved]
-    assert {folder.identity(config, seen) for config in same} == {before}
+    assert {run_directory.identity(config, seen) for config in same} == {before}
     others = [override(tiny, **o) for o in ({"seed": 1}, {"patience": 3}, {"schedule": "cosine"})]
-    identities = {folder.identity(config, seen) for config in (tiny, *others)}
-    identities |= {folder.identity(tiny, replace(seen, digest="another")), before}
+    identities = {run_directory.identity(config, seen) for config in (tiny, *others)}
+    identities |= {run_directory.identity(tiny, replace(seen, digest="another")), before}
     assert len(identities) == 5
     cosine = override(tiny, schedule="cosine")
-    assert folder.identity(cosine, seen) != folder.identity(override(cosine, epochs=9), seen)
+    assert run_directory.identity(cosine, seen) != run_directory.identity(
+        override(cosine, epochs=9), seen
+    )
 
 
 def test_evaluations_of_another_run_are_not_its_own(run: Path, another: Path) -> None:
-    shutil.copy(another / folder.EVALUATION, run / folder.EVALUATION)
-    sentence = (
-        f"{run / folder.EVALUATION} holds evaluations of another run; delete it and evaluate again."
-    )
+    shutil.copy(another / run_directory.EVALUATION, run / run_directory.EVALUATION)
+    sentence = f"{run / run_directory.EVALUATION} holds evaluations of another run; delete it and evaluate again."
     with refused(sentence):
         iwae.evaluate(run, k=5)
     page = report.render([run])
     assert sentence in page
-    ours, theirs = (folder.read_evaluations(p) for p in (another, another))
+    ours, theirs = (run_directory.read_evaluations(p) for p in (another, another))
     assert ours == theirs
     (entry,) = ours.values()
     assert f"{entry['nll']:.2f} ±" not in page
@@ -289,17 +292,17 @@ def test_evaluations_of_another_run_are_not_its_own(run: Path, another: Path) ->
 def test_evaluations_of_another_model_are_not_kept(run: Path) -> None:
     """Early versions do not say whose they are, but not everything can be of this run."""
     trained = iwae.load(run)
-    before = (run / folder.EVALUATION).read_text()
+    before = (run / run_directory.EVALUATION).read_text()
     shifted = replace(trained, model=_shifted(trained.model))
     assert iwae.evaluate(shifted, k=5, limit=20).nll != iwae.evaluate(trained, k=5, limit=20).nll
-    assert folder.read_evaluations(run) == _read_as(before, run)
+    assert run_directory.read_evaluations(run) == _read_as(before, run)
     forget(run)
-    entry = json.loads((run / folder.EVALUATION).read_text())
+    entry = json.loads((run / run_directory.EVALUATION).read_text())
     for other in ({"activity": [[0.5] * 7]}, {"dataset": "mnist"}, {"passes": 9}):
         changed = {name: e | other for name, e in entry.items()}
-        (run / folder.EVALUATION).write_text(json.dumps(changed))
+        (run / run_directory.EVALUATION).write_text(json.dumps(changed))
         with pytest.raises(InputError, match="holds evaluations of another run"):
-            folder.read_evaluations(run)
+            run_directory.read_evaluations(run)
 
 
 def _shifted(model: Any) -> Any:
@@ -312,7 +315,7 @@ def _shifted(model: Any) -> Any:
 
 def _read_as(text: str, run: Path) -> dict[str, Any]:
     kept = json.loads(text)
-    found = folder.read_evaluations(run)
+    found = run_directory.read_evaluations(run)
     assert found.keys() == kept.keys()
     return {n: {f: v for f, v in kept[n].items() if f not in ("of", "digest")} for n in kept} | {
         n: e | {"seconds": found[n]["seconds"]} for n, e in found.items()
@@ -320,13 +323,13 @@ def _read_as(text: str, run: Path) -> dict[str, Any]:
 
 
 def test_lost_rows_of_metrics_are_missed(run: Path, tiny: RunConfig) -> None:
-    file = run / folder.METRICS
+    file = run / run_directory.METRICS
     first, second, third = file.read_text().splitlines(keepends=True)
     moved = second.replace('"train_bound": -', '"train_bound": -1')
     for rows in ("", first, first + second, first + third, second + third, first + moved + third):
         file.write_text(rows)
         with pytest.raises(InputError, match=rf"^{re.escape(str(file))} is damaged \("):
-            folder.read_metrics(run)
+            run_directory.read_metrics(run)
         with pytest.raises(InputError, match="is damaged"):
             iwae.train(override(tiny, epochs=5), out=run, resume=True)
         with pytest.raises(InputError, match="is damaged"):
@@ -334,8 +337,8 @@ def test_lost_rows_of_metrics_are_missed(run: Path, tiny: RunConfig) -> None:
     assert "metrics.jsonl is damaged" in report.render([run])
     file.unlink()
     with pytest.raises(InputError, match="lacks the row of pass 1"):
-        folder.read_metrics(run)
-    (run / folder.CHECKPOINT).unlink()
+        run_directory.read_metrics(run)
+    (run / run_directory.CHECKPOINT).unlink()
     with refused(
         f"{file} has 0 of the 3 passes behind the model, so it is not known how long they took; "
         f"restore it from a copy."
@@ -408,15 +411,15 @@ def check(file: Path, read: Callable[[], Any], *, sealed: bool) -> None:
 def test_every_field_of_evaluations_is_checked(run: Path, sealed: bool) -> None:
     if not sealed:
         forget(run)
-    config = folder.read_config(run)
+    config = run_directory.read_config(run)
 
     def read() -> list[Any]:
-        kept = list(folder.read_evaluations(run).values())
+        kept = list(run_directory.read_evaluations(run).values())
         report._rows(report.Entry("run", run, config, [], kept, None, ""))
         assert all(report.units_in_words(e["active_units"]) for e in kept)
         return kept
 
-    file = run / folder.EVALUATION
+    file = run / run_directory.EVALUATION
     whole = json.loads(file.read_text())
     (name,) = whole
     before = read()
@@ -441,12 +444,12 @@ def test_every_field_of_evaluations_is_checked(run: Path, sealed: bool) -> None:
 def test_every_field_of_metrics_is_checked(run: Path, sealed: bool) -> None:
     if not sealed:
         forget(run)
-    file = run / folder.METRICS
+    file = run / run_directory.METRICS
     first, second, third = map(json.loads, file.read_text().splitlines())
-    before = folder.read_metrics(run)
+    before = run_directory.read_metrics(run)
     for row in mutated(second):
         file.write_text("".join(f"{json.dumps(r)}\n" for r in (first, row, third)))
-        rows, said = outcome(lambda: folder.read_metrics(run))
+        rows, said = outcome(lambda: run_directory.read_metrics(run))
         if said:
             assert str(file) in said
         else:
@@ -455,11 +458,14 @@ def test_every_field_of_metrics_is_checked(run: Path, sealed: bool) -> None:
             assert all(float(row["train_bound"]) and float(row["seconds"]) for row in rows)
 
 
-@pytest.mark.parametrize("name", [folder.MODEL, folder.CHECKPOINT])
+@pytest.mark.parametrize("name", [run_directory.MODEL, run_directory.CHECKPOINT])
 def test_every_field_of_a_header_is_checked(name: str, tmp_path: Path) -> None:
     """Of early versions, whose headers have no digest."""
     run = Path(shutil.copytree(GOLDEN / "finished", tmp_path / "run"))
-    read = {folder.MODEL: folder.read_model, folder.CHECKPOINT: folder.read_progress}[name]
+    read = {
+        run_directory.MODEL: run_directory.read_model,
+        run_directory.CHECKPOINT: run_directory.read_progress,
+    }[name]
     file, arrays = run / name, {"x": np.zeros(2)}
     for content in mutated(header(file)):
         file.write_bytes(safetensors.numpy.save(arrays, {"header": json.dumps(content)}))
@@ -698,7 +704,7 @@ def test_records_in_the_repository_are_read() -> None:
 def test_an_nll_that_is_no_number_is_an_error(run: Path, capsys, monkeypatch) -> None:
     values = np.array([-3.0, -np.inf, np.nan], np.float32)
     monkeypatch.setattr(Trained, "log_likelihoods", lambda *_, **__: values)
-    before = (run / folder.EVALUATION).read_text()
+    before = (run / run_directory.EVALUATION).read_text()
     for more in ((), ("--json",)):
         with pytest.raises(SystemExit) as left:
             main(["evaluate", str(run), "--k", "6", *more])
@@ -710,7 +716,7 @@ def test_an_nll_that_is_no_number_is_an_error(run: Path, capsys, monkeypatch) ->
             "number; check that the examples fit the likelihood, and that the training ended in a "
             "model that is finite.\n"
         )
-    assert (run / folder.EVALUATION).read_text() == before
+    assert (run / run_directory.EVALUATION).read_text() == before
 
 
 def test_json_has_no_infinities(run: Path, capsys, monkeypatch) -> None:
@@ -721,7 +727,7 @@ def test_json_has_no_infinities(run: Path, capsys, monkeypatch) -> None:
     refuse = lambda name: pytest.fail(f"{name} is not JSON")
     printed = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert (printed["elbo"], printed["reconstruction"], printed["kl"]) == (None, None, [None])
-    json.loads((run / folder.EVALUATION).read_text(), parse_constant=refuse)
+    json.loads((run / run_directory.EVALUATION).read_text(), parse_constant=refuse)
     assert "—" in report.render([run])
     over = runs.OverSeeds([0, 1], [iwae.load(run).evaluate(k=5, limit=20)] * 2)
     json.loads(json.dumps(over.to_json()), parse_constant=refuse)
@@ -731,11 +737,11 @@ def test_json_has_no_infinities(run: Path, capsys, monkeypatch) -> None:
 
 
 READERS = {
-    folder.MODEL: iwae.load,
-    folder.CHECKPOINT: folder.read_progress,
-    folder.METRICS: folder.read_metrics,
-    folder.EVALUATION: folder.read_evaluations,
-    folder.CONFIG: folder.read_config,
+    run_directory.MODEL: iwae.load,
+    run_directory.CHECKPOINT: run_directory.read_progress,
+    run_directory.METRICS: run_directory.read_metrics,
+    run_directory.EVALUATION: run_directory.read_evaluations,
+    run_directory.CONFIG: run_directory.read_config,
 }
 
 
@@ -745,7 +751,7 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(run: Path, tiny: RunConfig,
     os.mkfifo(run / name)
     with pytest.raises(InputError, match=r"is no file|is not the folder of a run"):
         READERS[name](run)
-    if name != folder.EVALUATION:
+    if name != run_directory.EVALUATION:
         with pytest.raises(InputError, match=r"is no file"):
             iwae.train(tiny, out=run, resume=True)
 
@@ -772,7 +778,7 @@ def test_figures_are_printed_before_they_cannot_be_written(run: Path, capsys, mo
     said = capsys.readouterr()
     assert left.value.code == 2
     assert "NLL (L_5)" in said.out
-    assert said.err.strip() == f"iwae: {run / folder.EVALUATION} could not be written."
+    assert said.err.strip() == f"iwae: {run / run_directory.EVALUATION} could not be written."
     with pytest.raises(runs.NotKeptError) as lost:
         iwae.evaluate(run, k=5, limit=20)
     assert lost.value.result.k == 5

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import checkpoint, folder, loop, outputs, report, runs
+from iwae import loop, outputs, report, runs
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
@@ -18,6 +18,7 @@ from iwae.errors import InputError, Interrupted
 from iwae.loop import Silent
 from iwae.outputs import StandardError
 from iwae.progress import TrainingBars
+from iwae.storage import checkpoint, run_directory
 from iwae.trained import Trained
 from refusals import refused
 
@@ -54,7 +55,7 @@ def test_a_terminal_that_goes_saves_the_run(tiny: RunConfig, tmp_path: Path) -> 
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert 0 < checkpoint.read_header(tmp_path / "run" / folder.CHECKPOINT)["passes"] < 3
+    assert 0 < checkpoint.read_header(tmp_path / "run" / run_directory.CHECKPOINT)["passes"] < 3
 
 
 def test_what_nohup_ignores_stays_ignored(tiny: RunConfig) -> None:
@@ -141,7 +142,7 @@ def test_a_run_on_arrays_is_evaluated_from_the_command_line(rows, tmp_path, caps
     assert "iwae evaluate --data FILE" in capsys.readouterr().err
     np.save(file, rows)
     main(["evaluate", str(out), "--k", "5", "--data", str(file)])
-    (kept,) = folder.read_evaluations(out).values()
+    (kept,) = run_directory.read_evaluations(out).values()
     assert f"{kept['nll']:.2f} ±" in capsys.readouterr().out
     assert (kept["n"], kept["note"]) == (8, "")
     assert iwae.load(out, data=rows).evaluate(k=5).nll == kept["nll"]
@@ -200,7 +201,7 @@ def test_a_batch_that_nobody_asked_for_is_as_large_as_there_are_rows(
             main([*form, "--out", str(tmp_path / "asked"), *flag])
         assert capsys.readouterr().err.strip() == f"iwae: {sentence}"
     main([*form, "--out", str(tmp_path / "own")])
-    assert folder.read_config(tmp_path / "own").training.batch_size == 11
+    assert run_directory.read_config(tmp_path / "own").training.batch_size == 11
 
 
 # What is written

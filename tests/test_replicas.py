@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import checkpoint, folder, loop, runs, training
+from iwae import loop, runs, training
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
 from iwae.models.observation import Observer
+from iwae.storage import checkpoint, run_directory
 from iwae.trained import Trained
 from linear_gaussian import random_model
 from refusals import refused
@@ -78,7 +79,7 @@ def test_a_replica_is_the_run_of_its_seed(tiny, alone, tmp_path: Path) -> None:
         assert trained.config == override(tiny, seed=seed)
         same(trained, alone[seed])
         same(iwae.load(trained.path), alone[seed])
-    assert [p.name for p in folder.replicas(tmp_path / "out")] == ["seed-0", "seed-3"]
+    assert [p.name for p in run_directory.replicas(tmp_path / "out")] == ["seed-0", "seed-3"]
 
 
 @pytest.mark.slow
@@ -195,11 +196,11 @@ def test_a_replica_that_is_behind_catches_up_and_ends_as_it_would_alone(
     config = override(tiny, checkpoint_every=1)
     with pytest.raises(Interrupted):
         iwae.train(config, seed=3, out=out / "seed-3", watch=Interrupting(70))
-    assert folder.read_config(out / "seed-3").seed == 3
+    assert run_directory.read_config(out / "seed-3").seed == 3
     again = iwae.train_replicas(config, seeds=(0, 3), out=out, resume=True)
     for trained in again:
         same(trained, alone[trained.config.seed])
-        assert len(folder.read_metrics(trained.path)) == 3
+        assert len(run_directory.read_metrics(trained.path)) == 3
 
 
 def test_interrupted_replicas_are_saved_and_resumed_by_the_command_it_names(
@@ -210,7 +211,7 @@ def test_interrupted_replicas_are_saved_and_resumed_by_the_command_it_names(
         iwae.train_replicas(
             tiny, seeds=(0, 3), out=out, watch={0: Interrupting(70), 3: Silent()}.get
         )
-    passes = checkpoint.read_header(out / "seed-0" / folder.CHECKPOINT)["passes"]
+    passes = checkpoint.read_header(out / "seed-0" / run_directory.CHECKPOINT)["passes"]
     assert passes in (1, 2)
     assert str(error.value) == (
         f"Interrupted after {passes} of 3 passes; the run is saved, and `iwae train --out {out} "
@@ -274,12 +275,12 @@ def test_replicas_of_a_fixed_binarisation(tiny) -> None:
 def test_a_refused_resume_of_replicas_changes_none(tiny, tmp_path: Path) -> None:
     out = tmp_path / "two"
     iwae.train_replicas(tiny, seeds=2, epochs=1, out=out)
-    damaged = out / "seed-1" / folder.CHECKPOINT
+    damaged = out / "seed-1" / run_directory.CHECKPOINT
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(InputError, match="is damaged"):
         iwae.train_replicas(tiny, seeds=2, epochs=9, out=out, resume=True)
-    for path in folder.replicas(out):
-        assert folder.read_config(path).training.epochs == 1
+    for path in run_directory.replicas(out):
+        assert run_directory.read_config(path).training.epochs == 1
 
 
 def test_refusals(tiny, tiny_run: Trained, tmp_path: Path) -> None:
@@ -319,7 +320,7 @@ def test_refusals(tiny, tiny_run: Trained, tmp_path: Path) -> None:
     ):
         iwae.train(tiny, out=out)
     iwae.train(tiny, seed=1, epochs=1, out=out / "seed-5")
-    assert [p.name for p in folder.replicas(out)] == ["seed-1"]
+    assert [p.name for p in run_directory.replicas(out)] == ["seed-1"]
 
 
 def test_a_seed_beside_seeds_is_refused(tmp_path: Path, capsys) -> None:

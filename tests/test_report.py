@@ -16,12 +16,13 @@ from PIL import Image
 
 import iwae
 from early import forget
-from iwae import data, figures, folder, report
+from iwae import data, figures, report
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.models.build import build
 from iwae.models.observation import observation
+from iwae.storage import run_directory
 from iwae.trained import Evaluation, Trained
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -72,7 +73,7 @@ class Page(HTMLParser):
 def made(tiny_run: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation]:
     """An evaluated run named "tiny" in a folder of this file's own."""
     path = tmp_path_factory.mktemp("report") / "tiny"
-    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(folder.EVALUATION))
+    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(run_directory.EVALUATION))
     return path, iwae.evaluate(path, k=10, limit=20)
 
 
@@ -80,11 +81,11 @@ def made(tiny_run: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def others(made: tuple[Path, Evaluation], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A run with a dangerous name and no evaluation, and one without a model."""
     places = [tmp_path_factory.mktemp("others") / name for name in (NASTY, "unfinished")]
-    for place, gone in zip(places, (folder.EVALUATION, folder.MODEL), strict=True):
+    for place, gone in zip(places, (run_directory.EVALUATION, run_directory.MODEL), strict=True):
         shutil.copytree(made[0], place)
         (place / gone).unlink()
-    (places[1] / folder.EVALUATION).unlink()
-    config = override(folder.read_config(places[0]), k=7, learning_rate=0.5)
+    (places[1] / run_directory.EVALUATION).unlink()
+    config = override(run_directory.read_config(places[0]), k=7, learning_rate=0.5)
     forget(places[0], config)
     return places
 
@@ -112,7 +113,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         config.model, kind="real", mean=np.zeros(5), spread=np.ones(5), key=jax.random.key(0)
     )
     seen = observation(dataset, config.data, config.model)
-    with folder.opened(path / "run", config, resume=False) as run:
+    with run_directory.opened(path / "run", config, resume=False) as run:
         run.save_config(config)
         run.save_model(model, seen, passes=0, step=0)
     return iwae.load(path / "run")
@@ -152,7 +153,7 @@ def test_its_figures_are_whole(text: str) -> None:
 
 
 def test_it_prints_the_figures_of_the_evaluation(text, made) -> None:
-    (kept,) = folder.read_evaluations(made[0]).values()
+    (kept,) = run_directory.read_evaluations(made[0]).values()
     assert kept["nll"] == made[1].nll
     expected = [
         *("tiny", "IWAE", "2", "1", "3", "test", "20"),
@@ -214,7 +215,7 @@ def test_a_run_without_a_model_has_its_curves_and_a_sentence(others: list[Path])
 
 def test_a_run_before_its_first_pass_has_no_curves(others: list[Path], tmp_path: Path) -> None:
     shutil.copytree(others[1], tmp_path / "new")
-    (tmp_path / "new" / folder.METRICS).unlink()
+    (tmp_path / "new" / run_directory.METRICS).unlink()
     text = report.render([tmp_path / "new"])
     assert "<p>No pass is completed yet.</p>" in text
     assert Page(text).images() == []
@@ -233,7 +234,7 @@ def test_other_units_and_other_data_of_a_name_are_not_alike(tiny: RunConfig, tmp
     for i, (mine, way) in enumerate(ways):
         iwae.train(override(tiny, **settings, **way), data=mine, out=tmp_path / f"{i}")
     paths = [tmp_path / f"{i}" for i in range(3)]
-    entries = [report._entry(p.name, p, folder.read_config(p), None) for p in paths]
+    entries = [report._entry(p.name, p, run_directory.read_config(p), None) for p in paths]
     e = {"dataset": "array", "split": "test", "n": 20, "k": 5}
     assert len({report._alike(entry, e) for entry in entries}) == 3
 
@@ -256,7 +257,7 @@ def test_notes_are_footnotes_given_once(made: tuple[Path, Evaluation]) -> None:
 def test_pruned_likelihoods_get_a_column(made: tuple[Path, Evaluation], tmp_path: Path) -> None:
     shutil.copytree(made[0], tmp_path / "pruned")
     forget(tmp_path / "pruned")
-    file = tmp_path / "pruned" / folder.EVALUATION
+    file = tmp_path / "pruned" / run_directory.EVALUATION
     none = '"nll_without_inactive": null'
     file.write_text(file.read_text().replace(none, none.replace("null", "12345.678")))
     row = Page(report.render([tmp_path / "pruned"])).row("pruned")

@@ -21,13 +21,14 @@ import pytest
 
 import iwae
 from early import forget
-from iwae import checkpoint, evaluation, folder, loop, report, runs
+from iwae import evaluation, loop, report, runs
 from iwae._utils import files
 from iwae.config.io import override, read
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.loop import NonFiniteError, Silent
 from iwae.progress import print_evaluation
+from iwae.storage import checkpoint, run_directory
 from iwae.trained import Trained
 from refusals import refused
 from thinned import thinned
@@ -36,7 +37,7 @@ from watchers import Interrupting
 
 def same_models(a: Path, b: Path) -> bool:
     """Whether two runs ended with bit-for-bit the same model and optimiser state."""
-    names = (folder.MODEL, folder.CHECKPOINT)
+    names = (run_directory.MODEL, run_directory.CHECKPOINT)
     tensors = [[_tensors(path / name) for path in (a, b)] for name in names]
     return all(
         left.keys() == right.keys() and all(left[n].tobytes() == right[n].tobytes() for n in left)
@@ -53,9 +54,14 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
 def test_a_run_folder_holds_everything(tiny_run: Trained, tiny: RunConfig) -> None:
     path = tiny_run.path
     present = {p.name for p in path.iterdir()}
-    assert present >= {folder.CONFIG, folder.METRICS, folder.CHECKPOINT, folder.MODEL}
-    assert folder.read_config(path) == tiny
-    rows = folder.read_metrics(path)
+    assert present >= {
+        run_directory.CONFIG,
+        run_directory.METRICS,
+        run_directory.CHECKPOINT,
+        run_directory.MODEL,
+    }
+    assert run_directory.read_config(path) == tiny
+    rows = run_directory.read_metrics(path)
     assert [row["pass"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows] == [64, 128, 192]
     assert rows[-1]["valid_bound"] > rows[0]["valid_bound"]
@@ -90,7 +96,7 @@ def test_options_that_keep_more_state_resume_exactly(tiny: RunConfig, tmp_path: 
     iwae.train(override(config, epochs=2), out=tmp_path / "parts")
     iwae.train(config, out=tmp_path / "parts", resume=True)
     assert same_models(tmp_path / "whole", tmp_path / "parts")
-    whole, parts = (folder.read_metrics(tmp_path / n) for n in ("whole", "parts"))
+    whole, parts = (run_directory.read_metrics(tmp_path / n) for n in ("whole", "parts"))
     for a, b in zip(whole, parts, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
@@ -165,11 +171,11 @@ def test_killed_at_random(long_run: tuple[Path, Path], tmp_path: Path, times: in
     assert 0 < _passes(out) < 120
     finish(start(SCRIPT, config, out), 0)
     assert same_models(whole, out)
-    assert len(folder.read_metrics(out)) == 120
+    assert len(run_directory.read_metrics(out)) == 120
 
 
 def _passes(out: Path) -> int:
-    path = out / folder.CHECKPOINT
+    path = out / run_directory.CHECKPOINT
     return checkpoint.read_header(path)["passes"] if path.exists() else 0
 
 
@@ -204,7 +210,7 @@ def test_interrupt_saves_and_says_how_to_resume(tiny: RunConfig, tmp_path: Path)
 def test_an_interrupt_in_the_last_steps_is_heard_where_nothing_is_lost(
     tiny: RunConfig, tiny_run: Trained, tmp_path: Path
 ) -> None:
-    last = Interrupting(folder.read_metrics(tiny_run.path)[-1]["step"] - 1)
+    last = Interrupting(run_directory.read_metrics(tiny_run.path)[-1]["step"] - 1)
     out = tmp_path / "run"
     with pytest.raises(Interrupted) as error:
         iwae.train(tiny, out=out, watch=last)
@@ -224,7 +230,7 @@ def test_a_run_says_what_it_was_trained_with(tiny: RunConfig, tmp_path: Path, mo
     assert runs.made_with(trained) == ["cpu, iwae 7.0", "cpu, iwae 8.0"]
     monkeypatch.setattr(iwae, "__version__", "9.0")
     assert runs.made_with(iwae.train(tiny, out=out, resume=None)) == runs.made_with(trained)
-    old = folder.Progress(seconds=1.0).made_on("cpu, iwae 7.0")
+    old = run_directory.Progress(seconds=1.0).made_on("cpu, iwae 7.0")
     assert old.made_with == ("iwae before 0.2.0", "cpu, iwae 7.0")
 
 
@@ -264,23 +270,23 @@ def test_an_interrupt_is_heard_where_a_watcher_ends_the_training(tiny: RunConfig
 
 
 def test_a_torn_last_line_of_metrics_is_dropped(tiny_run: Trained, tmp_path: Path) -> None:
-    text = (tiny_run.path / folder.METRICS).read_text()
-    (tmp_path / folder.METRICS).write_text(text + '{"pass": 4, "tr')
-    assert folder.read_metrics(tmp_path) == folder.read_metrics(tiny_run.path)
+    text = (tiny_run.path / run_directory.METRICS).read_text()
+    (tmp_path / run_directory.METRICS).write_text(text + '{"pass": 4, "tr')
+    assert run_directory.read_metrics(tmp_path) == run_directory.read_metrics(tiny_run.path)
 
 
 @pytest.mark.parametrize("line", ['{"pass": 4, "tr\n', "[4]\n", "\xff\n"])
 def test_a_damaged_line_of_metrics_is_named(line, tiny_run, tiny, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(tiny_run.path, path)
-    whole = (path / folder.METRICS).read_bytes()
-    (path / folder.METRICS).write_bytes(whole + line.encode("latin-1"))
+    whole = (path / run_directory.METRICS).read_bytes()
+    (path / run_directory.METRICS).write_bytes(whole + line.encode("latin-1"))
     with refused(
-        f"Line 4 of {path / folder.METRICS} is damaged; delete that line, or restore the file from "
+        f"Line 4 of {path / run_directory.METRICS} is damaged; delete that line, or restore the file from "
         f"a copy."
     ):
         iwae.train(override(tiny, epochs=9), out=path, resume=True)
-    assert folder.read_config(path) == tiny
+    assert run_directory.read_config(path) == tiny
 
 
 def test_existing_folders_are_not_touched(tiny_run: Trained, tiny: RunConfig, tmp_path) -> None:
@@ -336,23 +342,23 @@ def test_only_a_constant_schedule_can_be_prolonged(tiny: RunConfig, tmp_path: Pa
 def test_one_process_at_a_time(tiny: RunConfig, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with (
-        folder.opened(path, tiny, resume=False),
+        run_directory.opened(path, tiny, resume=False),
         refused(f"{path} is being trained by another process; wait for it or give another --out."),
     ):
         iwae.train(tiny, out=path, resume=True)
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny_run: Trained, tiny: RunConfig) -> None:
-    before = (tiny_run.path / folder.MODEL).read_bytes()
+    before = (tiny_run.path / run_directory.MODEL).read_bytes()
     again = iwae.train(tiny, out=tiny_run.path, resume=True)
     assert again.passes == 3
-    assert (tiny_run.path / folder.MODEL).read_bytes() == before
+    assert (tiny_run.path / run_directory.MODEL).read_bytes() == before
 
 
 def test_a_model_without_a_checkpoint_is_not_made_anew(tiny_run, tiny, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(tiny_run.path, path)
-    (path / folder.CHECKPOINT).unlink()
+    (path / run_directory.CHECKPOINT).unlink()
     before = {p.name: p.read_bytes() for p in path.iterdir()}
     with refused(
         f"{path} holds a trained model but no checkpoint.safetensors, from which it could be "
@@ -365,12 +371,12 @@ def test_a_model_without_a_checkpoint_is_not_made_anew(tiny_run, tiny, tmp_path:
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(tiny_run, tiny, tmp_path) -> None:
     path = tmp_path / "run"
     path.mkdir()
-    shutil.copy(tiny_run.path / folder.CONFIG, path)
-    row = (tiny_run.path / folder.METRICS).read_text().splitlines(keepends=True)[0]
-    (path / folder.METRICS).write_text(row + row[:20])
+    shutil.copy(tiny_run.path / run_directory.CONFIG, path)
+    row = (tiny_run.path / run_directory.METRICS).read_text().splitlines(keepends=True)[0]
+    (path / run_directory.METRICS).write_text(row + row[:20])
     iwae.train(tiny, out=path, resume=True)
     assert same_models(path, tiny_run.path)
-    assert [row["pass"] for row in folder.read_metrics(path)] == [1, 2, 3]
+    assert [row["pass"] for row in run_directory.read_metrics(path)] == [1, 2, 3]
 
 
 def test_a_refused_resume_changes_nothing(tiny: RunConfig, tmp_path: Path) -> None:
@@ -459,30 +465,32 @@ def test_a_run_goes_on_when_one_says_what_its_values_were_taken_for(tiny, tmp_pa
 def test_a_damaged_model_is_made_again_from_the_checkpoint(tiny_run, tiny, tmp_path) -> None:
     path = tmp_path / "run"
     shutil.copytree(tiny_run.path, path)
-    whole = (path / folder.MODEL).read_bytes()
-    (path / folder.MODEL).write_bytes(whole[:100])
+    whole = (path / run_directory.MODEL).read_bytes()
+    (path / run_directory.MODEL).write_bytes(whole[:100])
     iwae.train(tiny, out=path, resume=True)
-    assert (path / folder.MODEL).read_bytes() == whole
+    assert (path / run_directory.MODEL).read_bytes() == whole
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_run: Trained, tiny, tmp_path) -> None:
     path = tmp_path / "run"
-    with folder.opened(path, override(tiny, latents=(4,)), resume=False) as begun:
+    with run_directory.opened(path, override(tiny, latents=(4,)), resume=False) as begun:
         begun.save_config(override(tiny, latents=(4,)))
-    (path / folder.CHECKPOINT).write_bytes((tiny_run.path / folder.CHECKPOINT).read_bytes())
+    (path / run_directory.CHECKPOINT).write_bytes(
+        (tiny_run.path / run_directory.CHECKPOINT).read_bytes()
+    )
     forget(path, override(tiny, latents=(4,)))
-    stranger = (path / folder.CHECKPOINT).read_bytes()
+    stranger = (path / run_directory.CHECKPOINT).read_bytes()
     with pytest.raises(InputError, match=r"belongs to another model: .* is float32\[3, 8\] there"):
         iwae.train(override(tiny, latents=(4,)), out=path, resume=True)
-    assert (path / folder.CHECKPOINT).read_bytes() == stranger
+    assert (path / run_directory.CHECKPOINT).read_bytes() == stranger
 
 
 def test_a_damaged_checkpoint_is_refused(tiny_run: Trained, tiny, tmp_path) -> None:
     path = tmp_path / "run"
-    with folder.opened(path, tiny, resume=False) as begun:
+    with run_directory.opened(path, tiny, resume=False) as begun:
         begun.save_config(tiny)
-    whole = (tiny_run.path / folder.CHECKPOINT).read_bytes()
-    (path / folder.CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+    whole = (tiny_run.path / run_directory.CHECKPOINT).read_bytes()
+    (path / run_directory.CHECKPOINT).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"checkpoint.safetensors is damaged \(.*\); restore it"):
         iwae.train(tiny, out=path, resume=True)
 
@@ -520,7 +528,7 @@ def test_a_bound_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny, tm
     iwae.train(override(tiny, epochs=1), out=out)
     wild = override(tiny, learning_rate=1e30)
     forget(out, wild)
-    good = (out / folder.CHECKPOINT).read_bytes()
+    good = (out / run_directory.CHECKPOINT).read_bytes()
     with pytest.raises(NonFiniteError) as error:
         iwae.train(wild, out=out, resume=True)
     assert re.fullmatch(
@@ -529,7 +537,7 @@ def test_a_bound_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny, tm
         rf"likelihood.",
         str(error.value),
     )
-    assert (out / folder.CHECKPOINT).read_bytes() == good
+    assert (out / run_directory.CHECKPOINT).read_bytes() == good
 
 
 def test_a_last_step_that_ruins_the_parameters_leaves_no_model(tiny, tmp_path, monkeypatch):
@@ -574,7 +582,7 @@ def test_patience_keeps_the_best_model(tiny: RunConfig) -> None:
 def test_the_budget_in_minutes_ends_a_run(tiny: RunConfig, tmp_path: Path) -> None:
     trained = iwae.train(override(tiny, epochs=10_000, minutes=0.01), out=tmp_path / "run")
     assert trained.passes < 10_000
-    header = checkpoint.read_header(tmp_path / "run" / folder.CHECKPOINT)
+    header = checkpoint.read_header(tmp_path / "run" / run_directory.CHECKPOINT)
     assert header["finished"] == "minutes"
     assert header["seconds"] >= 0.6
 
@@ -590,7 +598,7 @@ def test_too_large_a_batch_is_refused(tiny: RunConfig) -> None:
 def test_evaluations_are_kept(tiny_run: Trained) -> None:
     first = iwae.evaluate(tiny_run.path, k=10, limit=20)
     second = iwae.evaluate(tiny_run.path, k=20, limit=20)
-    kept = folder.read_evaluations(tiny_run.path)
+    kept = run_directory.read_evaluations(tiny_run.path)
     assert kept["test k=10 n=20 seed=0 passes=3"] == json.loads(json.dumps(first.to_json()))
     assert kept["test k=20 n=20 seed=0 passes=3"]["nll"] == second.nll
 
@@ -602,13 +610,13 @@ def test_figures_of_other_models_or_examples_are_not_kept_together(tiny, tmp_pat
     first = iwae.evaluate(iwae.load(tmp_path / "run", data=rows), k=5, without_inactive=True)
     assert first.nll_without_inactive is not None
     other = iwae.evaluate(iwae.load(tmp_path / "run", data=1 - rows), k=5)
-    (kept,) = folder.read_evaluations(tmp_path / "run").values()
+    (kept,) = run_directory.read_evaluations(tmp_path / "run").values()
     assert (kept["nll"], kept["nll_without_inactive"]) == (other.nll, None)
 
 
 def test_two_evaluations_at_once_are_both_kept(tiny_run, tmp_path, monkeypatch) -> None:
     path = tmp_path / "run"
-    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(folder.EVALUATION))
+    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(run_directory.EVALUATION))
     both = threading.Barrier(2, timeout=60)
 
     def evaluated(trained: Trained, **options) -> object:
@@ -625,7 +633,7 @@ def test_two_evaluations_at_once_are_both_kept(tiny_run, tmp_path, monkeypatch) 
     monkeypatch.setattr(runs, "write_atomic", slow)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda k: iwae.evaluate(path, k=k, limit=20), (5, 7)))
-    assert len(folder.read_evaluations(path)) == 2
+    assert len(run_directory.read_evaluations(path)) == 2
 
 
 def test_what_others_are_writing_is_left_alone(tiny_run, tiny, tmp_path) -> None:
@@ -641,9 +649,9 @@ def test_what_others_are_writing_is_left_alone(tiny_run, tiny, tmp_path) -> None
 
 def test_the_model_of_an_early_version_is_replaced_by_a_later_one(tmp_path: Path) -> None:
     """Such a model knows its passes, but not its step."""
-    checkpoint.save(tmp_path / folder.MODEL, {"a": jnp.zeros(1)}, {"passes": 1})
-    assert folder.Folder(tmp_path).has_model(passes=1, step=7)
-    assert not folder.Folder(tmp_path).has_model(passes=3, step=21)
+    checkpoint.save(tmp_path / run_directory.MODEL, {"a": jnp.zeros(1)}, {"passes": 1})
+    assert run_directory.Folder(tmp_path).has_model(passes=1, step=7)
+    assert not run_directory.Folder(tmp_path).has_model(passes=3, step=21)
 
 
 @pytest.mark.slow
@@ -651,7 +659,7 @@ def test_an_evaluation_takes_nothing_from_an_earlier_one(tiny_run: Trained) -> N
     first = iwae.evaluate(tiny_run.path, k=5, limit=30, without_inactive=True)
     second = iwae.evaluate(tiny_run.path, k=5, limit=30, only_used=True)
     iwae.evaluate(tiny_run.path, k=5, limit=30, memory=2**16)
-    kept = folder.read_evaluations(tiny_run.path)["test k=5 n=30 seed=0 passes=3"]
+    kept = run_directory.read_evaluations(tiny_run.path)["test k=5 n=30 seed=0 passes=3"]
     assert kept["nll_without_inactive"] == first.nll_without_inactive
     assert kept["used_units"] == second.used_units
     assert kept["nll_only_used"] == second.nll_only_used
@@ -663,26 +671,26 @@ def test_damaged_evaluations_are_refused_before_the_work(
 ) -> None:
     path = tmp_path / "run"
     shutil.copytree(tiny_run.path, path)
-    (path / folder.EVALUATION).write_text(damaged)
+    (path / run_directory.EVALUATION).write_text(damaged)
     monkeypatch.setattr(Trained, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
-    with refused(f"{path / folder.EVALUATION} is damaged; delete it and evaluate again."):
+    with refused(f"{path / run_directory.EVALUATION} is damaged; delete it and evaluate again."):
         iwae.evaluate(path, k=10)
 
 
 def test_a_run_that_is_only_read_is_evaluated(tiny_run: Trained, tmp_path, monkeypatch) -> None:
     path = tmp_path / "run"
-    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(folder.EVALUATION))
+    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(run_directory.EVALUATION))
     monkeypatch.setattr(runs.os, "access", lambda place, mode: Path(place) != path)
     assert iwae.evaluate(path, k=10, limit=20).n == 20
-    assert not (path / folder.EVALUATION).exists()
+    assert not (path / run_directory.EVALUATION).exists()
 
 
 def test_a_single_example_has_neither_error_nor_activity(tiny_run, tmp_path, capsys) -> None:
     path = tmp_path / "run"
-    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(folder.EVALUATION))
+    shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(run_directory.EVALUATION))
     one = iwae.evaluate(path, k=10, limit=1)
     assert one.active_units is one.activity is None
-    text = (path / folder.EVALUATION).read_text()
+    text = (path / run_directory.EVALUATION).read_text()
     kept = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert kept["test k=10 n=1 seed=0 passes=3"]["active_units"] is None
     print_evaluation(one)
@@ -728,7 +736,7 @@ def test_a_run_killed_before_its_last_checkpoint_still_ends_with_a_model(
 
     out = tmp_path / "run"
     with monkeypatch.context() as dying:
-        dying.setattr(folder.Folder, "save_model", die)
+        dying.setattr(run_directory.Folder, "save_model", die)
         with pytest.raises(KeyboardInterrupt):
             iwae.train(tiny, out=out)
     iwae.train(tiny, out=out, resume=True)
@@ -748,7 +756,7 @@ def test_checkpoints_by_time_come_within_a_pass(tiny: RunConfig, tmp_path: Path)
 
     class Looking(Silent):
         def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
-            path = tmp_path / "run" / folder.CHECKPOINT
+            path = tmp_path / "run" / run_directory.CHECKPOINT
             if path.exists():
                 steps.append(int(_tensors(path)["[0].step"]))
 

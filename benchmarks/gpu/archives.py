@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 from iwae._utils.files import write_atomic
-from iwae.folder import CHECKPOINT, CONFIG, MODEL
+from iwae.storage.run_directory import CHECKPOINT, CONFIG, MODEL
 
 LARGEST = 15 * 2**20
 """Bytes of an archive that holds several runs."""

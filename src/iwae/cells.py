@@ -13,17 +13,18 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from iwae import data, persisted, runs, soap
+from iwae import data, runs, soap
 from iwae._utils.checks import check_draws
 from iwae._utils.files import one_at_a_time, write_atomic
 from iwae.config.io import differences, override
 from iwae.config.schema import RunConfig
 from iwae.errors import TOO_LARGE, InputError, unusable
 from iwae.experiments import finished, known, versions
-from iwae.folder import CONFIG, MODEL, SAVING, InUseError, read_metrics
 from iwae.loop import Watcher
 from iwae.measures import MEASURES
-from iwae.persisted import MistypedError, Unbounded
+from iwae.storage import persisted
+from iwae.storage.persisted import MistypedError, Unbounded
+from iwae.storage.run_directory import CONFIG, MODEL, SAVING, InUseError, read_metrics
 from iwae.trained import Trained
 
 FOLDER = "cells"

@@ -49,14 +49,17 @@ class Train:
     """Whether --batch-size was given."""
 
     def run(self) -> None:
-        from iwae import folder, runs
+        from iwae import runs
         from iwae.loop import Silent
         from iwae.progress import TrainingBars
+        from iwae.storage import run_directory
 
         first = self.together.join()
         seeds: Any = self.seeds
         if seeds is None and self.resume:
-            seeds = [folder.read_config(p).seed for p in folder.replicas(self.out)] or None
+            seeds = [
+                run_directory.read_config(p).seed for p in run_directory.replicas(self.out)
+            ] or None
         elif seeds is not None:
             _check_no_seed(self.config, resume=self.resume)
             seeds = seeds[0] if len(seeds) == 1 else seeds
@@ -119,8 +122,9 @@ class Evaluate:
     together: Hosts = ALONE
 
     def run(self) -> None:
-        from iwae import folder, runs
+        from iwae import runs
         from iwae.progress import counting
+        from iwae.storage import run_directory
 
         first = self.together.join()
         if self.memory is not None and self.memory < 1:
@@ -129,7 +133,7 @@ class Evaluate:
                 f"give more, or leave it out."
             )
         check_output(self.per_example, (".npy", ".csv"), overwrite=self.overwrite, reads=self.data)
-        several = folder.replicas(self.run_folder)
+        several = run_directory.replicas(self.run_folder)
         if several and self.per_example is not None:
             raise InputError(
                 f"{self.run_folder} holds replicas, of which --per-example takes one; give "
@@ -310,7 +314,7 @@ def _train_default(arguments: list[str]) -> Train:
     out, config = _option(arguments, "--out"), _recipe(arguments, None)
     own = "--resume" in arguments and _option(arguments, "--recipe") is None
     if own and out is not None and Path(out).exists():
-        from iwae.folder import read_config, replicas
+        from iwae.storage.run_directory import read_config, replicas
 
         config = read_config(next(iter(replicas(Path(out))), Path(out)))
     return Train(config=config, out=tyro.MISSING)

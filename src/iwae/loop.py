@@ -25,13 +25,16 @@ from iwae._utils.distributed import (
     json_from_first,
 )
 from iwae._utils.files import as_argument
-from iwae.checkpoint import fitted
 from iwae.config.io import override
 from iwae.config.schema import RunConfig, TrainingConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import over_examples
-from iwae.folder import (
+from iwae.models.autoencoder import Autoencoder
+from iwae.models.build import as_kept, build
+from iwae.models.observation import Observation
+from iwae.storage.checkpoint import fitted
+from iwae.storage.run_directory import (
     CONFIG,
     MODEL,
     UNVERIFIED,
@@ -42,9 +45,6 @@ from iwae.folder import (
     read_model,
     replicas,
 )
-from iwae.models.autoencoder import Autoencoder
-from iwae.models.build import as_kept, build
-from iwae.models.observation import Observation
 from iwae.trained import Trained
 from iwae.training import TrainState
 

@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from iwae import persisted, soap
+from iwae import soap
 from iwae.cells import CLOSE
 from iwae.config.io import differences, flatten
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.experiments import known, versions
-from iwae.folder import SAVING
 from iwae.papers import EXPERIMENTS
-from iwae.persisted import MistypedError, Unbounded
 from iwae.reproduce import Row, continued, mean_difference
+from iwae.storage import persisted
+from iwae.storage.persisted import MistypedError, Unbounded
+from iwae.storage.run_directory import SAVING
 
 Record = dict[str, Any]
 

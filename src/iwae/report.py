@@ -21,8 +21,8 @@ from iwae.config.io import flatten
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation import ACTIVE, Progress
-from iwae.folder import read_config, read_evaluations, read_metrics, replicas
 from iwae.models.likelihoods import is_continuous, is_mixed
+from iwae.storage.run_directory import read_config, read_evaluations, read_metrics, replicas
 from iwae.trained import TERM_DRAWS, Trained
 
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"

@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from iwae import checkpoint, data
+from iwae import data
 from iwae._utils.checks import check_seed
 from iwae._utils.distributed import Devices, computing, hosts_agree, is_first, json_from_first
 from iwae._utils.files import as_argument, one_at_a_time, write_atomic
@@ -25,7 +25,12 @@ from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, unusable
 from iwae.evaluation import mean_and_error
-from iwae.folder import (
+from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
+from iwae.models.build import as_kept
+from iwae.models.observation import Observation, observation, prepare
+from iwae.storage import checkpoint
+from iwae.storage.persisted import finite
+from iwae.storage.run_directory import (
     CHECKPOINT,
     CONFIG,
     EVALUATION,
@@ -46,10 +51,6 @@ from iwae.folder import (
     read_stated,
     replicas,
 )
-from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
-from iwae.models.build import as_kept
-from iwae.models.observation import Observation, observation, prepare
-from iwae.persisted import finite
 from iwae.trained import Evaluation, Trained, skeleton
 
 

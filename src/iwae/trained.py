@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae import checkpoint, data, evaluation, persisted
+from iwae import data, evaluation
 from iwae._utils import threefry
 from iwae._utils.checks import COUNTED, check_draws, check_seed
 from iwae._utils.distributed import computing
@@ -21,12 +21,13 @@ from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
 from iwae.evaluation import Activity, Progress, Usage, mean_and_error, over_examples
-from iwae.folder import identity, opened, read_model
 from iwae.models.autoencoder import Autoencoder, block_of, restrict
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.hierarchical import HierarchicalAutoencoder
 from iwae.models.observation import Observation, prepare
+from iwae.storage import checkpoint, persisted
+from iwae.storage.run_directory import identity, opened, read_model
 
 TERM_DRAWS = 100
 """Draws per example behind the ELBO's terms and the active units."""
@@ -101,7 +102,7 @@ class Trained:
     data_dir: str | Path | None = None
     dataset: Dataset | None = None
     run: str = ""
-    """The identity of the run (`iwae.folder.identity`); empty where its files do not say."""
+    """The identity of the run (`iwae.storage.run_directory.identity`); empty where its files do not say."""
 
     def save(self, out: str | Path) -> None:
         """Write the model, its configuration and what it knows of its data as a run folder, which

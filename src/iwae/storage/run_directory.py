@@ -16,15 +16,15 @@ from typing import Any, NotRequired, TypedDict
 
 import equinox as eqx
 
-from iwae import checkpoint, persisted
 from iwae._utils.files import OF_A_RUN, TEMPORARY, locked, write_atomic
-from iwae.checkpoint import Stored
 from iwae.config.io import differences, parse, read_text
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.observation import Observation
-from iwae.persisted import MistypedError, Unbounded
+from iwae.storage import checkpoint, persisted
+from iwae.storage.checkpoint import Stored
+from iwae.storage.persisted import MistypedError, Unbounded
 
 CONFIG, METRICS, CHECKPOINT, MODEL, EVALUATION = OF_A_RUN
 LOCK = ".lock"

@@ -18,9 +18,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from iwae import persisted
 from iwae._utils.files import write_atomic
 from iwae.errors import InputError
+from iwae.storage import persisted
 
 Tree = TypeVar("Tree")
 
