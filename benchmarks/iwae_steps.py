@@ -16,8 +16,8 @@ import numpy as np
 from iwae import training
 from iwae.bounds import iwae
 from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
+from iwae.estimators.surrogate import surrogate_loss
 from iwae.evaluation import CHUNK, log_likelihood, over_examples
-from iwae.gradients import surrogate_loss
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.build import build
 from iwae.models.observation import Observer

@@ -21,7 +21,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "_utils.threefry bounds storage.checkpoint evaluation gradients laboratory measures models posterior "
+    "_utils.threefry bounds storage.checkpoint evaluation estimators.surrogate estimators.diagnostics measures models posterior "
     "soap targets training"
 )
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):

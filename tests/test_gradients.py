@@ -13,11 +13,11 @@ import pytest
 from jax.scipy.stats import norm
 from scipy.special import softmax
 
-from iwae import laboratory
 from iwae.bounds import BOUNDS, Pair, ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
 from iwae.config.schema import ModelConfig, ObjectiveConfig
 from iwae.errors import InputError
-from iwae.gradients import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
+from iwae.estimators import diagnostics
+from iwae.estimators.surrogate import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
 from iwae.models.autoencoder import (
     Autoencoder,
     FromFunctions,
@@ -292,7 +292,7 @@ def moments_of(model, x, key, bounds, estimators, *, k, repeats, chunk=500):
     blocks = [draws(jax.random.fold_in(key, i)) for i in range(n)]
     return {
         which: [
-            laboratory.Moments(
+            diagnostics.Moments(
                 np.stack([b[which][part][0] for b in blocks]),
                 np.array([float(b[which][part][1]) for b in blocks]),
                 chunk,
@@ -333,8 +333,8 @@ def test_a_known_bias_has_a_known_error():
     for _ in range(300):
         means = 0.1 * rng.normal(size=(10, 3)) + [0.19, 0, 0]
         squares = np.full(10, 297.0)  # 100 draws of variance 1 for each of 3
-        one = laboratory.Moments(means, squares, 100)
-        found.append(laboratory.relative_bias(one, one))
+        one = diagnostics.Moments(means, squares, 100)
+        found.append(diagnostics.relative_bias(one, one))
     known = [not np.isnan(bias) for bias, _ in found]
     assert 30 < sum(known) < 270
     assert all(np.isnan(error) != of for (_, error), of in zip(found, known, strict=True))
@@ -347,7 +347,7 @@ def test_stl_is_biased_for_iwae_and_not_for_the_elbo():
     every = moments_of(model, x, jax.random.key(9), bounds, ("dreg", "stl"), k=6, repeats=20_000)
     for name in bounds:
         dreg, stl = every[name, "dreg"][1], every[name, "stl"][1]
-        bias, error = laboratory.relative_bias(stl, dreg)
+        bias, error = diagnostics.relative_bias(stl, dreg)
         if name == "iwae":
             assert bias > 10 * error
             assert bias > 0.01
@@ -375,7 +375,7 @@ def test_at_the_exact_posterior_phi_has_no_variance(estimator):
 def test_snr_laws():
     """φ falls as K^−½ under reparam and does not fall under DReG; θ rises as K^½."""
     model = LinearGaussian(jnp.array([0.3, -1.0]), jnp.array([0.2, 0.1]), jnp.array(-0.2))
-    measured = laboratory.measure(
+    measured = diagnostics.measure(
         model,
         X[None, :2],
         bounds=lambda k: iwae,
@@ -384,7 +384,7 @@ def test_snr_laws():
         repeats=10_000,
         phi=lambda m: (m.e, m.log_s),
     )
-    found = {(s.estimator, s.parameters): s for s in laboratory.slopes(measured)}
+    found = {(s.estimator, s.parameters): s for s in diagnostics.slopes(measured)}
     for which, slope in found.items():
         print(*which, f"{slope.slope:.3f} ± {slope.slope_se:.3f}")
     plain, theta = found["reparam", "phi"], found["reparam", "theta"]
@@ -400,10 +400,10 @@ def test_snr_laws():
 def test_moments_are_those_of_all_draws_together():
     model = user_model()
     phi = lambda m: (m.e, m.log_s)
-    streamed = laboratory.moments(
+    streamed = diagnostics.moments(
         model, X[None], jax.random.key(3), bound=iwae, k=3, repeats=40, phi=phi
     )["phi"]
-    keys = jax.random.split(jax.random.key(3), laboratory.BLOCKS)
+    keys = jax.random.split(jax.random.key(3), diagnostics.BLOCKS)
 
     def one(key):
         (key,) = jax.random.split(key, 1)
@@ -420,12 +420,12 @@ def test_moments_are_those_of_all_draws_together():
 def test_the_concentration_of_a_mean_is_that_of_its_covariance(spread):
     """√tr Cov(mean)², squared and unbiased, over 3,000 sets of blocks."""
     spread, each = np.array(spread), 5
-    draws = np.random.default_rng(0).normal(size=(3000, laboratory.BLOCKS, each, len(spread)))
+    draws = np.random.default_rng(0).normal(size=(3000, diagnostics.BLOCKS, each, len(spread)))
     found = [
-        laboratory.Moments(g.mean(1), np.sum((g - g.mean(1, keepdims=True)) ** 2, (1, 2)), each)
+        diagnostics.Moments(g.mean(1), np.sum((g - g.mean(1, keepdims=True)) ** 2, (1, 2)), each)
         for g in draws * spread
     ]
-    covariance = spread**2 / (laboratory.BLOCKS * each)
+    covariance = spread**2 / (diagnostics.BLOCKS * each)
     squared = np.array([m.concentration**2 for m in found])
     error = squared.std() / np.sqrt(len(squared))
     expected = np.sum(covariance**2)
@@ -436,7 +436,7 @@ def test_the_concentration_of_a_mean_is_that_of_its_covariance(spread):
 def test_at_an_optimum_there_is_no_relative_bias():
     """θ has no signal at μ = (μ + x)/2 …: nan instead of noise over nothing."""
     model = LinearGaussian(X[:2], X[:2], jnp.asarray(0.5 * np.log(0.5)))
-    measured = laboratory.measure(
+    measured = diagnostics.measure(
         model,
         X[None, :2],
         bounds=lambda k: iwae,
@@ -821,7 +821,7 @@ def test_compiled_steps_hold_nothing_of_what_is_checked():
 
     with pytest.MonkeyPatch.context() as patch:
         checked = program()
-        patch.setattr("iwae.gradients.check_path", lambda *given: None)
+        patch.setattr("iwae.estimators.surrogate.check_path", lambda *given: None)
         assert program() == checked
 
 
@@ -893,7 +893,7 @@ def test_combinations_without_meaning_are_refused():
         "repeats = 5 was given, but moments with standard errors need a multiple of 10, at least "
         "20; give one."
     ):
-        laboratory.moments(model, X[None], key, bound=iwae, k=2, repeats=5)
+        diagnostics.moments(model, X[None], key, bound=iwae, k=2, repeats=5)
 
 
 def test_the_names_of_the_command_line_are_those_of_the_library():

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwae import laboratory
 from iwae.bounds import elbo, iwae
 from iwae.config.schema import ModelConfig
 from iwae.errors import InputError
+from iwae.estimators import diagnostics
+from iwae.estimators.surrogate import surrogate_loss
 from iwae.evaluation import activity, held, posterior_means, terms
-from iwae.gradients import surrogate_loss
 from iwae.models.autoencoder import (
     Autoencoder,
     draw_log_weights,
@@ -296,7 +296,7 @@ def test_recognition_parameters_beyond_the_encoder_are_asked_for():
         "Flow draws in a way of its own, so that φ may be more than its encoder; give phi=, a "
         "function from the model to its recognition parameters."
     ):
-        laboratory.moments(built(Flow), BITS[None], KEY, bound=iwae, k=2, repeats=20)
+        diagnostics.moments(built(Flow), BITS[None], KEY, bound=iwae, k=2, repeats=20)
 
 
 def test_the_models_of_the_package_say_all_that_they_are_asked():

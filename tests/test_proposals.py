@@ -16,8 +16,8 @@ from iwae.bounds import iwae as l_k
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
+from iwae.estimators.surrogate import surrogate_loss
 from iwae.evaluation import log_likelihood
-from iwae.gradients import surrogate_loss
 from iwae.models.autoencoder import draw_log_weights, log_normal, log_weights
 from iwae.models.hierarchical import Draws, HierarchicalAutoencoder, HierarchicalProposal
 from linear_gaussian import Chain, chain, orthogonal_chain

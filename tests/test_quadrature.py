@@ -18,7 +18,7 @@ from jax.scipy.stats import norm
 from scipy.special import logsumexp, softmax
 
 from iwae.bounds import Pair, ciwae, elbo, iwae, jvi, miwae, named, vr_iwae
-from iwae.gradients import ESTIMATORS, surrogate_loss
+from iwae.estimators.surrogate import ESTIMATORS, surrogate_loss
 from iwae.models.autoencoder import FromFunctions
 from thinned import thinned
 
@@ -88,7 +88,7 @@ def log_w(theta, m, log_s):
 
 
 def by_table(of_theta, of_phi):
-    """{estimator: mean of (∂θ, ∂m, ∂log s)}, by the table of `iwae.gradients`."""
+    """{estimator: mean of (∂θ, ∂m, ∂log s)}, by the table of `iwae.estimators.surrogate`."""
     x, s = log_w(THETA, M, LOG_S), np.exp(LOG_S)
     z, share = M + s * EPS, softmax(x, axis=1)
     (_, c, _), (_, c_phi, h) = of_theta(x), of_phi(x)

@@ -13,7 +13,7 @@ import pytest
 
 from iwae import cli, progress
 from iwae._utils.files import as_argument
-from iwae.laboratory import Measurement, Slope
+from iwae.estimators.diagnostics import Measurement, Slope
 from iwae.terminal import speak_plainly, visible
 from iwae.trained import Trained
 

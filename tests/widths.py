@@ -14,10 +14,11 @@ import numpyro
 import numpyro.distributions as dist
 
 import iwae
-from iwae import bounds, gradients, posterior, svi, targets
+from iwae import bounds, posterior, svi, targets
 from iwae._utils import threefry
 from iwae.config.io import override, recipe
 from iwae.config.schema import ModelConfig
+from iwae.estimators import surrogate
 from iwae.evaluation import log_likelihood
 from iwae.trained import Trained
 
@@ -64,7 +65,7 @@ def composed() -> dict[str, Any]:
         seen: dict[str, Any] = {"likelihood": log_likelihood(model, x, key, k=5)}
         seen["resampled"] = posterior.resample(model, x, key, k=4, n=2)[0]
         by = {"bound": partial(bounds.jvi, order=1), "k": 4, "estimator": "dreg"}
-        loss = lambda model: gradients.surrogate_loss(model, x, key, **by)[0]
+        loss = lambda model: surrogate.surrogate_loss(model, x, key, **by)[0]
         seen["gradient"] = jax.tree.leaves(eqx.filter_grad(loss)(model))[-1]
         return seen
 

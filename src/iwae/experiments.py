@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import iwae
-from iwae import laboratory, report, runs, training
+from iwae import report, runs, training
 from iwae._utils import threefry
 from iwae._utils.checks import check_seed
 from iwae._utils.distributed import computing
@@ -20,8 +20,9 @@ from iwae.config.io import differences, flatten, override, recipe
 from iwae.config.schema import PARAMETERS, ObjectiveConfig, Precision, RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, nearest
+from iwae.estimators import diagnostics
+from iwae.estimators.diagnostics import Measurement, Slope
 from iwae.evaluation import mean_and_error
-from iwae.laboratory import Measurement, Slope
 from iwae.loop import Watcher
 from iwae.trained import Trained
 
@@ -217,7 +218,7 @@ def gradients(
         )
     images = jnp.asarray(train[:examples])
     keys = jax.random.split(threefry.key(seed), len(images))
-    measured = laboratory.measure(
+    measured = diagnostics.measure(
         trained.model,
         jax.vmap(trained.seen.observer)(images, keys),
         bounds=lambda k: training.objective_bounds(objectives[k]),
@@ -226,7 +227,7 @@ def gradients(
         repeats=repeats,
         seed=seed,
     )
-    return trained, measured, laboratory.slopes(measured)
+    return trained, measured, diagnostics.slopes(measured)
 
 
 def gradients_record(

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from iwae._utils import threefry
 from iwae._utils.checks import check_seed
 from iwae.errors import InputError
+from iwae.estimators.diagnostics import Measurement
 from iwae.evaluation import ACTIVE
-from iwae.laboratory import Measurement
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder
 from iwae.posterior import densities

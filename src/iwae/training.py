@@ -22,7 +22,7 @@ from iwae._utils import threefry
 from iwae._utils.distributed import Devices
 from iwae.bounds import Pair
 from iwae.config.schema import ObjectiveConfig, TrainingConfig
-from iwae.gradients import surrogate_loss
+from iwae.estimators.surrogate import surrogate_loss
 from iwae.models.networks import at_precision
 from iwae.models.observation import Observer
 from iwae.soap import soap

@@ -22,11 +22,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae import gradients
 from iwae._utils import threefry
 from iwae.bounds import Bound, Pair
 from iwae.errors import InputError
-from iwae.gradients import surrogate_loss
+from iwae.estimators import surrogate
+from iwae.estimators.surrogate import surrogate_loss
 from iwae.models.autoencoder import Autoencoder, holds
 
 BLOCKS = 10
@@ -265,7 +265,7 @@ def measure(
     estimators, ks = list(estimators), list(ks)
     for k in ks:
         for name in estimators:
-            gradients.check(gradients.named(name), gradients.paired(bounds(k)), k, model)
+            surrogate.check(surrogate.named(name), surrogate.paired(bounds(k)), k, model)
     usual = all(getattr(model, name, True) for name in ("independent_draws", "density_of_draws"))
     reference_estimator = REFERENCE if usual else "reparam"
     results: list[Measurement] = []
