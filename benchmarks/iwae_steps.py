@@ -17,7 +17,7 @@ from iwae import training
 from iwae.bounds import iwae
 from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
 from iwae.estimators.surrogate import surrogate_loss
-from iwae.evaluation import CHUNK, log_likelihood, over_examples
+from iwae.evaluation.evaluator import CHUNK, log_likelihood, over_examples
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.build import build
 from iwae.models.observation import Observer

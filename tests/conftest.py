@@ -1,7 +1,7 @@
 """Shared fixtures. Shapes and types of every call in the numerical modules are checked.
 
 No test reads or writes the user's cache, or downloads anything. What one test compiles, in whatever
-process, the others load from a storage.run_directory of this session, or from JAX_COMPILATION_CACHE_DIR. Compiling
+process, the others load from a folder of this session, or from JAX_COMPILATION_CACHE_DIR. Compiling
 takes longer than running here, so LLVM does not optimise, and XLA leaves its newer emitters of
 fusions alone, unless XLA_FLAGS say otherwise.
 """
@@ -21,14 +21,14 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "_utils.threefry bounds storage.checkpoint evaluation estimators.surrogate estimators.diagnostics measures models posterior "
+    "_utils.threefry bounds storage.checkpoint evaluation.evaluator estimators.surrogate estimators.diagnostics evaluation.metrics models evaluation.posterior "
     "soap targets training"
 )
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):
     import iwae.runs
 from iwae.config.io import override, recipe
 from iwae.config.schema import RunConfig
-from iwae.trained import Trained
+from iwae.evaluation.trained import Trained
 
 TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)
 
@@ -46,5 +46,5 @@ def tiny() -> RunConfig:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The tiny configuration, trained on digits into a folder."""
+    """The tiny configuration, evaluation.trained on digits into a folder."""
     return iwae.train(TINY, out=tmp_path_factory.mktemp("runs") / "tiny")

@@ -21,7 +21,7 @@ from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
 from iwae.estimators.surrogate import ESTIMATORS, surrogate_loss
-from iwae.evaluation import log_likelihood
+from iwae.evaluation.evaluator import log_likelihood
 from iwae.models.autoencoder import Autoencoder, draw_log_weights, log_weights
 from iwae.models.bayesian import Draws, UncertainAutoencoder, UncertainLinear
 from iwae.models.likelihoods import Bernoulli

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from iwae.cli import COMMANDS, main
+from iwae.evaluation.trained import Trained
 from iwae.storage import run_directory
-from iwae.trained import Trained
 
 
 def run(*arguments: str | Path) -> int:

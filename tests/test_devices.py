@@ -17,8 +17,8 @@ import pytest
 from iwae import runs
 from iwae._utils import distributed
 from iwae.cli import main, parse
+from iwae.evaluation.trained import Trained
 from iwae.storage.checkpoint import read_header
-from iwae.trained import Trained
 from refusals import refused
 
 SHARED = """

@@ -13,7 +13,7 @@ from iwae.config.schema import ModelConfig
 from iwae.errors import InputError
 from iwae.estimators import diagnostics
 from iwae.estimators.surrogate import surrogate_loss
-from iwae.evaluation import activity, held, posterior_means, terms
+from iwae.evaluation.evaluator import activity, held, posterior_means, terms
 from iwae.models.autoencoder import (
     Autoencoder,
     draw_log_weights,

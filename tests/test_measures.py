@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwae import measures
 from iwae.config.io import override
-from iwae.measures import MEASURES, ORDERS
+from iwae.evaluation.evaluator import metrics
+from iwae.evaluation.metrics import MEASURES, ORDERS
 from iwae.papers import EXPERIMENTS
 from linear_gaussian import generic_chain, orthogonal_chain
 
@@ -83,9 +83,9 @@ def test_every_estimate_is_exact_where_the_posterior_is() -> None:
     oracle = orthogonal_chain(1)
     x = jnp.asarray(oracle.draw(1, seed=3)[0])
     exact = oracle.log_evidence(x)
-    values = measures.jackknives(oracle.model, x, jax.random.key(0), k=4)
+    values = metrics.jackknives(oracle.model, x, jax.random.key(0), k=4)
     np.testing.assert_allclose(values, np.full(len(ORDERS), exact), rtol=1e-4)
-    repeated = measures.repeated(oracle.model, x, jax.random.key(0), k=4, repeats=6)
+    repeated = metrics.repeated(oracle.model, x, jax.random.key(0), k=4, repeats=6)
     np.testing.assert_allclose(repeated, np.full(6, exact), rtol=1e-4)
 
 
@@ -94,7 +94,7 @@ def test_jackknives_take_bias_away() -> None:
     oracle = generic_chain((3,), inflate=1.4)
     x = jnp.asarray(oracle.draw(1, seed=3)[0])
     keys = jax.random.split(jax.random.key(1), 4000)
-    each = jax.jit(jax.vmap(lambda key: measures.jackknives(oracle.model, x, key, k=6)))(keys)
+    each = jax.jit(jax.vmap(lambda key: metrics.jackknives(oracle.model, x, key, k=6)))(keys)
     elbo, iwae, jvi1, _ = np.asarray(each, np.float64).mean(0)
     exact = float(oracle.log_evidence(x))
     assert elbo < iwae < jvi1

@@ -11,11 +11,12 @@ import pytest
 from scipy.special import digamma, logsumexp
 from scipy.stats import multivariate_normal
 
-from iwae import bounds, evaluation
+from iwae import bounds
 from iwae.config.schema import ModelConfig
-from iwae.evaluation import (
+from iwae.evaluation.evaluator import (
     activity,
     bound_value,
+    evaluator,
     log_likelihood,
     mean_and_error,
     over_examples,
@@ -41,7 +42,7 @@ def repeat(function, n, seed=0):
     return jax.jit(jax.vmap(function))(jax.random.split(jax.random.key(seed), n))
 
 
-def l_k(model, x, *, k, seed=0, chunk=evaluation.CHUNK):
+def l_k(model, x, *, k, seed=0, chunk=evaluator.CHUNK):
     """L_K of many examples, through the driver that runs evaluate."""
     function = eqx.Partial(log_likelihood, k=k, chunk=chunk)
     return over_examples(function, model, x, AS_IS, seed=seed, draws=min(k, chunk))
@@ -288,15 +289,15 @@ def test_a_unit_that_follows_only_noise_is_dead_though_each_estimate_moves():
     x = np.random.default_rng(11).normal(size=(2000, 2)).astype(np.float32)
     model, k = noisy_second_layer(), 20
     means = over_examples(
-        eqx.Partial(evaluation.posterior_means, k=k), model, x, AS_IS, seed=0, draws=k
+        eqx.Partial(evaluator.posterior_means, k=k), model, x, AS_IS, seed=0, draws=k
     )
     naive = np.var(means[1][0], axis=0, ddof=1)
-    assert naive[0] > 4 * evaluation.ACTIVE
+    assert naive[0] > 4 * evaluator.ACTIVE
     result = activity(model, x, AS_IS, k=k)
     dead, live = result.variance[1]
     noise = np.sqrt(2 / len(x)) / k
     assert abs(dead) < 4 * noise
-    assert 4 * noise < evaluation.ACTIVE
+    assert 4 * noise < evaluator.ACTIVE
     np.testing.assert_allclose(live, np.var(x[:, 0], ddof=1) / 4, rtol=0.01)
     assert result.counts == [1, 1]
 

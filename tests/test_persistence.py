@@ -22,10 +22,10 @@ from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
+from iwae.evaluation.trained import Trained
 from iwae.papers import EXPERIMENTS
 from iwae.storage import checkpoint, run_directory
 from iwae.tables import Cell
-from iwae.trained import Trained
 from refusals import refused
 from thinned import thinned
 

@@ -15,11 +15,11 @@ from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
+from iwae.evaluation.trained import Trained
 from iwae.loop import Silent
 from iwae.outputs import StandardError
 from iwae.progress import TrainingBars
 from iwae.storage import checkpoint, run_directory
-from iwae.trained import Trained
 from refusals import refused
 
 SMALL = {"hidden": ((4,),), "latents": (2,), "k": 2, "epochs": 1}
@@ -121,7 +121,7 @@ def test_what_is_no_run_is_not_evaluated(in_memory: Trained, rows: np.ndarray) -
         name = type(given).__name__
         with refused(
             f"{name} was given to iwae.evaluate, which takes a run: its folder, or what iwae.train "
-            f"and iwae.load return; of a model alone map iwae.evaluation.log_likelihood over your "
+            f"and iwae.load return; of a model alone map iwae.evaluation.evaluator.log_likelihood over your "
             f"examples."
         ):
             iwae.evaluate(given)

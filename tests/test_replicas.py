@@ -18,10 +18,10 @@ from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from iwae.errors import InputError, Interrupted
+from iwae.evaluation.trained import Trained
 from iwae.loop import NonFiniteError, Silent
 from iwae.models.observation import Observer
 from iwae.storage import checkpoint, run_directory
-from iwae.trained import Trained
 from linear_gaussian import random_model
 from refusals import refused
 from watchers import Interrupting

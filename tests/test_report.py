@@ -20,10 +20,10 @@ from iwae import data, figures, report
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
+from iwae.evaluation.trained import Evaluation, Trained
 from iwae.models.build import build
 from iwae.models.observation import observation
 from iwae.storage import run_directory
-from iwae.trained import Evaluation, Trained
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 NASTY = '<script>alert("&$a_b$") -->'

@@ -10,7 +10,7 @@ from iwae import experiments
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
-from iwae.trained import Trained
+from iwae.evaluation.trained import Trained
 from refusals import refused
 
 

@@ -21,15 +21,16 @@ import pytest
 
 import iwae
 from early import forget
-from iwae import evaluation, loop, report, runs
+from iwae import loop, report, runs
 from iwae._utils import files
 from iwae.config.io import override, read
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
+from iwae.evaluation.evaluator import evaluator
+from iwae.evaluation.trained import Trained
 from iwae.loop import NonFiniteError, Silent
 from iwae.progress import print_evaluation
 from iwae.storage import checkpoint, run_directory
-from iwae.trained import Trained
 from refusals import refused
 from thinned import thinned
 from watchers import Interrupting
@@ -702,7 +703,7 @@ def test_a_single_example_has_neither_error_nor_activity(tiny_run, tmp_path, cap
             f"variance is of at least 2 of each; give more."
         ):
             images = tiny_run.data().test[:n]
-            evaluation.activity(tiny_run.model, images, tiny_run.seen.observer, k=k)
+            evaluator.activity(tiny_run.model, images, tiny_run.seen.observer, k=k)
 
 
 def test_no_examples_have_no_likelihoods(tiny_run: Trained) -> None:

@@ -20,7 +20,7 @@ from iwae._utils import distributed, files, programs
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.trained import Trained
+from iwae.evaluation.trained import Trained
 from refusals import refused
 from thinned import thinned
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae import training
-from iwae.evaluation import over_examples
+from iwae.evaluation.evaluator import over_examples
 from iwae.models.observation import Observer
 
 EXAMPLES, STEPS, BATCH, PARTS = 2000, 3000, 20, 8

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from iwae import targets
+from iwae.evaluation.posterior import square
 from iwae.models.autoencoder import draw_log_weights
 from iwae.models.hierarchical import hierarchical
 from iwae.models.networks import MLP
-from iwae.posterior import square
 from iwae.targets import NO_DATA, GaussianProposal, OnTarget
 from thinned import thinned
 

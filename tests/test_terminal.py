@@ -14,8 +14,8 @@ import pytest
 from iwae import cli, progress
 from iwae._utils.files import as_argument
 from iwae.estimators.diagnostics import Measurement, Slope
+from iwae.evaluation.trained import Trained
 from iwae.terminal import speak_plainly, visible
-from iwae.trained import Trained
 
 NASTY = "a\x1b[31m\u202eb\x07\u2028\x9b"
 

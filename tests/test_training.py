@@ -17,7 +17,7 @@ import pytest
 import iwae
 from iwae import training
 from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
-from iwae.evaluation import log_likelihood
+from iwae.evaluation.evaluator import log_likelihood
 from iwae.models.networks import Linear, at_precision
 from iwae.models.observation import Observer
 from linear_gaussian import orthogonal_chain, random_model

@@ -14,13 +14,13 @@ import numpyro
 import numpyro.distributions as dist
 
 import iwae
-from iwae import bounds, posterior, svi, targets
+from iwae import bounds, svi, targets
 from iwae._utils import threefry
 from iwae.config.io import override, recipe
 from iwae.config.schema import ModelConfig
 from iwae.estimators import surrogate
-from iwae.evaluation import log_likelihood
-from iwae.trained import Trained
+from iwae.evaluation.evaluator import log_likelihood, posterior
+from iwae.evaluation.trained import Trained
 
 TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)
 """That of the fixtures."""

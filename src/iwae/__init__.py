@@ -20,7 +20,7 @@ _MODULES = (
     "storage.checkpoint",
     "config.schema",
     "data",
-    "evaluation",
+    "evaluation.evaluator",
     "storage.run_directory",
     "estimators.surrogate",
     "estimators.diagnostics",
@@ -30,7 +30,7 @@ _MODULES = (
     "models.networks",
     "models.observation",
     "plates",
-    "posterior",
+    "evaluation.posterior",
     "models.hierarchical",
     "report",
     "reproduce",
@@ -39,7 +39,7 @@ _MODULES = (
     "svi",
     "targets",
     "_utils.threefry",
-    "trained",
+    "evaluation.trained",
     "training",
 )
 

@@ -19,13 +19,13 @@ from iwae._utils.files import one_at_a_time, write_atomic
 from iwae.config.io import differences, override
 from iwae.config.schema import RunConfig
 from iwae.errors import TOO_LARGE, InputError, unusable
+from iwae.evaluation.metrics import MEASURES
+from iwae.evaluation.trained import Trained
 from iwae.experiments import finished, known, versions
 from iwae.loop import Watcher
-from iwae.measures import MEASURES
 from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError, Unbounded
 from iwae.storage.run_directory import CONFIG, MODEL, SAVING, InUseError, read_metrics
-from iwae.trained import Trained
 
 FOLDER = "cells"
 

@@ -25,14 +25,14 @@ from iwae.bounds import iwae
 from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.evaluation import mean_and_error, over_examples, repetitions
+from iwae.evaluation.evaluator import mean_and_error, over_examples, repetitions
+from iwae.evaluation.trained import Evaluation, Trained
 from iwae.experiments import Watchers, finished, known, versions
 from iwae.figures import Panel
 from iwae.loop import Watcher
 from iwae.models.autoencoder import draw, draw_log_weights
 from iwae.models.hierarchical import Heuristic, hierarchical
 from iwae.targets import NO_DATA, TARGETS, GaussianProposal, OnTarget
-from iwae.trained import Evaluation, Trained
 
 SOURCE = "Huang et al. 2019"
 

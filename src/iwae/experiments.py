@@ -22,9 +22,9 @@ from iwae.data import Dataset
 from iwae.errors import InputError, nearest
 from iwae.estimators import diagnostics
 from iwae.estimators.diagnostics import Measurement, Slope
-from iwae.evaluation import mean_and_error
+from iwae.evaluation.evaluator import mean_and_error
+from iwae.evaluation.trained import Trained
 from iwae.loop import Watcher
-from iwae.trained import Trained
 
 
 @dataclass(frozen=True)

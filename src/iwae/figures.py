@@ -20,11 +20,11 @@ from iwae._utils import threefry
 from iwae._utils.checks import check_seed
 from iwae.errors import InputError
 from iwae.estimators.diagnostics import Measurement
-from iwae.evaluation import ACTIVE
+from iwae.evaluation.evaluator import ACTIVE
+from iwae.evaluation.posterior import densities
+from iwae.evaluation.trained import Trained
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder
-from iwae.posterior import densities
-from iwae.trained import Trained
 
 CELL, GAP, SEPARATOR = 64, 2, 128
 """Pixels that the longer side of an image is enlarged to at most, width and grey of separators."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 import iwae
-from iwae import evaluation, training
+from iwae import training
 from iwae._utils.distributed import (
     Devices,
     any_host,
@@ -29,7 +29,8 @@ from iwae.config.io import override
 from iwae.config.schema import RunConfig, TrainingConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
-from iwae.evaluation import over_examples
+from iwae.evaluation import evaluator, over_examples
+from iwae.evaluation.trained import Trained
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.observation import Observation
@@ -45,7 +46,6 @@ from iwae.storage.run_directory import (
     read_model,
     replicas,
 )
-from iwae.trained import Trained
 from iwae.training import TrainState
 
 CHUNK_SECONDS = 0.5
@@ -152,7 +152,7 @@ class Run:
             self.progress = replace(self.progress, finished="")
         self.schedule = training.learning_rate(t, self.steps_per_pass, self.rates)
         self.bound_function = eqx.Partial(
-            evaluation.bound_value,
+            evaluator.bound_value,
             bound=training.objective_bounds(config.objective).theta,
             k=config.objective.k,
         )

@@ -15,12 +15,12 @@ from iwae._utils import threefry
 from iwae._utils.files import write_atomic
 from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
-from iwae.evaluation import mean_and_error
+from iwae.evaluation.evaluator import mean_and_error
+from iwae.evaluation.trained import Trained
 from iwae.experiments import Watchers, finished, known, versions
 from iwae.figures import Panel
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.targets import slides_ring, slides_ring_log_prob
-from iwae.trained import Trained
 
 POINTS = (20_000, 1000, 5000)
 """Of the ring, to train, validate and test."""

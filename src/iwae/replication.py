@@ -12,8 +12,8 @@ import numpy as np
 from iwae import figures, runs
 from iwae._utils.files import write_atomic
 from iwae.cells import Task, place, state
+from iwae.evaluation.trained import Trained
 from iwae.storage.run_directory import MODEL, read_metrics
-from iwae.trained import Trained
 
 BOTH = ("vae", "iwae")
 

@@ -20,10 +20,10 @@ from iwae._utils.formatting import units_in_words
 from iwae.config.io import flatten
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.evaluation import ACTIVE, Progress
+from iwae.evaluation.evaluator import ACTIVE, Progress
+from iwae.evaluation.trained import TERM_DRAWS, Trained
 from iwae.models.likelihoods import is_continuous, is_mixed
 from iwae.storage.run_directory import read_config, read_evaluations, read_metrics, replicas
-from iwae.trained import TERM_DRAWS, Trained
 
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"
 """What the pictures show, and the seed of their draws."""

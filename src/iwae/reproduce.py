@@ -28,9 +28,9 @@ from iwae.cells import (
 from iwae.config.io import differences, override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, nearest
-from iwae.evaluation import mean_and_error
+from iwae.evaluation.evaluator import mean_and_error
+from iwae.evaluation.metrics import MEASURES
 from iwae.loop import Silent
-from iwae.measures import MEASURES
 from iwae.tables import Cell, Experiment
 
 

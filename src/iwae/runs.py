@@ -24,7 +24,8 @@ from iwae.config.io import differences, override, parse
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, unusable
-from iwae.evaluation import mean_and_error
+from iwae.evaluation.evaluator import mean_and_error
+from iwae.evaluation.trained import Evaluation, Trained, skeleton
 from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
 from iwae.models.build import as_kept
 from iwae.models.observation import Observation, observation, prepare
@@ -51,7 +52,6 @@ from iwae.storage.run_directory import (
     read_stated,
     replicas,
 )
-from iwae.trained import Evaluation, Trained, skeleton
 
 
 @computing()
@@ -421,7 +421,7 @@ def evaluate(
         raise InputError(
             f"{type(run).__name__} was given to iwae.evaluate, which takes a run: its folder, or "
             f"what iwae.train and iwae.load return; of a model alone map "
-            f"iwae.evaluation.log_likelihood over your examples."
+            f"iwae.evaluation.evaluator.log_likelihood over your examples."
         )
     elif data is not None:
         raise InputError("data was given with a loaded run; give it to iwae.load(…, data=…).")

@@ -24,7 +24,7 @@ class Cell:
     after: str | None = None
     """The cell whose model is trained on (`continued`)."""
     measures: tuple[str, ...] = ()
-    """What else is measured, by names of `iwae.measures.MEASURES`."""
+    """What else is measured, by names of `iwae.evaluation.metrics.MEASURES`."""
     further: Mapping[str, float | str] = field(default_factory=dict)
     """Published figures of these measures, in nats, or what was said of them."""
 

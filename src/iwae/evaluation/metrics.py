@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae import bounds
 from iwae._utils.formatting import UNKNOWN, Figure
-from iwae.evaluation import mean_and_error, over_examples, repetitions
+from iwae.evaluation.evaluator import mean_and_error, over_examples, repetitions
+from iwae.evaluation.trained import Trained
 from iwae.models.autoencoder import Autoencoder, Model, draw_log_weights
-from iwae.trained import Trained
 
 Figures = dict[str, Figure]
 """A value in nats with its standard error, by name."""

@@ -13,14 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae import data, evaluation
+from iwae import data
 from iwae._utils import threefry
 from iwae._utils.checks import COUNTED, check_draws, check_seed
 from iwae._utils.distributed import computing
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
-from iwae.evaluation import Activity, Progress, Usage, mean_and_error, over_examples
+from iwae.evaluation.evaluator import (
+    Activity,
+    Progress,
+    Usage,
+    evaluator,
+    mean_and_error,
+    over_examples,
+)
 from iwae.models.autoencoder import Autoencoder, block_of, restrict
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import as_kept, build
@@ -191,12 +198,12 @@ class Trained:
         if not len(images):
             raise InputError("No examples were given; give at least 1.")
         return over_examples(
-            eqx.Partial(evaluation.log_likelihood, k=k),
+            eqx.Partial(evaluator.log_likelihood, k=k),
             self.model,
             images,
             self.seen.observer,
             seed=seed,
-            draws=min(k, evaluation.CHUNK),
+            draws=min(k, evaluator.CHUNK),
             memory=memory,
             progress=progress,
         )
@@ -288,11 +295,11 @@ class Trained:
 
     def activity(self, images: np.ndarray, *, seed: int = 0) -> Activity:
         """A_u of every unit on prepared examples."""
-        return evaluation.activity(self.model, images, self.seen.observer, seed=seed, k=TERM_DRAWS)
+        return evaluator.activity(self.model, images, self.seen.observer, seed=seed, k=TERM_DRAWS)
 
     def usage(self, images: np.ndarray, *, seed: int = 0) -> Usage:
         """U_u of every unit on prepared examples."""
-        return evaluation.usage(self.model, images, self.seen.observer, seed=seed)
+        return evaluator.usage(self.model, images, self.seen.observer, seed=seed)
 
     def without_inactive(self, *, seed: int = 0) -> Autoencoder:
         """The model without the units that are inactive on training examples."""
@@ -397,14 +404,14 @@ class Trained:
         return f"L_{k} of draws in blocks of {block}, a lower bound of log p(x)"
 
     def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
-        function = eqx.Partial(evaluation.terms, k=TERM_DRAWS)
+        function = eqx.Partial(evaluator.terms, k=TERM_DRAWS)
         per_example = over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
         )
         return per_example.mean(axis=0, dtype=np.float64)
 
     def _posterior_means(self, images: np.ndarray, seed: int) -> list[tuple[Any, Any]]:
-        function = eqx.Partial(evaluation.posterior_means, k=TERM_DRAWS)
+        function = eqx.Partial(evaluator.posterior_means, k=TERM_DRAWS)
         return over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
         )
