@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import cells, runs, soap, workers
+from iwae import cells, runs, workers
 from iwae.cells import Failure, Task
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import Interrupted
-from iwae.loop import Silent
 from iwae.storage import run_directory
+from iwae.training import soap
+from iwae.training.trainer import Silent
 from refusals import refused
 from watchers import Interrupting, Quiet
 

@@ -13,10 +13,10 @@ from iwae import dependence, runs, targets
 from iwae.cli import main
 from iwae.config.io import override, recipe
 from iwae.config.schema import RunConfig
-from iwae.loop import Silent
 from iwae.models.autoencoder import draw_log_weights
 from iwae.models.hierarchical import HierarchicalAutoencoder
 from iwae.targets import NO_DATA, OnTarget
+from iwae.training.trainer import Silent
 
 
 def test_the_spread_is_that_worked_out_by_hand() -> None:

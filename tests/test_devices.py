@@ -29,7 +29,7 @@ import numpy as np
 import iwae
 from iwae import training
 from iwae._utils.distributed import Devices
-from iwae.loop import Observed, Run, Silent
+from iwae.training.trainer import Observed, Run, Silent
 from iwae.storage.run_directory import Folder
 from iwae.models.observation import observation, prepare
 from iwae.config.io import override, recipe

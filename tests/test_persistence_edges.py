@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import loop, outputs, report, runs
+from iwae import outputs, report, runs
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation.trained import Trained
-from iwae.loop import Silent
 from iwae.outputs import StandardError
 from iwae.progress import TrainingBars
 from iwae.storage import checkpoint, run_directory
+from iwae.training import trainer
+from iwae.training.trainer import Silent
 from refusals import refused
 
 SMALL = {"hidden": ((4,),), "latents": (2,), "k": 2, "epochs": 1}
@@ -234,6 +235,6 @@ def test_nothing_is_hashed_between_checkpoints(tiny: RunConfig, monkeypatch, tmp
     saved: list[int] = []
     real = checkpoint._digest
     monkeypatch.setattr(checkpoint, "_digest", lambda *of: saved.append(1) or real(*of))
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.01)
+    monkeypatch.setattr(trainer, "CHUNK_SECONDS", 0.01)
     iwae.train(tiny, out=tmp_path / "run")
     assert len(saved) == 2, "of the last checkpoint, and of the model"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from iwae import cells, progress, records, soap, workers
+from iwae import cells, progress, records, workers
 from iwae._utils import files
 from iwae.cli import parse
 from iwae.config.io import override, recipe
+from iwae.training import soap
 from refusals import refused
 
 FORM = ["reproduce", "table1", "--recipe", "smoke"]

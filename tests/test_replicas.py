@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import loop, runs, training
+from iwae import runs
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation.trained import Trained
-from iwae.loop import NonFiniteError, Silent
 from iwae.models.observation import Observer
 from iwae.storage import checkpoint, run_directory
+from iwae.training import step, trainer
+from iwae.training.trainer import NonFiniteError, Silent
 from linear_gaussian import random_model
 from refusals import refused
 from watchers import Interrupting
@@ -44,7 +45,7 @@ import sys
 import jax, numpy as np
 import iwae
 from iwae.errors import Interrupted
-from iwae.loop import Silent
+from iwae.training.trainer import Silent
 from iwae.config.io import override, parse
 sys.path.insert(0, sys.argv[3])
 from watchers import Interrupting
@@ -95,18 +96,18 @@ def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> N
     rates = [jnp.asarray([rate]) for rate in (1e-3, 1e-3, 3e-4, 1e-3)]
     observe = Observer(255.0, dynamic=True)
     shared, own = (
-        training.make_step(static, objective, config, 30, observe)
+        step.make_step(static, objective, config, 30, observe)
         for objective in (ObjectiveConfig("iwae", k=3, estimator=estimator), ObjectiveConfig("vae"))
     )
 
     def after(vectorized: bool) -> tuple:
-        advance = training.make_advance(vectorized=vectorized)
-        transform = training.optimizer(config, 30, rates[0])
+        advance = step.make_advance(vectorized=vectorized)
+        transform = step.optimizer(config, 30, rates[0])
         params = [eqx.filter(m, eqx.is_inexact_array) for m in models]
         return advance(
             (shared, own, shared, shared),
-            tuple(training.init(p, transform, average=False) for p in params),
-            tuple(training.order_of_pass(seed, 0, 60) for seed in range(4)),
+            tuple(step.init(p, transform, average=False) for p in params),
+            tuple(step.order_of_pass(seed, 0, 60) for seed in range(4)),
             tuple(jnp.uint32(seed) for seed in range(4)),
             tuple(rates),
             images,
@@ -226,16 +227,16 @@ def test_interrupted_replicas_are_saved_and_resumed_by_the_command_it_names(
 def test_a_replica_that_is_not_finite_leaves_the_others_to_their_end(
     tiny, alone, tmp_path: Path, monkeypatch
 ) -> None:
-    real = loop.initial
+    real = trainer.initial
 
-    def poisoned(config: RunConfig, data: loop.Observed, **how):
+    def poisoned(config: RunConfig, data: trainer.Observed, **how):
         model = real(config, data, **how)
         if config.seed != 7:
             return model
         bias = model.observation.linear.bias
         return eqx.tree_at(lambda m: m.observation.linear.bias, model, bias * jnp.nan)
 
-    monkeypatch.setattr(loop, "initial", poisoned)
+    monkeypatch.setattr(trainer, "initial", poisoned)
     out = tmp_path / "out"
     with pytest.raises(NonFiniteError, match=r"^The bound is not finite at step 1 \(pass 1\); "):
         iwae.train_replicas(tiny, seeds=(7, 3), out=out)

@@ -21,16 +21,17 @@ import pytest
 
 import iwae
 from early import forget
-from iwae import loop, report, runs
+from iwae import report, runs
 from iwae._utils import files
 from iwae.config.io import override, read
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation.evaluator import evaluator
 from iwae.evaluation.trained import Trained
-from iwae.loop import NonFiniteError, Silent
 from iwae.progress import print_evaluation
 from iwae.storage import checkpoint, run_directory
+from iwae.training import trainer
+from iwae.training.trainer import NonFiniteError, Silent
 from refusals import refused
 from thinned import thinned
 from watchers import Interrupting
@@ -85,7 +86,7 @@ def test_a_run_is_a_function_of_its_configuration(tiny_run: Trained, tiny, tmp_p
 
 
 def test_training_does_not_depend_on_the_size_of_chunks(tiny_run, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(trainer, "CHUNK_SECONDS", 1e-9)
     iwae.train(tiny, out=tmp_path / "steps")
     assert same_models(tiny_run.path, tmp_path / "steps")
 
@@ -543,7 +544,7 @@ def test_a_bound_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny, tm
 
 def test_a_last_step_that_ruins_the_parameters_leaves_no_model(tiny, tmp_path, monkeypatch):
     """Its bound, of the parameters before it, is finite."""
-    monkeypatch.setattr(loop.training, "all_finite", lambda _: False)
+    monkeypatch.setattr(trainer.training, "all_finite", lambda _: False)
     with refused(
         "The parameters are not finite at step 64 (pass 1); nothing was saved. Try a smaller "
         "--learning-rate or --clip 10, and check that the data fit the likelihood."

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from iwae.soap import LARGEST, soap
+from iwae.training.soap import LARGEST, soap
 
 
 def walk(transform, gradient, start, steps=40):

@@ -3,7 +3,7 @@
 import signal
 
 from iwae.experiments import Watchers
-from iwae.loop import Silent
+from iwae.training.trainer import Silent
 
 
 class Interrupting(Silent):

@@ -14,9 +14,9 @@ from benchmarks.gpu.task import Task
 from iwae import cells, data, runs
 from iwae.cells import FOLDER, Failure
 from iwae.config.io import override, recipe
-from iwae.loop import Silent
 from iwae.papers import EXPERIMENTS
 from iwae.reproduce import placed, tasks_of
+from iwae.training.trainer import Silent
 
 EVERY = 5.0
 """Seconds between two figures of a run that is under way."""

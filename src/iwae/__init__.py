@@ -25,7 +25,7 @@ _MODULES = (
     "estimators.surrogate",
     "estimators.diagnostics",
     "models.likelihoods",
-    "loop",
+    "training.trainer",
     "models.autoencoder",
     "models.networks",
     "models.observation",
@@ -40,7 +40,7 @@ _MODULES = (
     "targets",
     "_utils.threefry",
     "evaluation.trained",
-    "training",
+    "training.step",
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from iwae import data, runs, soap
+from iwae import data, runs
 from iwae._utils.checks import check_draws
 from iwae._utils.files import one_at_a_time, write_atomic
 from iwae.config.io import differences, override
@@ -22,10 +22,11 @@ from iwae.errors import TOO_LARGE, InputError, unusable
 from iwae.evaluation.metrics import MEASURES
 from iwae.evaluation.trained import Trained
 from iwae.experiments import finished, known, versions
-from iwae.loop import Watcher
 from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError, Unbounded
 from iwae.storage.run_directory import CONFIG, MODEL, SAVING, InUseError, read_metrics
+from iwae.training import soap
+from iwae.training.trainer import Watcher
 
 FOLDER = "cells"
 

@@ -50,9 +50,9 @@ class Train:
 
     def run(self) -> None:
         from iwae import runs
-        from iwae.loop import Silent
         from iwae.progress import TrainingBars
         from iwae.storage import run_directory
+        from iwae.training.trainer import Silent
 
         first = self.together.join()
         seeds: Any = self.seeds

@@ -29,10 +29,10 @@ from iwae.evaluation.evaluator import mean_and_error, over_examples, repetitions
 from iwae.evaluation.trained import Evaluation, Trained
 from iwae.experiments import Watchers, finished, known, versions
 from iwae.figures import Panel
-from iwae.loop import Watcher
 from iwae.models.autoencoder import draw, draw_log_weights
 from iwae.models.hierarchical import Heuristic, hierarchical
 from iwae.targets import NO_DATA, TARGETS, GaussianProposal, OnTarget
+from iwae.training.trainer import Watcher
 
 SOURCE = "Huang et al. 2019"
 

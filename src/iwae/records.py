@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from iwae import soap
 from iwae.cells import CLOSE
 from iwae.config.io import differences, flatten
 from iwae.config.schema import RunConfig
@@ -20,6 +19,7 @@ from iwae.reproduce import Row, continued, mean_difference
 from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError, Unbounded
 from iwae.storage.run_directory import SAVING
+from iwae.training import soap
 
 Record = dict[str, Any]
 

@@ -30,8 +30,8 @@ from iwae.config.schema import RunConfig
 from iwae.errors import InputError, nearest
 from iwae.evaluation.evaluator import mean_and_error
 from iwae.evaluation.metrics import MEASURES
-from iwae.loop import Silent
 from iwae.tables import Cell, Experiment
+from iwae.training.trainer import Silent
 
 
 def placed(

@@ -26,7 +26,6 @@ from iwae.data import Dataset
 from iwae.errors import InputError, unusable
 from iwae.evaluation.evaluator import mean_and_error
 from iwae.evaluation.trained import Evaluation, Trained, skeleton
-from iwae.loop import Observed, Run, Silent, Together, Watcher, initial
 from iwae.models.build import as_kept
 from iwae.models.observation import Observation, observation, prepare
 from iwae.storage import checkpoint
@@ -52,6 +51,7 @@ from iwae.storage.run_directory import (
     read_stated,
     replicas,
 )
+from iwae.training.trainer import Observed, Run, Silent, Together, Watcher, initial
 
 
 @computing()

@@ -31,7 +31,7 @@ from iwae.cells import (
 from iwae.config.io import parse
 from iwae.errors import InputError, Interrupted
 from iwae.experiments import Watchers
-from iwae.loop import Silent
+from iwae.training.trainer import Silent
 
 Made = Callable[[str, Result | Failure], None]
 """Hears a task's name and its result."""

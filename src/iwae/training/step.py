@@ -25,7 +25,7 @@ from iwae.config.schema import ObjectiveConfig, TrainingConfig
 from iwae.estimators.surrogate import surrogate_loss
 from iwae.models.networks import at_precision
 from iwae.models.observation import Observer
-from iwae.soap import soap
+from iwae.training.soap import soap
 
 INIT, ORDER, STEPS = range(3)
 """What the draws of a run's key are for: parameters, the order of examples, steps."""
