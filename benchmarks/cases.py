@@ -192,7 +192,7 @@ def recipe_fast(effort: Effort, *, k: int, layers: int = 1) -> Result:
 
     contestants = {name: loop(of) for name, of in variants.items()}
     if few:
-        with mock.patch("iwae.training.step.chunk_size", return_value=None):
+        with mock.patch("iwae.training.gradient_step.chunk_size", return_value=None):
             contestants["at once"] = loop(given)
     times = interleaved(contestants, effort)
     parts = [f"{name} {r['median']:.2f}" for name, r in ratios(times).items()]

@@ -20,7 +20,7 @@ from iwae.evaluation.evaluator import CHUNK, log_likelihood, over_examples
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.build import build
 from iwae.models.observation import Observer
-from iwae.training import step
+from iwae.training import gradient_step
 
 SEED = 0
 
@@ -36,7 +36,7 @@ def new_model(layers: int, images: np.ndarray, latents: int | None = None) -> Au
         kind="binary",
         mean=intensity.mean(axis=0),
         spread=intensity.std(axis=0),
-        key=step.stream(SEED, step.INIT),
+        key=gradient_step.stream(SEED, gradient_step.INIT),
     )
 
 
@@ -69,20 +69,24 @@ class TrainingLoop:
         objectives = together or [objective or ObjectiveConfig(k=k)] * replicas
         self.steps_per_pass, self.step = len(images) // config.batch_size, 0
         params, static = eqx.partition(model, eqx.is_inexact_array)
-        rates = jnp.asarray(step.rates(config))
-        transform = step.optimizer(config, self.steps_per_pass, rates)
+        rates = jnp.asarray(gradient_step.rates(config))
+        transform = gradient_step.optimizer(config, self.steps_per_pass, rates)
         self.chunk = chunk or self.steps_per_pass
         steps = {
-            o: step.make_step(static, o, config, self.steps_per_pass, Observer(255, dynamic=True))
+            o: gradient_step.make_step(
+                static, o, config, self.steps_per_pass, Observer(255, dynamic=True)
+            )
             for o in objectives
         }
         self.steps = tuple(steps[o] for o in objectives)
         self.rates = (rates,) * len(self.steps)
-        self.states = tuple(step.init(params, transform, average=False) for _ in self.steps)
+        self.states = tuple(
+            gradient_step.init(params, transform, average=False) for _ in self.steps
+        )
         self.seeds = tuple(jnp.uint32(SEED + i) for i in range(len(self.steps)))
         self.images = jnp.asarray(images)
         self.orders = self.orders_of_pass(0)
-        advance = step.make_advance(vectorized=jax.default_backend() != "cpu")
+        advance = gradient_step.make_advance(vectorized=jax.default_backend() != "cpu")
         self.advance = partial(advance, self.steps)
         self.lowered = partial(advance.lower, self.steps)
 
@@ -100,7 +104,9 @@ class TrainingLoop:
         self.advance = self.lowered(*self.given, 0, 1).compile(options)
 
     def orders_of_pass(self, number: int) -> tuple[jax.Array, ...]:
-        return tuple(step.order_of_pass(int(s), number, len(self.images)) for s in self.seeds)
+        return tuple(
+            gradient_step.order_of_pass(int(s), number, len(self.images)) for s in self.seeds
+        )
 
     def __call__(self, steps: int) -> None:
         until = self.step + steps

@@ -17,13 +17,14 @@ import safetensors.numpy
 
 import iwae
 from early import forget
-from iwae import cells, records, report, reproduce, results, runs
+from iwae import cells, records, reproduce, results, runs
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation.trained import Trained
 from iwae.papers import EXPERIMENTS
+from iwae.plotting import report
 from iwae.storage import checkpoint, run_directory
 from iwae.tables import Cell
 from refusals import refused

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import outputs, report, runs
+from iwae import outputs, runs
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation.trained import Trained
 from iwae.outputs import StandardError
+from iwae.plotting import report
 from iwae.progress import TrainingBars
 from iwae.storage import checkpoint, run_directory
 from iwae.training import trainer

@@ -21,7 +21,7 @@ from iwae.errors import InputError, Interrupted
 from iwae.evaluation.trained import Trained
 from iwae.models.observation import Observer
 from iwae.storage import checkpoint, run_directory
-from iwae.training import step, trainer
+from iwae.training import gradient_step, trainer
 from iwae.training.trainer import NonFiniteError, Silent
 from linear_gaussian import random_model
 from refusals import refused
@@ -96,17 +96,17 @@ def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> N
     rates = [jnp.asarray([rate]) for rate in (1e-3, 1e-3, 3e-4, 1e-3)]
     observe = Observer(255.0, dynamic=True)
     shared, own = (
-        step.make_step(static, objective, config, 30, observe)
+        gradient_step.make_step(static, objective, config, 30, observe)
         for objective in (ObjectiveConfig("iwae", k=3, estimator=estimator), ObjectiveConfig("vae"))
     )
 
     def after(vectorized: bool) -> tuple:
-        advance = step.make_advance(vectorized=vectorized)
+        advance = gradient_step.make_advance(vectorized=vectorized)
         transform = step.optimizer(config, 30, rates[0])
         params = [eqx.filter(m, eqx.is_inexact_array) for m in models]
         return advance(
             (shared, own, shared, shared),
-            tuple(step.init(p, transform, average=False) for p in params),
+            tuple(gradient_step.init(p, transform, average=False) for p in params),
             tuple(step.order_of_pass(seed, 0, 60) for seed in range(4)),
             tuple(jnp.uint32(seed) for seed in range(4)),
             tuple(rates),

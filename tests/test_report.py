@@ -16,13 +16,14 @@ from PIL import Image
 
 import iwae
 from early import forget
-from iwae import data, figures, report
+from iwae import data
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation.trained import Evaluation, Trained
 from iwae.models.build import build
 from iwae.models.observation import observation
+from iwae.plotting import figures, report
 from iwae.storage import run_directory
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

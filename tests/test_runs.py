@@ -21,13 +21,14 @@ import pytest
 
 import iwae
 from early import forget
-from iwae import report, runs
+from iwae import runs
 from iwae._utils import files
 from iwae.config.io import override, read
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
-from iwae.evaluation.evaluator import evaluator
+from iwae.evaluation import evaluator
 from iwae.evaluation.trained import Trained
+from iwae.plotting import report
 from iwae.progress import print_evaluation
 from iwae.storage import checkpoint, run_directory
 from iwae.training import trainer

@@ -6,7 +6,7 @@ import numpy as np
 
 from iwae.evaluation.evaluator import over_examples
 from iwae.models.observation import Observer
-from iwae.training import step
+from iwae.training import gradient_step
 
 EXAMPLES, STEPS, BATCH, PARTS = 2000, 3000, 20, 8
 
@@ -34,7 +34,7 @@ def evaluated(seed):
 
 def trained(seed):
     """Keys of parameters, of orders, of steps, and of what the first 100 steps draw."""
-    init, order, steps = (step.stream(seed, purpose) for purpose in range(3))
+    init, order, steps = (gradient_step.stream(seed, purpose) for purpose in range(3))
     each = lambda key, n: jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(n))
     step = each(steps, STEPS)
     within = jax.vmap(lambda key: jax.random.split(key, 2 * BATCH))(step[:100])
@@ -52,7 +52,7 @@ def test_only_the_first_three_examples_share_keys_with_the_training():
     for name, own in used.items():
         shared = {i for i in range(EXAMPLES) if words_of(keys[i]) & own}
         assert shared == {"parameters": {0}, "orders": {1}, "steps": {2}, "draws": {2}}[name]
-    second = jax.random.fold_in(step.stream(7, step.STEPS), 1)
+    second = jax.random.fold_in(gradient_step.stream(7, gradient_step.STEPS), 1)
     assert words_of(keys[2][0]) == words(second)
 
 

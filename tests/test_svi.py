@@ -17,7 +17,7 @@ from scipy.stats import multivariate_normal, norm
 
 from iwae.bounds import Pair, elbo, iwae, jvi, vr_iwae
 from iwae.errors import InputError
-from iwae.svi import ImportanceELBO
+from iwae.numpyro import ImportanceELBO
 from refusals import refused
 from thinned import thinned
 

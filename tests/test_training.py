@@ -19,7 +19,7 @@ from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
 from iwae.evaluation.evaluator import log_likelihood
 from iwae.models.networks import Linear, at_precision
 from iwae.models.observation import Observer
-from iwae.training import step
+from iwae.training import gradient_step
 from linear_gaussian import orthogonal_chain, random_model
 from programs import products
 from thinned import thinned
@@ -39,7 +39,7 @@ def small_model(layers=1):
 def test_stages_are_the_papers(steps_per_pass):
     """3,280 passes: 1 at 1e-3, 3 at 1e-3·10^(−1/7), … 2,187 at 1e-4."""
     config = TrainingConfig(epochs=3280, schedule="stages")
-    rate = step.learning_rate(config, steps_per_pass, step.rates(config))
+    rate = gradient_step.learning_rate(config, steps_per_pass, gradient_step.rates(config))
     passes = [1, 3, 9, 27, 81, 243, 729, 2187]
     expected = np.repeat(1e-3 * 10 ** (-np.arange(8) / 7), passes).repeat(steps_per_pass)
     got = jax.jit(jax.vmap(rate))(jnp.arange(len(expected)))
@@ -52,7 +52,7 @@ def test_constant_and_cosine_schedules(schedule):
     steps = jnp.arange(41)
     cosine = 0.01 * (1 + np.cos(np.pi * np.arange(41) / 40))
     expected = {"constant": np.full(41, 0.02), "cosine": cosine}[schedule]
-    learning_rate = step.learning_rate(config, 4, step.rates(config))
+    learning_rate = gradient_step.learning_rate(config, 4, gradient_step.rates(config))
     rate = jax.vmap(lambda step: jnp.asarray(learning_rate(step)))
     got = np.broadcast_to(rate(steps), 41)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-9)
@@ -63,7 +63,8 @@ def test_a_warm_up_rises_to_the_schedule():
     plain = replace(config, warmup=0)
     steps = jnp.arange(41)
     warm, cosine = (
-        jax.vmap(step.learning_rate(c, 4, step.rates(c)))(steps) for c in (config, plain)
+        jax.vmap(gradient_step.learning_rate(c, 4, gradient_step.rates(c)))(steps)
+        for c in (config, plain)
     )
     np.testing.assert_allclose(warm[:8], cosine[:8] * np.arange(1, 9) / 8, rtol=1e-5)
     np.testing.assert_array_equal(warm[8:], cosine[8:])
@@ -80,7 +81,7 @@ def test_adam_on_the_mean_steps_like_the_papers_adam_on_the_sum():
         return every
 
     config = TrainingConfig(batch_size=20)
-    mine = updates(step.optimizer(config, 100, step.rates(config)), sums / 20)
+    mine = updates(gradient_step.optimizer(config, 100, gradient_step.rates(config)), sums / 20)
     np.testing.assert_allclose(mine, updates(optax.adam(1e-3, eps=1e-4), sums), rtol=1e-5)
     wrong = updates(optax.adam(1e-3, eps=1e-4), sums / 20)
     assert not np.any(np.isclose(mine, wrong, rtol=0.1))
@@ -88,7 +89,7 @@ def test_adam_on_the_mean_steps_like_the_papers_adam_on_the_sum():
 
 def test_clipping_bounds_the_norm_that_reaches_adam():
     config = TrainingConfig(batch_size=1, clip=0.01, adam_epsilon=1.0)
-    transform = step.optimizer(config, 1, step.rates(config))
+    transform = gradient_step.optimizer(config, 1, gradient_step.rates(config))
     gradient = jnp.array([30.0, 40.0])
     update, _ = transform.update(gradient, transform.init(gradient))
     clipped = np.array([0.006, 0.008])
@@ -99,11 +100,13 @@ def test_clipping_bounds_the_norm_that_reaches_adam():
 
 
 def test_every_pass_has_its_own_order_of_all_examples():
-    orders = [np.asarray(step.order_of_pass(s, i, 50)) for s, i in ((0, 0), (0, 1), (1, 0))]
+    orders = [
+        np.asarray(gradient_step.order_of_pass(s, i, 50)) for s, i in ((0, 0), (0, 1), (1, 0))
+    ]
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(50))
     assert not any(np.array_equal(a, b) for a, b in combinations(orders, 2))
-    np.testing.assert_array_equal(orders[1], step.order_of_pass(0, 1, 50))
+    np.testing.assert_array_equal(orders[1], gradient_step.order_of_pass(0, 1, 50))
 
 
 @cache
@@ -111,16 +114,18 @@ def loop(make_model, observe, **settings):
     """(maker of fresh states, advance) for batches of 2."""
     config = TrainingConfig(batch_size=2, **settings)
     params, static = eqx.partition(make_model(), eqx.is_inexact_array)
-    rates = jnp.asarray(step.rates(config))
-    transform = step.optimizer(config, 30, rates)
-    step = step.make_step(static, ObjectiveConfig("iwae", k=3), config, 30, observe)
-    together = step.make_advance()
+    rates = jnp.asarray(gradient_step.rates(config))
+    transform = gradient_step.optimizer(config, 30, rates)
+    step = gradient_step.make_step(static, ObjectiveConfig("iwae", k=3), config, 30, observe)
+    together = gradient_step.make_advance()
 
     def advance(state, images, order, start, stop):
         given = ((state,), (order,), (jnp.uint32(6),), (rates,))
         return together((step,), *given, images, start, stop)[0]
 
-    return lambda: step.init(params, transform, average=config.average is not None), advance
+    return lambda: gradient_step.init(
+        params, transform, average=config.average is not None
+    ), advance
 
 
 BITS_LOOP = (small_model, Observer(255.0, dynamic=True))
@@ -148,7 +153,7 @@ def test_a_step_returns_what_it_takes_so_that_it_is_compiled_once():
 @pytest.mark.parametrize("optimizer", thinned(["adam", "soap"], "adam"))
 def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit(optimizer):
     fresh, advance = loop(*BITS_LOOP, average=DECAY, optimizer=optimizer)
-    images, order = jnp.asarray(PIXELS), step.order_of_pass(0, 0, 60)
+    images, order = jnp.asarray(PIXELS), gradient_step.order_of_pass(0, 0, 60)
     whole = advance(fresh(), images, order, 0, 30)
     cut = fresh()
     for stop in (10, 20, 30):
@@ -169,14 +174,14 @@ def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit(optimizer):
     ],
 )
 def test_groups_divide_a_batch_and_hold_enough_draws(batch, draws, size):
-    assert step.group_size(batch, draws, rows=1250) == size
+    assert gradient_step.group_size(batch, draws, rows=1250) == size
 
 
 @pytest.mark.parametrize(
     ("batch", "draws", "size"), [(500, 50, 5), (500, 5, None), (20, 50, None), (4000, 50, 1)]
 )
 def test_chunks_hold_enough_draws_of_a_batch(batch, draws, size):
-    assert step.chunk_size(batch, draws, rows=1250) == size
+    assert gradient_step.chunk_size(batch, draws, rows=1250) == size
 
 
 @pytest.mark.slow
@@ -184,8 +189,8 @@ def test_a_batch_in_groups_and_draws_in_chunks_are_the_whole(monkeypatch):
     """The same draws and the same mean gradient, summed in another order."""
     params, static = eqx.partition(small_model(), eqx.is_inexact_array)
     config = TrainingConfig(batch_size=12)
-    rates = jnp.asarray(step.rates(config))
-    transform = step.optimizer(config, 5, rates)
+    rates = jnp.asarray(gradient_step.rates(config))
+    transform = gradient_step.optimizer(config, 5, rates)
     ended, asked, scans = [], [], []
     for size, few in ((12, None), (3, None), (3, 2)):
         group = lambda *given, size=size: asked.append(given) or size
@@ -194,9 +199,9 @@ def test_a_batch_in_groups_and_draws_in_chunks_are_the_whole(monkeypatch):
         monkeypatch.setattr(step, "chunk_size", chunk)
         observe = Observer(255.0, dynamic=True)
         objective = ObjectiveConfig("iwae", k=3, backward_draws=2)
-        step = step.make_step(static, objective, config, 5, observe)
-        state = step.init(params, transform, average=False)
-        key = step.stream(0, step.STEPS)
+        step = gradient_step.make_step(static, objective, config, 5, observe)
+        state = gradient_step.init(params, transform, average=False)
+        key = gradient_step.stream(0, gradient_step.STEPS)
         given = (jnp.arange(60), key, rates, jnp.asarray(PIXELS), 0)
         scans.append(str(jax.make_jaxpr(step)(state, *given)).count("scan["))
         for _ in range(3):
@@ -217,7 +222,7 @@ def test_each_step_sees_its_own_rows_of_the_order():
     fresh, advance = loop(pca, AS_IS, learning_rate=1e-12)
     exact, state = oracle.log_evidence(x), fresh()
     for number in range(2):
-        order = step.order_of_pass(1, number, 10)
+        order = gradient_step.order_of_pass(1, number, 10)
         expected = exact[np.asarray(order)].reshape(n, 2).mean(1)
         before = float(state.total)
         for i in range(n):
@@ -227,17 +232,17 @@ def test_each_step_sees_its_own_rows_of_the_order():
 
 
 def test_a_nan_in_the_data_stops_the_loop_at_its_step():
-    x, order = orthogonal_chain(1).draw(10, seed=8), step.order_of_pass(1, 0, 10)
+    x, order = orthogonal_chain(1).draw(10, seed=8), gradient_step.order_of_pass(1, 0, 10)
     x[order[7]] = np.nan
     fresh, advance = loop(pca, AS_IS, learning_rate=1e-12)
     state = advance(fresh(), jnp.asarray(x), order, 0, 5)
     assert int(state.step) == 4
     assert np.isnan(state.value)
-    assert not step.all_finite(state.params)
+    assert not gradient_step.all_finite(state.params)
     again = advance(state, jnp.asarray(x), order, 0, 5)
     assert int(again.step) == 4
     before = advance(fresh(), jnp.asarray(x), order, 0, 3)
-    assert step.all_finite(before.params)
+    assert gradient_step.all_finite(before.params)
 
 
 def test_training_a_detuned_encoder_brings_the_bound_to_the_likelihood():
@@ -248,7 +253,7 @@ def test_training_a_detuned_encoder_brings_the_bound_to_the_likelihood():
     state = fresh()
     for number in range(20):
         state = replace(state, total=jnp.zeros(()))
-        order = step.order_of_pass(2, number, 60)
+        order = gradient_step.order_of_pass(2, number, 60)
         state = advance(state, jnp.asarray(x), order, 30 * number, 30 * (number + 1))
         if number == 0:
             first = float(state.total) / 30
@@ -296,11 +301,17 @@ def step_products(precision):
     """(types of the factors, precision) of every matrix product in a step."""
     params, static = eqx.partition(small_model(2), eqx.is_inexact_array)
     config = TrainingConfig(batch_size=2, precision=precision)
-    rates = jnp.asarray(step.rates(config))
+    rates = jnp.asarray(gradient_step.rates(config))
     objective = ObjectiveConfig("iwae", k=3)
-    step = step.make_step(static, objective, config, 30, Observer(255.0, dynamic=True))
-    state = step.init(params, step.optimizer(config, 30, rates), average=False)
-    given = (jnp.arange(60), step.stream(0, step.STEPS), rates, jnp.asarray(PIXELS), 0)
+    step = gradient_step.make_step(static, objective, config, 30, Observer(255.0, dynamic=True))
+    state = gradient_step.init(params, gradient_step.optimizer(config, 30, rates), average=False)
+    given = (
+        jnp.arange(60),
+        gradient_step.stream(0, gradient_step.STEPS),
+        rates,
+        jnp.asarray(PIXELS),
+        0,
+    )
     jaxpr = jax.make_jaxpr(step)(state, *given)
     types = lambda variables: [v.aval.dtype.name for v in variables]
     return [

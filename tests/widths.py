@@ -14,7 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import iwae
-from iwae import bounds, svi, targets
+from iwae import bounds, numpyro, targets
 from iwae._utils import threefry
 from iwae.config.io import override, recipe
 from iwae.config.schema import ModelConfig
@@ -97,7 +97,7 @@ def in_numpyro() -> dict[str, Any]:
 
     @partial(jax.jit, static_argnums=0)
     def loss(estimator: str, m: Any) -> Any:
-        elbo = svi.ImportanceELBO(num_particles=3, estimator=estimator)
+        elbo = numpyro.ImportanceELBO(num_particles=3, estimator=estimator)
         return elbo.loss(jax.random.key(0), {"m": m}, model, guide, data)
 
     of = lambda estimator: jax.value_and_grad(partial(loss, estimator))(jnp.asarray(data / 2))

@@ -31,8 +31,9 @@ class Sample:
     overwrite: Overwrite = False
 
     def run(self) -> None:
-        from iwae import figures, runs
+        from iwae import runs
         from iwae._utils.files import write_atomic
+        from iwae.plotting import figures
 
         check_output(self.out, (".png", ".npy", ".csv"), overwrite=self.overwrite)
         trained = runs.load(self.run_folder)
@@ -60,8 +61,9 @@ class Reconstruct:
     data_dir: DataDir = None
 
     def run(self) -> None:
-        from iwae import figures, runs
+        from iwae import runs
         from iwae._utils.files import write_atomic
+        from iwae.plotting import figures
 
         check_output(self.out, (".png",), overwrite=self.overwrite)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)

@@ -188,7 +188,7 @@ class Report:
     data_dir: DataDir = None
 
     def run(self) -> None:
-        from iwae import report
+        from iwae.plotting import report
 
         if not self.run_folders:
             raise InputError("No run was given; name at least one folder of `iwae train`.")

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from iwae import data, figures, runs, targets
+from iwae import data, runs, targets
 from iwae._utils import threefry
 from iwae._utils.distributed import computing
 from iwae._utils.files import write_atomic
@@ -28,9 +28,10 @@ from iwae.errors import InputError
 from iwae.evaluation.evaluator import mean_and_error, over_examples, repetitions
 from iwae.evaluation.trained import Evaluation, Trained
 from iwae.experiments import Watchers, finished, known, versions
-from iwae.figures import Panel
 from iwae.models.autoencoder import draw, draw_log_weights
 from iwae.models.hierarchical import Heuristic, hierarchical
+from iwae.plotting import figures
+from iwae.plotting.figures import Panel
 from iwae.targets import NO_DATA, TARGETS, GaussianProposal, OnTarget
 from iwae.training.trainer import Watcher
 

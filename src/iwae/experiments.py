@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import iwae
-from iwae import report, runs
+from iwae import runs
 from iwae._utils import threefry
 from iwae._utils.checks import check_seed
 from iwae._utils.distributed import computing
@@ -24,7 +24,8 @@ from iwae.estimators import diagnostics
 from iwae.estimators.diagnostics import Measurement, Slope
 from iwae.evaluation.evaluator import mean_and_error
 from iwae.evaluation.trained import Trained
-from iwae.training import step
+from iwae.plotting import report
+from iwae.training import gradient_step
 from iwae.training.trainer import Watcher
 
 
@@ -222,7 +223,7 @@ def gradients(
     measured = diagnostics.measure(
         trained.model,
         jax.vmap(trained.seen.observer)(images, keys),
-        bounds=lambda k: step.objective_bounds(objectives[k]),
+        bounds=lambda k: gradient_step.objective_bounds(objectives[k]),
         estimators=estimators,
         ks=objectives,
         repeats=repeats,

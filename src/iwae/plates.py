@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from iwae import data, figures, runs
+from iwae import data, runs
 from iwae._utils import threefry
 from iwae._utils.files import write_atomic
 from iwae.config.io import flatten, override
@@ -18,8 +18,9 @@ from iwae.config.schema import RunConfig
 from iwae.evaluation.evaluator import mean_and_error
 from iwae.evaluation.trained import Trained
 from iwae.experiments import Watchers, finished, known, versions
-from iwae.figures import Panel
 from iwae.models.bayesian import UncertainAutoencoder
+from iwae.plotting import figures
+from iwae.plotting.figures import Panel
 from iwae.targets import slides_ring, slides_ring_log_prob
 
 POINTS = (20_000, 1000, 5000)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from iwae import figures, runs
+from iwae import runs
 from iwae._utils.files import write_atomic
 from iwae.cells import Task, place, state
 from iwae.evaluation.trained import Trained
+from iwae.plotting import figures
 from iwae.storage.run_directory import MODEL, read_metrics
 
 BOTH = ("vae", "iwae")

@@ -52,8 +52,9 @@ class Gradients:
     data_dir: DataDir = None
 
     def run(self) -> None:
-        from iwae import experiments, figures
+        from iwae import experiments
         from iwae._utils.files import write_atomic
+        from iwae.plotting import figures
         from iwae.progress import print_gradients
 
         check_output(self.out, (".svg", ".json"), overwrite=self.overwrite)
@@ -103,8 +104,9 @@ class Posterior:
     data_dir: DataDir = None
 
     def run(self) -> None:
-        from iwae import figures, runs
+        from iwae import runs
         from iwae._utils.files import write_atomic
+        from iwae.plotting import figures
 
         check_output(self.out, (".png",), overwrite=self.overwrite)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)

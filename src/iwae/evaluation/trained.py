@@ -20,11 +20,11 @@ from iwae._utils.distributed import computing
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
+from iwae.evaluation import evaluator
 from iwae.evaluation.evaluator import (
     Activity,
     Progress,
     Usage,
-    evaluator,
     mean_and_error,
     over_examples,
 )

@@ -28,7 +28,8 @@ from iwae.config.io import override
 from iwae.config.schema import RunConfig, TrainingConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
-from iwae.evaluation import evaluator, over_examples
+from iwae.evaluation import evaluator
+from iwae.evaluation.evaluator import over_examples
 from iwae.evaluation.trained import Trained
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.build import as_kept, build
@@ -45,8 +46,8 @@ from iwae.storage.run_directory import (
     read_model,
     replicas,
 )
-from iwae.training import step
-from iwae.training.step import TrainState
+from iwae.training import gradient_step
+from iwae.training.gradient_step import TrainState
 
 CHUNK_SECONDS = 0.5
 """Time between two looks at the clock, the progress bar and a pending Ctrl-C."""
@@ -108,7 +109,7 @@ class Run:
         data: Observed,
         folder: Folder,
         watch: Watcher,
-        devices: Devices = step.DEFAULT,
+        devices: Devices = gradient_step.DEFAULT,
     ):
         t = config.training
         with hosts_agree():
@@ -127,10 +128,10 @@ class Run:
             if leaves := json_from_first(folder.leaves):
                 start = as_kept(start, leaves)
         params, self.static = eqx.partition(start, eqx.is_inexact_array)
-        self.rates = jnp.asarray(step.rates(t))
-        transform = step.first_optimizer(step.shaping(t))
-        state = step.init(params, transform, average=t.average is not None)
-        best = step.copied(params) if t.patience is not None else None
+        self.rates = jnp.asarray(gradient_step.rates(t))
+        transform = gradient_step.first_optimizer(gradient_step.shaping(t))
+        state = gradient_step.init(params, transform, average=t.average is not None)
+        best = gradient_step.copied(params) if t.patience is not None else None
         examples = data.dataset.digest
         folder.run = identity(config, data.seen)
         with hosts_agree():
@@ -150,10 +151,10 @@ class Run:
         self.state, self.best = devices.everywhere(from_first((state, best)))
         if not _is_over(self.progress, t):
             self.progress = replace(self.progress, finished="")
-        self.schedule = step.learning_rate(t, self.steps_per_pass, self.rates)
+        self.schedule = gradient_step.learning_rate(t, self.steps_per_pass, self.rates)
         self.bound_function = eqx.Partial(
             evaluator.bound_value,
-            bound=step.objective_bounds(config.objective).theta,
+            bound=gradient_step.objective_bounds(config.objective).theta,
             k=config.objective.k,
         )
         self.rates = devices.everywhere(self.rates)
@@ -175,14 +176,14 @@ class Run:
         """The order of the current pass."""
         if self.ordered != self.progress.passes:
             self.ordered = self.progress.passes
-            order = step.order_of_pass(self.config.seed, self.ordered, self.n)
+            order = gradient_step.order_of_pass(self.config.seed, self.ordered, self.n)
             self.order = self.devices.everywhere(order)
         return self.order
 
-    def make_step(self) -> step.Step:
+    def make_step(self) -> gradient_step.Step:
         """The step that this run takes, and with it those that differ in seed or learning rate."""
         config, observer = self.config, self.data.seen.observer
-        return step.shared_step(
+        return gradient_step.shared_step(
             self.static,
             config.objective,
             config.training,
@@ -253,7 +254,7 @@ class Run:
         if p.best is None or value > p.best:
             self.progress = replace(p, best=value, stale=0)
             if self.best is not None:
-                self.best = step.copied(self._kept())
+                self.best = gradient_step.copied(self._kept())
         else:
             self.progress = replace(p, stale=p.stale + 1)
         patience = self.config.training.patience
@@ -294,7 +295,7 @@ class Run:
         self.folder.save_model(self.model(), self.data.seen, self.progress.passes, self.step)
 
     def _check_finite(self) -> None:
-        if not step.all_finite(self.devices.here(self.state.params)):
+        if not gradient_step.all_finite(self.devices.here(self.state.params)):
             raise NonFiniteError(self._non_finite_message("The parameters are"))
 
     def _non_finite_message(self, what: str) -> str:
@@ -335,7 +336,7 @@ class Together:
             for run in runs  # would turn its axes each step
         )
         of = frozenset(self.steps.values())
-        self.advance = step.shared_advance(of, vectorized=batched)
+        self.advance = gradient_step.shared_advance(of, vectorized=batched)
 
     def train(self) -> None:
         """Train all to their end.
@@ -420,7 +421,7 @@ def initial(config: RunConfig, data: Observed, *, anew: bool = False) -> Autoenc
         kind=data.seen.model_kind,
         mean=data.dataset.mean(),
         spread=data.dataset.std(),
-        key=step.stream(config.seed, step.INIT),
+        key=gradient_step.stream(config.seed, gradient_step.INIT),
         k=config.objective.k,
     )
     if anew or config.training.start_from is None:

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from iwae import figures, runs
+from iwae import runs
 from iwae._utils.files import as_argument, refuse_existing, write_atomic
 from iwae._utils.formatting import units_in_words
 from iwae.config.io import flatten
@@ -23,6 +23,7 @@ from iwae.errors import InputError
 from iwae.evaluation.evaluator import ACTIVE, Progress
 from iwae.evaluation.trained import TERM_DRAWS, Trained
 from iwae.models.likelihoods import is_continuous, is_mixed
+from iwae.plotting import figures
 from iwae.storage.run_directory import read_config, read_evaluations, read_metrics, replicas
 
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"
@@ -118,7 +119,7 @@ def render(
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("iwae"),
+        loader=jinja2.PackageLoader("iwae.plotting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
