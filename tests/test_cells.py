@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import cells, runs, workers
-from iwae.cells import Failure, Task
+from iwae import runs
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import Interrupted
+from iwae.experiments import executors, jobs
+from iwae.experiments.jobs import Failure, Task
 from iwae.storage import run_directory
 from iwae.training import soap
 from iwae.training.trainer import Silent
@@ -53,7 +54,7 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
         "b": small(tiny, seed=1),
     }
     told: list[str] = []
-    make = lambda: workers.make_all(
+    make = lambda: executors.make_all(
         tasks, tmp_path / "out", watch=Quiet(), made=lambda name, result: told.append(name)
     )
     results = make()
@@ -65,7 +66,7 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     assert str(lost) in failure.sentence
     a = results[tasks["a"]]
     assert (a["k"], a["n"], a["passes"]) == (5, 20, 1)
-    assert [cells.state(t, tmp_path / "out") for t in tasks.values()] == [
+    assert [jobs.state(t, tmp_path / "out") for t in tasks.values()] == [
         "done",
         "missing",
         "done",
@@ -76,12 +77,12 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     assert told == ["lost"]
     assert again == results
     more = Task(tasks["a"].config, k=6, limit=20)
-    assert cells.state(more, tmp_path / "out") == "trained"
-    assert cells.make(more, tmp_path / "out", watch=Silent())["k"] == 6
-    assert cells.recorded(tasks["a"], tmp_path / "out") == a
-    (cells.place(more, tmp_path / "out") / "L_6-of-20.json").write_text("{torn")
-    assert cells.recorded(more, tmp_path / "out") is None
-    assert cells.make(more, tmp_path / "out", watch=Silent())["k"] == 6
+    assert jobs.state(more, tmp_path / "out") == "trained"
+    assert jobs.make(more, tmp_path / "out", watch=Silent())["k"] == 6
+    assert jobs.recorded(tasks["a"], tmp_path / "out") == a
+    (jobs.place(more, tmp_path / "out") / "L_6-of-20.json").write_text("{torn")
+    assert jobs.recorded(more, tmp_path / "out") is None
+    assert jobs.make(more, tmp_path / "out", watch=Silent())["k"] == 6
 
 
 @pytest.mark.slow
@@ -94,29 +95,29 @@ def test_a_run_begins_where_another_ended(
     second = replace(small(tiny, learning_rate=1e-12), after=first, measures=("gap",))
     assert second.address != small(tiny, learning_rate=1e-12).address
     out, told = tmp_path / "out", []
-    results = workers.make_all(
+    results = executors.make_all(
         {"second": second, "first": first},
         out,
-        elsewhere=workers.processes(processes) if processes > 1 else None,
+        elsewhere=executors.processes(processes) if processes > 1 else None,
         watch=Quiet(),
         made=lambda name, result: told.append(name),
     )
     assert told == ["first", "second"]
     assert results[second]["nll"] == pytest.approx(results[first]["nll"], abs=1e-4)
     assert results[second]["figures"]["gap"].keys() == {"train NLL", "test − train"}
-    assert cells.recorded(second, out) == results[second]
-    assert "figures" not in cells.recorded(replace(second, measures=()), out)
+    assert jobs.recorded(second, out) == results[second]
+    assert "figures" not in jobs.recorded(replace(second, measures=()), out)
     other = replace(second, measures=("gap", "bound"))
-    assert cells.state(other, out) == "trained"
+    assert jobs.state(other, out) == "trained"
     (out / "cells").rename(tmp_path / "moved")
     (out / "cells").symlink_to(tmp_path / "moved")
     monkeypatch.setattr(runs, "evaluate", None)  # what is measured later evaluates nothing again
-    again = cells.make(other, out, watch=Silent())
+    again = jobs.make(other, out, watch=Silent())
     assert again["figures"].keys() == {"gap", "bound"}
-    (likelihoods,) = cells.place(other, out).glob("L_*-log_likelihoods.json")
+    (likelihoods,) = jobs.place(other, out).glob("L_*-log_likelihoods.json")
     likelihoods.unlink()
     monkeypatch.undo()
-    third = cells.make(replace(other, measures=("gap", "pruned")), out, watch=Silent())
+    third = jobs.make(replace(other, measures=("gap", "pruned")), out, watch=Silent())
     assert third["figures"]["gap"] == again["figures"]["gap"]
     assert np.isfinite(third["figures"]["pruned"]["change"]).all()
     assert likelihoods.exists(), "they are made again"
@@ -127,22 +128,22 @@ def test_an_interrupted_cell_goes_on_under_another_way_of_saving(
 ) -> None:
     task = small(tiny, epochs=3)
     with pytest.raises(Interrupted):
-        cells.make(task, tmp_path, watch=Interrupting(70))
-    assert cells.state(task, tmp_path).startswith("begun, ")
+        jobs.make(task, tmp_path, watch=Interrupting(70))
+    assert jobs.state(task, tmp_path).startswith("begun, ")
     again = small(tiny, epochs=3, checkpoint_minutes=1.0, checkpoint_every=2)
-    result = cells.make(again, tmp_path, watch=Silent())
+    result = jobs.make(again, tmp_path, watch=Silent())
     assert result["passes"] == 3
 
 
 def test_of_two_commands_one_evaluates(tiny: RunConfig, tmp_path: Path, monkeypatch) -> None:
     """The other comes while it is at it, waits, and has the same result."""
     task, evaluate = small(tiny), runs.evaluate
-    runs.train(task.config, out=cells.place(task, tmp_path))
+    runs.train(task.config, out=jobs.place(task, tmp_path))
     others: list[Future] = []
 
     def slow(*given, **how):
         if not others:
-            others.append(pool.submit(cells.make, task, tmp_path, watch=Silent()))
+            others.append(pool.submit(jobs.make, task, tmp_path, watch=Silent()))
             time.sleep(0.5)
             assert not others[0].done()
         else:
@@ -151,7 +152,7 @@ def test_of_two_commands_one_evaluates(tiny: RunConfig, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(runs, "evaluate", slow)
     with ThreadPoolExecutor(1) as pool:
-        result = cells.make(task, tmp_path, watch=Silent())
+        result = jobs.make(task, tmp_path, watch=Silent())
         assert others[0].result() == result
 
 
@@ -160,7 +161,7 @@ def test_a_folder_that_another_process_takes_meanwhile_is_in_use(
 ) -> None:
     """It begins between the first look at the folder and the lock."""
     task = small(tiny)
-    path = cells.place(task, tmp_path)
+    path = jobs.place(task, tmp_path)
     look, held = run_directory._is_blank, contextlib.ExitStack()
 
     def taken(at: Path) -> bool:
@@ -172,7 +173,7 @@ def test_a_folder_that_another_process_takes_meanwhile_is_in_use(
 
     monkeypatch.setattr(run_directory, "_is_blank", taken)
     with held:
-        result = cells.attempt(task, tmp_path, Silent(), None)
+        result = jobs.attempt(task, tmp_path, Silent(), None)
     assert isinstance(result, Failure)
     assert result.in_use
 
@@ -212,14 +213,14 @@ def test_a_run_is_finished_from_an_equal_file_elsewhere(tiny: RunConfig, tmp_pat
         path.parent.mkdir()
         np.save(path, rows)
     first, second = (small(tiny, dataset=str(path)) for path in paths)
-    made = cells.make(first, tmp_path / "out", watch=Silent())
+    made = jobs.make(first, tmp_path / "out", watch=Silent())
     assert made["made_with"] == [f"{made['device']}, iwae {iwae.__version__}"]
-    again = cells.make(replace(second, k=6), tmp_path / "out", watch=Silent())
+    again = jobs.make(replace(second, k=6), tmp_path / "out", watch=Silent())
     assert (again["k"], again["training_seconds"]) == (6, made["training_seconds"])
     paths[1].unlink()
-    assert cells.make(replace(first, k=7), tmp_path / "out", watch=Silent())["k"] == 7
+    assert jobs.make(replace(first, k=7), tmp_path / "out", watch=Silent())["k"] == 7
     np.save(paths[0], 1 - rows)
-    path = cells.place(first, tmp_path / "out")
+    path = jobs.place(first, tmp_path / "out")
     with refused(
         f"{path} was started on other examples than those of mine; resume it with its own, or give "
         f"another --out."

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from iwae.config.io import recipe
-from iwae.papers import EXPERIMENTS
-from iwae.reproduce import tasks_of
+from iwae.experiments.papers import EXPERIMENTS
+from iwae.experiments.reproduce import tasks_of
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "published.json").read_text("utf-8"))
 

@@ -11,7 +11,7 @@ import pytest
 from iwae.config.io import override
 from iwae.evaluation.evaluator import metrics
 from iwae.evaluation.metrics import MEASURES, ORDERS
-from iwae.papers import EXPERIMENTS
+from iwae.experiments.papers import EXPERIMENTS
 from linear_gaussian import generic_chain, orthogonal_chain
 
 

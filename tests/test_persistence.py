@@ -17,16 +17,17 @@ import safetensors.numpy
 
 import iwae
 from early import forget
-from iwae import cells, records, reproduce, results, runs
+from iwae import runs
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation.trained import Trained
-from iwae.papers import EXPERIMENTS
+from iwae.experiments import jobs, records, reproduce, results
+from iwae.experiments.papers import EXPERIMENTS
+from iwae.experiments.tables import Cell
 from iwae.plotting import report
 from iwae.storage import checkpoint, run_directory
-from iwae.tables import Cell
 from refusals import refused
 from thinned import thinned
 
@@ -126,12 +127,12 @@ def test_counts_of_an_early_version_keep_their_parameters(tmp_path: Path) -> Non
 
 def test_a_cell_of_an_early_version_is_finished(tiny: RunConfig, tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "cells", tmp_path / "cells")
-    task = cells.Task(override(tiny, epochs=1), k=20, limit=50, measures=("gap",))
-    assert cells.state(task, tmp_path) == "done"
-    found = cells.recorded(task, tmp_path)
+    task = jobs.Task(override(tiny, epochs=1), k=20, limit=50, measures=("gap",))
+    assert jobs.state(task, tmp_path) == "done"
+    found = jobs.recorded(task, tmp_path)
     assert (found["nll"], found["passes"]) == (27.395357818603514, 1)
     assert found["figures"]["gap"]["train NLL"] == [27.23534839630127, 0.5309571027755737]
-    assert cells.log_likelihoods(task, tmp_path).mean() == pytest.approx(-found["nll"])
+    assert jobs.log_likelihoods(task, tmp_path).mean() == pytest.approx(-found["nll"])
 
 
 # Damage, edits, and files of another run
@@ -479,21 +480,19 @@ def test_every_field_of_a_header_is_checked(name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def task(tiny: RunConfig, tmp_path: Path) -> cells.Task:
+def task(tiny: RunConfig, tmp_path: Path) -> jobs.Task:
     """A cell that is finished, as an early version wrote it, in tmp_path."""
     shutil.copytree(GOLDEN / "cells", tmp_path / "cells")
-    return cells.Task(override(tiny, epochs=1), k=20, limit=50, measures=("gap",))
+    return jobs.Task(override(tiny, epochs=1), k=20, limit=50, measures=("gap",))
 
 
-def _seal(task: cells.Task, out: Path) -> None:
+def _seal(task: jobs.Task, out: Path) -> None:
     """Write the files of a cell anew."""
-    result = cells.recorded(task, out) | {
-        cells.LIKELIHOODS: cells.log_likelihoods(task, out).tolist()
-    }
-    for file in cells.place(task, out).iterdir():
+    result = jobs.recorded(task, out) | {jobs.LIKELIHOODS: jobs.log_likelihoods(task, out).tolist()}
+    for file in jobs.place(task, out).iterdir():
         file.unlink()
-    cells.write_result(task, out, result)
-    assert cells.recorded(task, out) | {cells.LIKELIHOODS: result[cells.LIKELIHOODS]} == result
+    jobs.write_result(task, out, result)
+    assert jobs.recorded(task, out) | {jobs.LIKELIHOODS: result[jobs.LIKELIHOODS]} == result
 
 
 @pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "early"])
@@ -510,21 +509,21 @@ def test_every_field_of_a_cell_is_checked(task, part: str, sealed: bool, tmp_pat
         records.of_table("table1", task.config, [row])
         return [row.nll, row.active_units, row.figures] if row.results else None
 
-    check(cells.place(task, tmp_path) / f"L_20-of-50{part}.json", read, sealed=sealed)
+    check(jobs.place(task, tmp_path) / f"L_20-of-50{part}.json", read, sealed=sealed)
 
 
 def test_the_file_of_another_k_is_not_taken_for_this_one(task, tmp_path: Path) -> None:
     _seal(task, tmp_path)
-    at = cells.place(task, tmp_path)
+    at = jobs.place(task, tmp_path)
     other = replace(task, limit=40)
     for part in ("", "-gap", "-log_likelihoods"):
         shutil.copy(at / f"L_20-of-50{part}.json", at / f"L_20-of-40{part}.json")
     file = at / "L_20-of-40.json"
     with refused(f"{file} is damaged; delete it, and the same command measures it again."):
-        cells.recorded(other, tmp_path)
-    for part in ("gap", cells.LIKELIHOODS):
+        jobs.recorded(other, tmp_path)
+    for part in ("gap", jobs.LIKELIHOODS):
         with pytest.raises(InputError, match="is damaged"):
-            cells.measured(other, tmp_path, part)
+            jobs.measured(other, tmp_path, part)
 
 
 def test_a_record_whose_figure_is_not_that_of_its_runs_is_damaged(tmp_path: Path) -> None:
@@ -537,10 +536,10 @@ def test_a_record_whose_figure_is_not_that_of_its_runs_is_damaged(tmp_path: Path
 
 
 def test_a_damaged_cell_leaves_the_others_in_the_table(tiny, task, tmp_path, capsys) -> None:
-    file = cells.place(task, tmp_path) / "L_20-of-50.json"
+    file = jobs.place(task, tmp_path) / "L_20-of-50.json"
     whole = json.loads(file.read_text())
     other = replace(task, k=21, measures=())
-    (cells.place(task, tmp_path) / "L_21-of-50.json").write_text(json.dumps(whole | {"k": 21}))
+    (jobs.place(task, tmp_path) / "L_21-of-50.json").write_text(json.dumps(whole | {"k": 21}))
     file.write_text(json.dumps({n: v for n, v in whole.items() if n != "nll_se"}))
     both = [Cell(name, {"dataset": "digits"}) for name in ("damaged", "whole")]
     tasks = {"damaged": [task], "whole": [other]}
@@ -548,11 +547,11 @@ def test_a_damaged_cell_leaves_the_others_in_the_table(tiny, task, tmp_path, cap
     sentence = f"{file} is damaged; delete it, and the same command measures it again."
     assert (damaged.state, damaged.results, damaged.failures) == ("damaged", [], [sentence])
     assert (fine.state, fine.nll[0]) == ("done", whole["nll"])
-    assert cells.state(task, tmp_path) == "damaged"
-    assert cells.attempt(task, tmp_path, None, None) == cells.Failure(sentence)
+    assert jobs.state(task, tmp_path) == "damaged"
+    assert jobs.attempt(task, tmp_path, None, None) == jobs.Failure(sentence)
     assert reproduce.estimate([task, other], tmp_path) == {}
-    shutil.copy(cells.place(other, tmp_path) / "L_21-of-50.json", file)  # of another K
-    assert cells.state(task, tmp_path) == "damaged"
+    shutil.copy(jobs.place(other, tmp_path) / "L_21-of-50.json", file)  # of another K
+    assert jobs.state(task, tmp_path) == "damaged"
 
 
 def test_a_table_is_printed_beside_the_sentence_of_a_damaged_cell(tmp_path: Path, capsys) -> None:
@@ -565,7 +564,7 @@ def test_a_table_is_printed_beside_the_sentence_of_a_damaged_cell(tmp_path: Path
     tasks = reproduce.tasks_of(placed, start, start, seeds=(0,), k=100, limit=None)
     for name, nll in {"vae": 9.5, "iwae": 8.5}.items():
         (task,) = tasks[f"digits/1/{name}-5"]
-        cells.write_result(task, tmp_path, result | {"device": "cpu", "note": "", "nll": nll})
+        jobs.write_result(task, tmp_path, result | {"device": "cpu", "note": "", "nll": nll})
     files = sorted(tmp_path.rglob("L_100.json"))
     assert len(files) == 2
     content = json.loads(files[0].read_text())
@@ -590,7 +589,7 @@ def test_a_table_is_printed_where_its_record_cannot_be_written(tmp_path, capsys,
     tasks = reproduce.tasks_of(placed, start, start, seeds=(0,), k=100, limit=None)
     result = {"passes": 1, "k": 100, "n": 50, "nll": 9.5, "nll_se": 1.0, "active_units": [3]}
     (task,) = tasks["digits/1/vae-5"]
-    cells.write_result(task, tmp_path, result | {"seed": 0, "device": "cpu", "note": ""})
+    jobs.write_result(task, tmp_path, result | {"seed": 0, "device": "cpu", "note": ""})
     monkeypatch.setattr("iwae._utils.files.write_atomic", full)
     form = ["reproduce", "table1", "--recipe", "smoke", "--cells", "*/1/vae-5", "--render"]
     with pytest.raises(SystemExit) as left:
@@ -758,10 +757,10 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(run: Path, tiny: RunConfig,
 
 
 def test_a_pipe_in_the_place_of_a_result_does_not_hang(task, tmp_path: Path) -> None:
-    file = cells.place(task, tmp_path) / "L_20-of-50.json"
+    file = jobs.place(task, tmp_path) / "L_20-of-50.json"
     file.unlink()
     os.mkfifo(file)
-    assert cells.state(task, tmp_path) == "damaged"
+    assert jobs.state(task, tmp_path) == "damaged"
     os.mkfifo(tmp_path / "record.json")
     assert records.read(tmp_path / "record.json") is None
     os.mkfifo(tmp_path / "recipe.toml")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from iwae import cells, progress, records, workers
+from iwae import progress
 from iwae._utils import files
 from iwae.cli import parse
 from iwae.config.io import override, recipe
+from iwae.experiments import executors, jobs, records
 from iwae.training import soap
 from refusals import refused
 
@@ -28,11 +29,11 @@ def measured(monkeypatch):
             value = nll.get(name, 90.0 + c.objective.k + c.seed / 4)
             result = {"passes": 1, "k": 100, "n": 50, "nll": value, "nll_se": 1.0, "elbo": -99.0}
             result |= {"active_units": [3], "seed": c.seed, "device": "cpu", "note": ""}
-            result |= {"iwae": "0.1.0", "jax": "0.10", cells.LIKELIHOODS: [-value - 1, -value + 1]}
-            cells.write_result(task, out, result)
+            result |= {"iwae": "0.1.0", "jax": "0.10", jobs.LIKELIHOODS: [-value - 1, -value + 1]}
+            jobs.write_result(task, out, result)
         return {}
 
-    monkeypatch.setattr(workers, "make_all", make_all)
+    monkeypatch.setattr(executors, "make_all", make_all)
     return nll
 
 

@@ -102,12 +102,12 @@ def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> N
 
     def after(vectorized: bool) -> tuple:
         advance = gradient_step.make_advance(vectorized=vectorized)
-        transform = step.optimizer(config, 30, rates[0])
+        transform = gradient_step.optimizer(config, 30, rates[0])
         params = [eqx.filter(m, eqx.is_inexact_array) for m in models]
         return advance(
             (shared, own, shared, shared),
             tuple(gradient_step.init(p, transform, average=False) for p in params),
-            tuple(step.order_of_pass(seed, 0, 60) for seed in range(4)),
+            tuple(gradient_step.order_of_pass(seed, 0, 60) for seed in range(4)),
             tuple(jnp.uint32(seed) for seed in range(4)),
             tuple(rates),
             images,

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import cells, plates, reproduce, targets, workers
 from iwae._utils.formatting import excess, excess_in_words
-from iwae.cells import Task
 from iwae.cli import main, parse
 from iwae.config.io import override, recipe, recipe_names
 from iwae.config.schema import RunConfig
-from iwae.experiments import COMPARISONS
-from iwae.papers import EXPERIMENTS
+from iwae.experiments import executors, figures, jobs, reproduce, toy_densities
+from iwae.experiments.comparisons import COMPARISONS
+from iwae.experiments.jobs import Task
+from iwae.experiments.papers import EXPERIMENTS
+from iwae.experiments.reproduce import Row
 from iwae.published import OTHERS, PICTURED, RECIPES
-from iwae.reproduce import Row
 from refusals import refused
 
 
@@ -108,8 +108,8 @@ def test_published_figures_are_those_of_the_papers() -> None:
 
 
 def test_every_experiment_has_a_recipe_and_one_that_is_none_is_refused() -> None:
-    assert set(OTHERS) == plates.PLATES.keys() | {"hiwae"}
-    assert set(PICTURED) == plates.PLATES.keys()
+    assert set(OTHERS) == figures.PLATES.keys() | {"hiwae"}
+    assert set(PICTURED) == figures.PLATES.keys()
     assert set(RECIPES.values()) <= set(recipe_names())
     known = ", ".join(sorted(RECIPES))
     with refused(f"'foo' was given as the experiment to reproduce; known are {known}."):
@@ -359,10 +359,10 @@ def test_what_is_finished_is_put_down_though_another_cell_failed(
 
     def some(tasks, out: Path, **_):
         first, second = dict.fromkeys(tasks.values())
-        cells.write_result(first, out, evaluation)
-        return {first: evaluation, second: cells.Failure("It is missing.")}
+        jobs.write_result(first, out, evaluation)
+        return {first: evaluation, second: jobs.Failure("It is missing.")}
 
-    monkeypatch.setattr(workers, "make_all", some)
+    monkeypatch.setattr(executors, "make_all", some)
     form = ["table1", "--recipe", "smoke", "--cells", "digits/1/*-5"]
     with refused(
         "1 of 2 runs failed, first digits/1/iwae-5: It is missing. The others are finished; the "
@@ -375,7 +375,7 @@ def test_what_is_finished_is_put_down_though_another_cell_failed(
 
 def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
     asked: dict = {}
-    monkeypatch.setattr(workers, "make_all", lambda tasks, out, **how: asked.update(tasks) or {})
+    monkeypatch.setattr(executors, "make_all", lambda tasks, out, **how: asked.update(tasks) or {})
     form = ["reproduce", "table1", "--recipe", "smoke", "--cells", "*/1/vae-5"]
     main([*form, "--seed", "7", "--out", str(tmp_path)])
     main([*form, "--seeds", "2,3", "--out", str(tmp_path)])
@@ -456,18 +456,18 @@ def test_the_rings_density_is_that_of_its_points() -> None:
     axis = np.linspace(-side, side, n)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype(np.float32)
     outside = grid[np.linalg.norm(grid, axis=1) > 1]
-    log_p = np.asarray(targets.slides_ring_log_prob(outside), np.float64)
+    log_p = np.asarray(toy_densities.slides_ring_log_prob(outside), np.float64)
     cell = (axis[1] - axis[0]) ** 2
     np.testing.assert_allclose(np.sum(np.exp(log_p)) * cell, 1, atol=2e-3)
     entropy = -np.sum(np.exp(log_p) * log_p) * cell
-    points = targets.slides_ring(50_000, jax.random.key(0))
-    values = -np.asarray(targets.slides_ring_log_prob(points), np.float64)
+    points = toy_densities.slides_ring(50_000, jax.random.key(0))
+    values = -np.asarray(toy_densities.slides_ring_log_prob(points), np.float64)
     assert abs(values.mean() - entropy) < 5 * values.std() / np.sqrt(len(values)) + 2e-3
 
 
 @pytest.mark.slow
 def test_the_ring_from_the_command_line(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(plates, "POINTS", (400, 50, 200))
+    monkeypatch.setattr(figures, "POINTS", (400, 50, 200))
     out, record = tmp_path / "runs", tmp_path / "ring.json"
     form = ["reproduce", "ring", "--epochs", "2", "--hidden", "8", "--k", "3", "--draws", "20"]
     main([*form, "--out", str(out), "--record", str(record)])
@@ -480,7 +480,7 @@ def test_the_ring_from_the_command_line(tmp_path: Path, capsys, monkeypatch) -> 
 @pytest.mark.slow
 def test_the_plane_goes_through_the_inverse_gaussian(tiny) -> None:
     trained = iwae.runs.untrained(override(tiny, latents=(2,)))
-    images = plates.plane(trained, side=4)
+    images = figures.plane(trained, side=4)
     assert images.shape == (16, 8, 8)
     corner = jnp.asarray([-1.1503494, 1.1503494])
     np.testing.assert_allclose(images[0].ravel(), trained.model.expected(corner), rtol=1e-4)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from iwae import experiments
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.evaluation.trained import Trained
+from iwae.experiments import comparisons
 from refusals import refused
 
 
@@ -54,8 +54,8 @@ def test_posterior_picture(tmp_path: Path, capsys) -> None:
 
 @pytest.mark.slow
 def test_a_comparison_is_recorded_and_reused(tmp_path: Path, monkeypatch, capsys) -> None:
-    two = experiments.COMPARISONS["estimators"][:3:2]
-    monkeypatch.setitem(experiments.COMPARISONS, "estimators", two)
+    two = comparisons.COMPARISONS["estimators"][:3:2]
+    monkeypatch.setitem(comparisons.COMPARISONS, "estimators", two)
     form = ["compare", "estimators", "--recipe", "smoke", "--epochs", "1", "--k", "3"]
     form += ["--hidden", "8", "--latents", "2", "--draws", "10", "--limit", "40"]
     form += ["--out", str(tmp_path / "runs")]
@@ -75,14 +75,14 @@ def test_a_comparison_is_recorded_and_reused(tmp_path: Path, monkeypatch, capsys
 
 
 def test_every_comparison_is_a_set_of_runs_that_mean_something() -> None:
-    for name in experiments.COMPARISONS:
-        cells = experiments.comparison(name, RunConfig(), RunConfig())
+    for name in comparisons.COMPARISONS:
+        cells = comparisons.comparison(name, RunConfig(), RunConfig())
         configs = {override(RunConfig(), **c.settings) for c in cells}
         assert len(configs) == len({c.folder for c in cells}) == len(cells)
     dreg = override(RunConfig(), estimator="dreg", objective="miwae", m=5)
     assert (
         len(
-            experiments.comparison(
+            comparisons.comparison(
                 "objectives", override(RunConfig(), estimator="dreg"), RunConfig()
             )
         )
@@ -92,7 +92,7 @@ def test_every_comparison_is_a_set_of_runs_that_mean_something() -> None:
         "estimator = dreg was given, but a comparison of estimators trains every one of them; "
         "leave it out."
     ):
-        experiments.comparison("estimators", dreg, RunConfig())
+        comparisons.comparison("estimators", dreg, RunConfig())
     few = override(RunConfig(), k=50, backward_draws=3, estimator="dreg")
     with refused("backward_draws = 3 was given, but VAE has its own; leave it out."):
-        experiments.comparison("objectives", few, RunConfig())
+        comparisons.comparison("objectives", few, RunConfig())

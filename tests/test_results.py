@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from iwae import results
 from iwae._utils.formatting import mean_units, units_in_words
 from iwae.cli import main
-from iwae.papers import EXPERIMENTS
+from iwae.experiments import results
+from iwae.experiments.papers import EXPERIMENTS
 from refusals import refused
 
 ROOT = Path(__file__).parents[1]

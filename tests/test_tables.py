@@ -17,11 +17,11 @@ from PIL import Image
 import iwae
 from early import forget
 from iwae import data
-from iwae.cells import Task
 from iwae.cli import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
+from iwae.experiments.jobs import Task
 from iwae.plotting import figures, report
 from iwae.storage import checkpoint
 from refusals import refused

@@ -8,27 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwae import targets
 from iwae.evaluation.posterior import square
+from iwae.experiments import toy_densities
+from iwae.experiments.toy_densities import NO_DATA, GaussianProposal, OnTarget
 from iwae.models.autoencoder import draw_log_weights
 from iwae.models.hierarchical import hierarchical
 from iwae.models.networks import MLP
-from iwae.targets import NO_DATA, GaussianProposal, OnTarget
 from thinned import thinned
 
 SIDE = {"ring": 5.0, "mixture": 4.0, "banana": 24.0, "funnel": 40.0}
 
 
-@pytest.mark.parametrize("name", targets.TARGETS)
+@pytest.mark.parametrize("name", toy_densities.TARGETS)
 def test_a_target_integrates_to_one_and_its_draws_have_its_moments(name: str) -> None:
     side, n = SIDE[name], 1000
     grid = square(side, n).reshape(-1, 2)
-    density = np.exp(np.asarray(jax.jit(jax.vmap(targets.TARGETS[name]))(grid), np.float64))
+    density = np.exp(np.asarray(jax.jit(jax.vmap(toy_densities.TARGETS[name]))(grid), np.float64))
     cell = (2 * side / n) ** 2
     np.testing.assert_allclose(density.sum() * cell, 1, atol=3e-3)
     shape = lambda z: np.exp(-np.sum((np.asarray(z, np.float64) - 0.7) ** 2, axis=-1))
     expected = np.sum(density * shape(grid)) * cell
-    values = shape(targets.draw(name, 100_000, jax.random.key(0)))
+    values = shape(toy_densities.draw(name, 100_000, jax.random.key(0)))
     assert abs(values.mean() - expected) < 5 * values.std() / np.sqrt(len(values)) + 1e-3
 
 
@@ -62,7 +62,7 @@ def proposal(kind: str, heuristic: str = "uniform", k: int = 4):
     ),
 )
 def test_every_proposal_estimates_the_evidence_of_a_mixture(kind: str, heuristic: str) -> None:
-    model = OnTarget(proposal(kind, heuristic), targets.mixture)
+    model = OnTarget(proposal(kind, heuristic), toy_densities.mixture)
     log_w = eqx.filter_jit(draw_log_weights)(model, NO_DATA, 400_000, jax.random.key(2))
     estimates = np.exp(np.asarray(log_w, np.float64)).reshape(-1, 4).mean(axis=1)
     error = estimates.std() / np.sqrt(len(estimates))

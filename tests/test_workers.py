@@ -16,12 +16,13 @@ import numpy as np
 import psutil
 import pytest
 
-from iwae import cells, runs, workers
-from iwae.cells import Failure, Task
+from iwae import runs
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
-from iwae.experiments import Watchers
+from iwae.experiments import executors, jobs
+from iwae.experiments.comparisons import Watchers
+from iwae.experiments.jobs import Failure, Task
 from refusals import refused
 from test_cells import small
 from watchers import Interrupting, Quiet
@@ -31,19 +32,19 @@ def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypa
     """Where they share no folder, all that was measured is sent back."""
     measured = replace(small(tiny), measures=("bound",))
     tasks = {"a": measured, "lost": small(tiny, dataset=str(tmp_path / "lost.npy"))}
-    here = workers.make_all(tasks, tmp_path / "here", watch=Quiet())
-    in_a_process = workers.in_a_process
+    here = executors.make_all(tasks, tmp_path / "here", watch=Quiet())
+    in_a_process = executors.in_a_process
     far = lambda task, out, *rest, **more: in_a_process(task, tmp_path / "far", *rest, **more)
-    monkeypatch.setattr(workers, "in_a_process", far)
-    pool = workers.processes(2)
-    there = workers.make_all(tasks, tmp_path / "there", elsewhere=pool, watch=Quiet())
+    monkeypatch.setattr(executors, "in_a_process", far)
+    pool = executors.processes(2)
+    there = executors.make_all(tasks, tmp_path / "there", elsewhere=pool, watch=Quiet())
     for name, value in here[measured].items():
         assert name.endswith("seconds") or there[measured][name] == value
     assert there[tasks["lost"]] == here[tasks["lost"]]
-    assert cells.recorded(measured, tmp_path / "there") == there[measured]
+    assert jobs.recorded(measured, tmp_path / "there") == there[measured]
     with pytest.raises(InputError, match=r"trained the same run to 1\.0; let workers share"):
-        cells.write_result(measured, tmp_path / "there", {"nll": 1.0})
-    kept = [cells.log_likelihoods(measured, tmp_path / name) for name in ("here", "there")]
+        jobs.write_result(measured, tmp_path / "there", {"nll": 1.0})
+    kept = [jobs.log_likelihoods(measured, tmp_path / name) for name in ("here", "there")]
     np.testing.assert_array_equal(*kept)
     assert -kept[0].mean() == pytest.approx(there[measured]["nll"])
 
@@ -54,15 +55,15 @@ def test_an_interrupted_table_says_that_the_same_command_goes_on(tiny, tmp_path:
             return Interrupting(70)
 
     task = small(tiny, epochs=3)
-    runs.train(small(tiny).config, out=cells.place(small(tiny), tmp_path))
+    runs.train(small(tiny).config, out=jobs.place(small(tiny), tmp_path))
     tasks = {"there": small(tiny), "mine, seed 0": task, "never": small(tiny, seed=1)}
     with pytest.raises(Interrupted) as stopped:
-        workers.make_all(tasks, tmp_path, watch=Pressing())
+        executors.make_all(tasks, tmp_path, watch=Pressing())
     assert str(stopped.value) == (
         "Interrupted with 2 of 3 runs left; what there is of them is saved, and the same command "
         "goes on from there."
     )
-    assert 0 < cells.passes(task, tmp_path) < 3
+    assert 0 < jobs.passes(task, tmp_path) < 3
 
 
 WILLING = """
@@ -76,12 +77,12 @@ time.sleep(60)
 def test_a_process_that_nobody_wants_is_interrupted_and_a_long_order_is_read(
     tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(workers, "LOOK", 0.05)
+    monkeypatch.setattr(executors, "LOOK", 0.05)
     python, ready = lambda script: [sys.executable, "-c", script], tmp_path / "ready"
-    code, _ = workers._carry_out(python(WILLING), str(ready), ready.exists)
+    code, _ = executors._carry_out(python(WILLING), str(ready), ready.exists)
     assert code == -signal.SIGINT
     reading = "import sys, time; time.sleep(0.2); print(len(sys.stdin.read()), file=sys.stderr)"
-    assert workers._carry_out(python(reading), "x" * 200_000, lambda: False) == (0, ["200000"])
+    assert executors._carry_out(python(reading), "x" * 200_000, lambda: False) == (0, ["200000"])
 
 
 STUBBORN = """
@@ -95,19 +96,19 @@ time.sleep(60)
 
 
 def test_a_signal_that_is_lost_is_sent_again(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "LOOK", 0.05)
-    monkeypatch.setattr(workers, "PATIENCE", 0.2)
+    monkeypatch.setattr(executors, "LOOK", 0.05)
+    monkeypatch.setattr(executors, "PATIENCE", 0.2)
     ready = tmp_path / "ready"
-    code, _ = workers._carry_out([sys.executable, "-c", STUBBORN], str(ready), ready.exists)
+    code, _ = executors._carry_out([sys.executable, "-c", STUBBORN], str(ready), ready.exists)
     assert code == -signal.SIGINT
 
 
 @pytest.mark.slow
 def test_cells_of_other_processes_are_saved_when_they_are_cancelled(tiny, tmp_path: Path) -> None:
     task = small(tiny, epochs=10_000, checkpoint_every=10_000)
-    pool = workers.processes(1)
-    future = pool.submit(workers.in_a_process, task, tmp_path, None)
-    until(lambda: cells.passes(task, tmp_path) > 0)
+    pool = executors.processes(1)
+    future = pool.submit(executors.in_a_process, task, tmp_path, None)
+    until(lambda: jobs.passes(task, tmp_path) > 0)
     pool.shutdown(cancel_futures=True)
     assert "the run is saved" in str(future.exception())
     assert list(tmp_path.rglob("checkpoint*"))
@@ -116,7 +117,7 @@ def test_cells_of_other_processes_are_saved_when_they_are_cancelled(tiny, tmp_pa
 def test_a_failure_without_words_is_named() -> None:
     future: Future = Future()
     future.set_exception(TimeoutError())
-    assert workers._outcome(future) == Failure("TimeoutError")
+    assert executors._outcome(future) == Failure("TimeoutError")
 
 
 def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Path, monkeypatch):
@@ -130,14 +131,14 @@ def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Pa
 
     whole = {"seed": 1, "passes": 3, "k": 5, "n": 20, "nll": 1.0, "nll_se": 0.1}
     whole |= {"active_units": [2], "device": "cpu", "note": ""}
-    monkeypatch.setattr(cells, "make", breaking)
+    monkeypatch.setattr(jobs, "make", breaking)
     message = "RESOURCE_EXHAUSTED: out of memory"
-    results = workers.make_all(tasks, tmp_path, watch=Quiet())
+    results = executors.make_all(tasks, tmp_path, watch=Quiet())
     assert isinstance(results[tasks["large"]], Failure)
-    assert results[tasks["b"]] == cells.recorded(tasks["b"], tmp_path) == whole
+    assert results[tasks["b"]] == jobs.recorded(tasks["b"], tmp_path) == whole
     message = "something else"
     with pytest.raises(RuntimeError, match="something else"):
-        workers.make_all(tasks, tmp_path, watch=Quiet())
+        executors.make_all(tasks, tmp_path, watch=Quiet())
 
 
 COMMAND = [
@@ -194,8 +195,8 @@ def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_
     with local:
         results: dict = {}
         make = lambda: results.update(
-            workers.make_all(
-                tasks, out, elsewhere=workers.cluster(local.scheduler_address), watch=Quiet()
+            executors.make_all(
+                tasks, out, elsewhere=executors.cluster(local.scheduler_address), watch=Quiet()
             )
         )
         thread = threading.Thread(target=make)
@@ -204,7 +205,7 @@ def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_
         os.kill(local.workers[0].pid, signal.SIGKILL)
         thread.join()
     assert all(isinstance(results[t], dict) for t in tasks.values())
-    alone = workers.make_all({"0": tasks["0"]}, tmp_path / "alone", watch=Quiet())
+    alone = executors.make_all({"0": tasks["0"]}, tmp_path / "alone", watch=Quiet())
     assert results[tasks["0"]]["nll"] == alone[tasks["0"]]["nll"]
 
 
@@ -260,23 +261,23 @@ def test_a_cell_that_nobody_waits_for_any_more_is_saved_and_stopped(tiny: RunCon
         n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
     )
     with local:
-        elsewhere = workers.cluster(local.scheduler_address)
-        elsewhere.submit(workers.in_a_process, task, tmp_path, None)
+        elsewhere = executors.cluster(local.scheduler_address)
+        elsewhere.submit(executors.in_a_process, task, tmp_path, None)
         worker = psutil.Process(local.workers[0].pid)
-        until(lambda: cells.passes(task, tmp_path) > 0 and worker.children())
+        until(lambda: jobs.passes(task, tmp_path) > 0 and worker.children())
         elsewhere.shutdown(wait=False, cancel_futures=True)
         until(lambda: not worker.children())
     assert list(tmp_path.rglob("checkpoint*"))
-    assert cells.state(task, tmp_path).startswith("begun")
+    assert jobs.state(task, tmp_path).startswith("begun")
 
 
 def test_a_scheduler_that_does_not_answer_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(workers, "ANSWER", 0.5)
+    monkeypatch.setattr(executors, "ANSWER", 0.5)
     with refused(
         "scheduler = tcp://127.0.0.1:1 was given, but no Dask scheduler answers there; start one "
         "with `dask scheduler`, and give the address that it prints."
     ):
-        workers.cluster("tcp://127.0.0.1:1")
+        executors.cluster("tcp://127.0.0.1:1")
 
 
 @pytest.mark.slow
@@ -286,12 +287,12 @@ def test_an_orphan_saves_its_run_and_stops(tiny: RunConfig, tmp_path: Path) -> N
     order = {"config": task.config.to_toml(), "k": 5, "limit": 20, "out": str(tmp_path)}
     order |= {"measures": [], "after": None}
     done = subprocess.run(
-        [sys.executable, "-m", "iwae.workers"],
+        [sys.executable, "-m", "iwae.experiments.executors"],
         input=json.dumps(order | {"data_dir": None, "parent": 1}),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == workers.INTERRUPTED, done.stderr
+    assert done.returncode == executors.INTERRUPTED, done.stderr
     assert "the run is saved" in done.stderr
     assert list(tmp_path.rglob("checkpoint*"))

@@ -2,7 +2,7 @@
 
 import signal
 
-from iwae.experiments import Watchers
+from iwae.experiments.comparisons import Watchers
 from iwae.training.trainer import Silent
 
 

@@ -14,13 +14,14 @@ import numpyro
 import numpyro.distributions as dist
 
 import iwae
-from iwae import bounds, numpyro, targets
+from iwae import bounds, numpyro
 from iwae._utils import threefry
 from iwae.config.io import override, recipe
 from iwae.config.schema import ModelConfig
 from iwae.estimators import surrogate
 from iwae.evaluation.evaluator import log_likelihood, posterior
 from iwae.evaluation.trained import Trained
+from iwae.experiments import toy_densities
 
 TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)
 """That of the fixtures."""
@@ -71,7 +72,7 @@ def composed() -> dict[str, Any]:
 
     @jax.jit
     def others() -> dict[str, Any]:
-        seen: dict[str, Any] = {"target": targets.draw("mixture", 3, key)}
+        seen: dict[str, Any] = {"target": toy_densities.draw("mixture", 3, key)}
         log_w = jnp.asarray(LOG_W)
         for name in ("vae", "iwae", "jvi"):
             bound = bounds.named(name, order=2).theta

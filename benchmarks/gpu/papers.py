@@ -11,11 +11,12 @@ from typing import Any
 
 from benchmarks.gpu.steps import CELLS, step_name
 from benchmarks.gpu.task import Task
-from iwae import cells, data, runs
-from iwae.cells import FOLDER, Failure
+from iwae import data, runs
 from iwae.config.io import override, recipe
-from iwae.papers import EXPERIMENTS
-from iwae.reproduce import placed, tasks_of
+from iwae.experiments import jobs
+from iwae.experiments.jobs import FOLDER, Failure
+from iwae.experiments.papers import EXPERIMENTS
+from iwae.experiments.reproduce import placed, tasks_of
 from iwae.training.trainer import Silent
 
 EVERY = 5.0
@@ -49,17 +50,17 @@ def papers(task: Task) -> None:
         config = override(config, epochs=task.sizes.epochs)
     table = placed(EXPERIMENTS["table1"], task.sizes.datasets)
     found = tasks_of(table, config, start, seeds=(0,), k=task.sizes.draws, limit=None)
-    named: dict[cells.Task, str] = {}
+    named: dict[jobs.Task, str] = {}
     for name, (of,) in found.items():
         named.setdefault(of, name)
     failures = []
     for layers in task.sizes.layers:
         group = {n: of for of, n in named.items() if of.config.model.layers == layers}
-        left = {n: of for n, of in group.items() if cells.recorded(of, out) is None}
+        left = {n: of for n, of in group.items() if jobs.recorded(of, out) is None}
         if len(left) > 1 and together_is_faster(task):
             train_at_once(task, left, out)
         for name, of in left.items():
-            result = cells.attempt(of, out, Told(task, name), task.data_dir)
+            result = jobs.attempt(of, out, Told(task, name), task.data_dir)
             if isinstance(result, Failure):
                 failures.append(f"{name}: {result.sentence}")
             else:
@@ -68,13 +69,13 @@ def papers(task: Task) -> None:
         sys.exit("\n".join(failures))
 
 
-def tell_result(task: Task, name: str, result: cells.Result) -> None:
+def tell_result(task: Task, name: str, result: jobs.Result) -> None:
     """What a finished cell is worth."""
     wanted = ("nll", "nll_se", "active_units", "n", "k", "seed", "training_seconds", "made_with")
     task.tell(name, passes=None, **{n: result[n] for n in wanted})
 
 
-def train_at_once(task: Task, left: dict[str, cells.Task], out: Path) -> None:
+def train_at_once(task: Task, left: dict[str, jobs.Task], out: Path) -> None:
     """All in one program; `Interrupted` when the time is over, with all saved."""
     (dataset,) = {of.config.data.dataset for of in left.values()}
     names = {of.address: name for name, of in left.items()}

@@ -227,11 +227,11 @@ class Demo:
     """Folder of the runs and the report; finished runs in it are reused."""
 
     def run(self) -> None:
-        from iwae import experiments
+        from iwae.experiments import comparisons
         from iwae.progress import TrainingBars, print_demo
 
-        with TrainingBars(len(experiments.DEMO_CELLS)) as bars:
-            results, page = experiments.demo(self.out, watch=bars)
+        with TrainingBars(len(comparisons.DEMO_CELLS)) as bars:
+            results, page = comparisons.demo(self.out, watch=bars)
         print_demo(results)
         say(f"Report: {page}")
 

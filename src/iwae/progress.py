@@ -15,9 +15,9 @@ from iwae._utils.formatting import excess_in_words, units_in_words
 from iwae.data import FileStatus
 from iwae.evaluation.evaluator import Progress as Counter
 from iwae.evaluation.trained import Evaluation
+from iwae.experiments.tables import Experiment
 from iwae.outputs import StandardError
 from iwae.runs import OverSeeds
-from iwae.tables import Experiment
 from iwae.terminal import visible
 
 

@@ -12,9 +12,9 @@ from tyro.conf import Positional
 from iwae.config.io import override, recipe
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, nearest
+from iwae.experiments.papers import EXPERIMENTS
 from iwae.flags import DataDir, Overwrite
 from iwae.outputs import check_output
-from iwae.papers import EXPERIMENTS
 from iwae.terminal import say
 
 PICTURED = {
@@ -103,8 +103,8 @@ class Reproduce:
                 | {n: (about, None) for n, about in OTHERS.items()}
             )
         if self.page is not None:
-            from iwae import results
             from iwae._utils.files import write_atomic
+            from iwae.experiments import results
 
             check_output(self.page, (".md",), overwrite=self.overwrite)
             write_atomic(self.page, results.page(self.records))
@@ -126,7 +126,7 @@ class Reproduce:
 
     def _joinable(self) -> dict[str, Any] | None:
         """The record that the cells of a table join, if there is one."""
-        from iwae import records
+        from iwae.experiments import records
 
         check_output(self.record, (".json",), overwrite=True)
         if self.record is None or not self.record.exists():
@@ -140,8 +140,8 @@ class Reproduce:
 
     def _put_down(self, rows: Sequence[Any]) -> str:
         """Record the finished rows beside those that are there, and say which could not be."""
-        from iwae import records
         from iwae._utils.files import one_at_a_time
+        from iwae.experiments import records
 
         if self.record is None:
             return ""
@@ -198,11 +198,11 @@ class Reproduce:
 
     def _executor(self) -> Any:
         """Where cells are made; None stands for this process."""
-        from iwae import workers
+        from iwae.experiments import executors
 
         if self.scheduler is not None:
-            return workers.cluster(self.scheduler)
-        return None if self.workers == 1 else workers.processes(self.workers)
+            return executors.cluster(self.scheduler)
+        return None if self.workers == 1 else executors.processes(self.workers)
 
     def _k(self) -> int:
         if self.draws is not None:
@@ -231,7 +231,7 @@ class Reproduce:
 
     def _table(self, experiment: Any) -> None:
         """Make what is missing of a table, print it, and record it."""
-        from iwae import cells, experiments, reproduce, workers
+        from iwae.experiments import comparisons, executors, jobs, reproduce
         from iwae.progress import TrainingBars, print_cells, print_estimate, print_table
 
         datasets, seeds = self._listed(experiment.seeds)
@@ -242,7 +242,7 @@ class Reproduce:
         config = override(self.config, seed=start.seed)
         tasks = reproduce.tasks_of(placed, config, start, seeds=seeds, k=k, limit=self.limit)
         own, instead = reproduce.own_settings(chosen), ", or choose other cells by --cells"
-        experiments.refuse_unheard(own, config, start, instead)
+        comparisons.refuse_unheard(own, config, start, instead)
         out = self.out
         if self.list:
             print_cells(reproduce.rows(chosen, tasks, out))
@@ -254,11 +254,11 @@ class Reproduce:
             print_estimate(each, seconds, self.workers)
             return
         self._joinable()  # a record of other settings is refused before hours of work
-        failures: dict[cells.Task, cells.Failure] = {}
+        failures: dict[jobs.Task, jobs.Failure] = {}
         if not self.render:
-            left = sum(cells.state(task, out) != "done" for task in distinct)
+            left = sum(jobs.state(task, out) != "done" for task in distinct)
             with TrainingBars(left) as bars:
-                results = workers.make_all(
+                results = executors.make_all(
                     each,
                     out,
                     elsewhere=self._executor() if left else None,
@@ -266,7 +266,7 @@ class Reproduce:
                     made=bars.made,
                     data_dir=self.data_dir,
                 )
-            failures = {t: r for t, r in results.items() if isinstance(r, cells.Failure)}
+            failures = {t: r for t, r in results.items() if isinstance(r, jobs.Failure)}
         rows = reproduce.rows(chosen, tasks, out, failures)
         try:
             kept = self._put_down(rows)
@@ -276,7 +276,7 @@ class Reproduce:
         if self.recipe == SMOKE:
             say(TOO_SHORT)
         if experiment.pictured:
-            from iwae import replication
+            from iwae.experiments import replication
 
             first = {cell.name: tasks[cell.name][0] for cell in chosen}
             pictures = replication.draw(first, out, out / str(self.name), self.data_dir)
@@ -290,16 +290,16 @@ class Reproduce:
 
     def _depend(self) -> dict[str, Any]:
         """Print the table, write the pictures, and return the record."""
-        from iwae import dependence
+        from iwae.experiments import hiwae
+        from iwae.experiments.reproduce import refuse
         from iwae.progress import TrainingBars, print_dependence
-        from iwae.reproduce import refuse
 
         datasets, seeds = self._listed()
         refuse(self.config, self._start(), {"dataset"}, "choose by --datasets")
         refuse(self.config, self._start(), {"k"}, "choose by --ks")
-        ks = self.ks or dependence.KS
-        with TrainingBars(dependence.count(datasets, seeds, ks)) as bars:
-            rows, pictures = dependence.run(
+        ks = self.ks or hiwae.KS
+        with TrainingBars(hiwae.count(datasets, seeds, ks)) as bars:
+            rows, pictures = hiwae.run(
                 self.config,
                 self.out,
                 seeds=seeds,
@@ -313,11 +313,11 @@ class Reproduce:
         print_dependence(rows, len(seeds))
         for path in pictures:
             say(f"Wrote {path}.")
-        return dependence.record(self.config, rows, seeds)
+        return hiwae.record(self.config, rows, seeds)
 
     def _draw(self) -> dict[str, Any]:
         """Write the pictures, print what was measured, and return the record."""
-        from iwae import plates
+        from iwae.experiments import figures
         from iwae.progress import TrainingBars
 
         if self.seeds is not None or self.datasets:
@@ -325,7 +325,7 @@ class Reproduce:
                 f"seeds or datasets were given, but {self.name} is drawn of one model on its own "
                 f"data; give --seed, or leave them out."
             )
-        draw, models = plates.PLATES[str(self.name)]
+        draw, models = figures.PLATES[str(self.name)]
         with TrainingBars(models) as bars:
             plate = draw(
                 self.config,
@@ -336,7 +336,7 @@ class Reproduce:
                 data_dir=self.data_dir,
             )
         say(*plate.lines, *(f"Wrote {path}." for path in plate.pictures))
-        return plates.record(str(self.name), self.config, plate)
+        return figures.record(str(self.name), self.config, plate)
 
 
 def _failed(rows: Sequence[Any], failures: int, runs: int) -> str:

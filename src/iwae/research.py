@@ -52,8 +52,8 @@ class Gradients:
     data_dir: DataDir = None
 
     def run(self) -> None:
-        from iwae import experiments
         from iwae._utils.files import write_atomic
+        from iwae.experiments import comparisons
         from iwae.plotting import figures
         from iwae.progress import print_gradients
 
@@ -69,7 +69,7 @@ class Gradients:
             raise InputError(
                 "Gradients are measured of one model; give either the folder of a run or --recipe."
             )
-        trained, measured, slopes = experiments.gradients(
+        trained, measured, slopes = comparisons.gradients(
             source,
             objectives,
             self.estimators.split(","),
@@ -81,7 +81,7 @@ class Gradients:
         print_gradients(measured, slopes)
         if self.out is not None and self.out.suffix == ".json":
             about = {n: v for n, v in vars(self).items() if v is not None and n not in PLACES}
-            record = experiments.gradients_record(trained, measured, slopes, about)
+            record = comparisons.gradients_record(trained, measured, slopes, about)
             write_atomic(self.out, json.dumps(record, indent=1, default=str, allow_nan=False))
         elif self.out is not None:
             write_atomic(self.out, figures.snr_curves(measured))
@@ -139,14 +139,14 @@ class Compare:
     data_dir: DataDir = None
 
     def run(self) -> None:
-        from iwae import experiments
         from iwae._utils.files import write_atomic
+        from iwae.experiments import comparisons
         from iwae.progress import TrainingBars, print_comparison
 
         check_output(self.record, (".json",), overwrite=self.overwrite)
-        cells = experiments.comparison(self.name, self.config, recipe(self.recipe))
+        cells = comparisons.comparison(self.name, self.config, recipe(self.recipe))
         with TrainingBars(len(cells)) as bars:
-            results = experiments.compare(
+            results = comparisons.compare(
                 cells,
                 self.config,
                 self.out,
@@ -157,5 +157,5 @@ class Compare:
             )
         print_comparison(results)
         if self.record is not None:
-            record = experiments.record(self.config, results)
+            record = comparisons.record(self.config, results)
             write_atomic(self.record, json.dumps(record, indent=1, allow_nan=False))

@@ -11,8 +11,8 @@ import numpy as np
 
 from iwae import runs
 from iwae._utils.files import write_atomic
-from iwae.cells import Task, place, state
 from iwae.evaluation.trained import Trained
+from iwae.experiments.jobs import Task, place, state
 from iwae.plotting import figures
 from iwae.storage.run_directory import MODEL, read_metrics
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from iwae._utils.formatting import UNKNOWN, Figure
 from iwae.config.schema import PARAMETERS
-from iwae.tables import Cell, Experiment
+from iwae.experiments.tables import Cell, Experiment
 
 BY: dict[str, dict[str, Any]] = {
     "vae": {"objective": "vae", "backward_draws": None},

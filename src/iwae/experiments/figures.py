@@ -17,11 +17,11 @@ from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
 from iwae.evaluation.evaluator import mean_and_error
 from iwae.evaluation.trained import Trained
-from iwae.experiments import Watchers, finished, known, versions
+from iwae.experiments.comparisons import Watchers, finished, known, versions
+from iwae.experiments.toy_densities import slides_ring, slides_ring_log_prob
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.plotting import figures
 from iwae.plotting.figures import Panel
-from iwae.targets import slides_ring, slides_ring_log_prob
 
 POINTS = (20_000, 1000, 5000)
 """Of the ring, to train, validate and test."""

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from iwae import data, runs, targets
+from iwae import data, runs
 from iwae._utils import threefry
 from iwae._utils.distributed import computing
 from iwae._utils.files import write_atomic
@@ -27,12 +27,13 @@ from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation.evaluator import mean_and_error, over_examples, repetitions
 from iwae.evaluation.trained import Evaluation, Trained
-from iwae.experiments import Watchers, finished, known, versions
+from iwae.experiments import toy_densities
+from iwae.experiments.comparisons import Watchers, finished, known, versions
+from iwae.experiments.toy_densities import NO_DATA, TARGETS, GaussianProposal, OnTarget
 from iwae.models.autoencoder import draw, draw_log_weights
 from iwae.models.hierarchical import Heuristic, hierarchical
 from iwae.plotting import figures
 from iwae.plotting.figures import Panel
-from iwae.targets import NO_DATA, TARGETS, GaussianProposal, OnTarget
 from iwae.training.trainer import Watcher
 
 SOURCE = "Huang et al. 2019"
@@ -314,7 +315,7 @@ def picture(dataset: str, models: Mapping[str, OnTarget], k: int, seed: int) -> 
     Draws have the colour of the direction of their z_0, so that draws of one shared z_0 are alike.
     """
     key_exact, *keys = jax.random.split(threefry.key(seed), 1 + len(models))
-    exact = Panel(dataset, np.asarray(targets.draw(dataset, POINTS, key_exact)))
+    exact = Panel(dataset, np.asarray(toy_densities.draw(dataset, POINTS, key_exact)))
     rows: list[list[Panel]] = []
     for (name, model), key in zip(models.items(), keys, strict=True):
         h, log_w = jax.tree.map(np.asarray, _draws(model, k, jax.random.split(key, POINTS)))

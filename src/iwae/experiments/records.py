@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from iwae.cells import CLOSE
 from iwae.config.io import differences, flatten
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.experiments import known, versions
-from iwae.papers import EXPERIMENTS
-from iwae.reproduce import Row, continued, mean_difference
+from iwae.experiments.comparisons import known, versions
+from iwae.experiments.jobs import CLOSE
+from iwae.experiments.papers import EXPERIMENTS
+from iwae.experiments.reproduce import Row, continued, mean_difference
 from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError, Unbounded
 from iwae.storage.run_directory import SAVING

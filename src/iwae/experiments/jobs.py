@@ -21,7 +21,7 @@ from iwae.config.schema import RunConfig
 from iwae.errors import TOO_LARGE, InputError, unusable
 from iwae.evaluation.metrics import MEASURES
 from iwae.evaluation.trained import Trained
-from iwae.experiments import finished, known, versions
+from iwae.experiments.comparisons import finished, known, versions
 from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError, Unbounded
 from iwae.storage.run_directory import CONFIG, MODEL, SAVING, InUseError, read_metrics

@@ -17,7 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from iwae.cells import (
+from iwae.config.io import parse
+from iwae.errors import InputError, Interrupted
+from iwae.experiments.comparisons import Watchers
+from iwae.experiments.jobs import (
     LIKELIHOODS,
     Failure,
     Result,
@@ -28,9 +31,6 @@ from iwae.cells import (
     state,
     write_result,
 )
-from iwae.config.io import parse
-from iwae.errors import InputError, Interrupted
-from iwae.experiments import Watchers
 from iwae.training.trainer import Silent
 
 Made = Callable[[str, Result | Failure], None]
@@ -201,7 +201,9 @@ def in_a_process(
         "parent": os.getpid(),
     }
     unwanted = _cancelled() if left is None else left.is_set
-    code, said = _carry_out([sys.executable, "-m", "iwae.workers"], json.dumps(order), unwanted)
+    code, said = _carry_out(
+        [sys.executable, "-m", "iwae.experiments.executors"], json.dumps(order), unwanted
+    )
     try:
         result, values = recorded(task, out), log_likelihoods(task, out)
     except InputError as error:

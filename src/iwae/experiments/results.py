@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from iwae import records
 from iwae._utils.formatting import excess_in_words, mean_units, units_in_words
 from iwae.errors import InputError
-from iwae.papers import EXPERIMENTS
-from iwae.tables import Cell, Experiment
+from iwae.experiments import records
+from iwae.experiments.papers import EXPERIMENTS
+from iwae.experiments.tables import Cell, Experiment
 
 HEAVY = "of autoencoders Cov and Var(p̂) are sums over a few huge weights, Var(log p̂) is not"
 

@@ -14,7 +14,12 @@ import numpy as np
 
 from iwae import data, runs
 from iwae._utils.formatting import UNKNOWN, Figure, mean_units, units_in_words
-from iwae.cells import (
+from iwae.config.io import differences, override
+from iwae.config.schema import RunConfig
+from iwae.errors import InputError, nearest
+from iwae.evaluation.evaluator import mean_and_error
+from iwae.evaluation.metrics import MEASURES
+from iwae.experiments.jobs import (
     LIKELIHOODS,
     Failure,
     Result,
@@ -25,12 +30,7 @@ from iwae.cells import (
     recorded,
     state,
 )
-from iwae.config.io import differences, override
-from iwae.config.schema import RunConfig
-from iwae.errors import InputError, nearest
-from iwae.evaluation.evaluator import mean_and_error
-from iwae.evaluation.metrics import MEASURES
-from iwae.tables import Cell, Experiment
+from iwae.experiments.tables import Cell, Experiment
 from iwae.training.trainer import Silent
 
 
