@@ -31,7 +31,7 @@ def import_torch(_: int) -> float:
 def help_iwae(_: int) -> float:
     """Seconds that `iwae --help` takes."""
     began = time.perf_counter()
-    command = [sys.executable, "-c", "from iwae.cli import main; main(['--help'])"]
+    command = [sys.executable, "-c", "from iwae.cli.app import main; main(['--help'])"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 

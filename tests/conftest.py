@@ -21,14 +21,15 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "_utils.threefry bounds storage.checkpoint evaluation.evaluator estimators.surrogate estimators.diagnostics evaluation.metrics models evaluation.posterior "
-    "soap targets training"
+    "_utils.threefry bounds estimators evaluation.evaluator evaluation.metrics "
+    "evaluation.posterior experiments.toy_densities models storage.checkpoint "
+    "training.gradient_step training.soap"
 )
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):
     import iwae.runs
 from iwae.config.io import override, recipe
 from iwae.config.schema import RunConfig
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 
 TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)
 
@@ -45,6 +46,6 @@ def tiny() -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """The tiny configuration, evaluation.trained on digits into a folder."""
     return iwae.train(TINY, out=tmp_path_factory.mktemp("runs") / "tiny")

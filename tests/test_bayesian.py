@@ -17,7 +17,7 @@ import iwae
 from iwae import runs
 from iwae._utils import threefry
 from iwae.bounds import iwae as l_k
-from iwae.cli import main
+from iwae.cli.app import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
 from iwae.estimators.surrogate import ESTIMATORS, surrogate_loss

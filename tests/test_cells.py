@@ -16,7 +16,7 @@ from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import Interrupted
 from iwae.experiments import executors, jobs
-from iwae.experiments.jobs import Failure, Task
+from iwae.experiments.jobs import Failure, Job
 from iwae.storage import run_directory
 from iwae.training import soap
 from iwae.training.trainer import Silent
@@ -24,15 +24,15 @@ from refusals import refused
 from watchers import Interrupting, Quiet
 
 
-def small(tiny: RunConfig, **settings) -> Task:
-    return Task(override(tiny, **{"epochs": 1, **settings}), k=5, limit=20)
+def small(tiny: RunConfig, **settings) -> Job:
+    return Job(override(tiny, **{"epochs": 1, **settings}), k=5, limit=20)
 
 
 def test_an_address_is_that_of_what_the_run_becomes(tiny: RunConfig) -> None:
     task = small(tiny)
     assert task.address == small(tiny).address
     assert task.address == small(tiny, checkpoint_every=1, checkpoint_minutes=1.0).address
-    assert task.address == Task(task.config, k=7).address
+    assert task.address == Job(task.config, k=7).address
     others = [small(tiny, **o) for o in ({"seed": 1}, {"k": 7}, {"learning_rate": 2e-3})]
     assert len({task.address, *(o.address for o in others)}) == 4
 
@@ -40,7 +40,7 @@ def test_an_address_is_that_of_what_the_run_becomes(tiny: RunConfig) -> None:
 def test_addresses_stay_what_they_are() -> None:
     """So that runs of years ago are found again."""
     config = override(RunConfig(), dataset="mnist", k=5, epochs=3280, schedule="stages")
-    assert Task(config, k=5000).address == "mnist-1-iwae-5-seed-0-4a32042b59fd"
+    assert Job(config, k=5000).address == "mnist-1-iwae-5-seed-0-4a32042b59fd"
 
 
 def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
@@ -76,7 +76,7 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     again = make()
     assert told == ["lost"]
     assert again == results
-    more = Task(tasks["a"].config, k=6, limit=20)
+    more = Job(tasks["a"].config, k=6, limit=20)
     assert jobs.state(more, tmp_path / "out") == "trained"
     assert jobs.make(more, tmp_path / "out", watch=Silent())["k"] == 6
     assert jobs.recorded(tasks["a"], tmp_path / "out") == a
@@ -182,13 +182,13 @@ def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_trained(
     tiny: RunConfig,
 ) -> None:
     with refused("limit = 0 was given, but an evaluation needs at least 1; give 1 or more."):
-        Task(tiny, k=5, limit=0)
+        Job(tiny, k=5, limit=0)
     with refused("draws = 0 was given, but at least 1 draw is needed; give draws = 1 or more."):
-        Task(tiny, k=0)
+        Job(tiny, k=0)
     with refused(
         "draws = 2147483648 was given, but draws are counted up to 2,147,483,647; give fewer."
     ):
-        Task(tiny, k=2**31)
+        Job(tiny, k=2**31)
 
 
 def test_a_file_called_like_a_data_set_is_not_it(tiny: RunConfig, tmp_path, monkeypatch) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iwae.cli import COMMANDS, main
-from iwae.evaluation.trained import Trained
+from iwae.cli.app import COMMANDS, main
+from iwae.evaluation.trained import TrainedModel
 from iwae.storage import run_directory
 
 
@@ -34,7 +34,7 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_run: Trained) -> Path:
+def trained(tiny_run: TrainedModel) -> Path:
     return tiny_run.path
 
 
@@ -321,7 +321,7 @@ def test_flags_that_do_not_fit_are_one_sentence(trained: Path, tmp_path: Path, c
 
 def test_console_script_exits_with_2() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from iwae.cli import main; main()", "trian"],
+        [sys.executable, "-c", "from iwae.cli.app import main; main()", "trian"],
         capture_output=True,
         text=True,
         check=False,
@@ -333,7 +333,7 @@ def test_console_script_exits_with_2() -> None:
 def test_a_reader_that_has_had_enough_is_no_error() -> None:
     """As of `iwae --help | head -1`."""
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", "from iwae.cli import main; main(['--help'])"],
+        [sys.executable, "-u", "-c", "from iwae.cli.app import main; main(['--help'])"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:

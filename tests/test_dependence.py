@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from iwae import runs
-from iwae.cli import main
+from iwae.cli.app import main
 from iwae.config.io import override, recipe
 from iwae.config.schema import RunConfig
 from iwae.experiments import hiwae, toy_densities

@@ -16,8 +16,8 @@ import pytest
 
 from iwae import runs
 from iwae._utils import distributed
-from iwae.cli import main, parse
-from iwae.evaluation.trained import Trained
+from iwae.cli.app import main, parse
+from iwae.evaluation.trained import TrainedModel
 from iwae.storage.checkpoint import read_header
 from refusals import refused
 
@@ -30,7 +30,7 @@ import iwae
 from iwae import training
 from iwae._utils.distributed import Devices
 from iwae.training.trainer import Observed, Run, Silent
-from iwae.storage.run_directory import Folder
+from iwae.storage.run_directory import RunDirectory
 from iwae.models.observation import observation, prepare
 from iwae.config.io import override, recipe
 
@@ -46,7 +46,8 @@ for count in (1, 4):
 
 dataset = iwae.data.load("digits")
 seen = observation(dataset, config.data, config.model)
-run = Run(config, Observed(prepare(dataset, seen), seen), Folder(None), Silent(), Devices.of(4, 20))
+observed = Observed(prepare(dataset, seen), seen)
+run = Run(config, observed, RunDirectory(None), Silent(), Devices.of(4, 20))
 step, order, images = run.make_step(), run.order_of_pass(), run.devices.everywhere(dataset.train)
 key = run.devices.everywhere(jax.random.key_data(jax.random.key(0)))
 compiled = jax.jit(
@@ -62,7 +63,9 @@ print("shared")
 
 
 @pytest.mark.slow
-def test_four_devices_share_a_batch_and_an_evaluation(tiny_run: Trained, tmp_path: Path) -> None:
+def test_four_devices_share_a_batch_and_an_evaluation(
+    tiny_run: TrainedModel, tmp_path: Path
+) -> None:
     """The gradients are summed over devices; a run is that of one device up to rounding, and every
     example has the likelihood that one device finds."""
     out = tmp_path / "values.npy"
@@ -139,7 +142,7 @@ def test_replicas_are_trained_on_one_device(tmp_path: Path) -> None:
         parse("train", form).run()
 
 
-COMMAND = [sys.executable, "-c", "from iwae.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from iwae.cli.app import main; main()"]
 PIPES: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 SMALL = ["--dataset", "digits", "--hidden", "8", "--latents", "3", "--k", "2", "--batch-size", "20"]
 

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 
 import iwae
+from iwae import _moved
 
 SOURCE = Path(iwae.__file__).parent
 
 ORDER = (
+    "_moved",
     "errors",
     "_utils",
     "config",
@@ -93,3 +96,30 @@ def test_core_needs_no_plotting_or_terminal_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(_moved.MODULES))
+def test_modules_are_found_under_their_former_names(name: str) -> None:
+    sys.modules.pop(f"iwae.{name}", None)
+    with pytest.warns(DeprecationWarning, match=f"iwae.{name} is iwae.{_moved.MODULES[name]} now"):
+        former = importlib.import_module(f"iwae.{name}")
+    present = importlib.import_module(f"iwae.{_moved.MODULES[name]}")
+    assert [
+        n for n, v in vars(present).items() if n[0] != "_" and getattr(former, n) is not v
+    ] == []
+
+
+@pytest.mark.parametrize("name", iwae.__all__)
+def test_public_names_are_found_and_listed(name: str) -> None:
+    assert getattr(iwae, name) is not None
+    assert name in dir(iwae)
+
+
+def test_a_type_checker_knows_the_public_names() -> None:
+    """They are found lazily, so that what is imported for types alone has to name them all."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text("utf-8"))
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    named = {
+        a.asname for node in typed.body if isinstance(node, ast.ImportFrom) for a in node.names
+    }
+    assert named == set(iwae.__all__) - {"__version__"}

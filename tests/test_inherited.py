@@ -19,7 +19,7 @@ from iwae.models.autoencoder import (
     draw_log_weights,
     holds,
     log_standard_normal,
-    restrict,
+    prune,
 )
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import build
@@ -145,11 +145,11 @@ def test_reconstructions_start_from_the_draws():
 
 def test_units_cannot_be_taken_out_of_another_posterior():
     with refused(
-        "Flow inherits restricted from Autoencoder, but draws or weighs in a way of its own, of "
-        "which it need not be true; write one, or state that it holds by `restricted = "
-        "Autoencoder.restricted`."
+        "Flow inherits pruned from Autoencoder, but draws or weighs in a way of its own, of "
+        "which it need not be true; write one, or state that it holds by `pruned = "
+        "Autoencoder.pruned`."
     ):
-        restrict(moved(Flow), (jnp.array([True, True, False]),), (jnp.zeros(3),))
+        prune(moved(Flow), (jnp.array([True, True, False]),), (jnp.zeros(3),))
 
 
 def test_the_density_of_other_draws_is_refused():
@@ -269,7 +269,7 @@ def test_uncertain_subclasses_are_not_taken_for_their_base():
         lambda: model.dream(2, KEY),
         lambda: model.reconstruct(BITS, KEY),
         lambda: model.at_the_mean(),
-        lambda: model.restricted((jnp.ones(3, bool),), (jnp.zeros(3),)),
+        lambda: model.pruned((jnp.ones(3, bool),), (jnp.zeros(3),)),
         lambda: model.prior(2, KEY),
     ):
         with pytest.raises(ValueError, match="in a way of its own, of which it need not be true"):
@@ -306,8 +306,8 @@ def test_the_models_of_the_package_say_all_that_they_are_asked():
     each += ("log_observation", "log_prior_terms", "sample", "dream")
     own = ("prior", "draw", "expected")
     for model, methods in (
-        (built(layers=2), (*each, *own, "restricted")),
-        (built(UncertainAutoencoder, uncertain="both"), (*each, "restricted", "at_the_mean")),
+        (built(layers=2), (*each, *own, "pruned")),
+        (built(UncertainAutoencoder, uncertain="both"), (*each, "pruned", "at_the_mean")),
         (build(config, **given, k=2), (*each[:6], *own)),
     ):
         for method in methods:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iwae.config.io import override
-from iwae.evaluation.evaluator import metrics
+from iwae.evaluation import metrics
 from iwae.evaluation.metrics import MEASURES, ORDERS
 from iwae.experiments.papers import EXPERIMENTS
 from linear_gaussian import generic_chain, orthogonal_chain

@@ -20,7 +20,7 @@ from iwae.models.autoencoder import (
     log_normal,
     log_standard_normal,
     log_weights,
-    restrict,
+    prune,
 )
 from iwae.models.build import build
 from iwae.models.likelihoods import likelihood
@@ -239,7 +239,7 @@ def test_build_draws_glorot_uniform_weights_and_zero_biases():
     np.testing.assert_allclose(layers[-1].bias, np.log(clipped / (1 - clipped)), rtol=1e-5)
 
 
-# --- restrict ---------------------------------------------------------------------------------
+# --- prune ---------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_restricting_to_all_units_changes_nothing():
     model, key = model_with(3), jax.random.key(9)
     keep = tuple(jnp.ones(n, bool) for n in LATENTS)
     fill = tuple(jnp.full(n, jnp.nan) for n in LATENTS)
-    whole = restrict(model, keep, fill)
+    whole = prune(model, keep, fill)
     (h, log_w), (same_h, same_log_w) = drawn(model, X, key), drawn(whole, X, key)
     for mine, theirs in zip(same_h, h, strict=True):
         np.testing.assert_array_equal(mine, theirs)
@@ -272,7 +272,7 @@ def test_units_that_say_nothing_weigh_nothing():
     new += [a.at[:, i].set(0) for a, i in zip(old[12:], [u, v, u], strict=True)]
     model = eqx.tree_at(where, model, new)
     keep = tuple(jnp.arange(n) != i for n, i in ((4, u), (3, v)))
-    smaller = restrict(model, keep, (jnp.full(4, 5.0), jnp.full(3, -5.0)))
+    smaller = prune(model, keep, (jnp.full(4, 5.0), jnp.full(3, -5.0)))
     assert smaller.latents == (3, 2)
     shapes = jax.eval_shape(lambda key: smaller.propose(X, K, key), jax.random.key(0))
     assert [a.shape for a in shapes] == [(K, 3), (K, 2)]

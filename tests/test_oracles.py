@@ -13,17 +13,17 @@ from scipy.stats import multivariate_normal
 
 from iwae import bounds
 from iwae.config.schema import ModelConfig
+from iwae.evaluation import evaluator
 from iwae.evaluation.evaluator import (
     activity,
     bound_value,
-    evaluator,
     log_likelihood,
     mean_and_error,
     over_examples,
     terms,
     usage,
 )
-from iwae.models.autoencoder import log_weights, restrict
+from iwae.models.autoencoder import log_weights, prune
 from iwae.models.observation import Observer
 from linear_gaussian import LinearGaussian, chain, generic_chain, orthogonal_chain, random_model
 
@@ -144,7 +144,7 @@ def test_a_pca_without_a_column_has_the_evidence_of_that_pca():
     rest = w[:, [0, 2]]
     covariance = rest @ rest.T + 0.25 * np.eye(6)
     keep, fill = jnp.array([True, False, True]), jnp.array([9.0, c, 9.0])
-    model = restrict(whole.model, (keep,), (fill,))
+    model = prune(whole.model, (keep,), (fill,))
     x = whole.draw(50, seed=7)
     exact = multivariate_normal.logpdf(x, mean + c * w[:, 1], covariance)
     np.testing.assert_allclose(l_k(model, x, k=3), exact, atol=1e-4)
@@ -341,7 +341,7 @@ def test_a_unit_that_echoes_its_prior_is_active_but_not_used():
     np.testing.assert_allclose(used.cost[0][1], 0, atol=1e-6)
     np.testing.assert_array_equal(used.used[0], [True, False])
     assert used.used[1].all()
-    smaller = restrict(
+    smaller = prune(
         oracle.model, tuple(map(jnp.asarray, used.used)), tuple(map(jnp.asarray, active.mean))
     )
     assert smaller.latents == (1, 1)

@@ -18,11 +18,11 @@ import safetensors.numpy
 import iwae
 from early import forget
 from iwae import runs
-from iwae.cli import main
+from iwae.cli.app import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from iwae.experiments import jobs, records, reproduce, results
 from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.tables import Cell
@@ -47,7 +47,7 @@ def header(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def evaluated(tiny_run: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(tiny_run: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an evaluation, in a folder of this file's own."""
     path = tmp_path_factory.mktemp("persistence") / "run"
     shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(run_directory.EVALUATION))
@@ -87,7 +87,7 @@ def test_a_run_of_an_early_version_gives_the_same_numbers(tmp_path: Path) -> Non
 
 
 def test_a_run_of_an_early_version_goes_on_to_the_same_model(
-    tiny: RunConfig, tiny_run: Trained, tmp_path: Path
+    tiny: RunConfig, tiny_run: TrainedModel, tmp_path: Path
 ) -> None:
     """To the same bytes, where this machine makes those of the whole run."""
     run, whole = tmp_path / "run", GOLDEN / "finished"
@@ -127,7 +127,7 @@ def test_counts_of_an_early_version_keep_their_parameters(tmp_path: Path) -> Non
 
 def test_a_cell_of_an_early_version_is_finished(tiny: RunConfig, tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "cells", tmp_path / "cells")
-    task = jobs.Task(override(tiny, epochs=1), k=20, limit=50, measures=("gap",))
+    task = jobs.Job(override(tiny, epochs=1), k=20, limit=50, measures=("gap",))
     assert jobs.state(task, tmp_path) == "done"
     found = jobs.recorded(task, tmp_path)
     assert (found["nll"], found["passes"]) == (27.395357818603514, 1)
@@ -166,8 +166,8 @@ def test_a_model_that_is_damaged_is_neither_evaluated_nor_begun_with(run, tiny) 
     content[-10] ^= 1
     (run / run_directory.MODEL).write_bytes(content)
     sentence = (
-        f"{run / run_directory.MODEL} is damaged (its digest is not that of its content); restore it from "
-        f"a copy or train again."
+        f"{run / run_directory.MODEL} is damaged (its digest is not that of its content); restore "
+        f"it from a copy or train again."
     )
     with refused(sentence):
         iwae.evaluate(run, k=5)
@@ -280,7 +280,8 @@ def test_a_longer_run_is_the_same_run(run: Path, tiny: RunConfig) -> None:
 
 def test_evaluations_of_another_run_are_not_its_own(run: Path, another: Path) -> None:
     shutil.copy(another / run_directory.EVALUATION, run / run_directory.EVALUATION)
-    sentence = f"{run / run_directory.EVALUATION} holds evaluations of another run; delete it and evaluate again."
+    file = run / run_directory.EVALUATION
+    sentence = f"{file} holds evaluations of another run; delete it and evaluate again."
     with refused(sentence):
         iwae.evaluate(run, k=5)
     page = report.render([run])
@@ -480,13 +481,13 @@ def test_every_field_of_a_header_is_checked(name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def task(tiny: RunConfig, tmp_path: Path) -> jobs.Task:
+def task(tiny: RunConfig, tmp_path: Path) -> jobs.Job:
     """A cell that is finished, as an early version wrote it, in tmp_path."""
     shutil.copytree(GOLDEN / "cells", tmp_path / "cells")
-    return jobs.Task(override(tiny, epochs=1), k=20, limit=50, measures=("gap",))
+    return jobs.Job(override(tiny, epochs=1), k=20, limit=50, measures=("gap",))
 
 
-def _seal(task: jobs.Task, out: Path) -> None:
+def _seal(task: jobs.Job, out: Path) -> None:
     """Write the files of a cell anew."""
     result = jobs.recorded(task, out) | {jobs.LIKELIHOODS: jobs.log_likelihoods(task, out).tolist()}
     for file in jobs.place(task, out).iterdir():
@@ -703,7 +704,7 @@ def test_records_in_the_repository_are_read() -> None:
 
 def test_an_nll_that_is_no_number_is_an_error(run: Path, capsys, monkeypatch) -> None:
     values = np.array([-3.0, -np.inf, np.nan], np.float32)
-    monkeypatch.setattr(Trained, "log_likelihoods", lambda *_, **__: values)
+    monkeypatch.setattr(TrainedModel, "log_likelihoods", lambda *_, **__: values)
     before = (run / run_directory.EVALUATION).read_text()
     for more in ((), ("--json",)):
         with pytest.raises(SystemExit) as left:
@@ -722,7 +723,7 @@ def test_an_nll_that_is_no_number_is_an_error(run: Path, capsys, monkeypatch) ->
 def test_json_has_no_infinities(run: Path, capsys, monkeypatch) -> None:
     """The ELBO of a draw outside of the support is −∞ where L_K is finite."""
     terms = np.array([-np.inf, np.nan])
-    monkeypatch.setattr(Trained, "_terms", lambda *_: terms)
+    monkeypatch.setattr(TrainedModel, "_terms", lambda *_: terms)
     main(["evaluate", str(run), "--k", "5", "--limit", "20", "--json"])
     refuse = lambda name: pytest.fail(f"{name} is not JSON")
     printed = json.loads(capsys.readouterr().out, parse_constant=refuse)

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae import outputs, runs
-from iwae.cli import main
+from iwae import runs
+from iwae.cli import outputs
+from iwae.cli.app import main
+from iwae.cli.outputs import StandardError
+from iwae.cli.progress import TrainingBars
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
-from iwae.evaluation.trained import Trained
-from iwae.outputs import StandardError
+from iwae.evaluation.trained import TrainedModel
 from iwae.plotting import report
-from iwae.progress import TrainingBars
 from iwae.storage import checkpoint, run_directory
 from iwae.training import trainer
 from iwae.training.trainer import Silent
@@ -33,7 +34,7 @@ def rows() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def in_memory(rows: np.ndarray) -> Trained:
+def in_memory(rows: np.ndarray) -> TrainedModel:
     return iwae.train(data=rows, **SMALL)
 
 
@@ -118,12 +119,12 @@ def test_replicas_go_on_with_their_own_settings(rows: np.ndarray, tmp_path: Path
     assert [one.config for one in again] == [one.config for one in made]
 
 
-def test_what_is_no_run_is_not_evaluated(in_memory: Trained, rows: np.ndarray) -> None:
+def test_what_is_no_run_is_not_evaluated(in_memory: TrainedModel, rows: np.ndarray) -> None:
     for given in (in_memory.model, rows, None):
         name = type(given).__name__
         with refused(
             f"{name} was given to iwae.evaluate, which takes a run: its folder, or what iwae.train "
-            f"and iwae.load return; of a model alone map iwae.evaluation.evaluator.log_likelihood over your "
+            f"and iwae.load return; of a model alone map iwae.evaluation.log_likelihood over your "
             f"examples."
         ):
             iwae.evaluate(given)
@@ -153,7 +154,7 @@ def test_a_run_on_arrays_is_evaluated_from_the_command_line(rows, tmp_path, caps
     assert runs.OTHERS in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_run_in_memory_is_saved(in_memory: Trained, rows, tmp_path: Path) -> None:
+def test_a_run_in_memory_is_saved(in_memory: TrainedModel, rows, tmp_path: Path) -> None:
     out = tmp_path / "saved"
     in_memory.save(out)
     loaded = iwae.load(out, data=rows)
@@ -178,7 +179,7 @@ def test_a_run_in_memory_is_saved(in_memory: Trained, rows, tmp_path: Path) -> N
 
 
 def test_a_batch_that_nobody_asked_for_is_as_large_as_there_are_rows(
-    rows: np.ndarray, in_memory: Trained, tmp_path: Path, capsys
+    rows: np.ndarray, in_memory: TrainedModel, tmp_path: Path, capsys
 ) -> None:
     few, settings = rows[:13], {**SMALL, "epochs": 2}
     trained = iwae.train(data=few, out=tmp_path / "run", **settings)
@@ -217,7 +218,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, monkeypat
 
 
 def test_a_report_leaves_out_the_page_that_a_pattern_takes_along(
-    tiny_run: Trained, tmp_path: Path, capsys
+    tiny_run: TrainedModel, tmp_path: Path, capsys
 ) -> None:
     (tmp_path / "report.html").write_text("an earlier page")
     out = tmp_path / "page.html"

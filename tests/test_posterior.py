@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from iwae.evaluation.evaluator import posterior
+from iwae.evaluation import posterior
 from linear_gaussian import LinearGaussian, generic_chain
 from refusals import refused
 

@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal, norm
 
 import iwae
 from iwae.bounds import iwae as l_k
-from iwae.cli import main
+from iwae.cli.app import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
 from iwae.estimators.surrogate import surrogate_loss

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import iwae
-from iwae.cli import COMMANDS, parse
+from iwae.cli.app import COMMANDS, parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -47,7 +47,7 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_layout_names_every_file() -> None:
     layout = README.partition("## Layout")[2].partition("\n## ")[0]
-    named = set(re.findall(r"`(\w+)(?:\.py|/)`", layout))
+    named = set(re.findall(r"`([\w]+)(?:\.py|/)`", layout))
     source = Path(iwae.__file__).parent
     packages = {p.parent.name for p in source.glob("*/__init__.py")}
     assert named == {p.stem for p in source.glob("*.py")} - {"__init__"} | packages

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from iwae import progress
 from iwae._utils import files
-from iwae.cli import parse
+from iwae.cli import progress
+from iwae.cli.app import parse
 from iwae.config.io import override, recipe
 from iwae.experiments import executors, jobs, records
 from iwae.training import soap

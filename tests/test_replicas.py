@@ -14,11 +14,11 @@ import pytest
 
 import iwae
 from iwae import runs
-from iwae.cli import main
+from iwae.cli.app import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from iwae.errors import InputError, Interrupted
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from iwae.models.observation import Observer
 from iwae.storage import checkpoint, run_directory
 from iwae.training import gradient_step, trainer
@@ -28,14 +28,14 @@ from refusals import refused
 from watchers import Interrupting
 
 
-def same(a: Trained, b: Trained) -> None:
+def same(a: TrainedModel, b: TrainedModel) -> None:
     """Up to rounding, which may differ as the suite compiles (conftest.py)."""
     for ours, theirs in zip(*map(jax.tree.leaves, (a.model, b.model)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
-def alone(tiny: RunConfig) -> dict[int, Trained]:
+def alone(tiny: RunConfig) -> dict[int, TrainedModel]:
     """Solo runs."""
     return {seed: iwae.train(tiny, seed=seed) for seed in (0, 3)}
 
@@ -284,7 +284,7 @@ def test_a_refused_resume_of_replicas_changes_none(tiny, tmp_path: Path) -> None
         assert run_directory.read_config(path).training.epochs == 1
 
 
-def test_refusals(tiny, tiny_run: Trained, tmp_path: Path) -> None:
+def test_refusals(tiny, tiny_run: TrainedModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with refused(
         "seeds = 3,3 was given, but replicas need seeds that differ; give how many (5), or which "

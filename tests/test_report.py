@@ -20,7 +20,7 @@ from iwae import data
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.evaluation.trained import Evaluation, Trained
+from iwae.evaluation.trained import Evaluation, TrainedModel
 from iwae.models.build import build
 from iwae.models.observation import observation
 from iwae.plotting import figures, report
@@ -71,7 +71,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="session")
-def made(tiny_run: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation]:
+def made(
+    tiny_run: TrainedModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Evaluation]:
     """An evaluated run named "tiny" in a folder of this file's own."""
     path = tmp_path_factory.mktemp("report") / "tiny"
     shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(run_directory.EVALUATION))
@@ -102,7 +104,7 @@ def text_of_three(made: tuple[Path, Evaluation], others: list[Path]) -> str:
 
 
 @pytest.fixture(scope="session")
-def vectors(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """A run on 5 real values per example, as it is before its first step."""
     path = tmp_path_factory.mktemp("vectors")
     np.save(path / "rows.npy", np.random.default_rng(0).normal(size=(60, 5)))
@@ -306,7 +308,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_vectors_are_drawn_as_lines(vectors: Trained) -> None:
+def test_vectors_are_drawn_as_lines(vectors: TrainedModel) -> None:
     text = report.render([vectors.path])
     assert "Each line is an example, its 5 values from left to right." in text
     assert "Grey and blue: what the model saw and the reconstruction" in text
@@ -391,7 +393,7 @@ def test_a_png_holds_the_pixels() -> None:
         np.testing.assert_array_equal(np.asarray(picture), image)
 
 
-def test_a_sheet_cuts_intensities_off_and_stretches_real_values(tiny_run: Trained) -> None:
+def test_a_sheet_cuts_intensities_off_and_stretches_real_values(tiny_run: TrainedModel) -> None:
     images = np.array([[[-0.5, 0.0], [0.5, 2.0]]])
     pixels = lambda trained: np.asarray(Image.open(io.BytesIO(figures.sheet(trained, images))))
     at = figures.GAP + figures.CELL // 2 * np.arange(2)

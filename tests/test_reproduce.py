@@ -12,15 +12,15 @@ import pytest
 
 import iwae
 from iwae._utils.formatting import excess, excess_in_words
-from iwae.cli import main, parse
+from iwae.cli.app import main, parse
+from iwae.cli.published import OTHERS, PICTURED, RECIPES
 from iwae.config.io import override, recipe, recipe_names
 from iwae.config.schema import RunConfig
 from iwae.experiments import executors, figures, jobs, reproduce, toy_densities
 from iwae.experiments.comparisons import COMPARISONS
-from iwae.experiments.jobs import Task
+from iwae.experiments.jobs import Job
 from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.reproduce import Row
-from iwae.published import OTHERS, PICTURED, RECIPES
 from refusals import refused
 
 
@@ -166,7 +166,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_time_of_a_run_that_ends_by_minutes_is_known(tmp_path: Path) -> None:
     """A budget that is over while the step is compiled ends no estimate."""
-    task = Task(recipe("smoke"), k=9, limit=20)
+    task = Job(recipe("smoke"), k=9, limit=20)
     brief = dataclasses.replace(task, config=override(task.config, minutes=1e-4))
     (seconds,) = reproduce.estimate([brief], tmp_path).values()
     assert 0.006 <= seconds < 60
@@ -192,7 +192,7 @@ def test_the_time_that_is_left_is_of_what_is_missing(tmp_path: Path, monkeypatch
     monkeypatch.setattr(reproduce, "state", lambda task, out: "trained")
     there = {""}
     monkeypatch.setattr(reproduce, "measured", lambda task, out, part="": part in there)
-    task = Task(recipe("smoke"), k=9, measures=("gap", "bound"))
+    task = Job(recipe("smoke"), k=9, measures=("gap", "bound"))
     left = lambda: reproduce.estimate([task], tmp_path)[task]
     assert left() == 2 * 3, "the likelihoods again, and those of the training images"
     there.add("log_likelihoods")
@@ -206,7 +206,7 @@ def test_the_time_that_is_left_counts_what_is_compiled_once(tmp_path: Path, monk
     monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0, 40.0, 10.0))
     smoke = override(recipe("smoke"), epochs=5)
     first, second, other = (
-        Task(override(smoke, **own), k=9, limit=20) for own in ({}, {"seed": 1}, {"k": 2})
+        Job(override(smoke, **own), k=9, limit=20) for own in ({}, {"seed": 1}, {"k": 2})
     )
     seconds = reproduce.estimate([first, second, other], tmp_path)
     assert seconds == {first: 10 + 3 + 50, second: 10 + 3, other: 10 + 3 + 50}
@@ -214,7 +214,7 @@ def test_the_time_that_is_left_counts_what_is_compiled_once(tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_an_estimate_measures_what_compiling_takes(tmp_path: Path, tiny: RunConfig) -> None:
-    task = Task(override(tiny, hidden=((9,),)), k=9, limit=20)
+    task = Job(override(tiny, hidden=((9,),)), k=9, limit=20)
     epoch, evaluation, step, program = reproduce._seconds(task, None)
     assert step > 10 * epoch > 0
     assert program > evaluation > 0

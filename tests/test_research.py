@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from iwae.cli import main
+from iwae.cli.app import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from iwae.experiments import comparisons
 from refusals import refused
 
 
 @pytest.mark.slow
-def test_gradients_of_a_run(tiny_run: Trained, tmp_path: Path, capsys) -> None:
+def test_gradients_of_a_run(tiny_run: TrainedModel, tmp_path: Path, capsys) -> None:
     form = ["gradients", str(tiny_run.path), "--repeats", "40", "--examples", "3"]
     main([*form, "--ks", "1,2,4", "--estimators", "reparam,dreg", "--out", f"{tmp_path}/g.json"])
     text = capsys.readouterr().out

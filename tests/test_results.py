@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from iwae._utils.formatting import mean_units, units_in_words
-from iwae.cli import main
+from iwae.cli.app import main
 from iwae.experiments import results
 from iwae.experiments.papers import EXPERIMENTS
 from refusals import refused

@@ -23,13 +23,13 @@ import iwae
 from early import forget
 from iwae import runs
 from iwae._utils import files
+from iwae.cli.progress import print_evaluation
 from iwae.config.io import override, read
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import evaluator
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from iwae.plotting import report
-from iwae.progress import print_evaluation
 from iwae.storage import checkpoint, run_directory
 from iwae.training import trainer
 from iwae.training.trainer import NonFiniteError, Silent
@@ -54,7 +54,7 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
     return load_file(path)
 
 
-def test_a_run_folder_holds_everything(tiny_run: Trained, tiny: RunConfig) -> None:
+def test_a_run_folder_holds_everything(tiny_run: TrainedModel, tiny: RunConfig) -> None:
     path = tiny_run.path
     present = {p.name for p in path.iterdir()}
     assert present >= {
@@ -70,7 +70,7 @@ def test_a_run_folder_holds_everything(tiny_run: Trained, tiny: RunConfig) -> No
     assert rows[-1]["valid_bound"] > rows[0]["valid_bound"]
 
 
-def test_loading_gives_the_trained_model(tiny_run: Trained) -> None:
+def test_loading_gives_the_trained_model(tiny_run: TrainedModel) -> None:
     loaded = iwae.load(tiny_run.path)
     assert loaded.passes == 3
     for a, b in zip(jax.tree.leaves(tiny_run.model), jax.tree.leaves(loaded.model), strict=True):
@@ -79,7 +79,7 @@ def test_loading_gives_the_trained_model(tiny_run: Trained) -> None:
     np.testing.assert_array_equal(*score)
 
 
-def test_a_run_is_a_function_of_its_configuration(tiny_run: Trained, tiny, tmp_path) -> None:
+def test_a_run_is_a_function_of_its_configuration(tiny_run: TrainedModel, tiny, tmp_path) -> None:
     iwae.train(tiny, out=tmp_path / "again")
     assert same_models(tiny_run.path, tmp_path / "again")
     iwae.train(override(tiny, seed=1), out=tmp_path / "other")
@@ -211,7 +211,7 @@ def test_interrupt_saves_and_says_how_to_resume(tiny: RunConfig, tmp_path: Path)
 
 
 def test_an_interrupt_in_the_last_steps_is_heard_where_nothing_is_lost(
-    tiny: RunConfig, tiny_run: Trained, tmp_path: Path
+    tiny: RunConfig, tiny_run: TrainedModel, tmp_path: Path
 ) -> None:
     last = Interrupting(run_directory.read_metrics(tiny_run.path)[-1]["step"] - 1)
     out = tmp_path / "run"
@@ -272,7 +272,7 @@ def test_an_interrupt_is_heard_where_a_watcher_ends_the_training(tiny: RunConfig
         iwae.train(tiny, watch=Ending(10**6))
 
 
-def test_a_torn_last_line_of_metrics_is_dropped(tiny_run: Trained, tmp_path: Path) -> None:
+def test_a_torn_last_line_of_metrics_is_dropped(tiny_run: TrainedModel, tmp_path: Path) -> None:
     text = (tiny_run.path / run_directory.METRICS).read_text()
     (tmp_path / run_directory.METRICS).write_text(text + '{"pass": 4, "tr')
     assert run_directory.read_metrics(tmp_path) == run_directory.read_metrics(tiny_run.path)
@@ -285,14 +285,16 @@ def test_a_damaged_line_of_metrics_is_named(line, tiny_run, tiny, tmp_path: Path
     whole = (path / run_directory.METRICS).read_bytes()
     (path / run_directory.METRICS).write_bytes(whole + line.encode("latin-1"))
     with refused(
-        f"Line 4 of {path / run_directory.METRICS} is damaged; delete that line, or restore the file from "
-        f"a copy."
+        f"Line 4 of {path / run_directory.METRICS} is damaged; delete that line, or restore the "
+        f"file from a copy."
     ):
         iwae.train(override(tiny, epochs=9), out=path, resume=True)
     assert run_directory.read_config(path) == tiny
 
 
-def test_existing_folders_are_not_touched(tiny_run: Trained, tiny: RunConfig, tmp_path) -> None:
+def test_existing_folders_are_not_touched(
+    tiny_run: TrainedModel, tiny: RunConfig, tmp_path
+) -> None:
     before = {p.name: p.read_bytes() for p in tiny_run.path.iterdir()}
     path = tiny_run.path
     with refused(f"{path} holds a run already; give --resume to continue it, or another --out."):
@@ -351,7 +353,7 @@ def test_one_process_at_a_time(tiny: RunConfig, tmp_path: Path) -> None:
         iwae.train(tiny, out=path, resume=True)
 
 
-def test_resuming_a_finished_run_changes_nothing(tiny_run: Trained, tiny: RunConfig) -> None:
+def test_resuming_a_finished_run_changes_nothing(tiny_run: TrainedModel, tiny: RunConfig) -> None:
     before = (tiny_run.path / run_directory.MODEL).read_bytes()
     again = iwae.train(tiny, out=tiny_run.path, resume=True)
     assert again.passes == 3
@@ -474,7 +476,7 @@ def test_a_damaged_model_is_made_again_from_the_checkpoint(tiny_run, tiny, tmp_p
     assert (path / run_directory.MODEL).read_bytes() == whole
 
 
-def test_a_checkpoint_of_another_model_is_refused(tiny_run: Trained, tiny, tmp_path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(tiny_run: TrainedModel, tiny, tmp_path) -> None:
     path = tmp_path / "run"
     with run_directory.opened(path, override(tiny, latents=(4,)), resume=False) as begun:
         begun.save_config(override(tiny, latents=(4,)))
@@ -488,7 +490,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_run: Trained, tiny, tmp_p
     assert (path / run_directory.CHECKPOINT).read_bytes() == stranger
 
 
-def test_a_damaged_checkpoint_is_refused(tiny_run: Trained, tiny, tmp_path) -> None:
+def test_a_damaged_checkpoint_is_refused(tiny_run: TrainedModel, tiny, tmp_path) -> None:
     path = tmp_path / "run"
     with run_directory.opened(path, tiny, resume=False) as begun:
         begun.save_config(tiny)
@@ -598,7 +600,7 @@ def test_too_large_a_batch_is_refused(tiny: RunConfig) -> None:
         iwae.train(tiny, batch_size=2000)
 
 
-def test_evaluations_are_kept(tiny_run: Trained) -> None:
+def test_evaluations_are_kept(tiny_run: TrainedModel) -> None:
     first = iwae.evaluate(tiny_run.path, k=10, limit=20)
     second = iwae.evaluate(tiny_run.path, k=20, limit=20)
     kept = run_directory.read_evaluations(tiny_run.path)
@@ -622,7 +624,7 @@ def test_two_evaluations_at_once_are_both_kept(tiny_run, tmp_path, monkeypatch) 
     shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(run_directory.EVALUATION))
     both = threading.Barrier(2, timeout=60)
 
-    def evaluated(trained: Trained, **options) -> object:
+    def evaluated(trained: TrainedModel, **options) -> object:
         result = own(trained, **options)
         both.wait()
         return result
@@ -631,8 +633,8 @@ def test_two_evaluations_at_once_are_both_kept(tiny_run, tmp_path, monkeypatch) 
         time.sleep(0.2)
         files.write_atomic(path, content)
 
-    own = Trained.evaluate
-    monkeypatch.setattr(Trained, "evaluate", evaluated)
+    own = TrainedModel.evaluate
+    monkeypatch.setattr(TrainedModel, "evaluate", evaluated)
     monkeypatch.setattr(runs, "write_atomic", slow)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda k: iwae.evaluate(path, k=k, limit=20), (5, 7)))
@@ -653,12 +655,12 @@ def test_what_others_are_writing_is_left_alone(tiny_run, tiny, tmp_path) -> None
 def test_the_model_of_an_early_version_is_replaced_by_a_later_one(tmp_path: Path) -> None:
     """Such a model knows its passes, but not its step."""
     checkpoint.save(tmp_path / run_directory.MODEL, {"a": jnp.zeros(1)}, {"passes": 1})
-    assert run_directory.Folder(tmp_path).has_model(passes=1, step=7)
-    assert not run_directory.Folder(tmp_path).has_model(passes=3, step=21)
+    assert run_directory.RunDirectory(tmp_path).has_model(passes=1, step=7)
+    assert not run_directory.RunDirectory(tmp_path).has_model(passes=3, step=21)
 
 
 @pytest.mark.slow
-def test_an_evaluation_takes_nothing_from_an_earlier_one(tiny_run: Trained) -> None:
+def test_an_evaluation_takes_nothing_from_an_earlier_one(tiny_run: TrainedModel) -> None:
     first = iwae.evaluate(tiny_run.path, k=5, limit=30, without_inactive=True)
     second = iwae.evaluate(tiny_run.path, k=5, limit=30, only_used=True)
     iwae.evaluate(tiny_run.path, k=5, limit=30, memory=2**16)
@@ -670,17 +672,19 @@ def test_an_evaluation_takes_nothing_from_an_earlier_one(tiny_run: Trained) -> N
 
 @pytest.mark.parametrize("damaged", ["{", "[]", '{"test": 1}'])
 def test_damaged_evaluations_are_refused_before_the_work(
-    damaged: str, tiny_run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damaged: str, tiny_run: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run"
     shutil.copytree(tiny_run.path, path)
     (path / run_directory.EVALUATION).write_text(damaged)
-    monkeypatch.setattr(Trained, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
+    monkeypatch.setattr(TrainedModel, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
     with refused(f"{path / run_directory.EVALUATION} is damaged; delete it and evaluate again."):
         iwae.evaluate(path, k=10)
 
 
-def test_a_run_that_is_only_read_is_evaluated(tiny_run: Trained, tmp_path, monkeypatch) -> None:
+def test_a_run_that_is_only_read_is_evaluated(
+    tiny_run: TrainedModel, tmp_path, monkeypatch
+) -> None:
     path = tmp_path / "run"
     shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(run_directory.EVALUATION))
     monkeypatch.setattr(runs.os, "access", lambda place, mode: Path(place) != path)
@@ -708,7 +712,7 @@ def test_a_single_example_has_neither_error_nor_activity(tiny_run, tmp_path, cap
             evaluator.activity(tiny_run.model, images, tiny_run.seen.observer, k=k)
 
 
-def test_no_examples_have_no_likelihoods(tiny_run: Trained) -> None:
+def test_no_examples_have_no_likelihoods(tiny_run: TrainedModel) -> None:
     with refused("No examples were given; give at least 1."):
         tiny_run.log_likelihoods(tiny_run.data().test[:0], k=2)
 
@@ -732,14 +736,14 @@ def test_a_run_on_arrays_in_memory_asks_for_them_again(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_before_its_last_checkpoint_still_ends_with_a_model(
-    tiny_run: Trained, tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: TrainedModel, tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     out = tmp_path / "run"
     with monkeypatch.context() as dying:
-        dying.setattr(run_directory.Folder, "save_model", die)
+        dying.setattr(run_directory.RunDirectory, "save_model", die)
         with pytest.raises(KeyboardInterrupt):
             iwae.train(tiny, out=out)
     iwae.train(tiny, out=out, resume=True)

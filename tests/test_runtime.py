@@ -20,13 +20,13 @@ from iwae._utils import distributed, files, programs
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from refusals import refused
 from thinned import thinned
 
 
 @pytest.mark.slow
-def test_both_widths_of_jax_give_the_same_numbers(tiny_run: Trained, tmp_path: Path) -> None:
+def test_both_widths_of_jax_give_the_same_numbers(tiny_run: TrainedModel, tmp_path: Path) -> None:
     """Those of whole runs bit for bit; of programs of one's own, constants may round otherwise."""
     whole, parts = widths.of_a_run(tiny_run), widths.composed()
     code = [sys.executable, widths.__file__, str(tmp_path / "wide")]
@@ -61,7 +61,7 @@ os.waitpid(child, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
-def test_a_forked_child_says_why_it_computes_nothing(tiny_run: Trained) -> None:
+def test_a_forked_child_says_why_it_computes_nothing(tiny_run: TrainedModel) -> None:
     code = [sys.executable, "-W", "ignore", "-c", "import iwae.errors\n" + FORKED]
     done = subprocess.run(
         [*code, str(tiny_run.path)], capture_output=True, text=True, check=True, timeout=60
@@ -152,7 +152,7 @@ def test_runs_that_share_a_step_are_those_that_do_not(tiny: RunConfig) -> None:
     np.testing.assert_array_equal(draws(iwae.train(kind)), alone)
 
 
-def test_few_programs_serve_any_number_of_examples(tiny_run: Trained) -> None:
+def test_few_programs_serve_any_number_of_examples(tiny_run: TrainedModel) -> None:
     """Of which each is what it is among others."""
     x = tiny_run.data().test
     whole, drawn = tiny_run.score(x[:50], k=6), tiny_run.sample(50)
@@ -228,7 +228,7 @@ def test_numbers_of_64_bits_that_are_given_are_kept() -> None:
         assert jax.numpy.ones(()).dtype == np.float64
 
 
-def test_a_model_of_64_bits_is_computed_in_64_bits(tiny_run: Trained) -> None:
+def test_a_model_of_64_bits_is_computed_in_64_bits(tiny_run: TrainedModel) -> None:
     """To the same numbers, up to the rounding of 32 bits, and more digits of them."""
     x = tiny_run.data().test[:2]
     narrow = tiny_run.score(x, k=4), tiny_run.sample(2)

@@ -17,11 +17,11 @@ from PIL import Image
 import iwae
 from early import forget
 from iwae import data
-from iwae.cli import main
+from iwae.cli.app import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.experiments.jobs import Task
+from iwae.experiments.jobs import Job
 from iwae.plotting import figures, report
 from iwae.storage import checkpoint
 from refusals import refused
@@ -415,9 +415,9 @@ def test_a_model_that_knows_no_names_is_loaded_and_goes_by_position(run, tmp_pat
 
 
 def test_the_setting_for_first_lines_moves_no_address():
-    plain = Task(RunConfig(), k=10)
-    assert Task(override(RunConfig(), header="auto"), k=10).address == plain.address
-    assert Task(override(RunConfig(), header="no"), k=10).address != plain.address
+    plain = Job(RunConfig(), k=10)
+    assert Job(override(RunConfig(), header="auto"), k=10).address == plain.address
+    assert Job(override(RunConfig(), header="no"), k=10).address != plain.address
 
 
 # --- the command line

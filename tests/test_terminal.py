@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iwae import cli, progress
 from iwae._utils.files import as_argument
+from iwae.cli import app, progress
+from iwae.cli.terminal import speak_plainly, visible
 from iwae.estimators.diagnostics import Measurement, Slope
-from iwae.evaluation.trained import Trained
-from iwae.terminal import speak_plainly, visible
+from iwae.evaluation.trained import TrainedModel
 
 NASTY = "a\x1b[31m\u202eb\x07\u2028\x9b"
 
@@ -26,7 +26,7 @@ SHOWN = (
     ["evaluate", "RUN", "--k", "2", "--limit", "3"],
 )
 IN_ASCII = (
-    *([name, "--help"] for name in cli.COMMANDS),
+    *([name, "--help"] for name in app.COMMANDS),
     ["reproduce", "table1", "--list"],
 )
 
@@ -48,11 +48,11 @@ def spoken(monkeypatch: pytest.MonkeyPatch, encoding: str) -> io.BytesIO:
     ids=lambda of: of if isinstance(of, str) else " ".join(of),
 )
 def test_every_console_can_show_it(
-    arguments: list[str], encoding: str, tiny_run: Trained, monkeypatch
+    arguments: list[str], encoding: str, tiny_run: TrainedModel, monkeypatch
 ) -> None:
     raw = spoken(monkeypatch, encoding)
     with contextlib.suppress(SystemExit):
-        cli.main([str(tiny_run.path) if a == "RUN" else a for a in arguments])
+        app.main([str(tiny_run.path) if a == "RUN" else a for a in arguments])
     assert len(raw.getvalue().decode(encoding)) > 100
 
 
@@ -80,16 +80,16 @@ def test_signs_become_plain_letters(encoding: str, said: str, monkeypatch) -> No
     assert raw.getvalue().decode(encoding) == said
 
 
-def test_what_steers_a_terminal_is_escaped(capsys, tiny_run: Trained, tmp_path: Path) -> None:
+def test_what_steers_a_terminal_is_escaped(capsys, tiny_run: TrainedModel, tmp_path: Path) -> None:
     assert visible("a\nb ü 😀") == "a\nb ü 😀"
     assert visible(NASTY) == "a\\x1b[31m\\u202eb\\x07\\u2028\\x9b"
     assert visible(os.fsdecode(b"\xff")) == "\\xff"
     with pytest.raises(SystemExit):
-        cli.main(["evaluate", f"{NASTY}"])
+        app.main(["evaluate", f"{NASTY}"])
     x = tmp_path / f"{NASTY}.npy"
     np.save(x, tiny_run.data().test[:2])
     out = str(tmp_path / f"{NASTY}.csv")
-    cli.main(["score", str(tiny_run.path), str(x), "--out", out, "--k", "2"])
+    app.main(["score", str(tiny_run.path), str(x), "--out", out, "--k", "2"])
     progress._console().print(progress.Text(NASTY))
     bar = progress.TrainingBars(1)
     bar.made(f"[bold]{NASTY}", {"nll": 1.0})
@@ -114,10 +114,12 @@ def test_a_path_that_is_shown_in_a_command_can_be_pasted(name: str) -> None:
     assert os.fsencode(Path(os.fsdecode(said))) == os.fsencode(name)
 
 
-def test_the_next_command_can_be_pasted(tiny_run: Trained, tmp_path: Path, monkeypatch, capsys):
+def test_the_next_command_can_be_pasted(
+    tiny_run: TrainedModel, tmp_path: Path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     settings = ["--recipe", "smoke", "--k", "2", "--hidden", "8", "--latents", "3"]
-    cli.main(["train", "--out", "./-x", *settings, "--epochs", "1"])
+    app.main(["train", "--out", "./-x", *settings, "--epochs", "1"])
     said = capsys.readouterr().out
     assert said.endswith("Next: iwae evaluate ./-x\n")
-    cli.main([*shlex.split(said.split("Next: iwae ")[1]), "--k", "2", "--limit", "2"])
+    app.main([*shlex.split(said.split("Next: iwae ")[1]), "--k", "2", "--limit", "2"])

@@ -22,7 +22,7 @@ from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.experiments import executors, jobs
 from iwae.experiments.comparisons import Watchers
-from iwae.experiments.jobs import Failure, Task
+from iwae.experiments.jobs import Failure, Job
 from refusals import refused
 from test_cells import small
 from watchers import Interrupting, Quiet
@@ -124,7 +124,7 @@ def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Pa
     """Too little memory is such a thing; a mistake of ours is none."""
     tasks = {"large": small(tiny), "b": small(tiny, seed=1)}
 
-    def breaking(task: Task, out: Path, **how) -> dict:
+    def breaking(task: Job, out: Path, **how) -> dict:
         if task == tasks["large"]:
             raise RuntimeError(message)
         return dict(whole)
@@ -142,7 +142,7 @@ def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Pa
 
 
 COMMAND = [
-    *(sys.executable, "-c", "from iwae.cli import main; main()"),
+    *(sys.executable, "-c", "from iwae.cli.app import main; main()"),
     *("reproduce", "table1", "--recipe", "smoke", "--epochs", "40", "--limit", "20"),
     *("--checkpoint-every", "1"),
 ]

@@ -14,14 +14,16 @@ import numpyro
 import numpyro.distributions as dist
 
 import iwae
-from iwae import bounds, numpyro
+from iwae import bounds
 from iwae._utils import threefry
 from iwae.config.io import override, recipe
 from iwae.config.schema import ModelConfig
 from iwae.estimators import surrogate
-from iwae.evaluation.evaluator import log_likelihood, posterior
-from iwae.evaluation.trained import Trained
+from iwae.evaluation import posterior
+from iwae.evaluation.evaluator import log_likelihood
+from iwae.evaluation.trained import TrainedModel
 from iwae.experiments import toy_densities
+from iwae.numpyro import ImportanceELBO
 
 TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)
 """That of the fixtures."""
@@ -29,14 +31,14 @@ TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)
 LOG_W = np.array([0.3, -1.2, 2.0], np.float32)
 
 
-def trained(out: Path) -> Trained:
+def trained(out: Path) -> TrainedModel:
     """The tiny run, trained, resumed and loaded."""
     iwae.train(TINY, out=out, epochs=2)
     iwae.train(TINY, out=out, resume=True)
     return iwae.load(out)
 
 
-def of_a_run(trained: Trained) -> dict[str, Any]:
+def of_a_run(trained: TrainedModel) -> dict[str, Any]:
     """Evaluated, scored, sampled, encoded and reconstructed."""
     x = trained.data().test[:3]
     e = trained.evaluate(k=4, limit=3)
@@ -98,7 +100,7 @@ def in_numpyro() -> dict[str, Any]:
 
     @partial(jax.jit, static_argnums=0)
     def loss(estimator: str, m: Any) -> Any:
-        elbo = numpyro.ImportanceELBO(num_particles=3, estimator=estimator)
+        elbo = ImportanceELBO(num_particles=3, estimator=estimator)
         return elbo.loss(jax.random.key(0), {"m": m}, model, guide, data)
 
     of = lambda estimator: jax.value_and_grad(partial(loss, estimator))(jnp.asarray(data / 2))

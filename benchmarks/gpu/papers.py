@@ -50,7 +50,7 @@ def papers(task: Task) -> None:
         config = override(config, epochs=task.sizes.epochs)
     table = placed(EXPERIMENTS["table1"], task.sizes.datasets)
     found = tasks_of(table, config, start, seeds=(0,), k=task.sizes.draws, limit=None)
-    named: dict[jobs.Task, str] = {}
+    named: dict[jobs.Job, str] = {}
     for name, (of,) in found.items():
         named.setdefault(of, name)
     failures = []
@@ -75,7 +75,7 @@ def tell_result(task: Task, name: str, result: jobs.Result) -> None:
     task.tell(name, passes=None, **{n: result[n] for n in wanted})
 
 
-def train_at_once(task: Task, left: dict[str, jobs.Task], out: Path) -> None:
+def train_at_once(task: Task, left: dict[str, jobs.Job], out: Path) -> None:
     """All in one program; `Interrupted` when the time is over, with all saved."""
     (dataset,) = {of.config.data.dataset for of in left.values()}
     names = {of.address: name for name, of in left.items()}

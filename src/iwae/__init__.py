@@ -1,56 +1,77 @@
 """Importance weighted autoencoders on JAX.
 
-`train`, `evaluate` and `load` are the front door; `bounds`, `gradients`, `model`, `data` and the
-other modules compose freely. Modules are imported when they are first used.
+`train`, `evaluate` and `load` are the front door. Behind it stands a package for each idea: the
+`bounds`, the `models` that yield log-weights, the `estimators` of a bound's gradient, `evaluation`
+and `training`; all compose freely. What is named here is imported when it is first used.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from iwae import _moved
 
 if TYPE_CHECKING:
-    from iwae.runs import evaluate, load, train, train_replicas, train_together
+    from iwae import bounds as bounds
+    from iwae import config as config
+    from iwae import data as data
+    from iwae import errors as errors
+    from iwae import estimators as estimators
+    from iwae import evaluation as evaluation
+    from iwae import experiments as experiments
+    from iwae import models as models
+    from iwae import numpyro as numpyro
+    from iwae import plotting as plotting
+    from iwae import runs as runs
+    from iwae import storage as storage
+    from iwae import training as training
+    from iwae.config import RunConfig as RunConfig
+    from iwae.errors import InputError as InputError
+    from iwae.runs import evaluate as evaluate
+    from iwae.runs import load as load
+    from iwae.runs import train as train
+    from iwae.runs import train_replicas as train_replicas
+    from iwae.runs import train_together as train_together
 
 __version__ = "0.2.3"
-__all__ = ["__version__", "evaluate", "load", "train", "train_replicas", "train_together"]
 
 _MODULES = (
-    "models.bayesian",
     "bounds",
-    "models.build",
-    "storage.checkpoint",
-    "config.schema",
+    "config",
     "data",
-    "evaluation.evaluator",
-    "storage.run_directory",
-    "estimators.surrogate",
-    "estimators.diagnostics",
-    "models.likelihoods",
-    "training.trainer",
-    "models.autoencoder",
-    "models.networks",
-    "models.observation",
-    "experiments.figures",
-    "evaluation.posterior",
-    "models.hierarchical",
-    "plotting.report",
-    "experiments.reproduce",
-    "runs",
-    "config.io",
+    "errors",
+    "estimators",
+    "evaluation",
+    "experiments",
+    "models",
     "numpyro",
-    "experiments.toy_densities",
-    "_utils.threefry",
-    "evaluation.trained",
-    "training.step",
+    "plotting",
+    "runs",
+    "storage",
+    "training",
 )
 
+_NAMES = {
+    "InputError": "iwae.errors",
+    "RunConfig": "iwae.config",
+    "evaluate": "iwae.runs",
+    "load": "iwae.runs",
+    "train": "iwae.runs",
+    "train_replicas": "iwae.runs",
+    "train_together": "iwae.runs",
+}
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("iwae.runs"), name)
-    if name in _MODULES:
+__all__ = ["__version__", *_MODULES, *_NAMES]
+
+_moved.install()
+
+
+def __getattr__(name: str) -> object:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in _MODULES or name in _moved.MODULES:
         return importlib.import_module(f"iwae.{name}")
     raise AttributeError(f"module 'iwae' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+    return sorted(__all__)

@@ -38,7 +38,7 @@ class ImportanceELBO(ELBO):
 
     −Σ c_i ℓ_i(θ, φ̄, h̄) − Σ b_i ℓ_i(θ̄, φ̄, h_φ) + Σ s_i ℓ_i(θ̄, φ, h̄),
 
-    ℓ the log-weights and bars held constant; b, c and s are those of `iwae.estimators.surrogate`. Plain
+    ℓ the log-weights and bars held constant; b, c and s are those of `iwae.estimators`. Plain
     reparametrisation of one bound differentiates the log-weights themselves. The others evaluate
     the guide's density at draws made before: `InputError` for point masses with parameters,
     transforms without an inverse, and random keys that a guide draws for itself. All but `rws` pass

@@ -25,7 +25,7 @@ from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, unusable
 from iwae.evaluation.evaluator import mean_and_error
-from iwae.evaluation.trained import Evaluation, Trained, skeleton
+from iwae.evaluation.trained import Evaluation, TrainedModel, skeleton
 from iwae.models.build import as_kept
 from iwae.models.observation import Observation, observation, prepare
 from iwae.storage import checkpoint
@@ -38,7 +38,7 @@ from iwae.storage.run_directory import (
     MODEL,
     REPLICA,
     UNVERIFIED,
-    Folder,
+    RunDirectory,
     evaluations_text,
     noted,
     opened,
@@ -65,7 +65,7 @@ def train(
     watch: Watcher | None = None,
     devices: int = 1,
     **settings: Any,
-) -> Trained:
+) -> TrainedModel:
     """Train a model; `settings` replace fields of the configuration by name, e.g. `k=50`.
 
     `data` is your own array [n, …] or `Dataset`, in place of `dataset`. With `out` the run is a
@@ -122,10 +122,10 @@ def _check_same_on_hosts(dataset: Dataset) -> None:
 @contextlib.contextmanager
 def _opened_by_first(
     out: str | Path | None, config: RunConfig, *, resume: bool | None
-) -> Iterator[Folder]:
+) -> Iterator[RunDirectory]:
     """`opened` on the first host; the others have no folder."""
     with contextlib.ExitStack() as stack:
-        folder = Folder(None)
+        folder = RunDirectory(None)
         with hosts_agree():
             if is_first():
                 folder = stack.enter_context(opened(out, config, resume=resume))
@@ -143,7 +143,7 @@ def train_replicas(
     data_dir: str | Path | None = None,
     watch: Callable[[int], Watcher] | None = None,
     **settings: Any,
-) -> list[Trained]:
+) -> list[TrainedModel]:
     """`train_together` for several seeds: 5 stands for the seeds 0 … 4.
 
     With `out`, replica s lies in out/seed-s. `watch` gives each seed its watcher.
@@ -167,7 +167,7 @@ def train_together(
     resume: bool = False,
     data_dir: str | Path | None = None,
     watch: Callable[[str], Watcher] | None = None,
-) -> dict[str, Trained]:
+) -> dict[str, TrainedModel]:
     """`train` for several configurations in one compiled program, by name.
 
     They may differ in all but the data and the batch size. On a CPU each is bit for bit the run
@@ -188,7 +188,7 @@ def _train_together(
     *,
     resume: bool,
     asked: bool = False,
-) -> dict[str, Trained]:
+) -> dict[str, TrainedModel]:
     """`train_together`; `asked` says whether the size of batches was asked for."""
     if jax.process_count() > 1:
         raise InputError(
@@ -316,14 +316,16 @@ def _dataset(config: RunConfig, given: Any, data_dir: str | Path | None) -> Data
 
 
 @computing()
-def untrained(config: RunConfig, *, data_dir: str | Path | None = None) -> Trained:
+def untrained(config: RunConfig, *, data_dir: str | Path | None = None) -> TrainedModel:
     """The model with which a run of this configuration starts."""
     keep_programs()
     config, observed = _observed(config, None, data_dir)
-    return Trained(config, initial(config, observed), observed.seen, 0, dataset=observed.dataset)
+    return TrainedModel(
+        config, initial(config, observed), observed.seen, 0, dataset=observed.dataset
+    )
 
 
-def training_seconds(trained: Trained) -> float:
+def training_seconds(trained: TrainedModel) -> float:
     """The training time behind a run in a folder; `InputError` if its metrics are missing."""
     if trained.path is None:
         return 0.0
@@ -336,7 +338,7 @@ def training_seconds(trained: Trained) -> float:
     return float(rows[-1]["seconds"]) if rows else 0.0
 
 
-def made_with(trained: Trained) -> list[str]:
+def made_with(trained: TrainedModel) -> list[str]:
     """Devices and versions that a run in a folder was trained with, as its checkpoint knows."""
     if trained.path is None or not (trained.path / CHECKPOINT).exists():
         return []
@@ -349,7 +351,7 @@ def load(
     *,
     data: Dataset | np.ndarray | str | Path | None = None,
     data_dir: str | Path | None = None,
-) -> Trained:
+) -> TrainedModel:
     """The trained model in a run folder; `data` again, or a file of them, if it was trained
     on arrays in memory.
 
@@ -385,7 +387,7 @@ def load(
     if given is not None and seen.digest not in ("", given.whole_digest):
         seen = noted(replace(seen, digest=given.whole_digest), OTHERS)
     dataset = None if given is None else prepare(given, seen)
-    return Trained(
+    return TrainedModel(
         config, model, seen, passes, path=path, data_dir=data_dir, dataset=dataset, run=run
     )
 
@@ -403,13 +405,13 @@ class NotKeptError(InputError):
 
 
 def evaluate(
-    run: str | Path | Trained,
+    run: str | Path | TrainedModel,
     *,
     data: Dataset | np.ndarray | str | Path | None = None,
     data_dir: str | Path | None = None,
     **options: Any,
 ) -> Evaluation:
-    """`Trained.evaluate` of a run, kept in its evaluation.json if the folder can be written to.
+    """`TrainedModel.evaluate` of a run, kept in its evaluation.json if that can be written.
 
     `data` again if it was trained on arrays in memory. What was asked for in an earlier evaluation
     with the same draws stays there, and one of a model that is not that of the folder is not kept.
@@ -417,11 +419,11 @@ def evaluate(
     """
     if isinstance(run, str | os.PathLike):
         run = load(run, data=data, data_dir=data_dir)
-    elif not isinstance(run, Trained):
+    elif not isinstance(run, TrainedModel):
         raise InputError(
             f"{type(run).__name__} was given to iwae.evaluate, which takes a run: its folder, or "
             f"what iwae.train and iwae.load return; of a model alone map "
-            f"iwae.evaluation.evaluator.log_likelihood over your examples."
+            f"iwae.evaluation.log_likelihood over your examples."
         )
     elif data is not None:
         raise InputError("data was given with a loaded run; give it to iwae.load(…, data=…).")

@@ -2,7 +2,7 @@
 
 Each takes an array whose leading axis is K and returns one value per example, in nats. What shapes
 a bound is given by keyword: `partial(vr_iwae, alpha=0.5)` is again a bound. Each knows its diagonal
-second derivatives (`curvature`), from which `iwae.estimators.surrogate` builds the doubly reparametrised
+second derivatives (`curvature`), from which `iwae.estimators` builds the doubly reparametrised
 gradient.
 
 Concrete log-weights that are nan, +inf, or -inf for all draws of an example raise `InputError`;

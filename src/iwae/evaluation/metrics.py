@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from iwae import bounds
 from iwae._utils.formatting import UNKNOWN, Figure
 from iwae.evaluation.evaluator import mean_and_error, over_examples, repetitions
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from iwae.models.autoencoder import Autoencoder, Model, draw_log_weights
 
 Figures = dict[str, Figure]
@@ -29,12 +29,12 @@ LogLikelihoods = Float[np.ndarray, " n"]
 class Measure:
     """Figures of a model, given the K and the L_K of its evaluation."""
 
-    take: Callable[[Trained, int, LogLikelihoods], Figures]
+    take: Callable[[TrainedModel, int, LogLikelihoods], Figures]
     evaluations: int = 0
     """How many more of as many draws and images it takes."""
 
 
-def _gap(trained: Trained, k: int, l_k: LogLikelihoods) -> Figures:
+def _gap(trained: TrainedModel, k: int, l_k: LogLikelihoods) -> Figures:
     images = trained.data().split("train")[: len(l_k)]
     train, error = mean_and_error(-trained.log_likelihoods(images, k=k))
     nll, nll_error = mean_and_error(-l_k)
@@ -44,12 +44,12 @@ def _gap(trained: Trained, k: int, l_k: LogLikelihoods) -> Figures:
     }
 
 
-def _pruned(trained: Trained, k: int, l_k: LogLikelihoods) -> Figures:
+def _pruned(trained: TrainedModel, k: int, l_k: LogLikelihoods) -> Figures:
     nll, change = _of_part(trained, trained.without_inactive(), k, l_k)
     return {"NLL without inactive units": nll, "change": change}
 
 
-def _used(trained: Trained, k: int, l_k: LogLikelihoods) -> Figures:
+def _used(trained: TrainedModel, k: int, l_k: LogLikelihoods) -> Figures:
     used = trained.only_used()
     nll, change = _of_part(trained, used, k, l_k)
     units = {f"used units of h{i}": (n, UNKNOWN) for i, n in enumerate(used.latents, 1)}
@@ -57,7 +57,7 @@ def _used(trained: Trained, k: int, l_k: LogLikelihoods) -> Figures:
 
 
 def _of_part(
-    trained: Trained, part: Autoencoder, k: int, l_k: LogLikelihoods
+    trained: TrainedModel, part: Autoencoder, k: int, l_k: LogLikelihoods
 ) -> tuple[Figure, Figure]:
     """The NLL of a model with some of the units, and how much more it is than with all."""
     images = trained.data().split("test")[: len(l_k)]
@@ -65,7 +65,7 @@ def _of_part(
     return mean_and_error(-values), mean_and_error(l_k - values)
 
 
-def _bound(trained: Trained, _: int, l_k: LogLikelihoods) -> Figures:
+def _bound(trained: TrainedModel, _: int, l_k: LogLikelihoods) -> Figures:
     k = trained.config.objective.k
     images = trained.data().split("test")[: len(l_k)]
     return {f"−L_{k}": mean_and_error(-trained.log_likelihoods(images, k=k))}
@@ -85,7 +85,7 @@ def jackknives(
     return jnp.stack([estimate(log_w) for estimate in ORDERS.values()])
 
 
-def _jackknife(trained: Trained, _: int, l_k: LogLikelihoods) -> Figures:
+def _jackknife(trained: TrainedModel, _: int, l_k: LogLikelihoods) -> Figures:
     k = trained.config.objective.k
     images = trained.data().split("test")[: len(l_k)]
     values = over_examples(
@@ -106,7 +106,7 @@ def repeated(
     return jax.lax.map(one, repetitions(key, repeats))
 
 
-def _deviation(trained: Trained, _: int, l_k: LogLikelihoods) -> Figures:
+def _deviation(trained: TrainedModel, _: int, l_k: LogLikelihoods) -> Figures:
     """E|log p̂ − E log p̂| ≤ 2 + 2δ, δ = log p(x) − L_K (Burda et al., appendix).
 
     δ by L_K of the evaluation in place of log p(x), which makes it smaller.

@@ -28,7 +28,7 @@ from iwae.evaluation.evaluator import (
     mean_and_error,
     over_examples,
 )
-from iwae.models.autoencoder import Autoencoder, block_of, restrict
+from iwae.models.autoencoder import Autoencoder, block_of, prune
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.hierarchical import HierarchicalAutoencoder
@@ -75,7 +75,7 @@ class Evaluation:
     nll_without_inactive: float | None
     """−L_K of the model without its inactive units, when asked for."""
     used_units: list[int] | None
-    """Units that the model needs, per layer (`Trained.only_used`), when asked for."""
+    """Units that the model needs, per layer (`TrainedModel.only_used`), when asked for."""
     nll_only_used: float | None
     """−L_K of the model with its used units alone."""
     seed: int
@@ -97,7 +97,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model, the configuration it was trained with, and what it knows of its data."""
 
     config: RunConfig
@@ -109,7 +109,7 @@ class Trained:
     data_dir: str | Path | None = None
     dataset: Dataset | None = None
     run: str = ""
-    """The identity of the run (`iwae.storage.run_directory.identity`); empty where its files do not say."""
+    """The identity of the run (`run_directory.identity`); empty where its files do not say."""
 
     def save(self, out: str | Path) -> None:
         """Write the model, its configuration and what it knows of its data as a run folder, which
@@ -143,7 +143,7 @@ class Trained:
             and all(np.array_equal(own[n], stored.arrays[n], equal_nan=True) for n in own)
         )
 
-    def at_the_mean(self) -> "Trained":
+    def at_the_mean(self) -> "TrainedModel":
         """The same with uncertain weights held at their means; `InputError` if it has none."""
         if not isinstance(self.model, UncertainAutoencoder):
             raise InputError(
@@ -323,7 +323,7 @@ class Trained:
         images = self.data().train[:ACTIVITY_EXAMPLES]
         active = self.activity(images, seed=seed)
         as_arrays = lambda of: tuple(map(jnp.asarray, of))
-        return restrict(self.model, as_arrays(chosen(images, active)), as_arrays(active.mean))
+        return prune(self.model, as_arrays(chosen(images, active)), as_arrays(active.mean))
 
     @computing()
     def evaluate(

@@ -23,7 +23,7 @@ from iwae.errors import InputError, nearest
 from iwae.estimators import diagnostics
 from iwae.estimators.diagnostics import Measurement, Slope
 from iwae.evaluation.evaluator import mean_and_error
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from iwae.plotting import report
 from iwae.training import gradient_step
 from iwae.training.trainer import Watcher
@@ -203,7 +203,7 @@ def gradients(
     examples: int,
     seed: int,
     data_dir: str | Path | None = None,
-) -> tuple[Trained, list[Measurement], list[Slope]]:
+) -> tuple[TrainedModel, list[Measurement], list[Slope]]:
     """The gradient laboratory on the model of a run, or on the untrained one of a configuration."""
     check_seed(seed)
     if not objectives:
@@ -233,7 +233,7 @@ def gradients(
 
 
 def gradients_record(
-    trained: Trained,
+    trained: TrainedModel,
     measured: list[Measurement],
     slopes: list[Slope],
     about: Mapping[str, Any],
@@ -275,6 +275,6 @@ def finished(
     watch: Watcher,
     data_dir: str | Path | None = None,
     data: Dataset | None = None,
-) -> Trained:
+) -> TrainedModel:
     """The run in `path`, trained, resumed or simply loaded as need be."""
     return runs.train(config, data=data, out=path, resume=None, watch=watch, data_dir=data_dir)

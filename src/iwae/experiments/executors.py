@@ -23,8 +23,8 @@ from iwae.experiments.comparisons import Watchers
 from iwae.experiments.jobs import (
     LIKELIHOODS,
     Failure,
+    Job,
     Result,
-    Task,
     attempt,
     log_likelihoods,
     recorded,
@@ -38,22 +38,22 @@ Made = Callable[[str, Result | Failure], None]
 
 
 def make_all(
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Job],
     out: Path,
     *,
     elsewhere: Executor | None = None,
     watch: Watchers,
     made: Made = lambda name, result: None,
     data_dir: str | Path | None = None,
-) -> dict[Task, Result | Failure]:
+) -> dict[Job, Result | Failure]:
     """The results of all tasks, made in this process or through an executor.
 
     A task that fails leaves a `Failure`, and the others go on. `watch` gives those that run in this
     process a watcher by the task's name; `made` hears of each that has ended. `Interrupted` after
     Ctrl-C, with all saved.
     """
-    results: dict[Task, Result | Failure] = {}
-    missing: dict[Task, str] = {}
+    results: dict[Job, Result | Failure] = {}
+    missing: dict[Job, str] = {}
     for name, task in tasks.items():
         before = recorded(task, out) if state(task, out) == "done" else None
         if before is None:
@@ -61,7 +61,7 @@ def make_all(
         else:
             results[task] = before
 
-    def keep(task: Task, result: Result | Failure) -> None:
+    def keep(task: Job, result: Result | Failure) -> None:
         if not isinstance(result, Failure):
             try:
                 write_result(task, out, result)  # where it was made without a folder that is shared
@@ -88,11 +88,11 @@ def make_all(
 
 
 def _make_elsewhere(
-    tasks: Iterable[Task],
+    tasks: Iterable[Job],
     out: Path,
     data_dir: str | Path | None,
     elsewhere: Executor,
-    keep: Callable[[Task, Result | Failure], None],
+    keep: Callable[[Job, Result | Failure], None],
 ) -> None:
     """Through an executor, which drops what has not begun on Ctrl-C."""
     at, data = out.resolve(), None if data_dir is None else Path(data_dir).resolve()
@@ -107,7 +107,7 @@ def _make_elsewhere(
             raise
 
 
-def _turns(tasks: Iterable[Task]) -> list[list[Task]]:
+def _turns(tasks: Iterable[Job]) -> list[list[Job]]:
     """Tasks that may be made at once: first those that begin anew, then those that go on."""
     anew = [task for task in tasks if task.after is None]
     return [anew, [task for task in tasks if task.after is not None]]
@@ -182,7 +182,7 @@ def cluster(scheduler: str) -> Executor:
 
 
 def in_a_process(
-    task: Task, out: Path, data_dir: Path | None, left: threading.Event | None = None
+    task: Job, out: Path, data_dir: Path | None, left: threading.Event | None = None
 ) -> Result | Failure:
     """`make` in a process of its own, so that what ends it ends nothing else; the result has its
     likelihoods.
@@ -295,8 +295,8 @@ PATIENCE = 60.0
 def serve(order: Mapping[str, Any]) -> int:
     """Carry out an order of `in_a_process`; its exit code."""
     config = parse(order["config"], "the order")
-    after = order["after"] and Task(parse(order["after"], "the order"), order["k"])
-    task = Task(config, order["k"], order["limit"], tuple(order["measures"]), after)
+    after = order["after"] and Job(parse(order["after"], "the order"), order["k"])
+    task = Job(config, order["k"], order["limit"], tuple(order["measures"]), after)
     watch, began = Orphaned(order["parent"]), time.monotonic()
     while True:
         try:

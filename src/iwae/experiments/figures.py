@@ -16,7 +16,7 @@ from iwae._utils.files import write_atomic
 from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
 from iwae.evaluation.evaluator import mean_and_error
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from iwae.experiments.comparisons import Watchers, finished, known, versions
 from iwae.experiments.toy_densities import slides_ring, slides_ring_log_prob
 from iwae.models.bayesian import UncertainAutoencoder
@@ -111,7 +111,7 @@ def manifold(
     return Plate(tuple(pictures), tuple(lines), record)
 
 
-def plane(trained: Trained, side: int = SIDE) -> np.ndarray:
+def plane(trained: TrainedModel, side: int = SIDE) -> np.ndarray:
     """E[x|h] for h = Φ⁻¹(u) with u on a regular grid in the unit square, [side², *shape]."""
     centre = (jnp.arange(side) + 0.5) / side
     across, up = jnp.meshgrid(norm.ppf(centre), norm.ppf(centre[::-1]))

@@ -26,7 +26,7 @@ from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation.evaluator import mean_and_error, over_examples, repetitions
-from iwae.evaluation.trained import Evaluation, Trained
+from iwae.evaluation.trained import Evaluation, TrainedModel
 from iwae.experiments import toy_densities
 from iwae.experiments.comparisons import Watchers, finished, known, versions
 from iwae.experiments.toy_densities import NO_DATA, TARGETS, GaussianProposal, OnTarget
@@ -267,7 +267,7 @@ def _on_target(
 
 
 def _of_models(
-    dataset: str, draws: int, name: str, trained: Sequence[Trained], k: int, limit: int | None
+    dataset: str, draws: int, name: str, trained: Sequence[TrainedModel], k: int, limit: int | None
 ) -> Row:
     """Bound, NLL and the moments of weights of the same model under each seed."""
     evaluations = [runs.evaluate(one, k=k, limit=limit) for one in trained]
@@ -288,7 +288,7 @@ def _of_models(
     )
 
 
-def weights_of(trained: Trained, k: int, evaluation: Evaluation) -> Spread:
+def weights_of(trained: TrainedModel, k: int, evaluation: Evaluation) -> Spread:
     """Of estimates by K draws on the evaluated images, each relative to the p(x) found there."""
     log_w = over_examples(
         eqx.Partial(_estimates, k=k, n=BLOCKS),

@@ -20,7 +20,7 @@ from iwae.config.io import differences, override
 from iwae.config.schema import RunConfig
 from iwae.errors import TOO_LARGE, InputError, unusable
 from iwae.evaluation.metrics import MEASURES
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from iwae.experiments.comparisons import finished, known, versions
 from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError, Unbounded
@@ -32,7 +32,7 @@ FOLDER = "cells"
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """A run to train, and the L_k of how many test examples (None: all) it is evaluated by."""
 
     config: RunConfig
@@ -40,7 +40,7 @@ class Task:
     limit: int | None = None
     measures: tuple[str, ...] = ()
     """What else is measured, by names of `MEASURES`."""
-    after: "Task | None" = None
+    after: "Job | None" = None
     """The task with whose model this one's run begins."""
 
     def __post_init__(self) -> None:
@@ -137,16 +137,16 @@ Figures = dict[str, tuple[float, float | None]]
 AGAIN = "delete it, and the same command measures it again"
 
 
-def place(task: Task, out: Path) -> Path:
+def place(task: Job, out: Path) -> Path:
     """The folder of a task's run."""
     return out / FOLDER / task.address
 
 
-def _result_file(task: Task, out: Path, part: str = "") -> Path:
+def _result_file(task: Job, out: Path, part: str = "") -> Path:
     return place(task, out) / f"{task.evaluation}{part and '-'}{part}.json"
 
 
-def recorded(task: Task, out: Path) -> Result | None:
+def recorded(task: Job, out: Path) -> Result | None:
     """The result of a task that is finished, with its `figures` by measure if it asks for any;
     `InputError` if a file of it is damaged."""
     result = _result(task, out)
@@ -156,7 +156,7 @@ def recorded(task: Task, out: Path) -> Result | None:
     return result | ({"figures": figures} if figures else {})
 
 
-def log_likelihoods(task: Task, out: Path) -> np.ndarray | None:
+def log_likelihoods(task: Job, out: Path) -> np.ndarray | None:
     """L_K of each test image, in nats, [n], if they were kept; `InputError` if they are damaged, or
     others than those of the task's NLL."""
     values = _read(task, out, LIKELIHOODS, list[float])
@@ -169,7 +169,7 @@ def log_likelihoods(task: Task, out: Path) -> np.ndarray | None:
     return found
 
 
-def measured(task: Task, out: Path, part: str = "") -> bool:
+def measured(task: Job, out: Path, part: str = "") -> bool:
     """Whether there is this part of a task's result: a measure, `LIKELIHOODS`, or (none named) its
     evaluation. `InputError` if it is damaged."""
     if part == "":
@@ -179,7 +179,7 @@ def measured(task: Task, out: Path, part: str = "") -> bool:
     return _figures(task, out, part) is not None
 
 
-def _result(task: Task, out: Path) -> Result | None:
+def _result(task: Job, out: Path) -> Result | None:
     result = _read(task, out, "", _Measured)
     if result is None:
         return None
@@ -192,12 +192,12 @@ def _result(task: Task, out: Path) -> Result | None:
     return persisted.finite(result)
 
 
-def _figures(task: Task, out: Path, measure: str) -> dict[str, list[Any]] | None:
+def _figures(task: Job, out: Path, measure: str) -> dict[str, list[Any]] | None:
     figures = _read(task, out, measure, Figures)
     return None if figures is None else {name: list(figure) for name, figure in figures.items()}
 
 
-def _read(task: Task, out: Path, part: str, kind: Any) -> Any:
+def _read(task: Job, out: Path, part: str, kind: Any) -> Any:
     """The content of a part's file; None if there is none, or only what a crash left.
 
     `InputError` if it is damaged, or was written of another task.
@@ -224,7 +224,7 @@ CONTENT = "content"
 """Where a sealed file holds what is no result, but a list or figures."""
 
 
-def state(task: Task, out: Path) -> str:
+def state(task: Job, out: Path) -> str:
     """done, trained (but not all is measured), begun (after so many passes), missing or damaged."""
     try:
         if recorded(task, out) is not None:
@@ -237,12 +237,12 @@ def state(task: Task, out: Path) -> str:
         return "damaged"
 
 
-def passes(task: Task, out: Path) -> int:
+def passes(task: Job, out: Path) -> int:
     """How many a task's run has behind it."""
     return len(read_metrics(place(task, out)))
 
 
-def make(task: Task, out: Path, *, watch: Watcher, data_dir: str | Path | None = None) -> Result:
+def make(task: Job, out: Path, *, watch: Watcher, data_dir: str | Path | None = None) -> Result:
     """Train, resume or reuse the run, measure what is missing, and return the recorded result.
 
     Of two commands that come to one run, one measures while the other waits.
@@ -264,7 +264,7 @@ def make(task: Task, out: Path, *, watch: Watcher, data_dir: str | Path | None =
     return whole
 
 
-def _measure(task: Task, trained: Trained, out: Path) -> None:
+def _measure(task: Job, trained: TrainedModel, out: Path) -> None:
     """Evaluate the run, take the task's measures of it, and record what is not yet there."""
     if not measured(task, out):
         evaluated = runs.evaluate(trained, k=task.k, limit=task.limit)
@@ -286,7 +286,7 @@ def _measure(task: Task, trained: Trained, out: Path) -> None:
             write_result(task, out, {"figures": {measure: figures}})
 
 
-def _trained(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None) -> Trained:
+def _trained(task: Job, out: Path, watch: Watcher, data_dir: str | Path | None) -> TrainedModel:
     """The run of a task, trained if it is not yet."""
     path = place(task, out)
     return (
@@ -294,7 +294,7 @@ def _trained(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None)
     )
 
 
-def write_result(task: Task, out: Path, result: Result) -> None:
+def write_result(task: Job, out: Path, result: Result) -> None:
     """Write the parts that are given and not there yet: what is finished is never replaced.
 
     `InputError` if they are of a run that ended elsewhere with another NLL than the one here.
@@ -320,7 +320,7 @@ def write_result(task: Task, out: Path, result: Result) -> None:
         write_atomic(path, json.dumps(whole, indent=indent, allow_nan=False))
 
 
-def attempt(task: Task, out: Path, watch: Watcher, data_dir: str | Path | None) -> Result | Failure:
+def attempt(task: Job, out: Path, watch: Watcher, data_dir: str | Path | None) -> Result | Failure:
     """`make`, or what is the matter with this one task, which is no reason to leave the others."""
     try:
         return make(task, out, watch=watch, data_dir=data_dir)

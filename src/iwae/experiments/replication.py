@@ -11,8 +11,8 @@ import numpy as np
 
 from iwae import runs
 from iwae._utils.files import write_atomic
-from iwae.evaluation.trained import Trained
-from iwae.experiments.jobs import Task, place, state
+from iwae.evaluation.trained import TrainedModel
+from iwae.experiments.jobs import Job, place, state
 from iwae.plotting import figures
 from iwae.storage.run_directory import MODEL, read_metrics
 
@@ -23,14 +23,14 @@ SHOWN = 10
 
 
 def draw(
-    tasks: Mapping[str, Task], out: Path, folder: Path, data_dir: str | Path | None = None
+    tasks: Mapping[str, Job], out: Path, folder: Path, data_dir: str | Path | None = None
 ) -> list[Path]:
     """Write the pictures of all finished cells whose models are here into `folder`; their paths.
 
     Per data set and number of layers: the bounds of VAE and IWAE at the largest K they share; of
     each objective at every K; and test images above the reconstructions of these two.
     """
-    found: dict[tuple[str, str], dict[str, Task]] = {}
+    found: dict[tuple[str, str], dict[str, Job]] = {}
     for name, task in tasks.items():
         dataset, layers, bound = name.rsplit("/", 2)
         if state(task, out) == "done" and (place(task, out) / MODEL).exists():
@@ -58,12 +58,12 @@ def _draws(bound: str) -> int:
     return int(bound.rpartition("-")[2])
 
 
-def _curves(tasks: Mapping[str, Task], out: Path) -> bytes:
+def _curves(tasks: Mapping[str, Job], out: Path) -> bytes:
     rows = [(name.upper(), read_metrics(place(task, out))) for name, task in tasks.items()]
     return figures.training_curves(rows)
 
 
-def reconstructions(models: list[Trained]) -> bytes:
+def reconstructions(models: list[TrainedModel]) -> bytes:
     """Test images as the models saw them, then a row of reconstructions of each, as a PNG."""
     images = models[0].data().test[:SHOWN]
     seen, _ = models[0].reconstructed(images)

@@ -22,8 +22,8 @@ from iwae.evaluation.metrics import MEASURES
 from iwae.experiments.jobs import (
     LIKELIHOODS,
     Failure,
+    Job,
     Result,
-    Task,
     log_likelihoods,
     measured,
     passes,
@@ -105,7 +105,7 @@ def tasks_of(
     seeds: Sequence[int],
     k: int,
     limit: int | None,
-) -> dict[str, list[Task]]:
+) -> dict[str, list[Job]]:
     """The tasks of each cell by its name, one for each seed.
 
     `start` is the recipe that `config` was made from; `InputError` if they differ in what is the
@@ -113,12 +113,12 @@ def tasks_of(
     """
     own = set.intersection(*(set(cell.settings) for cell in cells))
     refuse(config, start, own, "choose by --cells")
-    tasks: dict[str, list[Task]] = {}
+    tasks: dict[str, list[Job]] = {}
     for cell in sorted(cells, key=lambda cell: cell.after is not None):
         begun = [None] * len(seeds) if cell.after is None else tasks[cell.after]
         basis = config if cell.after is None else continued(config)
         tasks[cell.name] = [
-            Task(override(basis, **cell.settings, seed=seed), k, limit, cell.measures, after)
+            Job(override(basis, **cell.settings, seed=seed), k, limit, cell.measures, after)
             for seed, after in zip(seeds, begun, strict=True)
         ]
     return tasks
@@ -231,9 +231,9 @@ def _paired(ours: Result, other: Result) -> Figure:
 
 def rows(
     cells: Sequence[Cell],
-    tasks: Mapping[str, Sequence[Task]],
+    tasks: Mapping[str, Sequence[Job]],
     out: Path,
-    failures: Mapping[Task, Failure] | None = None,
+    failures: Mapping[Job, Failure] | None = None,
 ) -> list[Row]:
     """Every cell as its runs in `out` stand; `tasks` may hold more cells, to hold these against."""
     failed = dict(failures or {})
@@ -253,7 +253,7 @@ def rows(
     ]
 
 
-def _found(task: Task, out: Path, failed: dict[Task, Failure]) -> Result | None:
+def _found(task: Job, out: Path, failed: dict[Job, Failure]) -> Result | None:
     """What is recorded of a task, with its likelihoods if they were kept; where a file is damaged
     the task has `failed`, and the others have not."""
     try:
@@ -264,7 +264,7 @@ def _found(task: Task, out: Path, failed: dict[Task, Failure]) -> Result | None:
         return None
 
 
-def _state(tasks: Sequence[Task], out: Path) -> str:
+def _state(tasks: Sequence[Job], out: Path) -> str:
     """What is left to do first."""
     states = [state(task, out) for task in tasks]
     left = [s for s in states if s != "done"]
@@ -315,33 +315,33 @@ class Cost(NamedTuple):
 
 
 def estimate(
-    tasks: Sequence[Task], out: Path, *, data_dir: str | Path | None = None
-) -> dict[Task, float | None]:
+    tasks: Sequence[Job], out: Path, *, data_dir: str | Path | None = None
+) -> dict[Job, float | None]:
     """Seconds that each unfinished task has left on this machine; None where its data are missing.
 
     Of each kind a second is trained and a few examples are evaluated; seeds are of one kind, and
     the first of them is charged for what is compiled. The first task that begins with a run outside
     of `tasks` is charged for training it. Nothing is downloaded.
     """
-    kinds: dict[Task, Cost] = {}
-    compiled: set[tuple[Task, str]] = set()
+    kinds: dict[Job, Cost] = {}
+    compiled: set[tuple[Job, str]] = set()
 
-    def kind_of(task: Task) -> Task:
+    def kind_of(task: Job) -> Job:
         return dataclasses.replace(task, config=override(task.config, seed=0), after=None)
 
-    def of_kind(task: Task) -> Cost:
+    def of_kind(task: Job) -> Cost:
         kind = kind_of(task)
         if kind not in kinds:
             kinds[kind] = Cost(*_seconds(kind, data_dir))
         return kinds[kind]
 
-    def once(task: Task, what: str) -> float:
+    def once(task: Job, what: str) -> float:
         if (kind_of(task), what) in compiled:
             return 0.0
         compiled.add((kind_of(task), what))
         return getattr(of_kind(task), what)
 
-    def training(task: Task) -> float:
+    def training(task: Job) -> float:
         t = task.config.training
         left = max(0, t.epochs - passes(task, out))
         if state(task, out) in ("done", "trained") or left == 0:
@@ -350,7 +350,7 @@ def estimate(
         steps = steps if t.minutes is None else min(steps, 60 * t.minutes)
         return steps + once(task, "step")
 
-    seconds: dict[Task, float | None] = {}
+    seconds: dict[Job, float | None] = {}
     counted = set(tasks)
     for task in tasks:
         if state(task, out) in ("done", "damaged"):
@@ -378,7 +378,7 @@ def _is_missing(dataset: str, data_dir: str | Path | None) -> bool:
     return any(f.state == "missing" for f in data.status(dataset, data_dir=data_dir))
 
 
-def _seconds(task: Task, data_dir: str | Path | None) -> tuple[float, ...]:
+def _seconds(task: Job, data_dir: str | Path | None) -> tuple[float, ...]:
     """What `Cost` holds."""
     config = task.config
     how = {"values": config.data.values, "header": config.data.header}

@@ -17,7 +17,7 @@ from iwae._utils.checks import check_draws
 from iwae._utils.distributed import computing
 from iwae.errors import InputError
 from iwae.models.likelihoods import LOG_2PI, AbstractLikelihood
-from iwae.models.networks import Filled, Selected
+from iwae.models.networks import PrunedInput, PrunedOutput
 
 Latents = tuple[Float[Array, "k _"], ...]
 Conditional = Callable[[Array], tuple[Array, Array]]
@@ -80,7 +80,7 @@ SPEAKS_OF: dict[str, frozenset[str]] = {
     "dream": DENSITIES | SAMPLERS,
     "sample": DENSITIES | SAMPLERS,
     "reconstruct": DRAWS | DENSITIES | SAMPLERS,
-    "restricted": DRAWS | DENSITIES | SAMPLERS | {"log_proposal"},
+    "pruned": DRAWS | DENSITIES | SAMPLERS | {"log_proposal"},
     "at_the_mean": DRAWS | DENSITIES | SAMPLERS | {"log_proposal"},
 }
 """Methods that a subclass may inherit though it has others of those that they speak of."""
@@ -314,36 +314,34 @@ class Autoencoder(eqx.Module):
         mu, _ = jax.vmap(self.encoder[layer - 1])(below)
         return jnp.mean(mu, axis=0), jnp.var(mu, axis=0, ddof=1) / k
 
-    def restricted(
-        self, keep: tuple[Bool[Array, " _"], ...], fill: tuple[Array, ...]
-    ) -> "Autoencoder":
+    def pruned(self, keep: tuple[Bool[Array, " _"], ...], fill: tuple[Array, ...]) -> "Autoencoder":
         """The model with the latent units outside `keep` taken out of p and q, and held at `fill`.
 
         What remains is again a latent-variable model, so its log-weights bound its own log p(x).
         """
-        check_holds(self, "restricted")
+        check_holds(self, "pruned")
         kept = [jnp.flatnonzero(mask) for mask in keep]
 
-        def filled(network: Callable[[Array], Any], layer: int) -> Filled:
-            return Filled(network, kept[layer], fill[layer])
+        def filled(network: Callable[[Array], Any], layer: int) -> PrunedInput:
+            return PrunedInput(network, kept[layer], fill[layer])
 
         first, *above = self.encoder
         encoder: list[Conditional] = [first, *(filled(q, i) for i, q in enumerate(above))]
         decoder = [filled(p, i + 1) for i, p in enumerate(self.decoder)]
         return dataclasses.replace(
             self,
-            encoder=tuple(Selected(q, kept[i]) for i, q in enumerate(encoder)),
-            decoder=tuple(Selected(p, kept[i]) for i, p in enumerate(decoder)),
+            encoder=tuple(PrunedOutput(q, kept[i]) for i, q in enumerate(encoder)),
+            decoder=tuple(PrunedOutput(p, kept[i]) for i, p in enumerate(decoder)),
             observation=filled(self.observation, 0),
             latents=tuple(len(indices) for indices in kept),
         )
 
 
-def restrict(
+def prune(
     model: Autoencoder, keep: tuple[Bool[Array, " _"], ...], fill: tuple[Array, ...]
 ) -> Autoencoder:
-    """`model.restricted`."""
-    return model.restricted(keep, fill)
+    """`model.pruned`."""
+    return model.pruned(keep, fill)
 
 
 def latents_of(model: Autoencoder, h: Any) -> Latents:

@@ -196,7 +196,7 @@ class UncertainAutoencoder(Autoencoder):
         check_holds(self, "reconstruct")
         return self.at(jax.random.fold_in(key, WEIGHTS)).reconstruct(x, key)
 
-    restricted = Autoencoder.restricted
+    pruned = Autoencoder.pruned
 
     def _each(self, run: Callable[[Autoencoder, Latents], Any], h: Draws) -> Any:
         """What `run` makes of each draw at its own weights, stacked."""

@@ -129,7 +129,7 @@ class Standardize(eqx.Module):
         return self.network((v - center) / spread)
 
 
-class Filled(eqx.Module):
+class PrunedInput(eqx.Module):
     """`network` for a vector of which only the units `kept` are given; the others are at `fill`."""
 
     network: Callable[[Array], Any]
@@ -140,7 +140,7 @@ class Filled(eqx.Module):
         return self.network(self.fill.at[self.kept].set(v))
 
 
-class Selected(eqx.Module):
+class PrunedOutput(eqx.Module):
     """A Gaussian conditional of which only the output units `kept` are left."""
 
     conditional: Callable[[Array], tuple[Array, Array]]

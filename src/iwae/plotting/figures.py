@@ -22,7 +22,7 @@ from iwae.errors import InputError
 from iwae.estimators.diagnostics import Measurement
 from iwae.evaluation.evaluator import ACTIVE
 from iwae.evaluation.posterior import densities
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder
 
@@ -124,13 +124,13 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def sample_picture(trained: Trained, n: int = 100, seed: int = 0) -> bytes:
+def sample_picture(trained: TrainedModel, n: int = 100, seed: int = 0) -> bytes:
     """n samples E[x|h_1] with h from the prior, as a PNG; vectors are drawn as lines."""
     samples = trained.sample(n, seed=seed)
     return _lines([samples]) if samples.ndim == 2 else sheet(trained, samples)
 
 
-def sheet(trained: Trained, images: np.ndarray, columns: int | None = None) -> bytes:
+def sheet(trained: TrainedModel, images: np.ndarray, columns: int | None = None) -> bytes:
     """Images in the model's units as a PNG: real values in greys of their whole range, intensities
     cut off where a mean under a Gaussian leaves [0, 1]."""
     real = trained.seen.kind == "real"
@@ -138,7 +138,7 @@ def sheet(trained: Trained, images: np.ndarray, columns: int | None = None) -> b
 
 
 def reconstruction_picture(
-    trained: Trained, n: int = 10, seed: int = 0, split: str = "test"
+    trained: TrainedModel, n: int = 10, seed: int = 0, split: str = "test"
 ) -> bytes:
     """The first n examples of a split in a row each of `reconstruction_rows`, as a PNG.
 
@@ -157,7 +157,7 @@ def reconstruction_picture(
     return sheet(trained, np.concatenate(rows), columns=len(images))
 
 
-def reconstruction_rows(trained: Trained) -> tuple[str, ...]:
+def reconstruction_rows(trained: TrainedModel) -> tuple[str, ...]:
     """What the rows of `reconstruction_picture` show, from the top."""
     drawn = trained.seen.observer.dynamic and len(trained.seen.shape) > 1
     return ("the original intensities", SEEN, RECONSTRUCTION) if drawn else (SEEN, RECONSTRUCTION)
@@ -281,7 +281,7 @@ def snr_curves(measured: Sequence[Measurement]) -> bytes:
 
 
 def posterior_picture(
-    trained: Trained, *, n: int = 4, k: int = 10, side: float = 4.0, seed: int = 0
+    trained: TrainedModel, *, n: int = 4, k: int = 10, side: float = 4.0, seed: int = 0
 ) -> bytes:
     """A row per test image: the image, q(h|x), q_EW(h|x) and p(h|x), as a PNG.
 

@@ -21,7 +21,7 @@ from iwae.config.io import flatten
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation.evaluator import ACTIVE, Progress
-from iwae.evaluation.trained import TERM_DRAWS, Trained
+from iwae.evaluation.trained import TERM_DRAWS, TrainedModel
 from iwae.models.likelihoods import is_continuous, is_mixed
 from iwae.plotting import figures
 from iwae.storage.run_directory import read_config, read_evaluations, read_metrics, replicas
@@ -40,7 +40,7 @@ class Entry:
     rows: list[dict[str, Any]]
     """The rows of metrics.jsonl."""
     evaluations: list[dict[str, Any]]
-    trained: Trained | None
+    trained: TrainedModel | None
     missing: str
     """Why there is no model, and which files are damaged."""
 
@@ -307,7 +307,10 @@ def _pictures(entry: Entry) -> list[dict[str, Any]]:
 
 
 def _picture(
-    name: str, trained: Trained, heading: str, draw: Callable[[Trained], tuple[bytes, str, str]]
+    name: str,
+    trained: TrainedModel,
+    heading: str,
+    draw: Callable[[TrainedModel], tuple[bytes, str, str]],
 ) -> dict[str, Any]:
     """The picture that `draw` makes; its error's sentence if the data are not to be found."""
     try:
@@ -318,7 +321,7 @@ def _picture(
     return {"heading": heading, "source": _uri(picture, "png"), "alt": alt, "caption": caption}
 
 
-def _samples(trained: Trained) -> tuple[bytes, str, str]:
+def _samples(trained: TrainedModel) -> tuple[bytes, str, str]:
     caption = (
         f"{SAMPLES} draws of the latents from the prior (seed {SEED}), each shown as the mean "
         f"E[x | h₁] given these latents.{_remark(trained)}"
@@ -326,7 +329,7 @@ def _samples(trained: Trained) -> tuple[bytes, str, str]:
     return figures.sample_picture(trained, SAMPLES, SEED), f"{SAMPLES} samples", caption
 
 
-def _reconstructions(trained: Trained) -> tuple[bytes, str, str]:
+def _reconstructions(trained: TrainedModel) -> tuple[bytes, str, str]:
     trained = replace(trained, dataset=trained.data())
     n = min(RECONSTRUCTIONS, len(trained.data().split(SPLIT)))
     picture = figures.reconstruction_picture(trained, n, SEED, SPLIT)
@@ -339,7 +342,7 @@ def _reconstructions(trained: Trained) -> tuple[bytes, str, str]:
     return picture, f"{n} {SPLIT} examples and their reconstructions", caption
 
 
-def _remark(trained: Trained) -> str:
+def _remark(trained: TrainedModel) -> str:
     if len(trained.seen.shape) == 1:
         d = trained.seen.shape[0]
         return f" Each line is an example, its {d} values from left to right."

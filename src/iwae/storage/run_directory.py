@@ -151,7 +151,7 @@ def identity(config: RunConfig, seen: Observation) -> str:
     return persisted.digest([own, begun, data])
 
 
-class Folder:
+class RunDirectory:
     """The files of one run, or of none (`path` None) when training in memory."""
 
     def __init__(self, path: Path | None):
@@ -242,7 +242,9 @@ class Folder:
 
 
 @contextlib.contextmanager
-def opened(out: str | Path | None, config: RunConfig, *, resume: bool | None) -> Iterator[Folder]:
+def opened(
+    out: str | Path | None, config: RunConfig, *, resume: bool | None
+) -> Iterator[RunDirectory]:
     """The locked folder of a run: made for a first start, checked for a resume; None stands for
     whichever there is to do.
 
@@ -251,7 +253,7 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool | None) ->
     leaves no folder behind.
     """
     if out is None:
-        yield Folder(None)
+        yield RunDirectory(None)
         return
     path = Path(out)
     if resume and not path.exists():
@@ -274,7 +276,7 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool | None) ->
             for leftover in path.glob(f".{name}.*{TEMPORARY}"):
                 leftover.unlink(missing_ok=True)
         try:
-            yield Folder(path)
+            yield RunDirectory(path)
         except Exception:
             if fresh and not (path / CHECKPOINT).exists():
                 _unmake(path)
@@ -284,7 +286,7 @@ def opened(out: str | Path | None, config: RunConfig, *, resume: bool | None) ->
 @contextlib.contextmanager
 def opened_together(
     out: str | Path | None, configs: Mapping[str, RunConfig], *, resume: bool
-) -> Iterator[dict[str, Folder]]:
+) -> Iterator[dict[str, RunDirectory]]:
     """`opened` for each run, in out/name; `resume` also starts those not there yet.
 
     `InputError` as of `opened`, and if `out` is itself a run.

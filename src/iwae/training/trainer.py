@@ -30,7 +30,7 @@ from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation import evaluator
 from iwae.evaluation.evaluator import over_examples
-from iwae.evaluation.trained import Trained
+from iwae.evaluation.trained import TrainedModel
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.observation import Observation
@@ -39,8 +39,8 @@ from iwae.storage.run_directory import (
     CONFIG,
     MODEL,
     UNVERIFIED,
-    Folder,
     Progress,
+    RunDirectory,
     identity,
     noted,
     read_model,
@@ -107,7 +107,7 @@ class Run:
         self,
         config: RunConfig,
         data: Observed,
-        folder: Folder,
+        folder: RunDirectory,
         watch: Watcher,
         devices: Devices = gradient_step.DEFAULT,
     ):
@@ -274,8 +274,8 @@ class Run:
             return eqx.combine(self.devices.here(self.best), self.static)
         return self._current()
 
-    def trained(self) -> Trained:
-        return Trained(
+    def trained(self) -> TrainedModel:
+        return TrainedModel(
             self.config,
             self.model(),
             self.data.seen,
@@ -401,7 +401,7 @@ class Together:
         raise Interrupted(f"Interrupted after {progress.passes} of {epochs} passes; {kept}.")
 
 
-def _names_before(config: RunConfig, folder: Folder) -> tuple[str, ...]:
+def _names_before(config: RunConfig, folder: RunDirectory) -> tuple[str, ...]:
     """The columns of a run that is resumed, or of the model it begins with; empty if unknown."""
     if folder.begun or config.training.start_from is None:
         return folder.progress.names

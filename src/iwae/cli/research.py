@@ -8,12 +8,12 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from iwae.cli.flags import DataDir, Overwrite, Seed
+from iwae.cli.outputs import check_output
+from iwae.cli.terminal import say
 from iwae.config.io import recipe
 from iwae.config.schema import Objective, ObjectiveConfig, RunConfig
 from iwae.errors import InputError
-from iwae.flags import DataDir, Overwrite, Seed
-from iwae.outputs import check_output
-from iwae.terminal import say
 
 PLACES = ("out", "data_dir", "overwrite", "run_folder")
 """Flags that say where things are, and nothing of what they are."""
@@ -53,9 +53,9 @@ class Gradients:
 
     def run(self) -> None:
         from iwae._utils.files import write_atomic
+        from iwae.cli.progress import print_gradients
         from iwae.experiments import comparisons
         from iwae.plotting import figures
-        from iwae.progress import print_gradients
 
         check_output(self.out, (".svg", ".json"), overwrite=self.overwrite)
         objectives = {
@@ -140,8 +140,8 @@ class Compare:
 
     def run(self) -> None:
         from iwae._utils.files import write_atomic
+        from iwae.cli.progress import TrainingBars, print_comparison
         from iwae.experiments import comparisons
-        from iwae.progress import TrainingBars, print_comparison
 
         check_output(self.record, (".json",), overwrite=self.overwrite)
         cells = comparisons.comparison(self.name, self.config, recipe(self.recipe))

@@ -15,15 +15,15 @@ import tyro
 from tyro.conf import Positional
 
 from iwae._utils.files import as_argument
-from iwae.applied import Encode, Reconstruct, Sample, Score
+from iwae.cli.applied import Encode, Reconstruct, Sample, Score
+from iwae.cli.flags import ALONE, DataDir, Hosts, Overwrite, Seed
+from iwae.cli.outputs import StandardError, check_output, write_scores
+from iwae.cli.published import RECIPES, SWITCHES, Reproduce
+from iwae.cli.research import Compare, Gradients, Posterior
+from iwae.cli.terminal import say, speak_plainly, visible
 from iwae.config.io import recipe, recipe_names
 from iwae.config.schema import RunConfig
 from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest, unusable
-from iwae.flags import ALONE, DataDir, Hosts, Overwrite, Seed
-from iwae.outputs import StandardError, check_output, write_scores
-from iwae.published import RECIPES, SWITCHES, Reproduce
-from iwae.research import Compare, Gradients, Posterior
-from iwae.terminal import say, speak_plainly, visible
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Train:
 
     def run(self) -> None:
         from iwae import runs
-        from iwae.progress import TrainingBars
+        from iwae.cli.progress import TrainingBars
         from iwae.storage import run_directory
         from iwae.training.trainer import Silent
 
@@ -123,7 +123,7 @@ class Evaluate:
 
     def run(self) -> None:
         from iwae import runs
-        from iwae.progress import counting
+        from iwae.cli.progress import counting
         from iwae.storage import run_directory
 
         first = self.together.join()
@@ -169,7 +169,7 @@ class Evaluate:
             raise unkept
 
     def _print(self, result: Any, *, several: bool) -> None:
-        from iwae.progress import print_evaluation, print_replicas
+        from iwae.cli.progress import print_evaluation, print_replicas
 
         if self.json:
             print(json.dumps(result.to_json(), allow_nan=False))
@@ -210,7 +210,7 @@ class Data:
 
     def run(self) -> None:
         from iwae import data
-        from iwae.progress import print_files
+        from iwae.cli.progress import print_files
 
         found = data.status(self.name, data_dir=self.data_dir, verify=self.verify)
         print_files(found)
@@ -227,8 +227,8 @@ class Demo:
     """Folder of the runs and the report; finished runs in it are reused."""
 
     def run(self) -> None:
+        from iwae.cli.progress import TrainingBars, print_demo
         from iwae.experiments import comparisons
-        from iwae.progress import TrainingBars, print_demo
 
         with TrainingBars(len(comparisons.DEMO_CELLS)) as bars:
             results, page = comparisons.demo(self.out, watch=bars)
@@ -292,7 +292,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 def parse(name: str, arguments: list[str]) -> Any:
     """The command `name` from its arguments; prints its help and exits if that is asked for."""
-    from iwae import flags
+    from iwae.cli import flags
 
     command = COMMANDS[name]
     default: Any = None

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
+from iwae.cli.flags import DataDir, Overwrite
+from iwae.cli.outputs import check_output
+from iwae.cli.terminal import say
 from iwae.config.io import override, recipe
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, nearest
 from iwae.experiments.papers import EXPERIMENTS
-from iwae.flags import DataDir, Overwrite
-from iwae.outputs import check_output
-from iwae.terminal import say
 
 PICTURED = {
     "ring": "a ring in the plane, learned by a decoder that is a factorised Gaussian",
@@ -96,7 +96,7 @@ class Reproduce:
 
     def run(self) -> None:
         if self.list and self.name is None:
-            from iwae.progress import print_experiments
+            from iwae.cli.progress import print_experiments
 
             return print_experiments(
                 {n: (e.about, len(e.cells)) for n, e in EXPERIMENTS.items()}
@@ -231,8 +231,8 @@ class Reproduce:
 
     def _table(self, experiment: Any) -> None:
         """Make what is missing of a table, print it, and record it."""
+        from iwae.cli.progress import TrainingBars, print_cells, print_estimate, print_table
         from iwae.experiments import comparisons, executors, jobs, reproduce
-        from iwae.progress import TrainingBars, print_cells, print_estimate, print_table
 
         datasets, seeds = self._listed(experiment.seeds)
         everywhere = SMOKE_DATA if self.recipe == SMOKE else None
@@ -254,7 +254,7 @@ class Reproduce:
             print_estimate(each, seconds, self.workers)
             return
         self._joinable()  # a record of other settings is refused before hours of work
-        failures: dict[jobs.Task, jobs.Failure] = {}
+        failures: dict[jobs.Job, jobs.Failure] = {}
         if not self.render:
             left = sum(jobs.state(task, out) != "done" for task in distinct)
             with TrainingBars(left) as bars:
@@ -290,9 +290,9 @@ class Reproduce:
 
     def _depend(self) -> dict[str, Any]:
         """Print the table, write the pictures, and return the record."""
+        from iwae.cli.progress import TrainingBars, print_dependence
         from iwae.experiments import hiwae
         from iwae.experiments.reproduce import refuse
-        from iwae.progress import TrainingBars, print_dependence
 
         datasets, seeds = self._listed()
         refuse(self.config, self._start(), {"dataset"}, "choose by --datasets")
@@ -317,8 +317,8 @@ class Reproduce:
 
     def _draw(self) -> dict[str, Any]:
         """Write the pictures, print what was measured, and return the record."""
+        from iwae.cli.progress import TrainingBars
         from iwae.experiments import figures
-        from iwae.progress import TrainingBars
 
         if self.seeds is not None or self.datasets:
             raise InputError(

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from iwae.flags import DataDir, Header, Overwrite, Seed
-from iwae.outputs import check_output, write_scores, write_table
-from iwae.terminal import say, visible
+from iwae.cli.flags import DataDir, Header, Overwrite, Seed
+from iwae.cli.outputs import check_output, write_scores, write_table
+from iwae.cli.terminal import say, visible
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Score:
 
     def run(self) -> None:
         from iwae import runs
-        from iwae.progress import counting
+        from iwae.cli.progress import counting
 
         check_output(self.out, (".csv", ".npy"), overwrite=self.overwrite, reads=self.data)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
