@@ -327,7 +327,7 @@ def test_a_difference_to_a_logarithm_keeps_its_digits_in_every_program(constant)
     def inside(*moving):
         rest = iter(moving)
         return less_log(
-            *(jnp.asarray(a) if i in constant else next(rest) for i, a in enumerate(given))
+            *(jnp.asarray(a if i in constant else next(rest)) for i, a in enumerate(given))
         )
 
     moving = [a for i, a in enumerate(given) if i not in constant]

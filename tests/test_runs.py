@@ -547,7 +547,7 @@ def test_a_bound_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny, tm
 
 def test_a_last_step_that_ruins_the_parameters_leaves_no_model(tiny, tmp_path, monkeypatch):
     """Its bound, of the parameters before it, is finite."""
-    monkeypatch.setattr(trainer.training, "all_finite", lambda _: False)
+    monkeypatch.setattr(trainer.gradient_step, "all_finite", lambda _: False)
     with refused(
         "The parameters are not finite at step 64 (pass 1); nothing was saved. Try a smaller "
         "--learning-rate or --clip 10, and check that the data fit the likelihood."

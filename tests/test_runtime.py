@@ -79,7 +79,7 @@ import iwae
 for module in pkgutil.walk_packages(iwae.__path__, "iwae."):
     importlib.import_module(module.name)
 from pathlib import Path
-from iwae import files
+from iwae._utils import files
 place = Path(sys.argv[1])
 files.write_atomic(place / "file", "content")
 with files.one_at_a_time(place), files.one_at_a_time(place / "file"):

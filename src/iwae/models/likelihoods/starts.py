@@ -266,7 +266,7 @@ def _kumaraswamy_moment(r: int, log_a: Array, log_b: Array) -> Array:
 def _halved(beyond: Callable[[Array], Array], low: Array, high: Array) -> Array:
     """Where `beyond` turns from true to false, by halving the interval."""
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array | int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         middle = (ends[0] + ends[1]) / 2
         short = beyond(middle)
         return jnp.where(short, middle, ends[0]), jnp.where(short, ends[1], middle)
