@@ -1,9 +1,10 @@
 # Everything sets itself up: Python 3.11 or newer, make, and the package index are all it needs.
 
+# `make test PYTHON=python3.12` has a folder of its own, .venv-python3.12, beside .venv.
+VENV := $(if $(filter undefined,$(origin PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; \
 	done)
-VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow lint bench gpu-wheels clean
@@ -33,7 +34,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e .
+	$(PIP) -e '.[data,report]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
@@ -45,4 +46,4 @@ $(VENV)/.bench: $(VENV)/.base
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache

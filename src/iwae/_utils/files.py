@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
+import platformdirs
 
 from iwae.errors import InputError
 
@@ -137,6 +138,5 @@ def _umask() -> int:
 
 def cache_folder() -> Path:
     """IWAE_CACHE_DIR, or the operating system's place for caches."""
-    import pooch
-
-    return Path(os.environ.get("IWAE_CACHE_DIR") or pooch.os_cache("iwae")).expanduser()
+    chosen = os.environ.get("IWAE_CACHE_DIR") or platformdirs.user_cache_dir("iwae")
+    return Path(chosen).expanduser()

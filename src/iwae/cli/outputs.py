@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iwae._utils.extras import require
 from iwae._utils.files import refuse_existing, write_atomic
 from iwae.errors import InputError
 
@@ -72,6 +73,9 @@ def check_output(
     refuse_existing(path, overwrite=overwrite, reads=reads)
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path} cannot be written to {path.parent}; give a file elsewhere.")
+    if path.suffix in (".png", ".svg"):
+        for module in ("matplotlib", "PIL"):
+            require(module, purpose="a picture", extra="report")
 
 
 def write_array(path: Path, array: "np.ndarray") -> None:

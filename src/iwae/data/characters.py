@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from iwae._utils.extras import require
 from iwae._utils.files import cache_folder, replacing
 from iwae.data.readers import CorruptError, git_blob
 
@@ -39,12 +40,11 @@ def read_characters(content: bytes, *, blob: str, pixels: str) -> np.ndarray:
 
 def _resize_all(content: bytes) -> tuple[np.ndarray, str]:
     """Resized drawings and the SHA-256 over names and pixels (one bit each, ink 1)."""
-    from PIL import Image
-
+    pillow = require("PIL.Image", purpose="omniglot-raw", extra="data")
     digest, small = hashlib.sha256(), []
     for name, ink in _drawings(content):
         digest.update(name.encode() + np.packbits(ink > 127).tobytes())
-        image = Image.fromarray(ink).resize((28, 28), Image.Resampling.LANCZOS)
+        image = pillow.fromarray(ink).resize((28, 28), pillow.Resampling.LANCZOS)
         small.append(np.asarray(image).reshape(784))
     return np.array(small, dtype=np.uint8).reshape(-1, 784), digest.hexdigest()
 
@@ -66,11 +66,10 @@ def _drawings(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
 
 def _ink(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """The ink of one drawing; ValueError if it is larger than a drawing is."""
-    from PIL import Image
-
+    pillow = require("PIL.Image", purpose="omniglot-raw", extra="data")
     with archive.open(name) as member:
         content = member.read(LARGEST + 1)
-    with Image.open(io.BytesIO(content)) as image:
+    with pillow.open(io.BytesIO(content)) as image:
         if len(content) > LARGEST or image.size != SIDES:
             raise ValueError("no drawing of Omniglot's size")
         return 255 - np.asarray(image.convert("L"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from iwae._utils.extras import require
 from iwae._utils.files import cache_folder, replacing
 from iwae.data.readers import CorruptError, check_size, gunzip
 from iwae.errors import InputError
@@ -148,8 +149,7 @@ def _reason(error: Exception) -> str:
 def download(address: str, path: Path) -> None:
     """Writes what is served at `address` to `path`. Raises OSError when it cannot be had, and
     CorruptError when it is larger than `LARGEST`."""
-    import pooch
-
+    pooch = require("pooch", purpose="a download")
     logging.getLogger("iwae").info("downloading %s", address)
     bound = _Bound(path)
     get = pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 16, progressbar=bound)

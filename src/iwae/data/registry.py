@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from iwae._utils.extras import require
 from iwae.data import files
 from iwae.data.characters import read_characters
 from iwae.data.dataset import Dataset
@@ -71,9 +72,8 @@ def _entry_status(name: str, roots: tuple[Path, ...], *, verify: bool) -> list[F
 
 def _digits() -> Dataset:
     """1,797 images of 8×8, shuffled by default_rng(0): 1,297 train, 100 valid, 400 test."""
-    from sklearn.datasets import load_digits
-
-    x = load_digits().data.astype(np.uint8)
+    datasets = require("sklearn.datasets", purpose="the data set digits")
+    x = datasets.load_digits().data.astype(np.uint8)
     x = x[np.random.default_rng(0).permutation(len(x))]
     return Dataset("digits", x[:1297], x[1297:1397], x[1397:], "intensity", 16.0, (8, 8))
 

@@ -72,6 +72,7 @@ DEMO_K = 1000
 
 def demo(out: Path, *, watch: Watchers) -> tuple[list[Result], Path]:
     """Train and evaluate every cell of the demonstration in `out`, and write the report there."""
+    report.check_installed()
     results = compare(DEMO_CELLS, recipe("demo"), out, k=DEMO_K, watch=watch)
     page = out / "report.html"
     report.write([out / cell.folder for cell in DEMO_CELLS], page, overwrite=True)

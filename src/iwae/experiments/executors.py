@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from iwae._utils.extras import require
 from iwae.config.io import parse
 from iwae.errors import InputError, Interrupted
 from iwae.experiments.comparisons import Watchers
@@ -165,14 +166,9 @@ class _Cluster(Executor):
 def cluster(scheduler: str) -> Executor:
     """The workers of a running Dask cluster, which have this package; a lost one's task is made by
     another. `InputError` if the extra is not installed, or no scheduler answers."""
+    distributed = require("distributed", purpose="a cluster's scheduler")
     try:
-        from distributed import Client
-    except ImportError as error:
-        raise InputError(
-            "scheduler was given, but Dask is not installed; pip install 'iwae[cluster]'."
-        ) from error
-    try:
-        client = Client(scheduler, timeout=ANSWER)
+        client = distributed.Client(scheduler, timeout=ANSWER)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"scheduler = {scheduler} was given, but no Dask scheduler answers there; start one "

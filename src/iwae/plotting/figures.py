@@ -9,6 +9,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jaxtyping import Float
 
 from iwae._utils import threefry
 from iwae._utils.checks import check_seed
+from iwae._utils.extras import require
 from iwae.errors import InputError
 from iwae.estimators.diagnostics import Measurement
 from iwae.evaluation.evaluator import ACTIVE
@@ -25,6 +27,9 @@ from iwae.evaluation.posterior import densities
 from iwae.evaluation.trained import TrainedModel
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder
+
+needed = partial(require, purpose="a picture")
+"""A module of matplotlib or Pillow, or `InputError` where it is not installed."""
 
 CELL, GAP, SEPARATOR = 64, 2, 128
 """Pixels that the longer side of an image is enlarged to at most, width and grey of separators."""
@@ -117,10 +122,9 @@ def _pixels(values: np.ndarray, *, stretched: bool) -> np.ndarray:
 
 def png(image: np.ndarray) -> bytes:
     """A uint8 image [h, w] or [h, w, 3] as a PNG file."""
-    from PIL import Image
-
+    pillow = needed("PIL.Image")
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    pillow.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -168,8 +172,7 @@ def training_curves(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> bytes:
 
     Solid on the validation split, dashed the average over the training steps of a pass.
     """
-    from matplotlib.lines import Line2D
-
+    lines = needed("matplotlib.lines")
     last = max((row["pass"] for _, rows in runs for row in rows), default=1)
     with _drawing():
         figure = _figure(6.0, 3.2 + 0.2 * math.ceil((len(runs) + 2) / 2))
@@ -181,8 +184,9 @@ def training_curves(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> bytes:
         _pass_axis(axes, last)
         axes.set_ylabel("bound (nats)")
         axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-        handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)]) for i in range(len(runs))]
-        handles += [Line2D([], [], color=INK), Line2D([], [], color=INK, linestyle="--")]
+        line = lambda **style: lines.Line2D([], [], **style)
+        handles = [line(color=COLOURS[i % len(COLOURS)]) for i in range(len(runs))]
+        handles += [line(color=INK), line(color=INK, linestyle="--")]
         names = [name for name, _ in runs]
         _legend(figure, handles, [*names, "validation split", "training split"])
         return _svg(figure)
@@ -196,15 +200,14 @@ def _curve(axes: Any, rows: list[dict[str, Any]], key: str, **style: Any) -> Non
 
 
 def _pass_axis(axes: Any, last: int) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
+    ticker = needed("matplotlib.ticker")
     if last > LOG_FROM:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=20))
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("passes over the training split")
 
 
@@ -244,8 +247,7 @@ def activity_histogram(runs: Sequence[tuple[str, Sequence[Sequence[float]]]]) ->
 
 
 def _histogram(axes: Any, values: np.ndarray) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+    ticker = needed("matplotlib.ticker")
     log_a = np.log10(np.clip(values[np.isfinite(values)], 10**LOWEST, 10**HIGHEST))
     bins = np.arange(LOWEST, HIGHEST + BIN, BIN)
     threshold = math.log10(ACTIVE)
@@ -255,7 +257,7 @@ def _histogram(axes: Any, values: np.ndarray) -> None:
     axes.axvline(threshold, color=INK, linewidth=1, linestyle=":")
     axes.set_xlim(LOWEST - BIN, HIGHEST + BIN)
     axes.set_ylim(0, max(1, counts.max()) * 1.1)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
     axes.set_ylabel("units")
 
 
@@ -384,8 +386,7 @@ def _range(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
 @contextlib.contextmanager
 def _drawing() -> Iterator[None]:
     """matplotlib's settings while a figure is made; a name may hold letters its font lacks."""
-    import matplotlib
-
+    matplotlib = needed("matplotlib")
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
@@ -393,9 +394,7 @@ def _drawing() -> Iterator[None]:
 
 def _figure(width: float, height: float, layout: Any = "constrained") -> Any:
     """A figure of so many inches, on no screen."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout=layout)
+    return needed("matplotlib.figure").Figure(figsize=(width, height), layout=layout)
 
 
 def _png(figure: Any, dpi: int = 120) -> bytes:
@@ -406,8 +405,7 @@ def _png(figure: Any, dpi: int = 120) -> bytes:
 
 def _svg(figure: Any) -> bytes:
     """The figure as an SVG without date, whose text and lines take the colour of the page."""
-    import matplotlib
-
+    matplotlib = needed("matplotlib")
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "iwae"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -9,12 +9,10 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import jinja2
-from markupsafe import Markup, escape
+from typing import TYPE_CHECKING, Any
 
 from iwae import runs
+from iwae._utils.extras import require
 from iwae._utils.files import as_argument, refuse_existing, write_atomic
 from iwae._utils.formatting import units_in_words
 from iwae.config.io import flatten
@@ -25,6 +23,10 @@ from iwae.evaluation.trained import TERM_DRAWS, TrainedModel
 from iwae.models.likelihoods import is_continuous, is_mixed
 from iwae.plotting import figures
 from iwae.storage.run_directory import read_config, read_evaluations, read_metrics, replicas
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from markupsafe import Markup
 
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"
 """What the pictures show, and the seed of their draws."""
@@ -80,8 +82,15 @@ def write(
     overwrite: bool = False,
 ) -> None:
     """Write the page of some runs to `out`; `InputError` if it exists or a path is no run."""
+    check_installed()
     refuse_existing(out, overwrite=overwrite)
     write_atomic(out, render(paths, data_dir=data_dir))
+
+
+def check_installed() -> None:
+    """`InputError` where a library that the page is made with is not installed."""
+    for module in ("jinja2", "matplotlib", "PIL"):
+        require(module, purpose="a report", extra="report")
 
 
 def render(
@@ -117,7 +126,8 @@ def render(
     )
 
 
-def _template() -> jinja2.Template:
+def _template() -> "Template":
+    jinja2 = require("jinja2", purpose="a report")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("iwae.plotting"),
         autoescape=True,
@@ -125,7 +135,8 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    template: Template = environment.get_template("report.html.j2")
+    return template
 
 
 def _entries(paths: list[Path], data_dir: str | Path | None) -> list[Entry]:
@@ -371,11 +382,15 @@ def _histogram(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _with_code(sentence: str) -> Markup:
+def _with_code(sentence: str) -> "Markup":
     """A sentence as HTML, with what stands between backticks as code."""
-    parts = [escape(part) for part in sentence.split("`")]
-    code = Markup("<code>{}</code>")
-    return Markup("").join(code.format(p) if i % 2 else p for i, p in enumerate(parts))
+    markup = require("markupsafe", purpose="a report")
+    parts = [markup.escape(part) for part in sentence.split("`")]
+    code = markup.Markup("<code>{}</code>")
+    joined: Markup = markup.Markup("").join(
+        code.format(p) if i % 2 else p for i, p in enumerate(parts)
+    )
+    return joined
 
 
 def _uri(content: bytes, kind: str) -> str:
