@@ -1,10 +1,43 @@
-"""What a published table is: figures, cells, experiments."""
+"""Published tables: what each cell is trained with, what was published of it, and their files.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+A table is a file of TOML. Its entries:
 
-from iwae._utils.formatting import Figure
+- `about`, `source`: one line each; `recipe`: what all cells start from (paper); `seeds`: unless
+  they are given ([0]); `pictured`: whether curves and reconstructions are drawn as well.
+- `[nll]`: rows of what was published, after `columns`, their names: "84.78", "84.78 ± 0.02" or
+  "84.78 (25)" with active units, by layer "82.90 (26+7)", in nats. There is no cell where it is
+  empty. Left out: every row has every column, and no NLL was published.
+- `[settings]`: fields of the configuration of all cells; `[rows]` and `[columns]`: of each row and
+  column, by name, which replace those. `unset` lists fields that stand at none. A column says
+  `against` which other the table holds it, and `after` which other it is trained on.
+- `measures`: what else is measured, by names of `iwae.evaluation.metrics.MEASURES`; `[further]`:
+  what was published of that, in nats or in words, by patterns of cells.
+- `like`: the table whose cells these are, `only` those whose names fit one of these patterns.
+- `order`: settings, numbers, by which cells are listed; left out: row by row.
+
+A cell is called ROW/COLUMN, and a row DATASET or DATASET/….
+"""
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from iwae._utils.formatting import UNKNOWN, Figure
+from iwae.config.io import override, read_text, recipe
+from iwae.errors import InputError, nearest
+from iwae.storage import persisted
+from iwae.storage.persisted import MistypedError
+
+FOLDER = Path(__file__).parent / "published"
+"""The tables of this package."""
+
+Widths = tuple[int, ...] | tuple[tuple[int, ...], ...]
+
+Setting = int | float | str | Widths | None
+"""A field of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +46,7 @@ class Cell:
 
     name: str
     """Parts from the coarsest to the finest, e.g. mnist/1/iwae-50."""
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Setting]
     """Fields of the configuration by name."""
     published: Figure | None = None
     """NLL in nats."""
@@ -28,6 +61,11 @@ class Cell:
     further: Mapping[str, float | str] = field(default_factory=dict)
     """Published figures of these measures, in nats, or what was said of them."""
 
+    @property
+    def dataset(self) -> str:
+        """The data set or file of its settings."""
+        return str(self.settings["dataset"])
+
     def theirs(self, what: str) -> str:
         """What was published of a measured figure, in words; empty where nothing was."""
         figure = self.further.get(what, "")
@@ -38,6 +76,7 @@ class Cell:
 class Experiment:
     """A table of a paper."""
 
+    name: str
     about: str
     source: str
     recipe: str
@@ -47,3 +86,185 @@ class Experiment:
     """Unless they are given."""
     pictured: bool = False
     """Whether training curves and reconstructions are drawn as well."""
+
+
+Entry = dict[str, int | float | str | list[int] | list[list[int]] | list[str]]
+"""Settings of a row or column, and what `_RESERVED` names."""
+
+_RESERVED = ("unset", "against", "after")
+"""Entries of a row or column that are no settings."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a file holds."""
+
+    about: str
+    source: str
+    recipe: str = "paper"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    pictured: bool = False
+    nll: dict[str, list[str | float]] = field(default_factory=dict)
+    settings: Entry = field(default_factory=dict)
+    rows: dict[str, Entry] = field(default_factory=dict)
+    columns: dict[str, Entry] = field(default_factory=dict)
+    measures: list[str] = field(default_factory=list)
+    further: dict[str, dict[str, float | str]] = field(default_factory=dict)
+    like: str | None = None
+    only: list[str] = field(default_factory=lambda: ["*"])
+    order: list[str] = field(default_factory=list)
+
+
+def read(path: Path) -> Experiment:
+    """The table in a file, called as the file is; `InputError` names the entry that does not fit,
+    or a cell whose settings mean nothing."""
+    from iwae.evaluation.metrics import MEASURES
+
+    experiment = _read(path)
+    start = recipe(experiment.recipe)
+    for measure in {measure for cell in experiment.cells for measure in cell.measures} - {
+        *MEASURES
+    }:
+        raise InputError(
+            f"{path} has measures = {measure!r}, which is none; {nearest(measure, list(MEASURES))}."
+        )
+    for cell in experiment.cells:
+        try:
+            override(start, **cell.settings)
+        except InputError as error:
+            raise InputError(f"{path} has a cell {cell.name} that cannot be: {error}") from error
+    return experiment
+
+
+def published(name: str) -> Experiment:
+    """The table of this package of that name."""
+    return _read(FOLDER / f"{name}.toml")
+
+
+def _read(path: Path) -> Experiment:
+    """`read`, without a look at what settings mean."""
+    try:
+        file = persisted.typed(tomllib.loads(read_text(path)), _File)
+        cells = _cells(file) if file.like is None else _like(file, path)
+        if not cells:
+            raise MistypedError("it has no cells")
+        _check_names(cells)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from error
+    except MistypedError as error:
+        raise InputError(
+            f"{path} is no published table, since {error}; write it as those of "
+            f"iwae/experiments/published are."
+        ) from error
+    measures = tuple(file.measures)
+    cells = [replace(c, measures=measures, further=_further(c.name, file)) for c in cells]
+    return Experiment(
+        name=path.stem,
+        about=file.about,
+        source=file.source,
+        recipe=file.recipe,
+        cells=tuple(cells),
+        seeds=tuple(file.seeds),
+        pictured=file.pictured,
+    )
+
+
+def _further(name: str, file: _File) -> dict[str, float | str]:
+    """What was published of a cell's measures: of every pattern that its name fits."""
+    fitting = [of for pattern, of in file.further.items() if fnmatch.fnmatchcase(name, pattern)]
+    return {figure: value for of in fitting for figure, value in of.items()}
+
+
+def _cells(file: _File) -> list[Cell]:
+    """The cells of rows and columns, in their order."""
+    names = file.nll.get("columns", list(file.columns))
+    cells: list[Cell] = []
+    for row, own in file.rows.items():
+        figures = file.nll.get(row, [] if file.nll else [None] * len(names))
+        if len(figures) != len(names):
+            raise MistypedError(f"nll.{row} has {len(figures)} figures under {len(names)} columns")
+        for column, figure in zip(map(str, names), figures, strict=True):
+            if column not in file.columns:
+                raise MistypedError(f"columns lacks {column}")
+            if figure != "":
+                cells.append(_cell(row, column, figure, file.settings, own, file.columns[column]))
+    for row in file.nll.keys() - file.rows.keys() - {"columns"}:
+        raise MistypedError(f"rows lacks {row}")
+    return sorted(cells, key=lambda cell: [_number(cell, name) for name in file.order])
+
+
+def _cell(row: str, column: str, figure: str | float | None, *entries: Entry) -> Cell:
+    """A cell of entries of which the later ones count."""
+    settings: dict[str, Setting] = {}
+    for entry in entries:
+        for name in _texts(entry.get("unset", [])):
+            settings[name] = None
+        settings |= {n: _frozen(v) for n, v in entry.items() if n not in _RESERVED}
+    if "dataset" not in settings:
+        raise MistypedError(f"rows.{row} lacks dataset")
+    published, units = (None, "") if figure is None else _figure(str(figure), f"nll.{row}")
+    other = lambda what: f"{row}/{entries[-1][what]}" if what in entries[-1] else None
+    return Cell(
+        name=f"{row}/{column}",
+        settings=settings,
+        published=published,
+        units=units,
+        against=other("against"),
+        after=other("after"),
+    )
+
+
+def _number(cell: Cell, name: str) -> float:
+    """A setting of a cell by which it is listed."""
+    value = cell.settings.get(name)
+    if not isinstance(value, int | float):
+        raise MistypedError(f"order has {name}, which is no number of {cell.name}")
+    return value
+
+
+FIGURE = re.compile(r"(\d+(?:\.\d+)?)(?: (?:±|\+-) (\d+(?:\.\d+)?))?(?: \((\d+(?:\+\d+)*)\))?")
+"""An NLL, its standard error, and active units."""
+
+
+def _figure(text: str, where: str) -> tuple[Figure, str]:
+    """(NLL with its standard error, active units) of a text like 94.35 ± 0.02 or 82.90 (26+7)."""
+    found = FIGURE.fullmatch(text)
+    if found is None:
+        raise MistypedError(f"{where} has {text!r}, which is not of the kind 84.78 ± 0.02 (25)")
+    value, error, units = found.groups()
+    return (float(value), UNKNOWN if error is None else float(error)), units or ""
+
+
+def _texts(value: object) -> Sequence[str]:
+    """Names in a list."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise MistypedError(f"unset is {value!r}, not a list of names of settings")
+    return value
+
+
+def _frozen(value: object) -> Setting:
+    """A value of TOML, with tuples in place of lists."""
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))  # type: ignore[return-value, arg-type]
+    return value  # type: ignore[return-value]
+
+
+def _like(file: _File, path: Path) -> list[Cell]:
+    """The cells of another table: one of this package, or a file beside this one."""
+    name = str(file.like)
+    known = sorted(p.stem for p in FOLDER.glob("*.toml"))
+    if not name.endswith(".toml") and name not in known:
+        raise MistypedError(f"like is {name!r}; {nearest(name, known)}")
+    other = _read(path.parent / name) if name.endswith(".toml") else published(name)
+    fits = lambda cell: any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in file.only)
+    cells = [cell for cell in other.cells if fits(cell)]
+    names = {cell.name for cell in cells}
+    return [c if c.against in names else replace(c, against=None) for c in cells]
+
+
+def _check_names(cells: Sequence[Cell]) -> None:
+    """`MistypedError` for a cell that refers to one which is not there."""
+    names = {cell.name for cell in cells}
+    for cell in cells:
+        for other in {cell.against, cell.after} - names - {None}:
+            raise MistypedError(f"{cell.name} refers to {other}, which is no cell of it")
