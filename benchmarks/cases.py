@@ -56,7 +56,8 @@ def check_pythae(k: int = 5) -> None:
     _, net = pair(1)
     noise = [torch.from_numpy(e) for e in eps]
     (-net.bound(torch.from_numpy(x), k, noise).mean()).backward()
-    for own, other in zip((p.grad for p in net.parameters()), theirs, strict=True):
+    gradient: list[Any] = [p.grad for p in net.parameters()]
+    for own, other in zip(gradient, theirs, strict=True):
         difference = (own - other).abs().max() / own.abs().max()
         if not difference < TOLERANCE:
             raise DisagreementError(f"pythae's gradients differ by {difference:.1e}.")
@@ -91,7 +92,7 @@ def training(effort: Effort, *, layers: int, k: int, batch: int) -> Result:
 
     def rival(threads: int, *, fused: bool, compiled: bool = False) -> torch_iwae.TrainingLoop:
         net = pair(layers)[1]
-        options = {"threads": threads, "fused": fused, "compiled": compiled}
+        options: dict[str, Any] = {"threads": threads, "fused": fused, "compiled": compiled}
         return torch_iwae.TrainingLoop(net, images(), k=k, batch=batch, **options)
 
     tuned = {f"threads = {n}": rival(n, fused=True) for n in {1, torch_iwae.THREADS}}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from iwae._utils import threefry
 from iwae.models.autoencoder import Autoencoder
+from iwae.models.networks import Readout
 
 ADAM_ARRAYS = 8
 """Arrays of the size of the parameters that Adam reads (θ, g, m, v) and writes (θ, m, v; g)."""
@@ -45,9 +47,9 @@ class Rates:
 def rates(parameters: int = 424_000) -> Rates:
     """Measured now; `parameters` is the size of Adam's arrays."""
     product = jax.jit(partial(jnp.dot, precision="highest"))
-    shapes = ((1000, 1000, 1000), (2000, 2000, 2000), (1000, 784, 200))
+    shapes = [(1000, 1000, 1000), (2000, 2000, 2000), (1000, 784, 200)]
     if jax.default_backend() != "cpu":
-        shapes += ((8000, 8000, 8000),)
+        shapes += [(8000, 8000, 8000)]
     operations = max(
         2 * m * k * n / _seconds(product, jnp.ones((m, k)), jnp.ones((k, n))) for m, k, n in shapes
     )
@@ -91,7 +93,7 @@ def step(model: Autoencoder, *, k: int, batch: int) -> Floor:
         "products": 2 * batch * (of_images + 3 * k * _of_draws(model)) / r.operations,
         "memory": ADAM_ARRAYS * 4 * sum(a.size for a in _arrays(model)) / r.bytes,
         "normals": batch * k * sum(model.latents) / r.normals,
-        "bits": batch * model.observation.linear.bias.size / r.bits,
+        "bits": batch * cast(Readout, model.observation).linear.bias.size / r.bits,
     }
 
 

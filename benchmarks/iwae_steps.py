@@ -86,7 +86,7 @@ class TrainingLoop:
         self.seeds = tuple(jnp.uint32(SEED + i) for i in range(len(self.steps)))
         self.images = jnp.asarray(images)
         self.orders = self.orders_of_pass(0)
-        advance = gradient_step.make_advance(vectorized=jax.default_backend() != "cpu")
+        advance: Any = gradient_step.make_advance(vectorized=jax.default_backend() != "cpu")
         self.advance = partial(advance, self.steps)
         self.lowered = partial(advance.lower, self.steps)
 

@@ -6,6 +6,7 @@ one compiled loop, as `SVI.run` has, which is kinder to it than a call for each 
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ import pyro.infer
 import pyro.optim
 import torch
 from numpyro.contrib.module import eqx_module
+from numpyro.infer.svi import SVIState
 from pythae.models import IWAE, IWAEConfig
 from pythae.models.base.base_utils import ModelOutput
 from pythae.models.nn import BaseDecoder, BaseEncoder
@@ -51,6 +53,11 @@ class Decoder(BaseDecoder):
         return ModelOutput(reconstruction=torch.sigmoid(self.output(self.features(h))))
 
 
+def _latents(conditional: Any) -> int:
+    """Units of a Gaussian conditional of the PyTorch model."""
+    return int(conditional.mu.out_features)
+
+
 class Pythae(torch_iwae.TrainingLoop):
     """pythae's model in the plain loop, without its trainer and data loader."""
 
@@ -58,7 +65,7 @@ class Pythae(torch_iwae.TrainingLoop):
         super().__init__(net, images, k=k, batch=batch)
         config = IWAEConfig(
             input_dim=(images.shape[1],),
-            latent_dim=net.encoder[0].mu.out_features,
+            latent_dim=_latents(net.encoder[0]),
             reconstruction_loss="bce",
             number_samples=k,
         )
@@ -76,7 +83,7 @@ class Pythae(torch_iwae.TrainingLoop):
         )
 
 
-def normal(mu: Tensor, log_sigma: Tensor) -> pyro.distributions.Distribution:
+def normal(mu: Tensor, log_sigma: Tensor) -> Any:
     """N(μ, diag σ²)."""
     return pyro.distributions.Normal(mu, log_sigma.exp()).to_event(1)
 
@@ -86,13 +93,13 @@ class Pyro(torch_iwae.TrainingLoop):
 
     def __init__(self, net: torch_iwae.Autoencoder, images: np.ndarray, *, k: int, batch: int):
         super().__init__(net, images, k=k, batch=batch)
-        self.latents = net.encoder[-1].mu.out_features
+        self.latents = _latents(net.encoder[-1])
         pyro.clear_param_store()
         pyro.enable_validation(False)
         self.elbo = pyro.infer.RenyiELBO(
             0.0, num_particles=k, max_plate_nesting=1, vectorize_particles=True
         )
-        adam = pyro.optim.Adam({"lr": 1e-3, "eps": 1e-4})
+        adam = cast(Any, pyro.optim).Adam({"lr": 1e-3, "eps": 1e-4})
         self.svi = pyro.infer.SVI(self.model, self.guide, adam, loss=self.elbo)
 
     def model(self, x: Tensor) -> None:
@@ -155,8 +162,8 @@ class NumPyro:
                 mu, log_sigma = jax.vmap(conditional)(h)
                 h = numpyro.sample(f"h{i}", dist.Normal(mu, jnp.exp(log_sigma)).to_event(1))
 
-    def _advance(self, state: numpyro.infer.svi.SVIState, images: jax.Array, steps: int):
-        def step(i: int, state: numpyro.infer.svi.SVIState):
+    def _advance(self, state: SVIState, images: jax.Array, steps: int) -> SVIState:
+        def step(i: int, state: SVIState) -> SVIState:
             key = jax.random.fold_in(state.rng_key, i)
             rows = jax.random.randint(key, (self.batch,), 0, len(images))
             x = jax.random.bernoulli(key, images[rows] / 255).astype(jnp.float32)

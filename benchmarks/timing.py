@@ -1,7 +1,7 @@
 """Timing that survives a noisy machine: rivals take turns, and ratios are taken turn by turn."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -29,7 +29,7 @@ QUICK = Effort(turns=1, seconds=0.05, images=10)
 TRIAL = Effort(turns=2, seconds=0.1, images=0)
 
 
-def interleaved(contestants: dict[str, Contestant], effort: Effort) -> Times:
+def interleaved(contestants: Mapping[str, Contestant], effort: Effort) -> Times:
     """Turns A B C, A B C, … of about `effort.seconds` each, after a warm-up of every contestant."""
     units = {name: _units(work, effort.seconds) for name, work in contestants.items()}
     times: Times = {name: [] for name in contestants}
@@ -55,7 +55,7 @@ def _seconds(work: Contestant, units: int) -> float:
     return time.perf_counter() - began
 
 
-def fastest(contestants: dict[str, Contestant]) -> str:
+def fastest(contestants: Mapping[str, Contestant]) -> str:
     """The contestant with the shortest turn in a trial."""
     times = interleaved(contestants, TRIAL)
     return min(times, key=lambda name: min(times[name]))

@@ -70,7 +70,8 @@ class Autoencoder(nn.Module):
     def log_weights(self, x: Tensor, k: int, eps: list[Tensor] | None = None) -> Tensor:
         """log p(x, h) − log q(h|x) of K draws for each image of x [B, d], [K, B]."""
         mu, log_sigma = self.encoder[0](x)
-        log_w, draws = mu.new_zeros(()), []
+        log_w = mu.new_zeros(())
+        draws: list[Tensor] = []
         for i in range(len(self.encoder)):
             if i > 0:
                 mu, log_sigma = self.encoder[i](draws[-1])

@@ -2,7 +2,8 @@
 
 import re
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -85,11 +86,11 @@ def _traced(loop: TrainingLoop, steps: int) -> jax.profiler.ProfileData:
         return jax.profiler.ProfileData.from_file(str(file))
 
 
-def _shared(spans: list[tuple[float, float, str]]) -> Counter[str]:
+def _shared(spans: list[tuple[float, float, str]]) -> Mapping[str, float]:
     """Nanoseconds by kind, from the first start to the last end; nothing running is "waiting"."""
     edges = sorted([(a, 1, kind) for a, _, kind in spans] + [(b, -1, kind) for _, b, kind in spans])
     running: Counter[str] = Counter()
-    shares: Counter[str] = Counter()
+    shares: dict[str, float] = defaultdict(float)
     before = edges[0][0]
     for now, change, kind in edges:
         at_once = running.total()

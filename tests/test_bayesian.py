@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -24,8 +25,9 @@ from iwae.estimators.surrogate import ESTIMATORS, surrogate_loss
 from iwae.evaluation.evaluator import log_likelihood
 from iwae.models.autoencoder import Autoencoder, draw_log_weights, log_weights
 from iwae.models.bayesian import Draws, UncertainAutoencoder, UncertainLinear
+from iwae.models.build import build
 from iwae.models.likelihoods import Bernoulli
-from iwae.models.networks import Linear
+from iwae.models.networks import Linear, Readout
 from iwae.runs import load
 from linear_gaussian import orthogonal_chain, random_model
 from refusals import refused
@@ -54,7 +56,7 @@ def weights_drawn(linear: UncertainLinear, v: jax.Array, key: jax.Array) -> jax.
     return w @ v + b
 
 
-def small(layers: int, sigma: float = 0.3, which: str = "both") -> UncertainAutoencoder:
+def small(layers: int, sigma: float = 0.3, which: Any = "both") -> UncertainAutoencoder:
     config = ModelConfig(layers, ((4,), (4,))[:layers], (3, 2)[:layers], "bernoulli")
     plain = random_model(config, 5, seed=2)
     return UncertainAutoencoder.around(plain, which=which, sigma=sigma)
@@ -224,13 +226,15 @@ def test_the_same_draw_of_the_weights_serves_h_and_its_density() -> None:
 def test_the_likelihood_is_that_of_the_mixture_over_the_decoders_weights() -> None:
     """One latent: p(x|h) = Π N(x_j; μ h + m, σ_W² h² + σ_b² + s²) integrated over h on a grid."""
     config = ModelConfig(1, ((),), (1,), "gaussian")
-    build = eqx.filter_jit(iwae.models.build.build)
-    plain = build(config, kind="real", mean=np.zeros(3), spread=np.ones(3), key=jax.random.key(0))
-    linear = plain.observation.linear
+    compiled = eqx.filter_jit(build)
+    plain = compiled(
+        config, kind="real", mean=np.zeros(3), spread=np.ones(3), key=jax.random.key(0)
+    )
+    linear = cast(Readout, plain.observation).linear
     weight = jnp.concatenate([jnp.asarray([[0.8], [-0.5], [0.3]]), jnp.zeros((3, 1))])
     plain = eqx.tree_at(lambda m: m.observation.linear.weight, plain, weight)
     model = UncertainAutoencoder.around(plain, which="decoder", sigma=0.4)
-    certain = model.observation.linear.log_sigma
+    certain = cast(Any, model.observation).linear.log_sigma
     scale_fixed = lambda a: a.at[3:].set(CERTAIN)
     model = eqx.tree_at(
         lambda m: m.observation.linear.log_sigma,
@@ -360,7 +364,8 @@ def test_an_uncertain_run_is_resumed_bit_for_bit_and_loaded(both, tmp_path: Path
 @pytest.mark.slow
 def test_the_divergence_pulls_the_weights_to_their_prior(both) -> None:
     held = override(both, weight_kl=5.0, weight_kl_passes=1, epochs=1)
-    free, pulled = (iwae.train(c).model for c in (override(both, epochs=1), held))
+    models = (iwae.train(c).model for c in (override(both, epochs=1), held))
+    free, pulled = (cast(UncertainAutoencoder, model) for model in models)
     assert pulled.weight_kl(1.0) < free.weight_kl(1.0)
 
 

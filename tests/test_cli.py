@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_train_from_a_recipe_file_and_own_data(tmp_path: Path) -> None:
 
 def test_evaluate_prints_one_json_object(trained: Path, tmp_path: Path, capsys) -> None:
     scores = tmp_path / "scores.npy"
-    form = ["evaluate", trained, "--k", "10", "--split", "valid", "--limit", "30", "--json"]
+    form = ["evaluate", str(trained), "--k", "10", "--split", "valid", "--limit", "30", "--json"]
     assert run(*form, "--per-example", scores) == 0
     result = json.loads(capsys.readouterr().out)
     wanted = ["nll", "nll_se", "bits_per_dim", "k", "n", "split", "active_units", "seconds"]
@@ -248,7 +249,7 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
     ]
     for arguments, sentence in cases:
-        said = refusal(capsys, *arguments)
+        said = refusal(capsys, *map(str, arguments))
         assert sentence is None or said == sentence
         assert said.endswith(".")
     assert not (tmp_path / "x").exists()
@@ -282,7 +283,7 @@ def test_unusable_examples_are_refused(trained: Path, tmp_path: Path, values, pa
 def test_flags_that_do_not_fit_are_one_sentence(trained: Path, tmp_path: Path, capsys) -> None:
     helped = "`iwae train --help` lists what it takes."
     out = ["--out", tmp_path / "x"]
-    cases = [
+    cases: list[tuple[list[Any], str]] = [
         (
             ["--k", "0", *out],
             "k = 0 was given, but a bound needs at least 1 draw; give --k 1 or more.",

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -894,7 +895,7 @@ def test_csv_that_is_no_text(tmp_path):
 
 # --- examples for a trained model
 
-EIGHT_BIT = {"kind": "intensity", "scale": 255.0, "shape": (2, 3)}
+EIGHT_BIT: dict[str, Any] = {"kind": "intensity", "scale": 255.0, "shape": (2, 3)}
 GREY = np.array([[0, 51, 255, 1, 2, 3]], np.uint8)
 
 
@@ -1112,11 +1113,12 @@ def test_arrays_of_other_libraries_are_arrays() -> None:
             return self.rows
 
     rows = np.arange(200, 260).reshape(10, 6) % 256
-    split = data.load({"train": Frame(rows), "test": jnp.asarray(rows[:3])})
+    others: dict[str, Any] = {"train": Frame(rows), "test": jnp.asarray(rows[:3])}
+    split = data.load(others)
     np.testing.assert_array_equal(split.test, rows[:3])
     for given in (Frame(rows), jnp.asarray(rows)):
-        np.testing.assert_array_equal(data.read_examples(given, **EIGHT_BIT), rows)
-        np.testing.assert_array_equal(data.load(given).train, data.load(rows).train)
+        np.testing.assert_array_equal(data.read_examples(cast(Any, given), **EIGHT_BIT), rows)
+        np.testing.assert_array_equal(data.load(cast(Any, given)).train, data.load(rows).train)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.uint32, np.int64, np.float64])

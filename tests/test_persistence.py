@@ -26,6 +26,7 @@ from iwae.evaluation.trained import TrainedModel
 from iwae.experiments import jobs, records, reproduce, results
 from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.tables import Cell
+from iwae.models.likelihoods import Numpyro
 from iwae.plotting import report
 from iwae.storage import checkpoint, run_directory
 from refusals import refused
@@ -122,7 +123,9 @@ def test_counts_of_an_early_version_keep_their_parameters(tmp_path: Path) -> Non
     longer = iwae.train(data=x, out=run, resume=True, epochs=3)
     np.testing.assert_allclose(longer.score(x[:5], k=4), expected["resumed"], rtol=1e-3)
     begun = override(run_directory.read_config(run), start_from=str(run), epochs=1)
-    assert iwae.train(begun, data=x).model.likelihood.start is None
+    likelihood = iwae.train(begun, data=x).model.likelihood
+    assert isinstance(likelihood, Numpyro)
+    assert likelihood.start is None
 
 
 def test_a_cell_of_an_early_version_is_finished(tiny: RunConfig, tmp_path: Path) -> None:
@@ -202,7 +205,7 @@ def test_the_model_of_another_run_is_made_again_from_the_checkpoint(run, another
 def test_the_same_settings_on_other_data_are_another_run(tiny: RunConfig, tmp_path: Path) -> None:
     """Also where only the test split is another."""
     rows = np.random.default_rng(0).random((60, 64)).astype(np.float32)
-    a = {"train": rows[:40], "valid": rows[40:50], "test": rows[50:]}
+    a: Any = {"train": rows[:40], "valid": rows[40:50], "test": rows[50:]}
     b = a | {"test": 1 - rows[50:]}
     for name, data in {"a": a, "b": b}.items():
         iwae.train(override(tiny, epochs=1), data=data, out=tmp_path / name)
@@ -352,7 +355,7 @@ def test_lost_rows_of_metrics_are_missed(run: Path, tiny: RunConfig) -> None:
 # Every field of every file
 
 
-ODD = (None, "text", -1, 1.5, [], {"a": 1}, 10**400)
+ODD: tuple[object, ...] = (None, "text", -1, 1.5, [], {"a": 1}, 10**400)
 
 
 def mutated(content: Any) -> Iterator[Any]:
@@ -360,7 +363,8 @@ def mutated(content: Any) -> Iterator[Any]:
     yield from ODD
     for place in _places(content):
         for odd in ODD:
-            yield _changed(content, place, lambda at, key, odd=odd: at.__setitem__(key, odd))
+            change: Any = lambda at, key, odd=odd: at.__setitem__(key, odd)
+            yield _changed(content, place, change)
         yield _changed(content, place, lambda at, key: at.__delitem__(key))
         if isinstance(place[-1], str):
             yield _changed(content, place, lambda at, key: at.__setitem__(f"{key}?", at.pop(key)))
@@ -737,7 +741,7 @@ def test_json_has_no_infinities(run: Path, capsys, monkeypatch) -> None:
 # Files that are none, and places that cannot be written
 
 
-READERS = {
+READERS: dict[str, Callable[[Path], object]] = {
     run_directory.MODEL: iwae.load,
     run_directory.CHECKPOINT: run_directory.read_progress,
     run_directory.METRICS: run_directory.read_metrics,

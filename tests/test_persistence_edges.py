@@ -5,6 +5,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from iwae.training import trainer
 from iwae.training.trainer import Silent
 from refusals import refused
 
-SMALL = {"hidden": ((4,),), "latents": (2,), "k": 2, "epochs": 1}
+SMALL: dict[str, Any] = {"hidden": ((4,),), "latents": (2,), "k": 2, "epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,8 @@ def test_replicas_go_on_with_their_own_settings(rows: np.ndarray, tmp_path: Path
 
 
 def test_what_is_no_run_is_not_evaluated(in_memory: TrainedModel, rows: np.ndarray) -> None:
-    for given in (in_memory.model, rows, None):
+    wrong: list[Any] = [in_memory.model, rows, None]
+    for given in wrong:
         name = type(given).__name__
         with refused(
             f"{name} was given to iwae.evaluate, which takes a run: its folder, or what iwae.train "
@@ -181,7 +183,7 @@ def test_a_run_in_memory_is_saved(in_memory: TrainedModel, rows, tmp_path: Path)
 def test_a_batch_that_nobody_asked_for_is_as_large_as_there_are_rows(
     rows: np.ndarray, in_memory: TrainedModel, tmp_path: Path, capsys
 ) -> None:
-    few, settings = rows[:13], {**SMALL, "epochs": 2}
+    few, settings = rows[:13], SMALL | {"epochs": 2}
     trained = iwae.train(data=few, out=tmp_path / "run", **settings)
     assert (trained.config.training.batch_size, trained.passes) == (11, 2)
     assert trained.evaluate(k=3).note == "trained in batches of all 11 training examples"
@@ -236,7 +238,12 @@ def test_nothing_is_hashed_between_checkpoints(tiny: RunConfig, monkeypatch, tmp
     """The digests cost a training nothing but at its checkpoints."""
     saved: list[int] = []
     real = checkpoint._digest
-    monkeypatch.setattr(checkpoint, "_digest", lambda *of: saved.append(1) or real(*of))
+
+    def digest(*of: Any) -> Any:
+        saved.append(1)
+        return real(*of)
+
+    monkeypatch.setattr(checkpoint, "_digest", digest)
     monkeypatch.setattr(trainer, "CHUNK_SECONDS", 0.01)
     iwae.train(tiny, out=tmp_path / "run")
     assert len(saved) == 2, "of the last checkpoint, and of the model"

@@ -1,8 +1,10 @@
 """Hierarchical proposals: unbiased for every weighting, plain ones where z_0 says nothing."""
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -34,7 +36,7 @@ X = jnp.asarray(CHAIN.draw(1, seed=4)[0])
 class Offset(eqx.Module):
     """Heads at μ(x) + offset_j + slope_j z_0, with one σ(x)."""
 
-    conditional: eqx.Module
+    conditional: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
     offset: jax.Array
     slope: jax.Array
 
@@ -56,7 +58,7 @@ class Moments(eqx.Module):
 
 
 def hierarchical(
-    shared: bool, heuristic: str, *, j: int = 4, apart: float = 0.3, of: Chain = CHAIN
+    shared: bool, heuristic: Any, *, j: int = 4, apart: float = 0.3, of: Chain = CHAIN
 ):
     """The linear-Gaussian chain with J heads, spread `apart`; at 0 z_0 says nothing."""
     rng, (n,) = np.random.default_rng(0), of.model.latents
@@ -72,7 +74,7 @@ def hierarchical(
         heuristic=heuristic,
     )
     plain = of.model
-    return HierarchicalAutoencoder(
+    return cast(Any, HierarchicalAutoencoder)(
         encoder=(proposal,),
         decoder=(),
         observation=plain.observation,
@@ -153,8 +155,9 @@ def test_where_z0_says_nothing_the_weights_are_the_plain_ones(shared: bool, heur
         log_w = log_weights(model, X, h)
         return l_k(log_w), log_w
 
-    ours, log_w = bound(plain.observation, model, h)
-    theirs, expected = bound(plain.observation, plain, h.latents)
+    gradient: Any = bound
+    ours, log_w = gradient(plain.observation, model, h)
+    theirs, expected = gradient(plain.observation, plain, h.latents)
     np.testing.assert_allclose(log_w, expected, rtol=1e-5, atol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, theirs)
 
@@ -162,7 +165,7 @@ def test_where_z0_says_nothing_the_weights_are_the_plain_ones(shared: bool, heur
 class TwoModes(HierarchicalAutoencoder):
     """log p(x, z) of two modes at ±2 in the first unit, x left aside."""
 
-    def log_observation(self, x: jax.Array, h: Draws) -> jax.Array:
+    def log_observation(self, x: jax.Array, h: Any) -> jax.Array:
         (z,) = h.latents
         modes = jnp.array([[2.0, 0, 0], [-2.0, 0, 0]])
         each = log_normal(z[:, None], modes, jnp.full((2, 3), jnp.log(0.5)))
@@ -293,7 +296,7 @@ def test_a_hierarchical_run_is_evaluated_at_any_k(from_command_line: Path, capsy
     printed = " ".join(capsys.readouterr().out.split())
     assert "L_10 of draws in blocks of 3, a lower bound of log p(x)" in printed
     trained = iwae.load(from_command_line)
-    assert trained.model.block == 3
+    assert cast(HierarchicalAutoencoder, trained.model).block == 3
     with refused(
         "without_inactive or only_used was asked for, but the heads of a hierarchical proposal "
         "cannot lose units; leave it out."

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -19,6 +20,7 @@ from iwae.config.io import override
 from iwae.config.schema import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation.trained import TrainedModel
+from iwae.models.networks import Readout
 from iwae.models.observation import Observer
 from iwae.storage import checkpoint, run_directory
 from iwae.training import gradient_step, trainer
@@ -85,7 +87,7 @@ def test_a_replica_is_the_run_of_its_seed(tiny, alone, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["reparam", "dreg"])
-def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> None:
+def test_batched_products_change_a_replica_by_rounding_only(estimator: Any) -> None:
     """As on a GPU, after 10 steps of Adam at its full rate; one replica has a step of its own."""
     config = TrainingConfig(batch_size=2)
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (60, 5)), jnp.uint8)
@@ -122,7 +124,7 @@ def test_batched_products_change_a_replica_by_rounding_only(estimator: str) -> N
     assert all(np.any(a != b) for a, b in zip(first, second, strict=True))
 
 
-DIFFERENT = {
+DIFFERENT: dict[str, dict[str, Any]] = {
     "plain": {"epochs": 2},
     "slow": {"learning_rate": 1e-4, "seed": 3, "epochs": 1},
     "vae": {"objective": "vae", "hidden": [[4]], "latents": [2], "schedule": "cosine"},
@@ -177,7 +179,8 @@ def test_runs_that_cannot_be_named_are_refused(tiny) -> None:
     sentence = (
         "train_together takes configurations by name; give at least one, as in {'plain': config}."
     )
-    for nameless in ({}, [tiny]):
+    unnamed: list[Any] = [{}, [tiny]]
+    for nameless in unnamed:
         with refused(sentence):
             iwae.train_together(nameless)
     for name in ("../a", "a/b", ".."):
@@ -233,7 +236,7 @@ def test_a_replica_that_is_not_finite_leaves_the_others_to_their_end(
         model = real(config, data, **how)
         if config.seed != 7:
             return model
-        bias = model.observation.linear.bias
+        bias = cast(Readout, model.observation).linear.bias
         return eqx.tree_at(lambda m: m.observation.linear.bias, model, bias * jnp.nan)
 
     monkeypatch.setattr(trainer, "initial", poisoned)

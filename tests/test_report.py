@@ -142,7 +142,7 @@ def test_the_page_is_one_closed_document(text_of_three: str) -> None:
 
 
 def test_its_figures_are_whole(text: str) -> None:
-    kinds = []
+    kinds: list[str | tuple[int, int]] = []
     for image in Page(text).images():
         if "svg" in image["src"]:
             kinds.append(ElementTree.fromstring(content(image["src"])).tag.rpartition("}")[2])
@@ -349,8 +349,8 @@ def test_values_outside_0_and_1_are_mapped_from_their_common_range() -> None:
     at = figures.GAP + figures.CELL // 2 * np.arange(2)
     for images in ([[[-1.0, 0.5]], [[2.0, np.nan]]], [[[0, 150]], [[300, 100]]]):
         sheet = figures.grid(np.array(images), columns=1)
-        rows = [figures.GAP, 2 * figures.GAP + figures.CELL // 2]
-        np.testing.assert_array_equal(sheet[np.ix_(rows, at)], [[0, 128], [255, 85]])
+        rows = np.array([figures.GAP, 2 * figures.GAP + figures.CELL // 2])
+        np.testing.assert_array_equal(sheet[np.ix_(rows, np.array(at))], [[0, 128], [255, 85]])
     flat = figures.grid(np.full((1, 2, 2), 7.0))
     assert set(np.unique(flat)) == {0, figures.SEPARATOR}
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -354,7 +355,14 @@ def test_what_is_finished_is_put_down_though_another_cell_failed(
     tmp_path: Path, monkeypatch
 ) -> None:
     out, record = tmp_path / "runs", tmp_path / "record.json"
-    evaluation = {"passes": 1, "k": 100, "n": 50, "nll": 90.0, "nll_se": 1.0, "elbo": -91.0}
+    evaluation: dict[str, Any] = {
+        "passes": 1,
+        "k": 100,
+        "n": 50,
+        "nll": 90.0,
+        "nll_se": 1.0,
+        "elbo": -91.0,
+    }
     evaluation |= {"active_units": [3], "seed": 0, "device": "cpu", "note": ""}
 
     def some(tasks, out: Path, **_):

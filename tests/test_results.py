@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     record = {"experiment": "table1", "device": "cpu", "iwae": "0.1.0"}
     figures = {"train NLL": [83.5, 0.25], "NLL by JVI-9": [1.0, None]}
     figures["used units of h1"] = [21, None]
-    content = record | {"cells": [cell | {"runs": [run], "figures": figures}]}
+    content: dict[str, Any] = record | {"cells": [cell | {"runs": [run], "figures": figures}]}
     (tmp_path / "own.json").write_text(json.dumps(content))
     page = tmp_path / "page.md"
     main(["reproduce", "--page", str(page), "--records", str(tmp_path)])
@@ -82,7 +83,7 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
 
 def test_at_a_glance_a_cell_is_of_the_best_measured_and_longest_run(tmp_path: Path) -> None:
     """By images, K, passes, seeds and the version that trained."""
-    ways = [
+    ways: list[dict[str, Any]] = [
         {"n": 20, "k": 10, "passes": 99},
         {"passes": 9},
         {"made_with": ["cpu, iwae 0.9.1"], "iwae": "0.10.1"},
@@ -91,7 +92,14 @@ def test_at_a_glance_a_cell_is_of_the_best_measured_and_longest_run(tmp_path: Pa
         {"passes": 3, "iwae": "1"},
     ]
     for i, way in enumerate(ways):
-        run = {"k": 50, "n": 100, "seed": 3, "passes": 20, "active_units": [i], "note": ""}
+        run: dict[str, Any] = {
+            "k": 50,
+            "n": 100,
+            "seed": 3,
+            "passes": 20,
+            "active_units": [i],
+            "note": "",
+        }
         run |= {"device": "gpu", "iwae": "0.1.0", "nll": 90.0 + i, "nll_se": 0.5} | way
         cell = {"name": "mine/1/vae-5", "nll": [90.0 + i, 0.5], "difference": None, "runs": [run]}
         record = {"experiment": "table1", "device": "cpu", "iwae": "2.0", "cells": [cell]}

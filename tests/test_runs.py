@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +76,8 @@ def test_loading_gives_the_trained_model(tiny_run: TrainedModel) -> None:
     assert loaded.passes == 3
     for a, b in zip(jax.tree.leaves(tiny_run.model), jax.tree.leaves(loaded.model), strict=True):
         np.testing.assert_array_equal(a, b)
-    score = [t.score("digits:valid", k=7) for t in (tiny_run, loaded)]
-    np.testing.assert_array_equal(*score)
+    here, there = (t.score("digits:valid", k=7) for t in (tiny_run, loaded))
+    np.testing.assert_array_equal(here, there)
 
 
 def test_a_run_is_a_function_of_its_configuration(tiny_run: TrainedModel, tiny, tmp_path) -> None:
@@ -448,7 +449,7 @@ def test_other_test_examples_are_another_file(tiny: RunConfig, tmp_path: Path) -
 def test_arrays_are_of_the_kind_that_a_run_was_trained_on(tiny: RunConfig, tmp_path) -> None:
     """Whatever kind they would be taken for by themselves."""
     rng = np.random.default_rng(0)
-    settings = {"likelihood": "gaussian", "epochs": 1}
+    settings: dict[str, Any] = {"likelihood": "gaussian", "epochs": 1}
     iwae.train(tiny, data=rng.normal(size=(200, 9)), out=tmp_path / "real", **settings)
     for rows in (rng.random((50, 9)), (rng.random((50, 9)) < 0.5).astype(float)):
         assert iwae.load(tmp_path / "real", data=rows).evaluate(k=5).n == 5
@@ -561,7 +562,7 @@ def test_what_is_no_configuration_is_refused(tiny: RunConfig) -> None:
         "A ndarray was given as the configuration, which is a RunConfig; give examples by name, as "
         "in train(data=x)."
     ):
-        iwae.train(np.zeros((20, 3)), epochs=1)
+        iwae.train(cast(Any, np.zeros((20, 3))), epochs=1)
     with refused("recipe is no setting; give iwae.config.io.recipe(name) as the configuration."):
         iwae.train(tiny, recipe="fast")
 
@@ -719,7 +720,13 @@ def test_no_examples_have_no_likelihoods(tiny_run: TrainedModel) -> None:
 
 def test_a_run_on_arrays_in_memory_asks_for_them_again(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
-    settings = {"hidden": ((4,),), "latents": (2,), "k": 2, "epochs": 1, "batch_size": 10}
+    settings: dict[str, Any] = {
+        "hidden": ((4,),),
+        "latents": (2,),
+        "k": 2,
+        "epochs": 1,
+        "batch_size": 10,
+    }
     trained = iwae.train(data=x, out=tmp_path / "run", **settings)
     first = trained.evaluate(k=3)
     assert (first.n, first.dataset) == (8, "array")

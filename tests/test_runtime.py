@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -79,6 +80,7 @@ import iwae
 for module in pkgutil.walk_packages(iwae.__path__, "iwae."):
     importlib.import_module(module.name)
 from pathlib import Path
+from typing import Any
 from iwae._utils import files
 place = Path(sys.argv[1])
 files.write_atomic(place / "file", "content")
@@ -115,9 +117,9 @@ def compilations() -> Iterator[list[str]]:
     """A list of the programs that the compiler is asked for, or the persistent cache instead."""
     asked: list[str] = []
 
-    def note(event: str, seconds: float, **about: object) -> None:
+    def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            asked.append(str(about.get("fun_name", event)))
+            asked.append(str(kwargs.get("fun_name", event)))
 
     jax.monitoring.register_event_duration_secs_listener(note)
     try:
@@ -194,9 +196,10 @@ def test_programs_are_kept_in_the_users_cache(tmp_path: Path) -> None:
 
 def test_the_users_own_place_for_programs_stays(tmp_path: Path, monkeypatch) -> None:
     """And with IWAE_COMPILATION_CACHE=off none is set."""
-    own = jax.config.jax_compilation_cache_dir
+    config: Any = jax.config
+    own = config.jax_compilation_cache_dir
     programs.keep_programs()
-    assert jax.config.jax_compilation_cache_dir == own
+    assert config.jax_compilation_cache_dir == own
     try:
         jax.config.update("jax_compilation_cache_dir", None)
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # said to be none
@@ -204,7 +207,7 @@ def test_the_users_own_place_for_programs_stays(tmp_path: Path, monkeypatch) -> 
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         monkeypatch.setenv(programs.VARIABLE, "off")
         programs.keep_programs()
-        assert jax.config.jax_compilation_cache_dir is None
+        assert config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", own)
     assert not programs.folder().exists()

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -38,15 +39,17 @@ def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypa
     monkeypatch.setattr(executors, "in_a_process", far)
     pool = executors.processes(2)
     there = executors.make_all(tasks, tmp_path / "there", elsewhere=pool, watch=Quiet())
-    for name, value in here[measured].items():
+    made = here[measured]
+    assert isinstance(made, dict)
+    for name, value in made.items():
         assert name.endswith("seconds") or there[measured][name] == value
     assert there[tasks["lost"]] == here[tasks["lost"]]
     assert jobs.recorded(measured, tmp_path / "there") == there[measured]
     with pytest.raises(InputError, match=r"trained the same run to 1\.0; let workers share"):
         jobs.write_result(measured, tmp_path / "there", {"nll": 1.0})
-    kept = [jobs.log_likelihoods(measured, tmp_path / name) for name in ("here", "there")]
-    np.testing.assert_array_equal(*kept)
-    assert -kept[0].mean() == pytest.approx(there[measured]["nll"])
+    one, other = (jobs.log_likelihoods(measured, tmp_path / name) for name in ("here", "there"))
+    np.testing.assert_array_equal(one, other)
+    assert -one.mean() == pytest.approx(there[measured]["nll"])
 
 
 def test_an_interrupted_table_says_that_the_same_command_goes_on(tiny, tmp_path: Path) -> None:
@@ -129,7 +132,7 @@ def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Pa
             raise RuntimeError(message)
         return dict(whole)
 
-    whole = {"seed": 1, "passes": 3, "k": 5, "n": 20, "nll": 1.0, "nll_se": 0.1}
+    whole: dict[str, Any] = {"seed": 1, "passes": 3, "k": 5, "n": 20, "nll": 1.0, "nll_se": 0.1}
     whole |= {"active_units": [2], "device": "cpu", "note": ""}
     monkeypatch.setattr(jobs, "make", breaking)
     message = "RESOURCE_EXHAUSTED: out of memory"

@@ -23,6 +23,7 @@ from iwae.evaluation import posterior
 from iwae.evaluation.evaluator import log_likelihood
 from iwae.evaluation.trained import TrainedModel
 from iwae.experiments import toy_densities
+from iwae.models.build import build
 from iwae.numpyro import ImportanceELBO
 
 TINY = override(recipe("smoke"), k=2, hidden=((8,),), latents=(3,), epochs=3)
@@ -60,14 +61,14 @@ def composed() -> dict[str, Any]:
     @eqx.filter_jit
     def built() -> Any:
         config = ModelConfig(hidden=((4,),), latents=(2,), likelihood="NegativeBinomial2")
-        moments = {"mean": np.ones(3), "spread": np.ones(3)}
-        return iwae.models.build.build(config, kind="real", **moments, key=key)
+        moments: dict[str, Any] = {"mean": np.ones(3), "spread": np.ones(3)}
+        return build(config, kind="real", **moments, key=key)
 
     @eqx.filter_jit
     def parts(model: Any) -> dict[str, Any]:
         seen: dict[str, Any] = {"likelihood": log_likelihood(model, x, key, k=5)}
         seen["resampled"] = posterior.resample(model, x, key, k=4, n=2)[0]
-        by = {"bound": partial(bounds.jvi, order=1), "k": 4, "estimator": "dreg"}
+        by: dict[str, Any] = {"bound": partial(bounds.jvi, order=1), "k": 4, "estimator": "dreg"}
         loss = lambda model: surrogate.surrogate_loss(model, x, key, **by)[0]
         seen["gradient"] = jax.tree.leaves(eqx.filter_grad(loss)(model))[-1]
         return seen

@@ -100,8 +100,8 @@ def run(given: argparse.Namespace) -> int:
         schedule.keep()
     if given.record is not None:
         record.write(given.record, schedule.record)
-    for work in schedule.record.work:
-        print(f"{work.item:18} {work.state:10} {work.seconds:6.1f} s  {work.why}")
+    for done in schedule.record.work:
+        print(f"{done.item:18} {done.state:10} {done.seconds:6.1f} s  {done.why}")
     return 1 if any(w.state == "failed" for w in schedule.record.work) else 0
 
 

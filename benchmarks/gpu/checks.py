@@ -67,7 +67,8 @@ def device(task: Task) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 512, 512)).astype(np.float32)
     exact = a.astype(np.float64) @ b
-    products: dict[str, Callable] = {"default of JAX": jnp.dot, **PRODUCTS}
+    products: dict[str, Callable[..., Any]] = {"default of JAX": jnp.dot}
+    products |= {str(name): product for name, product in PRODUCTS.items()}
     errors = {n: np.asarray(jax.jit(of)(a, b), np.float64) - exact for n, of in products.items()}
     relative = {n: float(np.linalg.norm(e) / np.linalg.norm(exact)) for n, e in errors.items()}
     task.tell("relative error of products", **relative)
@@ -196,7 +197,7 @@ def every_bound() -> Outcome:
 
 def _autoencoder(**settings: Any) -> Any:
     config = ModelConfig(**{"hidden": ((16, 16),), "latents": (4,), **settings})
-    given = {"kind": "binary", "mean": np.full(12, 0.3), "spread": np.full(12, 0.4)}
+    given: dict[str, Any] = {"kind": "binary", "mean": np.full(12, 0.3), "spread": np.full(12, 0.4)}
     return eqx.filter_jit(build)(config, **given, key=threefry.key(1), k=6)
 
 

@@ -93,7 +93,7 @@ def together_is_faster(task: Task) -> bool:
     alone = {**task.before.get("steps", {}), **task.before.get("chunks", {})}
     names = [step_name(1, k) for k in task.sizes.ks]
     names += [f"{step_name(1, k)}, vae" for k in task.sizes.ks if k > 1]
-    times = [alone.get(name, {}).get("ms") for name in (CELLS, *names)]
+    times: list[Any] = [alone.get(name, {}).get("ms") for name in (CELLS, *names)]
     if not all(times):
         return False
     all_at_once, *each = (min(turns) for turns in times)

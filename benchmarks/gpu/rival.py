@@ -71,10 +71,14 @@ def evaluation(task: Task) -> None:
         if not task.missing(name):
             continue
 
-        def work(units: int, at_once: int = at_once, draws: int = draws) -> None:
+        values: list[Any] = []
+
+        def work(
+            units: int, at_once: int = at_once, draws: int = draws, values: list[Any] = values
+        ) -> None:
             for _ in range(units):
                 given: Any = {"at_once": at_once, "draws": draws, "threads": 1}
-                work.values = log_likelihoods(net, x, task.sizes.k_evaluation, **given).cpu()
+                values[:] = [log_likelihoods(net, x, task.sizes.k_evaluation, **given).cpu()]
 
         turns = interleaved({"torch": work}, task.effort)["torch"]
-        task.tell(name, s=turns, n=len(x), mean=float(work.values.mean()))
+        task.tell(name, s=turns, n=len(x), mean=float(values[0].mean()))
