@@ -22,6 +22,7 @@ from iwae._utils.programs import keep_programs
 from iwae.config.io import differences, override, parse
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
+from iwae.data.in_use import reading_once
 from iwae.errors import InputError, unusable
 from iwae.evaluation.examples import mean_and_error
 from iwae.evaluation.trained import Evaluation, TrainedModel, skeleton
@@ -481,6 +482,7 @@ class OverSeeds:
         }
 
 
+@reading_once()
 def evaluate_replicas(
     path: str | Path,
     *,

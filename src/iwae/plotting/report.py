@@ -19,6 +19,7 @@ from iwae._utils.files import as_argument, refuse_existing, write_atomic
 from iwae._utils.formatting import units_in_words
 from iwae.config.io import flatten
 from iwae.config.schema import RunConfig
+from iwae.data.in_use import reading_once
 from iwae.errors import InputError
 from iwae.evaluation.examples import Progress
 from iwae.evaluation.trained import TERM_DRAWS, TrainedModel
@@ -85,6 +86,7 @@ def write(
     write_atomic(out, render(paths, data_dir=data_dir))
 
 
+@reading_once()
 def render(
     paths: list[Path],
     *,
