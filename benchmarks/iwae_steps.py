@@ -16,7 +16,8 @@ import numpy as np
 from iwae.bounds import iwae
 from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
 from iwae.estimators.surrogate import surrogate_loss
-from iwae.evaluation.evaluator import CHUNK, log_likelihood, over_examples
+from iwae.evaluation.examples import over_examples
+from iwae.evaluation.likelihood import CHUNK, log_likelihood
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.build import build
 from iwae.models.observation import Observer

@@ -21,9 +21,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "_utils.threefry bounds estimators evaluation.evaluator evaluation.metrics "
-    "evaluation.posterior experiments.toy_densities models storage.checkpoint "
-    "training.gradient_step training.soap"
+    "_utils.threefry bounds estimators evaluation.blocks evaluation.elbo evaluation.examples "
+    "evaluation.likelihood evaluation.metrics evaluation.posterior evaluation.units "
+    "experiments.toy_densities models storage.checkpoint training.gradient_step training.soap"
 )
 with install_import_hook([f"iwae.{name}" for name in CHECKED.split()], "beartype.beartype"):
     import iwae.runs

@@ -21,6 +21,6 @@ def forget(run: Path, config: RunConfig | None = None) -> None:
             path.write_bytes(safetensors.numpy.save(arrays, {"header": header}))
     evaluations = run / run_directory.EVALUATION
     if evaluations.exists():
-        kept = run_directory.read_evaluations(run)
+        kept = {n: e.to_json() for n, e in run_directory.read_evaluations(run).items()}
         evaluations.write_text(json.dumps(kept, indent=1))
     (run / run_directory.CONFIG).write_text(config.to_toml())

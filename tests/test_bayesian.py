@@ -22,7 +22,7 @@ from iwae.cli.app import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
 from iwae.estimators.surrogate import ESTIMATORS, surrogate_loss
-from iwae.evaluation.evaluator import log_likelihood
+from iwae.evaluation.likelihood import log_likelihood
 from iwae.models.autoencoder import Autoencoder, draw_log_weights, log_weights
 from iwae.models.bayesian import Draws, UncertainAutoencoder, UncertainLinear
 from iwae.models.build import build
@@ -385,8 +385,8 @@ def test_uncertain_weights_are_evaluated_as_drawn_or_at_their_means(
     for extra in ([], ["--mean-weights"]):
         main(["evaluate", str(out), "--k", "5", "--limit", "30", *extra])
     drawn, mean = iwae.storage.run_directory.read_evaluations(out).values()
-    assert (drawn["mean_weights"], mean["mean_weights"]) == (False, True)
-    assert drawn["nll"] != mean["nll"]
+    assert (drawn.mean_weights, mean.mean_weights) == (False, True)
+    assert drawn.nll != mean.nll
     with refused("mean_weights was asked for, but the model's weights are fixed; leave it out."):
         tiny_run.evaluate(k=2, limit=3, mean_weights=True)
 

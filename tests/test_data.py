@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +22,7 @@ import scipy.io
 from PIL import Image
 
 from iwae import data
-from iwae.data import characters, files, readers, registry
+from iwae.data import arrays, characters, files, in_use, readers, registry
 from iwae.data.dataset import rescale
 from iwae.errors import InputError
 
@@ -1160,3 +1161,63 @@ def test_headers_and_indices_of_data_frames_are_not_data(tmp_path, text, sentenc
     path.write_text(text)
     with says(sentence.format(path=path)):
         data.load(path)
+
+
+# Data sets in use
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that are read."""
+    seen = []
+    own = arrays.read_file
+
+    def read_file(path, **how):
+        seen.append(path.name)
+        return own(path, **how)
+
+    monkeypatch.setattr(arrays, "read_file", read_file)
+    return seen
+
+
+def aged(path, x, seconds=100):
+    """A file that was written so many seconds ago."""
+    np.save(path, x)
+    at = time.time() - seconds
+    os.utime(path, (at, at))
+    return path
+
+
+def test_a_file_that_is_in_use_is_read_once_until_it_changes(tmp_path, reads):
+    x = RNG.random((20, 3))
+    path = aged(tmp_path / "x.npy", x)
+    first = data.load(path)
+    assert data.load(path) is first
+    assert data.load(str(path), values=first.kind) is first
+    assert reads == ["x.npy"]
+    real = data.load(path, values="real")
+    assert real.kind == "real" != first.kind
+    other = data.load(aged(path, 1 - x, 50))
+    assert len(reads) == 3
+    np.testing.assert_array_equal(sorted(other.train[:, 0]), sorted(data.load(1 - x).train[:, 0]))
+
+
+def test_a_file_that_was_written_just_now_or_is_not_in_use_is_read_again(tmp_path, reads):
+    path = tmp_path / "x.npy"
+    np.save(path, RNG.random((20, 3)))
+    first, second = data.load(path), data.load(path)
+    assert first is not second
+    aged(path, RNG.random((20, 3)))
+    del first, second
+    for _ in range(2):
+        data.load(path)
+    assert len(reads) == 4
+    with in_use.reading_once():
+        for _ in range(2):
+            data.load(path)
+    assert len(reads) == 5
+
+
+def test_registered_data_in_use_are_read_once():
+    digits = data.load("digits")
+    assert data.load("digits", values="intensity") is digits

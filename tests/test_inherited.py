@@ -13,7 +13,8 @@ from iwae.config.schema import ModelConfig
 from iwae.errors import InputError
 from iwae.estimators import diagnostics
 from iwae.estimators.surrogate import surrogate_loss
-from iwae.evaluation.evaluator import activity, held, posterior_means, terms
+from iwae.evaluation.elbo import posterior_means, terms
+from iwae.evaluation.units import ablated, activity
 from iwae.models.autoencoder import (
     Autoencoder,
     draw_log_weights,
@@ -225,7 +226,7 @@ class OtherJoint(Autoencoder):
         (
             OtherJoint,
             "log_observation",
-            lambda m: held(m, BITS, KEY, averages=(jnp.zeros(3),), k=3),
+            lambda m: ablated(m, BITS, KEY, averages=(jnp.zeros(3),), k=3),
         ),
         (Flow, "log_proposal_terms", lambda m: m.log_proposal_terms(BITS, (jnp.zeros((2, 3)),))),
     ],

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import norm
 
 from iwae.config.schema import ModelConfig
-from iwae.evaluation.evaluator import log_likelihood
+from iwae.evaluation.likelihood import log_likelihood
 from iwae.models import likelihoods
 from iwae.models.autoencoder import (
     Autoencoder,

@@ -13,16 +13,10 @@ from scipy.stats import multivariate_normal
 
 from iwae import bounds
 from iwae.config.schema import ModelConfig
-from iwae.evaluation import evaluator
-from iwae.evaluation.evaluator import (
-    activity,
-    bound_value,
-    log_likelihood,
-    mean_and_error,
-    over_examples,
-    terms,
-    usage,
-)
+from iwae.evaluation.elbo import posterior_means, terms
+from iwae.evaluation.examples import mean_and_error, over_examples
+from iwae.evaluation.likelihood import CHUNK, bound_value, log_likelihood
+from iwae.evaluation.units import ACTIVE, ablation, activity
 from iwae.models.autoencoder import log_weights, prune
 from iwae.models.observation import Observer
 from linear_gaussian import LinearGaussian, chain, generic_chain, orthogonal_chain, random_model
@@ -42,7 +36,7 @@ def repeat(function, n, seed=0):
     return jax.jit(jax.vmap(function))(jax.random.split(jax.random.key(seed), n))
 
 
-def l_k(model, x, *, k, seed=0, chunk=evaluator.CHUNK):
+def l_k(model, x, *, k, seed=0, chunk=CHUNK):
     """L_K of many examples, through the driver that runs evaluate."""
     function = eqx.Partial(log_likelihood, k=k, chunk=chunk)
     return over_examples(function, model, x, AS_IS, seed=seed, draws=min(k, chunk))
@@ -288,16 +282,14 @@ def noisy_second_layer():
 def test_a_unit_that_follows_only_noise_is_dead_though_each_estimate_moves():
     x = np.random.default_rng(11).normal(size=(2000, 2)).astype(np.float32)
     model, k = noisy_second_layer(), 20
-    means = over_examples(
-        eqx.Partial(evaluator.posterior_means, k=k), model, x, AS_IS, seed=0, draws=k
-    )
+    means = over_examples(eqx.Partial(posterior_means, k=k), model, x, AS_IS, seed=0, draws=k)
     naive = np.var(means[1][0], axis=0, ddof=1)
-    assert naive[0] > 4 * evaluator.ACTIVE
+    assert naive[0] > 4 * ACTIVE
     result = activity(model, x, AS_IS, k=k)
     dead, live = result.variance[1]
     noise = np.sqrt(2 / len(x)) / k
     assert abs(dead) < 4 * noise
-    assert 4 * noise < evaluator.ACTIVE
+    assert 4 * noise < ACTIVE
     np.testing.assert_allclose(live, np.var(x[:, 0], ddof=1) / 4, rtol=0.01)
     assert result.counts == [1, 1]
 
@@ -318,7 +310,7 @@ def test_activity_of_deep_layers_is_that_of_the_exact_posterior_means():
 def test_a_units_usage_is_what_the_layer_below_loses_of_its_density():
     """Where q is the posterior: U_u = ‖a_u‖² Var(h_u) / (2 s²), a_u its map, s the noise."""
     oracle = orthogonal_chain(2)
-    result = usage(oracle.model, oracle.draw(4000, seed=12), AS_IS, seed=0)
+    result = ablation(oracle.model, oracle.draw(4000, seed=12), AS_IS, seed=0)
     spread = oracle.model.likelihood.spread[:, None]
     maps = (oracle.model.observation.linear.weight[:6] * spread, oracle.model.decoder[0].mu.weight)
     variances = (0.8**2 + 0.6**2, 1.0)
@@ -336,7 +328,7 @@ def test_a_unit_that_echoes_its_prior_is_active_but_not_used():
     maps = [rng.normal(size=(6, 2)) * [1.0, 0.0], np.array([[0.8], [0.9]])]
     oracle = chain(maps, (0.7, 0.6), mean=np.zeros(6), spread=np.ones(6), inflate=1.3)
     x = oracle.draw(400, seed=12)
-    active, used = activity(oracle.model, x, AS_IS), usage(oracle.model, x, AS_IS)
+    active, used = activity(oracle.model, x, AS_IS), ablation(oracle.model, x, AS_IS)
     assert active.counts == [2, 1]
     np.testing.assert_allclose(used.cost[0][1], 0, atol=1e-6)
     np.testing.assert_array_equal(used.used[0], [True, False])

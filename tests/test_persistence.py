@@ -28,7 +28,7 @@ from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.tables import Cell
 from iwae.models.likelihoods import Numpyro
 from iwae.plotting import report
-from iwae.storage import checkpoint, run_directory
+from iwae.storage import checkpoint, evaluations, run_directory
 from refusals import refused
 from thinned import thinned
 
@@ -75,7 +75,7 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
 
 def test_a_run_of_an_early_version_gives_the_same_numbers(tmp_path: Path) -> None:
     run = Path(shutil.copytree(GOLDEN / "finished", tmp_path / "run"))
-    before = run_directory.read_evaluations(run)["test k=20 n=50 seed=0 passes=3"]
+    before = run_directory.read_evaluations(run)["test k=20 n=50 seed=0 passes=3"].to_json()
     trained = iwae.load(run)
     again = trained.evaluate(k=20, limit=50).to_json()
     for name in FIXED:
@@ -264,9 +264,9 @@ def test_a_configuration_of_an_early_version_that_was_cut_is_refused(tmp_path: P
 def test_a_longer_run_is_the_same_run(run: Path, tiny: RunConfig) -> None:
     """Its settings are written anew; and it is, whenever it is saved and wherever its data lie."""
     moved = override(tiny, epochs=4, checkpoint_every=2, minutes=50.0)
-    before = run_directory.read_stated(run)[1]
+    before = run_directory.read_config_and_identity(run)[1]
     assert iwae.train(moved, out=run, resume=True).passes == 4
-    assert run_directory.read_stated(run) == (moved, before)
+    assert run_directory.read_config_and_identity(run) == (moved, before)
     assert iwae.load(run).passes == 4
     seen = iwae.load(run).seen
     same = [override(tiny, dataset="/x/y.npy"), override(tiny, values="intensity"), moved]
@@ -292,7 +292,7 @@ def test_evaluations_of_another_run_are_not_its_own(run: Path, another: Path) ->
     ours, theirs = (run_directory.read_evaluations(p) for p in (another, another))
     assert ours == theirs
     (entry,) = ours.values()
-    assert f"{entry['nll']:.2f} ±" not in page
+    assert f"{entry.nll:.2f} ±" not in page
 
 
 def test_evaluations_of_another_model_are_not_kept(run: Path) -> None:
@@ -301,7 +301,8 @@ def test_evaluations_of_another_model_are_not_kept(run: Path) -> None:
     before = (run / run_directory.EVALUATION).read_text()
     shifted = replace(trained, model=_shifted(trained.model))
     assert iwae.evaluate(shifted, k=5, limit=20).nll != iwae.evaluate(trained, k=5, limit=20).nll
-    assert run_directory.read_evaluations(run) == _read_as(before, run)
+    kept = run_directory.read_evaluations(run)
+    assert {n: e.to_json() for n, e in kept.items()} == _read_as(before, run)
     forget(run)
     entry = json.loads((run / run_directory.EVALUATION).read_text())
     for other in ({"activity": [[0.5] * 7]}, {"dataset": "mnist"}, {"passes": 9}):
@@ -323,9 +324,8 @@ def _read_as(text: str, run: Path) -> dict[str, Any]:
     kept = json.loads(text)
     found = run_directory.read_evaluations(run)
     assert found.keys() == kept.keys()
-    return {n: {f: v for f, v in kept[n].items() if f not in ("of", "digest")} for n in kept} | {
-        n: e | {"seconds": found[n]["seconds"]} for n, e in found.items()
-    }
+    plain = {n: {f: v for f, v in e.items() if f not in ("of", "digest")} for n, e in kept.items()}
+    return {n: e | {"seconds": found[n].seconds} for n, e in plain.items()}
 
 
 def test_lost_rows_of_metrics_are_missed(run: Path, tiny: RunConfig) -> None:
@@ -421,7 +421,7 @@ def test_every_field_of_evaluations_is_checked(run: Path, sealed: bool) -> None:
     config = run_directory.read_config(run)
 
     def read() -> list[Any]:
-        kept = list(run_directory.read_evaluations(run).values())
+        kept = [e.to_json() for e in run_directory.read_evaluations(run).values()]
         report._rows(report.Entry("run", run, config, [], kept, None, ""))
         assert all(report.units_in_words(e["active_units"]) for e in kept)
         return kept
@@ -777,7 +777,7 @@ def test_figures_are_printed_before_they_cannot_be_written(run: Path, capsys, mo
     def full(path: Path, content: object) -> None:
         raise InputError(f"{path} could not be written.")
 
-    monkeypatch.setattr(runs, "write_atomic", full)
+    monkeypatch.setattr(evaluations, "write_atomic", full)
     with pytest.raises(SystemExit) as left:
         main(["evaluate", str(run), "--k", "5", "--limit", "20"])
     said = capsys.readouterr()

@@ -148,9 +148,9 @@ def test_a_run_on_arrays_is_evaluated_from_the_command_line(rows, tmp_path, caps
     np.save(file, rows)
     main(["evaluate", str(out), "--k", "5", "--data", str(file)])
     (kept,) = run_directory.read_evaluations(out).values()
-    assert f"{kept['nll']:.2f} ±" in capsys.readouterr().out
-    assert (kept["n"], kept["note"]) == (8, "")
-    assert iwae.load(out, data=rows).evaluate(k=5).nll == kept["nll"]
+    assert f"{kept.nll:.2f} ±" in capsys.readouterr().out
+    assert (kept.n, kept.note) == (8, "")
+    assert iwae.load(out, data=rows).evaluate(k=5).nll == kept.nll
     np.save(file, rows + 1)
     main(["evaluate", str(out), "--k", "5", "--data", str(file)])
     assert runs.OTHERS in " ".join(capsys.readouterr().out.split())

@@ -19,7 +19,7 @@ from iwae.cli.app import main
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
 from iwae.estimators.surrogate import surrogate_loss
-from iwae.evaluation.evaluator import log_likelihood
+from iwae.evaluation.likelihood import log_likelihood
 from iwae.models.autoencoder import draw_log_weights, log_normal, log_weights
 from iwae.models.hierarchical import Draws, HierarchicalAutoencoder, HierarchicalProposal
 from linear_gaussian import Chain, chain, orthogonal_chain

@@ -116,7 +116,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
         config.model, kind="real", mean=np.zeros(5), spread=np.ones(5), key=jax.random.key(0)
     )
     seen = observation(dataset, config.data, config.model)
-    with run_directory.opened(path / "run", config, resume=False) as run:
+    with run_directory.open_run(path / "run", config, resume=False) as run:
         run.save_config(config)
         run.save_model(model, seen, passes=0, step=0)
     return iwae.load(path / "run")
@@ -156,7 +156,8 @@ def test_its_figures_are_whole(text: str) -> None:
 
 
 def test_it_prints_the_figures_of_the_evaluation(text, made) -> None:
-    (kept,) = run_directory.read_evaluations(made[0]).values()
+    (evaluation,) = run_directory.read_evaluations(made[0]).values()
+    kept = evaluation.to_json()
     assert kept["nll"] == made[1].nll
     expected = [
         *("tiny", "IWAE", "2", "1", "3", "test", "20"),

@@ -22,16 +22,15 @@ import pytest
 
 import iwae
 from early import forget
-from iwae import runs
+from iwae import evaluation, runs
 from iwae._utils import files
 from iwae.cli.progress import print_evaluation
 from iwae.config.io import override, read
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
-from iwae.evaluation import evaluator
 from iwae.evaluation.trained import TrainedModel
 from iwae.plotting import report
-from iwae.storage import checkpoint, run_directory
+from iwae.storage import checkpoint, evaluations, run_directory
 from iwae.training import trainer
 from iwae.training.trainer import NonFiniteError, Silent
 from refusals import refused
@@ -348,7 +347,7 @@ def test_only_a_constant_schedule_can_be_prolonged(tiny: RunConfig, tmp_path: Pa
 def test_one_process_at_a_time(tiny: RunConfig, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with (
-        run_directory.opened(path, tiny, resume=False),
+        run_directory.open_run(path, tiny, resume=False),
         refused(f"{path} is being trained by another process; wait for it or give another --out."),
     ):
         iwae.train(tiny, out=path, resume=True)
@@ -479,7 +478,7 @@ def test_a_damaged_model_is_made_again_from_the_checkpoint(tiny_run, tiny, tmp_p
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_run: TrainedModel, tiny, tmp_path) -> None:
     path = tmp_path / "run"
-    with run_directory.opened(path, override(tiny, latents=(4,)), resume=False) as begun:
+    with run_directory.open_run(path, override(tiny, latents=(4,)), resume=False) as begun:
         begun.save_config(override(tiny, latents=(4,)))
     (path / run_directory.CHECKPOINT).write_bytes(
         (tiny_run.path / run_directory.CHECKPOINT).read_bytes()
@@ -493,7 +492,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_run: TrainedModel, tiny, 
 
 def test_a_damaged_checkpoint_is_refused(tiny_run: TrainedModel, tiny, tmp_path) -> None:
     path = tmp_path / "run"
-    with run_directory.opened(path, tiny, resume=False) as begun:
+    with run_directory.open_run(path, tiny, resume=False) as begun:
         begun.save_config(tiny)
     whole = (tiny_run.path / run_directory.CHECKPOINT).read_bytes()
     (path / run_directory.CHECKPOINT).write_bytes(whole[: len(whole) // 2])
@@ -605,8 +604,8 @@ def test_evaluations_are_kept(tiny_run: TrainedModel) -> None:
     first = iwae.evaluate(tiny_run.path, k=10, limit=20)
     second = iwae.evaluate(tiny_run.path, k=20, limit=20)
     kept = run_directory.read_evaluations(tiny_run.path)
-    assert kept["test k=10 n=20 seed=0 passes=3"] == json.loads(json.dumps(first.to_json()))
-    assert kept["test k=20 n=20 seed=0 passes=3"]["nll"] == second.nll
+    assert kept["test k=10 n=20 seed=0 passes=3"] == first
+    assert kept["test k=20 n=20 seed=0 passes=3"].nll == second.nll
 
 
 @pytest.mark.slow
@@ -617,7 +616,7 @@ def test_figures_of_other_models_or_examples_are_not_kept_together(tiny, tmp_pat
     assert first.nll_without_inactive is not None
     other = iwae.evaluate(iwae.load(tmp_path / "run", data=1 - rows), k=5)
     (kept,) = run_directory.read_evaluations(tmp_path / "run").values()
-    assert (kept["nll"], kept["nll_without_inactive"]) == (other.nll, None)
+    assert (kept.nll, kept.nll_without_inactive) == (other.nll, None)
 
 
 def test_two_evaluations_at_once_are_both_kept(tiny_run, tmp_path, monkeypatch) -> None:
@@ -636,7 +635,7 @@ def test_two_evaluations_at_once_are_both_kept(tiny_run, tmp_path, monkeypatch) 
 
     own = TrainedModel.evaluate
     monkeypatch.setattr(TrainedModel, "evaluate", evaluated)
-    monkeypatch.setattr(runs, "write_atomic", slow)
+    monkeypatch.setattr(evaluations, "write_atomic", slow)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda k: iwae.evaluate(path, k=k, limit=20), (5, 7)))
     assert len(run_directory.read_evaluations(path)) == 2
@@ -666,9 +665,9 @@ def test_an_evaluation_takes_nothing_from_an_earlier_one(tiny_run: TrainedModel)
     second = iwae.evaluate(tiny_run.path, k=5, limit=30, only_used=True)
     iwae.evaluate(tiny_run.path, k=5, limit=30, memory=2**16)
     kept = run_directory.read_evaluations(tiny_run.path)["test k=5 n=30 seed=0 passes=3"]
-    assert kept["nll_without_inactive"] == first.nll_without_inactive
-    assert kept["used_units"] == second.used_units
-    assert kept["nll_only_used"] == second.nll_only_used
+    assert kept.nll_without_inactive == first.nll_without_inactive
+    assert kept.used_units == second.used_units
+    assert kept.nll_only_used == second.nll_only_used
 
 
 @pytest.mark.parametrize("damaged", ["{", "[]", '{"test": 1}'])
@@ -710,7 +709,7 @@ def test_a_single_example_has_neither_error_nor_activity(tiny_run, tmp_path, cap
             f"variance is of at least 2 of each; give more."
         ):
             images = tiny_run.data().test[:n]
-            evaluator.activity(tiny_run.model, images, tiny_run.seen.observer, k=k)
+            evaluation.activity(tiny_run.model, images, tiny_run.seen.observer, k=k)
 
 
 def test_no_examples_have_no_likelihoods(tiny_run: TrainedModel) -> None:

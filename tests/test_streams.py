@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae.evaluation.evaluator import over_examples
+from iwae.evaluation.examples import over_examples
 from iwae.models.observation import Observer
 from iwae.training import gradient_step
 

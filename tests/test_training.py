@@ -16,7 +16,7 @@ import pytest
 
 import iwae
 from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
-from iwae.evaluation.evaluator import log_likelihood
+from iwae.evaluation.likelihood import log_likelihood
 from iwae.models.networks import Linear, at_precision
 from iwae.models.observation import Observer
 from iwae.training import gradient_step

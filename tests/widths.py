@@ -20,7 +20,7 @@ from iwae.config.io import override, recipe
 from iwae.config.schema import ModelConfig
 from iwae.estimators import surrogate
 from iwae.evaluation import posterior
-from iwae.evaluation.evaluator import log_likelihood
+from iwae.evaluation.likelihood import log_likelihood
 from iwae.evaluation.trained import TrainedModel
 from iwae.experiments import toy_densities
 from iwae.models.build import build

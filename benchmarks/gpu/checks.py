@@ -26,7 +26,8 @@ from iwae import bounds, data
 from iwae._utils import threefry
 from iwae.config.schema import ModelConfig, ObjectiveConfig, Precision, TrainingConfig
 from iwae.estimators.surrogate import ESTIMATORS, surrogate_loss
-from iwae.evaluation.evaluator import bound_value, log_likelihood, mean_and_error, over_examples
+from iwae.evaluation.examples import mean_and_error, over_examples
+from iwae.evaluation.likelihood import bound_value, log_likelihood
 from iwae.models.autoencoder import draw_log_weights, log_weights
 from iwae.models.build import build
 from iwae.models.likelihoods import likelihood, names

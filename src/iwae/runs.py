@@ -4,7 +4,6 @@ A run that was killed continues exactly where its last checkpoint stood.
 """
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +17,14 @@ import numpy as np
 from iwae import data
 from iwae._utils.checks import check_seed
 from iwae._utils.distributed import Devices, computing, hosts_agree, is_first, json_from_first
-from iwae._utils.files import as_argument, one_at_a_time, write_atomic
+from iwae._utils.files import as_argument
 from iwae._utils.programs import keep_programs
 from iwae.config.io import differences, override, parse
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
+from iwae.data.in_use import reading_once
 from iwae.errors import InputError, unusable
-from iwae.evaluation.evaluator import mean_and_error
+from iwae.evaluation.examples import mean_and_error
 from iwae.evaluation.trained import Evaluation, TrainedModel, skeleton
 from iwae.models.build import as_kept
 from iwae.models.observation import Observation, observation, prepare
@@ -33,22 +33,22 @@ from iwae.storage.persisted import finite
 from iwae.storage.run_directory import (
     CHECKPOINT,
     CONFIG,
-    EVALUATION,
     METRICS,
     MODEL,
     REPLICA,
     UNVERIFIED,
     RunDirectory,
-    evaluations_text,
+    history_of,
+    keep_evaluation,
     noted,
-    opened,
-    opened_together,
+    open_run,
+    open_runs,
     read_config,
+    read_config_and_identity,
     read_evaluations,
     read_metrics,
     read_model,
     read_progress,
-    read_stated,
     replicas,
 )
 from iwae.training.trainer import Observed, Run, Silent, Together, Watcher, initial
@@ -123,12 +123,12 @@ def _check_same_on_hosts(dataset: Dataset) -> None:
 def _opened_by_first(
     out: str | Path | None, config: RunConfig, *, resume: bool | None
 ) -> Iterator[RunDirectory]:
-    """`opened` on the first host; the others have no folder."""
+    """`open_run` on the first host; the others have no folder."""
     with contextlib.ExitStack() as stack:
         folder = RunDirectory(None)
         with hosts_agree():
             if is_first():
-                folder = stack.enter_context(opened(out, config, resume=resume))
+                folder = stack.enter_context(open_run(out, config, resume=resume))
         yield folder
 
 
@@ -198,7 +198,7 @@ def _train_together(
     keep_programs()
     observed = _observed_together(configs, data, data_dir, asked=asked)
     configs = {name: config for name, (config, _) in observed.items()}
-    with opened_together(out, configs, resume=resume) as folders:
+    with open_runs(out, configs, resume=resume) as folders:
         together = {
             name: Run(config, data, folders[name], Silent() if watch is None else watch(name))
             for name, (config, data) in observed.items()
@@ -365,7 +365,7 @@ def load(
             f"the folder that it was trained into."
         )
     path = Path(path)
-    config, run = read_stated(path)
+    config, run = read_config_and_identity(path)
     if not (path / MODEL).exists():
         finish = f"iwae train --out {as_argument(path)} --resume"
         raise InputError(f"{path} holds no trained model yet; finish it with `{finish}`.")
@@ -388,7 +388,15 @@ def load(
         seen = noted(replace(seen, digest=given.whole_digest), OTHERS)
     dataset = None if given is None else prepare(given, seen)
     return TrainedModel(
-        config, model, seen, passes, path=path, data_dir=data_dir, dataset=dataset, run=run
+        config,
+        model,
+        seen,
+        passes,
+        path=path,
+        data_dir=data_dir,
+        dataset=dataset,
+        run=run,
+        history=history_of(path),
     )
 
 
@@ -434,30 +442,11 @@ def evaluate(
     if path is not None and is_first() and os.access(path, os.W_OK):
         try:
             if run.is_in_its_folder():
-                _keep(result, path, run.run)
+                keep_evaluation(result, path, run.run)
         except (InputError, OSError) as error:
             said = unusable(error) if isinstance(error, OSError) else str(error)
             raise NotKeptError(said, result) from error
     return result
-
-
-def _keep(result: Evaluation, path: Path, run: str) -> None:
-    """Put an evaluation down beside the others of its run."""
-    name = f"{result.split} k={result.k} n={result.n} seed={result.seed} passes={result.passes}"
-    name += " mean weights" * result.mean_weights
-    with one_at_a_time(path / MODEL):
-        kept, entry = read_evaluations(path), result.to_json()
-        before = kept.get(name, {})
-        if math.isclose(before.get("nll", math.inf), entry["nll"], rel_tol=SAME):
-            entry |= {n: before.get(n) for n in OPTIONAL if entry[n] is None}
-        write_atomic(path / EVALUATION, evaluations_text(kept | {name: entry}, run))
-
-
-SAME = 1e-6
-"""Relative difference of NLLs of one model on the same examples, whose sums round otherwise."""
-
-OPTIONAL = ("nll_without_inactive", "used_units", "nll_only_used")
-"""Figures of an evaluation that have to be asked for."""
 
 
 @dataclass(frozen=True)
@@ -493,6 +482,7 @@ class OverSeeds:
         }
 
 
+@reading_once()
 def evaluate_replicas(
     path: str | Path,
     *,

@@ -15,7 +15,7 @@ from iwae._utils.formatting import excess_in_words, units_in_words
 from iwae.cli.outputs import StandardError
 from iwae.cli.terminal import visible
 from iwae.data import FileStatus
-from iwae.evaluation.evaluator import Progress as Counter
+from iwae.evaluation.examples import Progress as Counter
 from iwae.evaluation.trained import Evaluation
 from iwae.experiments.tables import Experiment
 from iwae.runs import OverSeeds

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iwae.data import arrays, registry
+from iwae.data import arrays, in_use, registry
 from iwae.data.dataset import Dataset, binarize
 from iwae.data.examples import read_examples
 from iwae.data.files import FileStatus
@@ -55,12 +55,21 @@ def load(
     if isinstance(source, str) and source in NAMES:
         return _registered(source, data_dir, values)
     if isinstance(source, str | os.PathLike):
-        path = arrays.data_path(source, NAMES)
+        return _of_file(arrays.data_path(source, NAMES), values, header)
+    what = f"Data cannot be a {type(source).__name__}"
+    raise InputError(f"{what}: give a name, a path, a NumPy array or a mapping of arrays.")
+
+
+def _of_file(path: Path, values: str, header: str) -> Dataset:
+    """The data set in a file; by auto it is the same as by the kind that its values are found to
+    be."""
+
+    def read() -> Dataset:
         found = arrays.read_file(path, header=header)
         name = path.name[: -len(arrays.suffix(path))]
         return arrays.from_arrays(found, values=values, name=name, where=str(path))
-    what = f"Data cannot be a {type(source).__name__}"
-    raise InputError(f"{what}: give a name, a path, a NumPy array or a mapping of arrays.")
+
+    return in_use.shared([path], read, (values, header), lambda d: (d.kind, header))
 
 
 def _registered(name: str, data_dir: str | os.PathLike[str] | None, values: str) -> Dataset:

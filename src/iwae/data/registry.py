@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from iwae._utils.extras import require
-from iwae.data import files
+from iwae.data import files, in_use
 from iwae.data.characters import read_characters
 from iwae.data.dataset import Dataset
 from iwae.data.files import File, FileStatus
@@ -37,10 +37,13 @@ def load_named(name: str, data_dir: Path | None) -> Dataset:
     """The registered data set `name`, its files read (or downloaded) and checked."""
     entry = REGISTRY[name]
     files.check_folder(data_dir)
-    if not entry.files:
-        return entry.build()
-    roots = files.search_path(data_dir)
-    return entry.build(*[files.read(file, entry.folders, roots) for file in entry.files])
+    roots = files.search_path(data_dir) if entry.files else ()
+
+    def read() -> Dataset:
+        return entry.build(*[files.read(file, entry.folders, roots) for file in entry.files])
+
+    found = [files.find(file, entry.folders, roots) for file in entry.files]
+    return in_use.shared(found, read, entry)
 
 
 def status(

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae import bounds
 from iwae._utils.formatting import UNKNOWN, Figure
-from iwae.evaluation.evaluator import mean_and_error, over_examples, repetitions
+from iwae.evaluation.examples import mean_and_error, over_examples
+from iwae.evaluation.likelihood import repetitions
 from iwae.evaluation.trained import TrainedModel
 from iwae.models.autoencoder import Autoencoder, Model, draw_log_weights
 

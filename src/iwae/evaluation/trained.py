@@ -1,40 +1,41 @@
-"""A trained model with its data: evaluate, score, encode, sample, reconstruct."""
+"""The fitted model with its data: evaluate, score, encode, sample, reconstruct."""
 
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae import data
 from iwae._utils import threefry
 from iwae._utils.checks import COUNTED, check_draws, check_seed
 from iwae._utils.distributed import computing
+from iwae._utils.formatting import html_table
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
-from iwae.evaluation import evaluator
-from iwae.evaluation.evaluator import (
-    Activity,
-    Progress,
-    Usage,
-    mean_and_error,
-    over_examples,
-)
+from iwae.evaluation import units
+from iwae.evaluation.elbo import posterior_means, terms
+from iwae.evaluation.examples import Progress, mean_and_error, over_examples
+from iwae.evaluation.likelihood import CHUNK, log_likelihood
+from iwae.evaluation.units import Ablation, Activity
 from iwae.models.autoencoder import Autoencoder, block_of, prune
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.hierarchical import HierarchicalAutoencoder
 from iwae.models.observation import Observation, prepare
-from iwae.storage import checkpoint, persisted
-from iwae.storage.run_directory import identity, opened, read_model
+from iwae.storage import checkpoint
+from iwae.storage.evaluations import Evaluation as Evaluation
+from iwae.storage.metrics import History
+from iwae.storage.run_directory import identity, open_run, read_model
 
 TERM_DRAWS = 100
 """Draws per example behind the ELBO's terms and the active units."""
@@ -42,74 +43,59 @@ TERM_DRAWS = 100
 ACTIVITY_EXAMPLES = 10_000
 """Training examples that decide which units are inactive when they are to be removed."""
 
-USAGE_EXAMPLES = 2000
+ABLATION_EXAMPLES = 2000
 """Training examples that decide which units are used."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The worth of a model on a split; likelihoods are in nats per example."""
-
-    dataset: str
-    split: str
-    n: int
-    """Examples evaluated."""
-    passes: int
-    """Training passes behind the model."""
-    k: int
-    nll: float
-    """−L_K, mean over examples."""
-    nll_se: float
-    """Standard error of `nll` over examples."""
-    bits_per_dim: float
-    elbo: float
-    """E_q[log p(x, h) − log q(h|x)]."""
-    reconstruction: float
-    """E_q[log p(x|h_1)]."""
-    kl: list[float]
-    """E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})], per layer."""
-    active_units: list[int] | None
-    """Units with A_u > 0.01, per layer; unknown of a single example."""
-    activity: list[list[float]] | None
-    """A_u of every unit, per layer."""
-    nll_without_inactive: float | None
-    """−L_K of the model without its inactive units, when asked for."""
-    used_units: list[int] | None
-    """Units that the model needs, per layer (`TrainedModel.only_used`), when asked for."""
-    nll_only_used: float | None
-    """−L_K of the model with its used units alone."""
-    seed: int
-    seconds: float
-    device: str
-    note: str
-    """A remark on the data or the draws that the result must carry."""
-    mean_weights: bool
-    """Whether uncertain weights were held at their means."""
-    log_likelihoods: np.ndarray = field(repr=False, compare=False)
-    """L_K of every example, [n]."""
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the values per example; what JSON has no number for, as the standard error of one
-        example, is null."""
-        fields = dataclasses.asdict(self)
-        fields.pop("log_likelihoods")
-        return persisted.finite(fields)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedModel:
     """A model, the configuration it was trained with, and what it knows of its data."""
 
     config: RunConfig
     model: Autoencoder
     seen: Observation
-    passes: int
+    epochs: int
     """Passes over the training split behind the model."""
     path: Path | None = None
+    """The run directory, where there is one."""
     data_dir: str | Path | None = None
     dataset: Dataset | None = None
+    """The data as the model sees them, where they were given; else `data` finds them."""
     run: str = ""
     """The identity of the run (`run_directory.identity`); empty where its files do not say."""
+    history: History = field(default_factory=History, compare=False)
+    """The metrics of the run, epoch by epoch; empty where there are none."""
+    _found: dict[Hashable, Dataset] = field(default_factory=dict, compare=False)
+    """The data that `data` has found, by what they depend on; copies by `replace` share them."""
+
+    @property
+    def passes(self) -> int:
+        """`epochs`, under its former name."""
+        return self.epochs
+
+    def __repr__(self) -> str:
+        model, k = self.config.label, self.config.objective.k
+        units = " + ".join(map(str, self.model.latents))
+        place = "" if self.path is None else f", {str(self.path)!r}"
+        return (
+            f"TrainedModel({model}, K = {k}, {units} latent units, {self.seen.name}, "
+            f"{self.epochs:,} epochs{place})"
+        )
+
+    def _repr_html_(self) -> str:
+        """What it is, as a table for a notebook."""
+        rows = [
+            ("model", f"{self.config.label}, K = {self.config.objective.k}"),
+            ("latent units", " + ".join(map(str, self.model.latents))),
+            ("likelihood", self.config.model.likelihood),
+            ("data", f"{self.seen.name}, {self.seen.kind}, {_times(self.seen.shape)}"),
+            ("epochs", f"{self.epochs:,}"),
+        ]
+        if self.path is not None:
+            rows.append(("directory", str(self.path)))
+        if self.seen.note:
+            rows.append(("note", self.seen.note))
+        return html_table(rows)
 
     def save(self, out: str | Path) -> None:
         """Write the model, its configuration and what it knows of its data as a run folder, which
@@ -126,19 +112,19 @@ class TrainedModel:
                 "The model is not the one that its configuration describes, from which it is built "
                 "when it is loaded; save the one that was trained."
             )
-        with opened(out, self.config, resume=False) as folder:
+        with open_run(out, self.config, resume=False) as folder:
             folder.run = identity(self.config, self.seen)
             folder.save_config(self.config)
-            folder.save_model(self.model, self.seen, self.passes, step=0)
+            folder.save_model(self.model, self.seen, self.epochs, step=0)
 
     def is_in_its_folder(self) -> bool:
-        """Whether the model in the folder of the run, if it is one of as many passes, is this one;
+        """Whether the model in the folder of the run, if it is one of as many epochs, is this one;
         it is not after weights were held at their means, or units were removed."""
         if self.path is None:
             return False
-        stored, _, passes = read_model(self.path)
+        stored, _, epochs = read_model(self.path)
         own = checkpoint.arrays(eqx.filter(self.model, eqx.is_array))
-        return passes != self.passes or (
+        return epochs != self.epochs or (
             own.keys() == stored.arrays.keys()
             and all(np.array_equal(own[n], stored.arrays[n], equal_nan=True) for n in own)
         )
@@ -152,9 +138,16 @@ class TrainedModel:
         return dataclasses.replace(self, model=self.model.at_the_mean())
 
     def data(self) -> Dataset:
-        """The data set the model was trained on, found as `iwae.data.load` finds it."""
+        """The data set the model was trained on, found as `iwae.data.load` finds it; it is read
+        once. `InputError` if it is not there, or has changed since."""
         if self.dataset is not None:
             return self.dataset
+        of = (self.config.data, self.seen, self.data_dir)
+        if of not in self._found:
+            self._found[of] = self._read_data()
+        return self._found[of]
+
+    def _read_data(self) -> Dataset:
         config = self.config.data
         if config.dataset not in data.NAMES and not Path(config.dataset).exists():
             raise InputError(
@@ -198,12 +191,12 @@ class TrainedModel:
         if not len(images):
             raise InputError("No examples were given; give at least 1.")
         return over_examples(
-            eqx.Partial(evaluator.log_likelihood, k=k),
+            eqx.Partial(log_likelihood, k=k),
             self.model,
             images,
             self.seen.observer,
             seed=seed,
-            draws=min(k, evaluator.CHUNK),
+            draws=min(k, CHUNK),
             memory=memory,
             progress=progress,
         )
@@ -295,11 +288,15 @@ class TrainedModel:
 
     def activity(self, images: np.ndarray, *, seed: int = 0) -> Activity:
         """A_u of every unit on prepared examples."""
-        return evaluator.activity(self.model, images, self.seen.observer, seed=seed, k=TERM_DRAWS)
+        return units.activity(self.model, images, self.seen.observer, seed=seed, k=TERM_DRAWS)
 
-    def usage(self, images: np.ndarray, *, seed: int = 0) -> Usage:
+    def ablation(self, images: np.ndarray, *, seed: int = 0) -> Ablation:
         """U_u of every unit on prepared examples."""
-        return evaluator.usage(self.model, images, self.seen.observer, seed=seed)
+        return units.ablation(self.model, images, self.seen.observer, seed=seed)
+
+    def usage(self, images: np.ndarray, *, seed: int = 0) -> Ablation:
+        """`ablation`, under its former name."""
+        return self.ablation(images, seed=seed)
 
     def without_inactive(self, *, seed: int = 0) -> Autoencoder:
         """The model without the units that are inactive on training examples."""
@@ -307,7 +304,7 @@ class TrainedModel:
 
     def only_used(self, *, seed: int = 0) -> Autoencoder:
         """The model with the units that are used on training examples alone."""
-        used = lambda images: self.usage(images[:USAGE_EXAMPLES], seed=seed).used
+        used = lambda images: self.ablation(images[:ABLATION_EXAMPLES], seed=seed).used
         return self._with_only(lambda images, _: used(images), seed)
 
     @computing()
@@ -358,33 +355,19 @@ class TrainedModel:
         began = time.monotonic()
         smaller = of.without_inactive() if without_inactive else None
         used = of.only_used() if only_used else None
-        nll_of = lambda part: (
-            -_mean_of_finite(
-                dataclasses.replace(of, model=part).log_likelihoods(
-                    images, k=k, seed=seed, memory=memory
-                ),
-                k,
-            )
-        )
         values = of.log_likelihoods(images, k=k, seed=seed, memory=memory, progress=progress)
-        _mean_of_finite(values, k)
-        parts = of._terms(images, seed)
-        active = of.activity(images, seed=seed) if len(images) > 1 else None
-        mean, error = mean_and_error(values)
+        nll = -_mean_of_finite(values, k)
+        nll_of = lambda part: of._nll(part, images, k=k, seed=seed, memory=memory)
         return Evaluation(
             dataset=self.seen.name,
             split=split,
             n=len(images),
-            passes=self.passes,
+            epochs=self.epochs,
             k=k,
-            nll=-mean,
-            nll_se=error,
-            bits_per_dim=-mean / (images.shape[1] * float(np.log(2))),
-            elbo=float(parts[0] - parts[1:].sum()),
-            reconstruction=float(parts[0]),
-            kl=[float(v) for v in parts[1:]],
-            active_units=None if active is None else active.counts,
-            activity=None if active is None else [a.tolist() for a in active.variance],
+            nll=nll,
+            nll_se=mean_and_error(values)[1],
+            bits_per_dim=nll / (images.shape[1] * float(np.log(2))),
+            **of._parts(images, seed),
             nll_without_inactive=None if smaller is None else nll_of(smaller),
             used_units=None if used is None else list(used.latents),
             nll_only_used=None if used is None else nll_of(used),
@@ -396,6 +379,25 @@ class TrainedModel:
             log_likelihoods=values,
         )
 
+    def _parts(self, images: np.ndarray, seed: int) -> "_Parts":
+        """The terms of the ELBO and the activity of the units."""
+        elbo = self._terms(images, seed)
+        active = self.activity(images, seed=seed) if len(images) > 1 else None
+        return {
+            "elbo": float(elbo[0] - elbo[1:].sum()),
+            "reconstruction": float(elbo[0]),
+            "kl": [float(v) for v in elbo[1:]],
+            "active_units": None if active is None else active.counts,
+            "activity": None if active is None else [a.tolist() for a in active.variance],
+        }
+
+    def _nll(
+        self, part: Autoencoder, images: np.ndarray, *, k: int, seed: int, memory: int | None
+    ) -> float:
+        """−L_k of a model with some of the units, in nats; `InputError` if it is not finite."""
+        smaller = dataclasses.replace(self, model=part)
+        return -_mean_of_finite(smaller.log_likelihoods(images, k=k, seed=seed, memory=memory), k)
+
     def _blocks(self, k: int) -> str:
         """What is to be said of L_k where draws depend on one another."""
         block = block_of(self.model)
@@ -404,17 +406,34 @@ class TrainedModel:
         return f"L_{k} of draws in blocks of {block}, a lower bound of log p(x)"
 
     def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
-        function = eqx.Partial(evaluator.terms, k=TERM_DRAWS)
+        function = eqx.Partial(terms, k=TERM_DRAWS)
         per_example = over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
         )
         return per_example.mean(axis=0, dtype=np.float64)
 
-    def _posterior_means(self, images: np.ndarray, seed: int) -> list[tuple[Any, Any]]:
-        function = eqx.Partial(evaluator.posterior_means, k=TERM_DRAWS)
+    def _posterior_means(
+        self, images: np.ndarray, seed: int
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        function = eqx.Partial(posterior_means, k=TERM_DRAWS)
         return over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
         )
+
+
+class _Parts(TypedDict):
+    """What an evaluation says beside its likelihoods."""
+
+    elbo: float
+    reconstruction: float
+    kl: list[float]
+    active_units: list[int] | None
+    activity: list[list[float]] | None
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    """As 28 × 28."""
+    return " × ".join(map(str, shape))
 
 
 def _without_number(scores: np.ndarray, examples: np.ndarray) -> str:
@@ -428,7 +447,7 @@ def _without_number(scores: np.ndarray, examples: np.ndarray) -> str:
     )
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_array(leaf: object) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct) or eqx.is_array(leaf)
 
 
@@ -458,10 +477,12 @@ def _mean_of_finite(values: np.ndarray, k: int) -> float:
     return float(values.mean(dtype=np.float64))
 
 
-def _reconstruction(model: Autoencoder, x: Any, key: Any) -> tuple[Any, Any]:
+def _reconstruction(
+    model: Autoencoder, x: Float[Array, " d"], key: PRNGKeyArray
+) -> tuple[Array, Array]:
     return x, model.reconstruct(x, key)
 
 
 @eqx.filter_jit
-def _sample(model: Autoencoder, n: int, key: Any, mean: bool) -> Any:
+def _sample(model: Autoencoder, n: int, key: PRNGKeyArray, mean: bool) -> Array:
     return model.sample(n, key, mean=mean)

@@ -22,7 +22,7 @@ from iwae.data import Dataset
 from iwae.errors import InputError, nearest
 from iwae.estimators import diagnostics
 from iwae.estimators.diagnostics import Measurement, Slope
-from iwae.evaluation.evaluator import mean_and_error
+from iwae.evaluation.examples import mean_and_error
 from iwae.evaluation.trained import TrainedModel
 from iwae.plotting import report
 from iwae.training import gradient_step

@@ -15,7 +15,7 @@ from iwae._utils import threefry
 from iwae._utils.files import write_atomic
 from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
-from iwae.evaluation.evaluator import mean_and_error
+from iwae.evaluation.examples import mean_and_error
 from iwae.evaluation.trained import TrainedModel
 from iwae.experiments.comparisons import Watchers, finished, known, versions
 from iwae.experiments.toy_densities import slides_ring, slides_ring_log_prob

@@ -25,7 +25,8 @@ from iwae.bounds import iwae
 from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.evaluation.evaluator import mean_and_error, over_examples, repetitions
+from iwae.evaluation.examples import mean_and_error, over_examples
+from iwae.evaluation.likelihood import repetitions
 from iwae.evaluation.trained import Evaluation, TrainedModel
 from iwae.experiments import toy_densities
 from iwae.experiments.comparisons import Watchers, finished, known, versions

@@ -233,7 +233,9 @@ def read(path: Path) -> Record | None:
         record = persisted.parsed(persisted.content_of(path))
     except (MistypedError, InputError):
         return None
-    experiment = record.get("experiment") if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return None
+    experiment = record.get("experiment")
     if not isinstance(experiment, str) or experiment not in {*EXPERIMENTS, *HELD}:
         return None
     held, kind = HELD.get(experiment, ("cells", _Table))

@@ -17,7 +17,7 @@ from iwae._utils.formatting import UNKNOWN, Figure, mean_units, units_in_words
 from iwae.config.io import differences, override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, nearest
-from iwae.evaluation.evaluator import mean_and_error
+from iwae.evaluation.examples import mean_and_error
 from iwae.evaluation.metrics import MEASURES
 from iwae.experiments.jobs import (
     LIKELIHOODS,

@@ -8,7 +8,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,9 +22,9 @@ from iwae._utils.checks import check_seed
 from iwae._utils.extras import require
 from iwae.errors import InputError
 from iwae.estimators.diagnostics import Measurement
-from iwae.evaluation.evaluator import ACTIVE
 from iwae.evaluation.posterior import densities
 from iwae.evaluation.trained import TrainedModel
+from iwae.evaluation.units import ACTIVE
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder
 
@@ -167,7 +167,7 @@ def reconstruction_rows(trained: TrainedModel) -> tuple[str, ...]:
     return ("the original intensities", SEEN, RECONSTRUCTION) if drawn else (SEEN, RECONSTRUCTION)
 
 
-def training_curves(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> bytes:
+def training_curves(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> bytes:
     """Bounds in nats against passes, of (name, rows of metrics.jsonl), as an SVG.
 
     Solid on the validation split, dashed the average over the training steps of a pass.
@@ -192,7 +192,7 @@ def training_curves(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> bytes:
         return _svg(figure)
 
 
-def _curve(axes: Any, rows: list[dict[str, Any]], key: str, **style: Any) -> None:
+def _curve(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
     points = [(row["pass"], row[key]) for row in rows if key in row]
     if points:
         marker = "o" if len(points) < 20 else ""

@@ -17,9 +17,11 @@ from iwae._utils.files import as_argument, refuse_existing, write_atomic
 from iwae._utils.formatting import units_in_words
 from iwae.config.io import flatten
 from iwae.config.schema import RunConfig
+from iwae.data.in_use import reading_once
 from iwae.errors import InputError
-from iwae.evaluation.evaluator import ACTIVE, Progress
+from iwae.evaluation.examples import Progress
 from iwae.evaluation.trained import TERM_DRAWS, TrainedModel
+from iwae.evaluation.units import ACTIVE
 from iwae.models.likelihoods import is_continuous, is_mixed
 from iwae.plotting import figures
 from iwae.storage.run_directory import read_config, read_evaluations, read_metrics, replicas
@@ -93,6 +95,7 @@ def check_installed() -> None:
         require(module, purpose="a report", extra="report")
 
 
+@reading_once()
 def render(
     paths: list[Path],
     *,
@@ -159,7 +162,7 @@ def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None
 
     trained = there(lambda: runs.load(path, data_dir=data_dir), None)
     rows = there(lambda: read_metrics(path), [])
-    evaluations = there(lambda: list(read_evaluations(path).values()), [])
+    evaluations = there(lambda: [e.to_json() for e in read_evaluations(path).values()], [])
     missing = " ".join(dict.fromkeys(said))
     return Entry(name, path, config, rows, evaluations, trained, missing)
 

@@ -10,19 +10,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jaxtyping import Array, PyTree
 
 from iwae._utils.files import write_atomic
 from iwae.errors import InputError
 from iwae.storage import persisted
 
 Tree = TypeVar("Tree")
+
+Leaf = Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
+"""An array of a tree, or what stands for one."""
 
 HEADER, DIGEST = "header", "digest"
 """Entries of the file's metadata, beside those that its writer adds."""
@@ -35,7 +39,7 @@ class Stored:
     """What is in a file, as it was written."""
 
     path: Path
-    header: dict[str, Any]
+    header: dict[str, object]
     arrays: dict[str, np.ndarray]
     """By tree path."""
     about: dict[str, str]
@@ -44,7 +48,7 @@ class Stored:
     """Whether it has a digest, as files of early versions have not."""
 
 
-def save(path: Path, tree: Any, header: dict[str, Any], **about: str) -> None:
+def save(path: Path, tree: PyTree, header: Mapping[str, object], **about: str) -> None:
     """Write the array leaves of `tree`, a JSON-able `header`, and texts `about` what the file
     belongs to, atomically."""
     leaves = arrays(tree)
@@ -79,13 +83,13 @@ def read(path: Path) -> Stored:
     if digest not in (None, _digest(stored, metadata)):
         raise persisted.damaged(path, RESTORE, "its digest is not that of its content")
     try:
-        header = persisted.typed(persisted.parsed(metadata[HEADER]), dict[str, Any], HEADER)
+        header = persisted.typed(persisted.parsed(metadata[HEADER]), dict[str, object], HEADER)
     except persisted.MistypedError as error:
         raise persisted.damaged(path, RESTORE, str(error)) from error
     return Stored(path, header, stored, about, digest is not None)
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> dict[str, object]:
     """The header of a file; raises what `read` raises."""
     return read(path).header
 
@@ -120,12 +124,12 @@ def fitted(stored: Stored, like: Tree) -> Tree:
     )
 
 
-def arrays(tree: Any) -> dict[str, np.ndarray]:
+def arrays(tree: PyTree) -> dict[str, np.ndarray]:
     """The array leaves of a tree by their path."""
     return {name: np.asarray(leaf) for name, leaf in _leaves(tree).items()}
 
 
-def shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+def shapes(tree: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and type of every array of a tree, or what stands for one, by its path."""
     return {name: (tuple(a.shape), str(a.dtype)) for name, a in _leaves(tree).items()}
 
@@ -141,7 +145,7 @@ def _digest(leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> st
     return digest.hexdigest()
 
 
-def _check(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+def _check(path: Path, stored: Mapping[str, np.ndarray], expected: Mapping[str, Leaf]) -> None:
     for name in expected.keys() ^ stored.keys():
         side = "lacks" if name in expected else "also holds"
         raise InputError(
@@ -157,11 +161,11 @@ def _check(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None
             )
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
+def _leaves(tree: PyTree) -> dict[str, Leaf]:
     return {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> safetensors.safe_open:
     persisted.check_regular(path)
     try:
         return safetensors.safe_open(path, framework="numpy")

@@ -13,12 +13,17 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NewType
+from typing import Annotated, Any, TypeGuard, TypeVar, cast, overload
 
 from iwae.errors import InputError
 
-Unbounded = NewType("Unbounded", float)
+T = TypeVar("T")
+
+Unbounded = Annotated[float, "may be infinite or nan"]
 """A number that may be infinite or nan."""
+
+Nullable = Annotated[float, "null where it is not finite"]
+"""A number that is nan where a file has null, as JSON has neither nan nor infinity."""
 
 OF, SEAL = "of", "digest"
 """Fields of a sealed entry: the run or cell that it is of, and its digest."""
@@ -32,7 +37,7 @@ class MistypedError(ValueError):
 
 
 def damaged(path: Path, remedy: str, why: str = "") -> InputError:
-    """The sentence for a file that does not hold what was written to it."""
+    """The error for a file that does not hold what was written to it."""
     return InputError(f"{path} is damaged{f' ({why})' if why else ''}; {remedy}.")
 
 
@@ -54,7 +59,7 @@ def content_of(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def parsed(text: str | bytes) -> Any:
+def parsed(text: str | bytes) -> object:
     """The content of JSON; `MistypedError` if it is none, at any depth."""
     try:
         return json.loads(text)
@@ -62,42 +67,29 @@ def parsed(text: str | bytes) -> Any:
         raise MistypedError("it is not JSON") from error
 
 
-def read(path: Path, kind: Any, remedy: str) -> Any:
-    """What a file of JSON holds, as `kind` (see `typed`); `InputError` if it is damaged."""
-    try:
-        return typed(parsed(content_of(path)), kind)
-    except MistypedError as error:
-        raise damaged(path, remedy) from error
-
-
-def typed(value: Any, kind: Any, name: str = "") -> Any:
+@overload
+def typed(value: object, kind: type[T], name: str = "") -> T: ...
+@overload
+def typed(value: object, kind: object, name: str = "") -> Any: ...
+def typed(value: object, kind: object, name: str = "") -> object:
     """`value`, as JSON gives it, as `kind`; `MistypedError` names the field that does not fit.
 
     Kinds are those of annotations: numbers, texts, None, lists, dicts by text, tuples (of lists),
     unions, `TypedDict` (a dict, in which further entries stay) and dataclasses (made of a dict,
     which has no further entries). A float is finite unless it is `Unbounded`; an int counts
-    something, so it is not negative, and not larger than `LARGEST`.
+    something, so it is not negative, and not larger than `LARGEST`. `object` is anything, and a
+    `Nullable` nan for null.
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
+    if kind in (Any, object):
         return value
     if origin in (types.UnionType, typing.Union):
         return _one_of(value, inner, name)
-    if kind in (None, types.NoneType):
-        return _expect(value is None, value, "null", name)
-    if kind is Unbounded:
-        return _expect(_is_number(value), value, "a number", name)
-    if kind is float:
-        finite = _is_number(value) and math.isfinite(value)
-        return _expect(finite, value, "a finite number", name)
-    if kind is int:
-        fits = type(value) is int and 0 <= value <= LARGEST
-        return _expect(fits, value, "a whole number that counts", name)
-    if kind in (str, bool):
-        words = {str: "a text", bool: "true or false"}
-        return _expect(type(value) is kind, value, words[kind], name)
+    if origin is None or kind in (Unbounded, Nullable):
+        return _single(value, kind, name)
     if origin is typing.Literal:
-        return _expect(value in inner, value, f"one of {', '.join(map(str, inner))}", name)
+        _expect(value in inner, value, f"one of {', '.join(map(str, inner))}", name)
+        return value
     if origin is list:
         return [typed(v, inner[0], f"{name}[{i}]") for i, v in enumerate(_list(value, name))]
     if origin is tuple:
@@ -105,19 +97,48 @@ def typed(value: Any, kind: Any, name: str = "") -> Any:
     if origin in (dict, Mapping):
         items = _table(value, name).items()
         return {key: typed(v, inner[1], _within(name, key)) for key, v in items}
-    if typing.is_typeddict(kind):
-        return _typed_dict(value, kind, name)
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(value, kind, name)
     raise TypeError(f"{kind} is no type of what is kept in files")
 
 
+def _single(value: object, kind: object, name: str) -> object:
+    """As a kind that is not made of others, or a class with fields."""
+    if typing.is_typeddict(kind):
+        return _typed_dict(value, kind, name)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _dataclass(value, kind, name)
+    if kind == Nullable:
+        return math.nan if value is None else float(typed(value, Unbounded, name))
+    if kind in (None, types.NoneType):
+        _expect(value is None, value, "null", name)
+    elif kind == Unbounded:
+        _expect(_is_number(value), value, "a number", name)
+    elif kind is float:
+        finite = _is_number(value) and math.isfinite(value)
+        _expect(finite, value, "a finite number", name)
+    elif kind is int:
+        fits = type(value) is int and 0 <= value <= LARGEST
+        _expect(fits, value, "a whole number that counts", name)
+    elif kind in (str, bool):
+        expected = "a text" if kind is str else "true or false"
+        _expect(type(value) is kind, value, expected, name)
+    else:
+        raise TypeError(f"{kind} is no type of what is kept in files")
+    return value
+
+
+def known(value: object, kind: type, name: str = "") -> object:
+    """A table without the entries that a dataclass has no field for, as later versions may write
+    them."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return {key: v for key, v in _table(value, name).items() if key in fields}
+
+
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _hints(kind: type) -> dict[str, object]:
+    return typing.get_type_hints(kind, include_extras=True)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return type(value) is float or (type(value) is int and abs(value) <= LARGEST)
 
 
@@ -125,23 +146,24 @@ def _within(name: str, field: str) -> str:
     return f"{name}.{field}" if name else field
 
 
-def _expect(fits: bool, value: Any, expected: str, name: str) -> Any:
-    if fits:
-        return value
-    shown = json.dumps(value)
-    shown = shown if len(shown) <= 40 else f"{shown[:40]}…"
-    raise MistypedError(f"{name or 'it'} is {shown}, not {expected}")
+def _expect(fits: bool, value: object, expected: str, name: str) -> None:
+    if not fits:
+        shown = json.dumps(value)
+        shown = shown if len(shown) <= 40 else f"{shown[:40]}…"
+        raise MistypedError(f"{name or 'it'} is {shown}, not {expected}")
 
 
-def _list(value: Any, name: str) -> list[Any]:
-    return _expect(isinstance(value, list), value, "a list", name)
+def _list(value: object, name: str) -> list[object]:
+    _expect(isinstance(value, list), value, "a list", name)
+    return cast("list[object]", value)
 
 
-def _table(value: Any, name: str) -> dict[str, Any]:
-    return _expect(isinstance(value, dict), value, "a table", name)
+def _table(value: object, name: str) -> dict[str, object]:
+    _expect(isinstance(value, dict), value, "a table", name)
+    return cast("dict[str, object]", value)
 
 
-def _tuple(value: Any, kinds: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+def _tuple(value: object, kinds: tuple[object, ...], name: str) -> tuple[object, ...]:
     values = _list(value, name)
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = (kinds[0],) * len(values)
@@ -150,7 +172,7 @@ def _tuple(value: Any, kinds: tuple[Any, ...], name: str) -> tuple[Any, ...]:
     return tuple(typed(v, kind, f"{name}[{i}]") for i, (v, kind) in pairs)
 
 
-def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+def _one_of(value: object, kinds: tuple[object, ...], name: str) -> object:
     """As the first of the kinds that it fits; what is said is of the first that takes values."""
     errors: list[MistypedError] = []
     for kind in sorted(kinds, key=lambda kind: kind is types.NoneType):
@@ -161,15 +183,20 @@ def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
     raise errors[0]
 
 
-def _typed_dict(value: Any, kind: Any, name: str) -> dict[str, Any]:
+def _typed_dict(value: object, kind: Any, name: str) -> dict[str, object]:
     table, hints = _table(value, name), _hints(kind)
     for field in sorted(kind.__required_keys__ - table.keys()):
         raise MistypedError(f"it lacks {_within(name, field)}")
-    fits = lambda key, v: typed(v, hints[key], _within(name, key)) if key in hints else v
+    fits = lambda key, v: typed(v, _plain(hints[key]), _within(name, key)) if key in hints else v
     return {key: fits(key, v) for key, v in table.items()}
 
 
-def _dataclass(value: Any, kind: Any, name: str) -> Any:
+def _plain(hint: object) -> object:
+    """The kind of a field that may be left out."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.NotRequired else hint
+
+
+def _dataclass(value: object, kind: type, name: str) -> object:
     table, hints = _table(value, name), _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in table:
@@ -183,7 +210,11 @@ def _dataclass(value: Any, kind: Any, name: str) -> Any:
     return kind(**{key: float(v) if hints[key] is float else v for key, v in whole.items()})
 
 
-def finite(value: Any) -> Any:
+@overload
+def finite(value: Mapping[str, object]) -> dict[str, Any]: ...
+@overload
+def finite(value: object) -> object: ...
+def finite(value: object) -> object:
     """What JSON can hold: the same with None for numbers that are infinite or nan."""
     if isinstance(value, dict):
         return {name: finite(v) for name, v in value.items()}
@@ -192,19 +223,19 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def digest(content: Any, *of: str) -> str:
+def digest(content: object, *of: str) -> str:
     """SHA-256 of what JSON can hold, and of what it belongs to."""
     text = json.dumps([*of, content], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sealed(entry: Mapping[str, Any], of: str, *more: str) -> dict[str, Any]:
+def sealed(entry: Mapping[str, object], of: str, *more: str) -> dict[str, object]:
     """The entry with what it is of, and a digest of both, and of what `more` it belongs to."""
     whole = {**entry, OF: of}
     return {**whole, SEAL: digest(whole, *more)}
 
 
-def unsealed(entry: Mapping[str, Any], *more: str) -> tuple[dict[str, Any], str | None]:
+def unsealed(entry: Mapping[str, object], *more: str) -> tuple[dict[str, object], str | None]:
     """The entry without its seal, and what it says that it is of: None in those of early versions,
     which have none.
 
@@ -214,6 +245,7 @@ def unsealed(entry: Mapping[str, Any], *more: str) -> tuple[dict[str, Any], str 
     if OF not in entry and SEAL not in entry:
         return plain, None
     whole = {name: value for name, value in entry.items() if name != SEAL}
-    if entry.get(SEAL) != digest(whole, *more) or not isinstance(entry.get(OF), str):
+    of = entry.get(OF)
+    if entry.get(SEAL) != digest(whole, *more) or not isinstance(of, str):
         raise MistypedError("its digest is not that of its content")
-    return plain, entry[OF]
+    return plain, of

@@ -28,13 +28,14 @@ from iwae.config.io import override
 from iwae.config.schema import RunConfig, TrainingConfig
 from iwae.data import Dataset
 from iwae.errors import InputError, Interrupted
-from iwae.evaluation import evaluator
-from iwae.evaluation.evaluator import over_examples
+from iwae.evaluation.examples import over_examples
+from iwae.evaluation.likelihood import bound_value
 from iwae.evaluation.trained import TrainedModel
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.observation import Observation
 from iwae.storage.checkpoint import fitted
+from iwae.storage.metrics import History
 from iwae.storage.run_directory import (
     CONFIG,
     MODEL,
@@ -153,7 +154,7 @@ class Run:
             self.progress = replace(self.progress, finished="")
         self.schedule = gradient_step.learning_rate(t, self.steps_per_pass, self.rates)
         self.bound_function = eqx.Partial(
-            evaluator.bound_value,
+            bound_value,
             bound=gradient_step.objective_bounds(config.objective).theta,
             k=config.objective.k,
         )
@@ -283,6 +284,7 @@ class Run:
             path=self.folder.path,
             dataset=self.data.dataset,
             run=self.folder.run,
+            history=History.of(self.folder.rows),
         )
 
     def save(self) -> None:

@@ -1,0 +1,160 @@
+"""A function of one example over all of a split, on all devices of all processes.
+
+Everything that is evaluated is written for one example and mapped over a split in blocks that fit a
+memory budget (`blocks`).
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from iwae._utils import threefry
+from iwae._utils.distributed import computing, gathered, json_from_first
+from iwae.evaluation.blocks import BlockPlan, stacked
+from iwae.models.observation import Observer
+
+MOST_WORKERS = 4
+"""Most calls at a time on a CPU: one fills the cores that another leaves idle between products."""
+
+PerExample = Callable[[PyTree, Array, PRNGKeyArray], PyTree]
+"""Of a model, an example [d] and a key."""
+
+Progress = Callable[[int, int], None]
+"""Called with how many examples are done, of how many."""
+
+
+def over_examples(
+    function: PerExample,
+    model: PyTree,
+    images: np.ndarray | Array,
+    observe: Observer,
+    *,
+    seed: int,
+    draws: int,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> PyTree:
+    """function(model, x, key) for every example, stacked.
+
+    Bind other arguments with `eqx.Partial`: equal calls then share one compiled program, which is
+    of one of a few numbers of examples (`blocks.padded`). It computes in 32 bits whatever JAX's
+    mode, unless the model holds numbers of 64 bits.
+
+    Example i is observed and evaluated under keys of (seed, i) alone, so that two models see the
+    same binarisation. At the seed of a run the first 3 are those of its purposes
+    (`training.stream`), from which parameters, orders and steps descend; the others are apart.
+    `draws` latents live at once per example; `memory` (bytes; by default 8 MiB for each worker on a
+    CPU, 2 GiB elsewhere) sets how many examples make a block.
+    """
+    n, d = images.shape
+    workers = _workers()
+    plan = _agreed(n, d, draws, memory, workers)
+    placed = _Placed.of(function, model)
+
+    def evaluated(turn: int) -> PyTree:
+        index = plan.examples(turn, jax.process_index())
+        return placed.evaluated(turn, images, index, seed, observe, plan.block)
+
+    parts: list[PyTree] = []
+    turns = range(plan.turns)
+    with computing(placed.copies[0]), _pool(max(workers, len(placed.devices))) as pool:
+        for turn, part in zip(turns, pool.map(evaluated, turns), strict=True):
+            parts.append(part)
+            if progress is not None:
+                progress(plan.done(turn), n)
+    return plan.in_order(gathered(stacked(parts)))
+
+
+def _workers() -> int:
+    """Calls at a time."""
+    on_cpu = jax.default_backend() == "cpu"
+    return min(os.cpu_count() or 1, MOST_WORKERS) if on_cpu else 1
+
+
+def _agreed(n: int, d: int, draws: int, memory: int | None, workers: int) -> BlockPlan:
+    """The plan of the first process, whose machine may differ from the others'."""
+    if memory is None:
+        memory = workers * 2**23 if jax.default_backend() == "cpu" else 2**31
+    own = BlockPlan.of(
+        n, d, draws=draws, memory=memory, workers=workers, processes=jax.process_count()
+    )
+    block, group = json_from_first([own.block, own.group])
+    return dataclasses.replace(own, block=block, group=group)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A function and its model, their arrays on each of several devices of this process."""
+
+    devices: Sequence[jax.Device]
+    copies: Sequence[PyTree]
+    static: PyTree
+
+    @classmethod
+    def of(cls, function: PerExample, model: PyTree) -> "_Placed":
+        devices = jax.local_devices()
+        arrays, static = eqx.partition((function, model), eqx.is_array)
+        several = len(devices) > 1
+        copies = [jax.device_put(arrays, one) for one in devices] if several else [arrays]
+        return cls(devices, copies, static)
+
+    def evaluated(
+        self,
+        turn: int,
+        images: np.ndarray | Array,
+        index: np.ndarray,
+        seed: int,
+        observe: Observer,
+        block: int,
+    ) -> PyTree:
+        """The function of the examples of these numbers, on the device whose turn it is."""
+        own = turn % len(self.devices)
+        device = self.devices[own] if len(self.devices) > 1 else None
+        with computing(self.copies[0]), jax.default_device(device):
+            function, model = eqx.combine(self.copies[own], self.static)
+            rows, numbers = jnp.asarray(images[index]), jnp.asarray(index)
+            part = _over_group(function, model, rows, numbers, jnp.uint32(seed), observe, block)
+            return jax.tree.map(np.asarray, part)
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that keep every core busy; what has not begun is dropped on Ctrl-C."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@eqx.filter_jit
+def _over_group(
+    function: PerExample,
+    model: PyTree,
+    images: Array,
+    index: Array,
+    seed: Array,
+    observe: Observer,
+    block: int,
+) -> PyTree:
+    def one(row: tuple[Array, Array]) -> PyTree:
+        key_x, key = jax.random.split(jax.random.fold_in(threefry.key(seed), row[1]))
+        return function(model, observe(row[0], key_x), key)
+
+    return jax.lax.map(one, (images, index), batch_size=block)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean over examples and its standard error (nan for a single example)."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(np.mean(values, dtype=np.float64)), float(error)
