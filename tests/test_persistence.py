@@ -28,7 +28,7 @@ from iwae.experiments.measured import LIKELIHOODS, Result
 from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.plan import jobs_of, placed
 from iwae.experiments.records import TableRecord
-from iwae.experiments.rows import rows
+from iwae.experiments.rows import rows as rows_of
 from iwae.experiments.tables import Cell
 from iwae.plotting import report
 from iwae.storage import checkpoint, run_directory
@@ -509,7 +509,7 @@ def test_every_field_of_a_cell_is_checked(task, part: str, sealed: bool, tmp_pat
     cell = Cell("digits/1/iwae-2", {"dataset": "digits"})
 
     def read() -> Any:
-        (row,) = rows([cell], {cell.name: [task]}, tmp_path)
+        (row,) = rows_of([cell], {cell.name: [task]}, tmp_path)
         if row.failures:
             raise InputError(row.failures[0])
         records.of_table(EXPERIMENTS["table1"], task.config, [row])
@@ -549,7 +549,7 @@ def test_a_damaged_cell_leaves_the_others_in_the_table(tiny, task, tmp_path, cap
     file.write_text(json.dumps({n: v for n, v in whole.items() if n != "nll_se"}))
     both = [Cell(name, {"dataset": "digits"}) for name in ("damaged", "whole")]
     tasks = {"damaged": [task], "whole": [other]}
-    damaged, fine = rows(both, tasks, tmp_path)
+    damaged, fine = rows_of(both, tasks, tmp_path)
     sentence = f"{file} is damaged; delete it, and the same command measures it again."
     assert (damaged.state, damaged.results, damaged.failures) == ("damaged", [], [sentence])
     assert (fine.state, fine.nll[0]) == ("done", whole["nll"])

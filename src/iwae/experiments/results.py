@@ -25,7 +25,7 @@ from iwae.experiments import records
 from iwae.experiments.measured import Known, Result
 from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.records import OtherRecord, Record, RecordedCell, TableRecord
-from iwae.experiments.tables import Cell, Experiment
+from iwae.experiments.tables import Cell, Experiment, Setting
 
 HEAVY = "of autoencoders Cov and Var(p̂) are sums over a few huge weights, Var(log p̂) is not"
 
@@ -87,26 +87,32 @@ def _read(path: Path) -> Record:
 
 def _own_tables(found: Tables) -> dict[str, Experiment]:
     """Tables that are none of this package, as far as their records tell."""
-    return {
-        record.experiment: Experiment(
-            name=record.experiment,
-            about="a table of one's own",
-            source=record.source or "nothing is known of where",
-            recipe="",
-            cells=tuple(
-                Cell(
-                    name=cell.name,
-                    settings={},
-                    published=None if cell.published is None else _figure_of(cell.published),
-                    units=cell.published_units,
-                    against=cell.against,
-                )
-                for cell in record.cells
-            ),
+    own: dict[str, list[TableRecord]] = {}
+    for record in found.values():
+        if record.experiment not in EXPERIMENTS:
+            own.setdefault(record.experiment, []).append(record)
+    return {name: _own_table(name, records_of) for name, records_of in own.items()}
+
+
+def _own_table(name: str, found: Sequence[TableRecord]) -> Experiment:
+    cells = {
+        cell.name: Cell(
+            name=cell.name,
+            settings=dict[str, Setting](),
+            published=None if cell.published is None else _figure_of(cell.published),
+            units=cell.published_units,
+            against=cell.against,
         )
-        for record in found.values()
-        if record.experiment not in EXPERIMENTS
+        for record in found
+        for cell in record.cells
     }
+    return Experiment(
+        name=name,
+        about="a table of one's own",
+        source=next((record.source for record in found if record.source), "not known where"),
+        recipe="",
+        cells=tuple(cells.values()),
+    )
 
 
 def _figure_of(known: Known) -> Figure:
@@ -201,8 +207,9 @@ def _published(cell: Cell | None, of: Mapping[str, Cell]) -> tuple[str, str]:
     if cell is None or cell.published is None:
         return "", ""
     units = f" ({cell.units})" if cell.units else ""
-    other = of[cell.against].published if cell.against else None
-    apart = "" if other is None else f"{cell.published[0] - other[0]:.2f}"
+    other = of.get(cell.against or "")
+    known = None if other is None else other.published
+    apart = "" if known is None else f"{cell.published[0] - known[0]:.2f}"
     return with_error(*cell.published) + units, apart
 
 
