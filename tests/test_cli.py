@@ -234,9 +234,18 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
             "Gradients are measured of one model; give either the folder of a run or --recipe.",
         ),
         (
-            ("compare", "objectives", "--recipe", "smoke", "--k", "4", "--out", tmp_path / "g"),
-            "k = 4 was given, but MIWAE-5 takes the draws in 5 groups of equal size; give a --k "
-            "that 5 divides.",
+            (
+                "compare",
+                "objectives",
+                "--recipe",
+                "smoke",
+                "--train-k",
+                "4",
+                "--out",
+                tmp_path / "g",
+            ),
+            "k = 4 was given, but MIWAE-5 takes the draws in 5 groups of equal size; give a "
+            "--train-k that 5 divides.",
         ),
         (
             ("compare", "foo", "--out", tmp_path / "f"),

@@ -124,7 +124,7 @@ def test_the_comparison_from_the_command_line(
     out, record = tmp_path / "runs", tmp_path / "hiwae.json"
     small = ["--hidden", "8", "--latents", "3", "--proposal-latents", "2", "--epochs", "1"]
     form = ["reproduce", "hiwae", *small, "--datasets", datasets, "--ks", "2", "--seeds", seeds]
-    form += ["--draws", "6", "--limit", "5", "--out", str(out), "--record", str(record)]
+    form += ["--k", "6", "--limit", "5", "--out", str(out), "--record", str(record)]
     main(form)
     printed = capsys.readouterr().out
     assert f"Seeds: {seeds}; ± is a standard error over them." in printed

@@ -7,7 +7,7 @@ import pytest
 
 from iwae.config.io import recipe
 from iwae.experiments.papers import EXPERIMENTS
-from iwae.experiments.reproduce import tasks_of
+from iwae.experiments.plan import jobs_of
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "published.json").read_text("utf-8"))
 
@@ -20,7 +20,7 @@ def test_cells_of_an_early_version_keep_their_settings_figures_and_addresses(nam
     assert golden["seeds"] == list(experiment.seeds)
     assert golden["pictured"] == experiment.pictured
     config = recipe(golden["recipe"])
-    tasks = tasks_of(experiment.cells, config, config, seeds=experiment.seeds, k=5000, limit=None)
+    jobs = jobs_of(experiment.cells, config, config, seeds=experiment.seeds, k=5000, limit=None)
     assert [c["name"] for c in golden["cells"]] == [c.name for c in experiment.cells]
     for theirs, cell in zip(golden["cells"], experiment.cells, strict=True):
         known = [None if v != v else v for v in cell.published or ()] or None
@@ -33,7 +33,7 @@ def test_cells_of_an_early_version_keep_their_settings_figures_and_addresses(nam
             cell.against,
             cell.after,
         )
-        assert theirs["addresses"] == [task.address for task in tasks[cell.name]]
+        assert theirs["addresses"] == [job.key for job in jobs[cell.name]]
 
 
 def test_every_experiment_of_an_early_version_is_there() -> None:

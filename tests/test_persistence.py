@@ -23,8 +23,12 @@ from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation.trained import TrainedModel
-from iwae.experiments import jobs, records, reproduce, results
+from iwae.experiments import cost, jobs, records, results
+from iwae.experiments.measured import LIKELIHOODS, Result
 from iwae.experiments.papers import EXPERIMENTS
+from iwae.experiments.plan import jobs_of, placed
+from iwae.experiments.records import TableRecord
+from iwae.experiments.rows import rows as rows_of
 from iwae.experiments.tables import Cell
 from iwae.models.likelihoods import Numpyro
 from iwae.plotting import report
@@ -133,9 +137,9 @@ def test_a_cell_of_an_early_version_is_finished(tiny: RunConfig, tmp_path: Path)
     task = jobs.Job(override(tiny, epochs=1), k=20, limit=50, measures=("gap",))
     assert jobs.state(task, tmp_path) == "done"
     found = jobs.recorded(task, tmp_path)
-    assert (found["nll"], found["passes"]) == (27.395357818603514, 1)
-    assert found["figures"]["gap"]["train NLL"] == [27.23534839630127, 0.5309571027755737]
-    assert jobs.log_likelihoods(task, tmp_path).mean() == pytest.approx(-found["nll"])
+    assert (found.nll, found.passes) == (27.395357818603514, 1)
+    assert found.figures["gap"]["train NLL"] == (27.23534839630127, 0.5309571027755737)
+    assert jobs.log_likelihoods(task, tmp_path).mean() == pytest.approx(-found.nll)
 
 
 # Damage, edits, and files of another run
@@ -493,11 +497,12 @@ def task(tiny: RunConfig, tmp_path: Path) -> jobs.Job:
 
 def _seal(task: jobs.Job, out: Path) -> None:
     """Write the files of a cell anew."""
-    result = jobs.recorded(task, out) | {jobs.LIKELIHOODS: jobs.log_likelihoods(task, out).tolist()}
+    result = replace(jobs.recorded(task, out), log_likelihoods=jobs.log_likelihoods(task, out))
     for file in jobs.place(task, out).iterdir():
         file.unlink()
     jobs.write_result(task, out, result)
-    assert jobs.recorded(task, out) | {jobs.LIKELIHOODS: result[jobs.LIKELIHOODS]} == result
+    assert jobs.recorded(task, out) == result
+    np.testing.assert_array_equal(jobs.log_likelihoods(task, out), result.log_likelihoods)
 
 
 @pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "early"])
@@ -508,10 +513,10 @@ def test_every_field_of_a_cell_is_checked(task, part: str, sealed: bool, tmp_pat
     cell = Cell("digits/1/iwae-2", {"dataset": "digits"})
 
     def read() -> Any:
-        (row,) = reproduce.rows([cell], {cell.name: [task]}, tmp_path)
+        (row,) = rows_of([cell], {cell.name: [task]}, tmp_path)
         if row.failures:
             raise InputError(row.failures[0])
-        records.of_table("table1", task.config, [row])
+        records.of_table(EXPERIMENTS["table1"], task.config, [row])
         return [row.nll, row.active_units, row.figures] if row.results else None
 
     check(jobs.place(task, tmp_path) / f"L_20-of-50{part}.json", read, sealed=sealed)
@@ -526,7 +531,7 @@ def test_the_file_of_another_k_is_not_taken_for_this_one(task, tmp_path: Path) -
     file = at / "L_20-of-40.json"
     with refused(f"{file} is damaged; delete it, and the same command measures it again."):
         jobs.recorded(other, tmp_path)
-    for part in ("gap", jobs.LIKELIHOODS):
+    for part in ("gap", LIKELIHOODS):
         with pytest.raises(InputError, match="is damaged"):
             jobs.measured(other, tmp_path, part)
 
@@ -548,13 +553,13 @@ def test_a_damaged_cell_leaves_the_others_in_the_table(tiny, task, tmp_path, cap
     file.write_text(json.dumps({n: v for n, v in whole.items() if n != "nll_se"}))
     both = [Cell(name, {"dataset": "digits"}) for name in ("damaged", "whole")]
     tasks = {"damaged": [task], "whole": [other]}
-    damaged, fine = reproduce.rows(both, tasks, tmp_path)
+    damaged, fine = rows_of(both, tasks, tmp_path)
     sentence = f"{file} is damaged; delete it, and the same command measures it again."
     assert (damaged.state, damaged.results, damaged.failures) == ("damaged", [], [sentence])
     assert (fine.state, fine.nll[0]) == ("done", whole["nll"])
     assert jobs.state(task, tmp_path) == "damaged"
     assert jobs.attempt(task, tmp_path, None, None) == jobs.Failure(sentence)
-    assert reproduce.estimate([task, other], tmp_path) == {}
+    assert cost.estimate([task, other], tmp_path) == {}
     shutil.copy(jobs.place(other, tmp_path) / "L_21-of-50.json", file)  # of another K
     assert jobs.state(task, tmp_path) == "damaged"
 
@@ -565,11 +570,13 @@ def test_a_table_is_printed_beside_the_sentence_of_a_damaged_cell(tmp_path: Path
 
     result = {"passes": 1, "k": 100, "n": 50, "nll_se": 1.0, "active_units": [3], "seed": 0}
     start = iwae.config.io.recipe("smoke")
-    placed = reproduce.placed(EXPERIMENTS["table1"], (), "digits")
-    tasks = reproduce.tasks_of(placed, start, start, seeds=(0,), k=100, limit=None)
+    cells = placed(EXPERIMENTS["table1"], (), "digits")
+    tasks = jobs_of(cells, start, start, seeds=(0,), k=100, limit=None)
     for name, nll in {"vae": 9.5, "iwae": 8.5}.items():
         (task,) = tasks[f"digits/1/{name}-5"]
-        jobs.write_result(task, tmp_path, result | {"device": "cpu", "note": "", "nll": nll})
+        jobs.write_result(
+            task, tmp_path, Result(result | {"device": "cpu", "note": "", "nll": nll})
+        )
     files = sorted(tmp_path.rglob("L_100.json"))
     assert len(files) == 2
     content = json.loads(files[0].read_text())
@@ -590,11 +597,11 @@ def test_a_table_is_printed_where_its_record_cannot_be_written(tmp_path, capsys,
         raise InputError(f"{path} could not be written.")
 
     start = iwae.config.io.recipe("smoke")
-    placed = reproduce.placed(EXPERIMENTS["table1"], (), "digits")
-    tasks = reproduce.tasks_of(placed, start, start, seeds=(0,), k=100, limit=None)
+    cells = placed(EXPERIMENTS["table1"], (), "digits")
+    tasks = jobs_of(cells, start, start, seeds=(0,), k=100, limit=None)
     result = {"passes": 1, "k": 100, "n": 50, "nll": 9.5, "nll_se": 1.0, "active_units": [3]}
     (task,) = tasks["digits/1/vae-5"]
-    jobs.write_result(task, tmp_path, result | {"seed": 0, "device": "cpu", "note": ""})
+    jobs.write_result(task, tmp_path, Result(result | {"seed": 0, "device": "cpu", "note": ""}))
     monkeypatch.setattr("iwae._utils.files.write_atomic", full)
     form = ["reproduce", "table1", "--recipe", "smoke", "--cells", "*/1/vae-5", "--render"]
     with pytest.raises(SystemExit) as left:
@@ -686,13 +693,13 @@ def test_every_field_of_a_record_is_checked(record: dict[str, Any], tmp_path: Pa
         return results.page(tmp_path)
 
     def join() -> Any:
-        there = records.joinable(file, "table1", RunConfig())
-        return records.joined(there, deepcopy(TABLE))
+        there = records.joinable(file, EXPERIMENTS["table1"], RunConfig())
+        return records.joined(there, TableRecord.of_json(deepcopy(TABLE)), [])
 
     check(file, read, sealed=False)
     if record is TABLE:
         whole = {k: v for k, v in TABLE.items() if k != "settings"}
-        settings = records._shared("table1", RunConfig())
+        settings = records._shared(EXPERIMENTS["table1"], RunConfig())
         file.write_text(json.dumps(whole | {"settings": settings}))
         check(file, join, sealed=False)
 

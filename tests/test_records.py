@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from iwae._utils import files
@@ -12,6 +13,9 @@ from iwae.cli import progress
 from iwae.cli.app import parse
 from iwae.config.io import override, recipe
 from iwae.experiments import executors, jobs, records
+from iwae.experiments.measured import Result
+from iwae.experiments.papers import EXPERIMENTS
+from iwae.experiments.records import RecordedCell, TableRecord
 from iwae.training import soap
 from refusals import refused
 
@@ -29,8 +33,9 @@ def measured(monkeypatch):
             value = nll.get(name, 90.0 + c.objective.k + c.seed / 4)
             result = {"passes": 1, "k": 100, "n": 50, "nll": value, "nll_se": 1.0, "elbo": -99.0}
             result |= {"active_units": [3], "seed": c.seed, "device": "cpu", "note": ""}
-            result |= {"iwae": "0.1.0", "jax": "0.10", jobs.LIKELIHOODS: [-value - 1, -value + 1]}
-            jobs.write_result(task, out, result)
+            result |= {"iwae": "0.1.0", "jax": "0.10"}
+            values = np.array([-value - 1, -value + 1])
+            jobs.write_result(task, out, Result(result, log_likelihoods=values))
         return {}
 
     monkeypatch.setattr(executors, "make_all", make_all)
@@ -67,7 +72,16 @@ def entry(name: str, *nll: float, **more) -> dict:
         for i, value in enumerate(nll)
     ]
     cell = {"name": name, "nll": [nll[0], None], "difference": None, "against": None, "runs": runs}
-    return cell | {"settings": {"dataset": "mine"}, "figures": {}} | more
+    cell |= {"settings": {"dataset": "mine"}, "figures": {}} | more
+    return json.loads(json.dumps(RecordedCell.of_json(cell).to_json()))
+
+
+def joined_with(there: dict, added: dict, *, replace: bool = False) -> tuple[dict, list[str]]:
+    """`records.joined` of what files hold."""
+    order = [cell.name for cell in EXPERIMENTS["table1"].cells]
+    both = TableRecord.of_json(there), TableRecord.of_json(added)
+    whole, left = records.joined(*both, order, replace=replace)
+    return whole.to_json(), left
 
 
 def record_of(*entries: dict, iwae: str = "0.1.0") -> dict:
@@ -81,7 +95,7 @@ def names(record: dict) -> list[str]:
 def test_published_cells_stand_in_their_order() -> None:
     """Those on other data follow as they came."""
     there = record_of(entry("mine/1/vae-5", 1.0), entry("omniglot/1/vae-1", 1.0))
-    joined, refused = records.joined(there, record_of(entry("mnist/2/iwae-5", 2.0)))
+    joined, refused = joined_with(there, record_of(entry("mnist/2/iwae-5", 2.0)))
     assert names(joined) == ["mnist/2/iwae-5", "omniglot/1/vae-1", "mine/1/vae-5"]
     assert refused == []
 
@@ -101,11 +115,11 @@ def test_differences_over_seeds_are_known_with_their_error(tmp_path: Path, measu
 )
 def test_what_was_measured_in_another_way_has_no_difference(other: dict) -> None:
     vae, iwae = entry("a/1/vae-5", 3.0), entry("a/1/iwae-5", 2.0, against="a/1/vae-5")
-    joined, _ = records.joined(record_of(vae), record_of(iwae))
+    joined, _ = joined_with(record_of(vae), record_of(iwae))
     assert joined["cells"][1]["difference"] == [-1.0, None]
     vae["runs"][0] |= {name: value for name, value in other.items() if name != "dataset"}
     vae["settings"] |= {name: value for name, value in other.items() if name == "dataset"}
-    joined, _ = records.joined(record_of(vae), record_of(iwae))
+    joined, _ = joined_with(record_of(vae), record_of(iwae))
     assert joined["cells"][1]["difference"] is None
 
 
@@ -113,13 +127,13 @@ def test_a_cell_takes_more_seeds_in_any_order_and_no_other_runs() -> None:
     there = record_of(entry("a/1/vae-5", 3.0), entry("b/1/vae-5", 5.0))
     more, other = entry("a/1/vae-5", 3.0, 4.0), entry("b/1/vae-5", 5.5)
     more["runs"].reverse()
-    joined, refused = records.joined(there, record_of(more, other, entry("c/1/vae-5", 1.0)))
+    joined, refused = joined_with(there, record_of(more, other, entry("c/1/vae-5", 1.0)))
     assert refused == ["b/1/vae-5"]
     assert joined["cells"] == [more, there["cells"][1], entry("c/1/vae-5", 1.0)]
-    again, refused = records.joined(joined, record_of(entry("a/1/vae-5", 3.0)))
-    assert again is joined, "it holds that seed"
+    again, refused = joined_with(joined, record_of(entry("a/1/vae-5", 3.0)))
+    assert again == joined, "it holds that seed"
     assert refused == []
-    joined, refused = records.joined(joined, record_of(other), replace=True)
+    joined, refused = joined_with(joined, record_of(other), replace=True)
     assert refused == []
     assert joined["cells"] == [more, other, entry("c/1/vae-5", 1.0)]
 
@@ -128,11 +142,11 @@ def test_a_difference_is_to_the_runs_that_are_in_the_record() -> None:
     vae = entry("a/1/vae-5", 3.0)
     iwae = entry("a/1/iwae-5", 2.0, against="a/1/vae-5", difference=[-1.0, 0.05])
     there, other = record_of(vae, iwae), record_of(entry("a/1/vae-5", 3.5))
-    joined, _ = records.joined(there, other, replace=True)
+    joined, _ = joined_with(there, other, replace=True)
     assert joined["cells"][1]["difference"] == [-1.5, None]
-    joined, _ = records.joined(there, record_of(entry("a/1/vae-5", 3.0, 4.0)))
+    joined, _ = joined_with(there, record_of(entry("a/1/vae-5", 3.0, 4.0)))
     assert joined["cells"][1]["difference"] is None, "of one seed, to a mean over two"
-    joined, _ = records.joined(there, record_of(vae, entry("b/1/vae-5", 1.0)))
+    joined, _ = joined_with(there, record_of(vae, entry("b/1/vae-5", 1.0)))
     assert joined["cells"][1] == iwae
 
 
@@ -141,19 +155,19 @@ def test_a_difference_to_runs_that_are_elsewhere_does_not_join() -> None:
     apart = {"against": "a/1/vae-5", "difference": [-1.5, 0.05], "reference": [[0, 3.5]]}
     iwae = entry("a/1/iwae-5", 2.0, **apart)
     for added in (record_of(entry("a/1/vae-5", 3.5), iwae), record_of(iwae)):
-        joined, _ = records.joined(there, added)
+        joined, _ = joined_with(there, added)
         assert joined["cells"][1]["difference"] == [-1.0, None]
         assert "reference" not in joined["cells"][1]
-    alone, _ = records.joined(record_of(), record_of(iwae))
+    alone, _ = joined_with(record_of(), record_of(iwae))
     assert alone["cells"][0]["difference"] == [-1.5, 0.05], "as long as its runs are nowhere else"
-    joined, _ = records.joined(alone, record_of(entry("a/1/vae-5", 3.0)))
+    joined, _ = joined_with(alone, record_of(entry("a/1/vae-5", 3.0)))
     assert joined["cells"][0]["difference"] == [-1.0, None]
-    joined, _ = records.joined(alone, record_of(entry("a/1/vae-5", 3.5)))
+    joined, _ = joined_with(alone, record_of(entry("a/1/vae-5", 3.5)))
     assert joined["cells"][0]["difference"] == [-1.5, 0.05]
     own = iwae | {"difference": [-1.0, 0.05], "reference": [[0, 3.0]]}
-    joined, _ = records.joined(there, record_of(own))
+    joined, _ = joined_with(there, record_of(own))
     assert joined["cells"][1]["difference"] == [-1.0, 0.05]
-    joined, _ = records.joined(joined, record_of(iwae))
+    joined, _ = joined_with(joined, record_of(iwae))
     assert joined["cells"][1]["difference"] == [-1.0, 0.05]
 
 
@@ -164,14 +178,14 @@ def test_nothing_that_is_known_is_forgotten() -> None:
     for name in ("iwae", "jax"):
         del known["runs"][0][name]
     later = entry("a/1/vae-5", 3.0, difference=[-1.0, None], figures={"change": [0.1, None]})
-    joined, _ = records.joined(there, record_of(later, entry("b/1/vae-5", 1.0), iwae="0.3.0"))
+    joined, _ = joined_with(there, record_of(later, entry("b/1/vae-5", 1.0), iwae="0.3.0"))
     cell, _ = joined["cells"]
     assert cell["difference"] == [-1.0, 0.05]
     assert cell["figures"] == {"gap": [0.6, 0.1], "change": [0.1, None]}
     assert (cell["runs"][0]["iwae"], cell["runs"][0]["jax"]) == ("0.0.7", "0.10")
     assert joined["iwae"] == "0.3.0"
-    unchanged, _ = records.joined(joined, record_of(later, iwae="0.4.0"))
-    assert unchanged is joined, "with the versions that made it"
+    unchanged, _ = joined_with(joined, record_of(later, iwae="0.4.0"))
+    assert unchanged == joined, "with the versions that made it"
 
 
 def test_a_setting_that_came_later_stood_at_its_default(tmp_path: Path, measured) -> None:
@@ -189,16 +203,17 @@ def test_a_setting_that_came_later_stood_at_its_default(tmp_path: Path, measured
 
 def test_cells_of_another_optimiser_do_not_join(tmp_path: Path) -> None:
     path, config = tmp_path / "record.json", recipe("fast")
-    content = records.of_table("table1", config, ()) | {"cells": [entry("a/1/vae-5", 1.0)]}
+    table = EXPERIMENTS["table1"]
+    content = records.of_table(table, config, ()).to_json() | {"cells": [entry("a/1/vae-5", 1.0)]}
     path.write_text(json.dumps(content))
-    assert records.joinable(path, "table1", config) == content
+    assert records.joinable(path, table, config).to_json() == content
     unknown = {n: v for n, v in content["settings"].items() if n != "soap_revision"}
     path.write_text(json.dumps(content | {"settings": unknown}))
     with refused(
         f"record = {path} was given, whose cells have soap_revision = None where these have "
         f"{soap.REVISION}; give another --record, or --overwrite."
     ):
-        records.joinable(path, "table1", config)
+        records.joinable(path, EXPERIMENTS["table1"], config)
 
 
 def test_what_does_not_fit_a_record_is_refused_before_any_work(tmp_path: Path, measured) -> None:
@@ -274,12 +289,14 @@ def test_where_nothing_is_finished_nothing_is_written(tmp_path: Path, capsys) ->
 
 def test_the_settings_of_a_record_are_those_that_not_every_cell_has_of_its_own() -> None:
     config = override(recipe("fast"), epochs=7)
-    settings = records.of_table("table1", config, ())["settings"]
+    settings = records.of_table(EXPERIMENTS["table1"], config, ()).settings
     assert settings["backward_draws"] == 5, "VAEs have their own"
     assert settings["soap_revision"] == soap.REVISION
     assert settings["epochs"] == 7
     own = {"dataset", "layers", "k", "objective", "seed"}
     assert not own & settings.keys()
-    dreg = records.of_table("dreg", config, ())["settings"]
+    dreg = records.of_table(EXPERIMENTS["dreg"], config, ()).settings
     assert dreg.keys() == settings.keys() - {"estimator"}
-    assert "soap_revision" not in records.of_table("table1", recipe("paper"), ())["settings"]
+    assert (
+        "soap_revision" not in records.of_table(EXPERIMENTS["table1"], recipe("paper"), ()).settings
+    )

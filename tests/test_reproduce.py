@@ -14,14 +14,14 @@ import pytest
 import iwae
 from iwae._utils.formatting import excess, excess_in_words
 from iwae.cli.app import main, parse
-from iwae.cli.published import OTHERS, PICTURED, RECIPES
 from iwae.config.io import override, recipe, recipe_names
 from iwae.config.schema import RunConfig
-from iwae.experiments import executors, figures, jobs, reproduce, toy_densities
+from iwae.experiments import cost, executors, figures, jobs, plan, toy_densities
 from iwae.experiments.comparisons import COMPARISONS
 from iwae.experiments.jobs import Job
-from iwae.experiments.papers import EXPERIMENTS
-from iwae.experiments.reproduce import Row
+from iwae.experiments.measured import Result
+from iwae.experiments.papers import EXPERIMENTS, OTHERS, PICTURED
+from iwae.experiments.rows import Row
 from refusals import refused
 
 
@@ -39,7 +39,7 @@ def test_a_table_is_of_cells_that_mean_something(name: str) -> None:
     of_own = {"fixed-mnist": 10, "dreg": 9, "li-turner": 4, "rainforth": 5, "iwaeu": 6}
     of_own |= {"swap": 4, "jvi": 3, "mad": 16}
     of_own |= dict.fromkeys(("table1", "dead-units", "gap", "dd2434"), 20)
-    tasks = reproduce.tasks_of(
+    tasks = plan.jobs_of(
         experiment.cells,
         recipe(experiment.recipe),
         recipe(experiment.recipe),
@@ -47,13 +47,13 @@ def test_a_table_is_of_cells_that_mean_something(name: str) -> None:
         k=9,
         limit=None,
     )
-    assert len({task.address for (task,) in tasks.values()}) == of_own[name]
+    assert len({task.key for (task,) in tasks.values()}) == of_own[name]
 
 
 @pytest.mark.parametrize("name", ["table1", "dd2434", "rainforth", "jvi"])
 def test_a_vae_of_several_draws_has_its_gradient_through_all_of_them(name: str) -> None:
     fast = recipe("fast")
-    tasks = reproduce.tasks_of(EXPERIMENTS[name].cells, fast, fast, seeds=[0], k=9, limit=None)
+    tasks = plan.jobs_of(EXPERIMENTS[name].cells, fast, fast, seeds=[0], k=9, limit=None)
     few = {
         task.config.objective.objective: task.config.objective.backward_draws
         for (task,) in tasks.values()
@@ -69,7 +69,7 @@ def test_a_converged_model_is_trained_on_as_the_other() -> None:
     """At 1e-4 for 3^7 passes in the paper; the run begins with that of the same seed."""
     paper = recipe("paper")
     cells = EXPERIMENTS["swap"].cells
-    tasks = reproduce.tasks_of(cells, paper, paper, seeds=[0, 3], k=9, limit=None)
+    tasks = plan.jobs_of(cells, paper, paper, seeds=[0, 3], k=9, limit=None)
     begun, going_on = tasks["mnist/vae-1"], tasks["mnist/vae-1-then-iwae-50"]
     assert [task.after for task in going_on] == begun
     config = going_on[1].config
@@ -109,17 +109,18 @@ def test_published_figures_are_those_of_the_papers() -> None:
 
 
 def test_every_experiment_has_a_recipe_and_one_that_is_none_is_refused() -> None:
-    assert set(OTHERS) == figures.PLATES.keys() | {"hiwae"}
-    assert set(PICTURED) == figures.PLATES.keys()
-    assert set(RECIPES.values()) <= set(recipe_names())
-    known = ", ".join(sorted(RECIPES))
+    assert set(OTHERS) == figures.FIGURES.keys() | {"hiwae"}
+    assert set(PICTURED) == figures.FIGURES.keys()
+    recipes = {experiment.recipe for experiment in EXPERIMENTS.values()}
+    assert recipes | OTHERS.keys() <= set(recipe_names())
+    known = ", ".join(sorted({*EXPERIMENTS, *OTHERS}))
     with refused(f"'foo' was given as the experiment to reproduce; known are {known}."):
         parse("reproduce", ["foo", "--out", "x"]).run()
 
 
 def test_cells_are_chosen_by_name_and_data() -> None:
     table = EXPERIMENTS["table1"]
-    chosen = lambda pattern="*", **how: reproduce.fitting(reproduce.placed(table, **how), pattern)
+    chosen = lambda pattern="*", **how: plan.fitting(plan.placed(table, **how), pattern)
     names = lambda *pattern, **how: [cell.name for cell in chosen(*pattern, **how)]
     assert names("mnist/1/*-50") == ["mnist/1/vae-50", "mnist/1/iwae-50"]
     assert names("*/iwae-5", datasets=["omniglot"]) == [
@@ -130,7 +131,7 @@ def test_cells_are_chosen_by_name_and_data() -> None:
     (moved,) = chosen("*/1/iwae-5", datasets=["omniglot=mine.npy"])
     assert moved.settings["dataset"] == str(Path("mine.npy").resolve())
     assert (moved.published, moved.against) == (None, "mine.npy/1/vae-5")
-    fixed = reproduce.placed(EXPERIMENTS["fixed-mnist"], everywhere="digits")
+    fixed = plan.placed(EXPERIMENTS["fixed-mnist"], everywhere="digits")
     assert {cell.settings["binarization"] for cell in fixed} == {"fixed"}
     with refused(
         "datasets = mnist=mine.npy was given, but every cell is of digits here; give another "
@@ -161,7 +162,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         f"datasets = {','.join(places)} was given, but both would be called mine.npy; rename one "
         f"of the files."
     ):
-        reproduce.placed(EXPERIMENTS["table1"], places)
+        plan.placed(EXPERIMENTS["table1"], places)
 
 
 @pytest.mark.slow
@@ -169,32 +170,32 @@ def test_the_time_of_a_run_that_ends_by_minutes_is_known(tmp_path: Path) -> None
     """A budget that is over while the step is compiled ends no estimate."""
     task = Job(recipe("smoke"), k=9, limit=20)
     brief = dataclasses.replace(task, config=override(task.config, minutes=1e-4))
-    (seconds,) = reproduce.estimate([brief], tmp_path).values()
+    (seconds,) = cost.estimate([brief], tmp_path).values()
     assert 0.006 <= seconds < 60
 
 
 def test_the_time_that_is_left_counts_the_run_that_another_begins_with(tmp_path, monkeypatch):
     """Once: with the task itself where it is one, else with the first that begins with it."""
-    monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0))
+    monkeypatch.setattr(cost, "_seconds", lambda task, data_dir: (2.0, 3.0))
     smoke = recipe("smoke")
-    swap = reproduce.placed(EXPERIMENTS["swap"], everywhere="digits")
-    tasks = reproduce.tasks_of(swap, smoke, smoke, seeds=[0], k=9, limit=None)
+    swap = plan.placed(EXPERIMENTS["swap"], everywhere="digits")
+    tasks = plan.jobs_of(swap, smoke, smoke, seeds=[0], k=9, limit=None)
     (vae,), (then,) = tasks["digits/vae-1"], tasks["digits/vae-1-then-iwae-50"]
     long, short = 2 * smoke.training.epochs, 2 * then.config.training.epochs
-    assert reproduce.estimate([vae, then], tmp_path) == {vae: long + 3, then: short + 3}
-    assert reproduce.estimate([then], tmp_path) == {then: short + 3 + long}
+    assert cost.estimate([vae, then], tmp_path) == {vae: long + 3, then: short + 3}
+    assert cost.estimate([then], tmp_path) == {then: short + 3 + long}
     other = dataclasses.replace(then, k=7)
-    alone = reproduce.estimate([then, other], tmp_path)
+    alone = cost.estimate([then, other], tmp_path)
     assert alone == {then: short + 3 + long, other: short + 3}
 
 
 def test_the_time_that_is_left_is_of_what_is_missing(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0))
-    monkeypatch.setattr(reproduce, "state", lambda task, out: "trained")
+    monkeypatch.setattr(cost, "_seconds", lambda task, data_dir: (2.0, 3.0))
+    monkeypatch.setattr(cost, "state", lambda task, out: "trained")
     there = {""}
-    monkeypatch.setattr(reproduce, "measured", lambda task, out, part="": part in there)
+    monkeypatch.setattr(cost, "measured", lambda task, out, part="": part in there)
     task = Job(recipe("smoke"), k=9, measures=("gap", "bound"))
-    left = lambda: reproduce.estimate([task], tmp_path)[task]
+    left = lambda: cost.estimate([task], tmp_path)[task]
     assert left() == 2 * 3, "the likelihoods again, and those of the training images"
     there.add("log_likelihoods")
     assert left() == 3
@@ -204,19 +205,19 @@ def test_the_time_that_is_left_is_of_what_is_missing(tmp_path: Path, monkeypatch
 
 def test_the_time_that_is_left_counts_what_is_compiled_once(tmp_path: Path, monkeypatch) -> None:
     """The step by the first run of its kind, and so the evaluation; seeds are of one kind."""
-    monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0, 40.0, 10.0))
+    monkeypatch.setattr(cost, "_seconds", lambda task, data_dir: (2.0, 3.0, 40.0, 10.0))
     smoke = override(recipe("smoke"), epochs=5)
     first, second, other = (
         Job(override(smoke, **own), k=9, limit=20) for own in ({}, {"seed": 1}, {"k": 2})
     )
-    seconds = reproduce.estimate([first, second, other], tmp_path)
+    seconds = cost.estimate([first, second, other], tmp_path)
     assert seconds == {first: 10 + 3 + 50, second: 10 + 3, other: 10 + 3 + 50}
 
 
 @pytest.mark.slow
 def test_an_estimate_measures_what_compiling_takes(tmp_path: Path, tiny: RunConfig) -> None:
     task = Job(override(tiny, hidden=((9,),)), k=9, limit=20)
-    epoch, evaluation, step, program = reproduce._seconds(task, None)
+    epoch, evaluation, step, program = cost._seconds(task, None)
     assert step > 10 * epoch > 0
     assert program > evaluation > 0
 
@@ -226,7 +227,7 @@ def test_a_table_whose_data_are_not_here_is_listed_and_nothing_is_downloaded(
 ) -> None:
     monkeypatch.setattr("iwae.data.files.download", lambda *_: pytest.fail("it was downloaded"))
     monkeypatch.delenv("IWAE_DATA_DIR", raising=False)
-    monkeypatch.setattr(reproduce, "_seconds", lambda task, data_dir: (2.0, 3.0))
+    monkeypatch.setattr(cost, "_seconds", lambda task, data_dir: (2.0, 3.0))
     form = ["reproduce", "table1", "--cells", "*/1/vae-1", "--out", str(tmp_path), "--dry-run"]
     main(form)
     said = " ".join(capsys.readouterr().out.split())
@@ -247,33 +248,32 @@ def test_the_smoke_recipe_says_that_it_shows_nothing_of_the_paper(tmp_path: Path
 
 def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
     cell = EXPERIMENTS["iwaeu"].cells[1]
-    result = lambda nll, apart=1.0: {
-        "nll": nll,
-        "nll_se": 0.5,
-        "active_units": [20, 3],
-        "seed": 0,
-        "log_likelihoods": np.array([-nll - apart, -nll + apart]),
-    }
+    result = lambda nll, apart=1.0: Result(
+        {"nll": nll, "nll_se": 0.5, "active_units": [20, 3], "seed": 0},
+        log_likelihoods=np.array([-nll - apart, -nll + apart]),
+    )
     one = Row(cell, "done", [result(94.0)], [result(95.0, 1.5)], [])
     assert one.nll == (94.0, 0.5)
     assert one.active_units == "20+3"
     assert cell.published is not None
     expected = pytest.approx((94.0 - 94.709, np.hypot(0.5, 0.025)))
     assert excess(one.results, cell.published) == expected
-    unsure = [{"nll": 94.5, "nll_se": None}]
+    unsure = [Result({"nll": 94.5, "nll_se": None})]
     assert excess_in_words(unsure, (94.0, np.nan)) == "+0.50"
     over_seeds = [result(94.0), result(94.5)]
     assert excess_in_words(over_seeds, (93.25, np.nan)) == "+1.00 (+1.8 s.e.)"
     assert one.difference == pytest.approx((-1, 0.5)), "image by image"
     unknown = pytest.approx((-1, np.nan), nan_ok=True)
-    older = {**result(95.0), "log_likelihoods": None}
+    older = dataclasses.replace(result(95.0), log_likelihoods=None)
     assert Row(cell, "done", [result(94.0)], [older], []).difference == unknown
     same = Row(cell, "done", [result(94.0)], [result(94.0)], []).difference
     assert same == pytest.approx((0, np.nan), nan_ok=True), "one run has no error"
-    single = Row(cell, "done", [{**result(94.0), "nll_se": None}], [], []).nll
+    single = Row(cell, "done", [Result({"nll": 94.0, "nll_se": None})], [], []).nll
     assert single == pytest.approx((94.0, np.nan), nan_ok=True)
     assert one.figures == {}
-    with_figures = lambda value: {**result(94.0), "figures": {"gap": {"train": [value, None]}}}
+    with_figures = lambda value: dataclasses.replace(
+        result(94.0), figures={"gap": {"train": (value, None)}}
+    )
     (figure,) = Row(cell, "done", [with_figures(3.0)], [], []).figures.values()
     assert figure == pytest.approx((3.0, np.nan), nan_ok=True)
     several = Row(cell, "done", [with_figures(3.0), with_figures(5.0)], [], [])
@@ -296,7 +296,7 @@ def test_a_table_from_the_command_line(tmp_path: Path, capsys) -> None:
         "--cells",
         "*/IWAE*c",
     ]
-    form += ["--draws", "5", "--limit", "20", "--out", str(out)]
+    form += ["--k", "5", "--limit", "20", "--out", str(out)]
     main([*form, "--dry-run", "--epochs", "100"])
     said = " ".join(capsys.readouterr().out.split())
     (about,) = re.findall(r"3 runs to make, 0 done\. About ([\d.]+ \w+) one after", said)
@@ -367,8 +367,8 @@ def test_what_is_finished_is_put_down_though_another_cell_failed(
 
     def some(tasks, out: Path, **_):
         first, second = dict.fromkeys(tasks.values())
-        jobs.write_result(first, out, evaluation)
-        return {first: evaluation, second: jobs.Failure("It is missing.")}
+        jobs.write_result(first, out, Result(evaluation))
+        return {first: Result(evaluation), second: jobs.Failure("It is missing.")}
 
     monkeypatch.setattr(executors, "make_all", some)
     form = ["table1", "--recipe", "smoke", "--cells", "digits/1/*-5"]
@@ -402,7 +402,7 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
     [
         (["ring", "--workers", "2"], "--workers was given, but ring is no table; leave it out."),
         (
-            ["table1", "--k", "3"],
+            ["table1", "--train-k", "3"],
             "k = 3 was given, but every model that is compared has its own; leave it out, and "
             "choose by --cells.",
         ),
@@ -426,7 +426,7 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
             "--seed, or leave them out.",
         ),
         (
-            ["hiwae", "--k", "3"],
+            ["hiwae", "--train-k", "3"],
             "k = 3 was given, but every model that is compared has its own; leave it out, and "
             "choose by --ks.",
         ),

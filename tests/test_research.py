@@ -57,7 +57,7 @@ def test_a_comparison_is_recorded_and_reused(tmp_path: Path, monkeypatch, capsys
     two = comparisons.COMPARISONS["estimators"][:3:2]
     monkeypatch.setitem(comparisons.COMPARISONS, "estimators", two)
     form = ["compare", "estimators", "--recipe", "smoke", "--epochs", "1", "--k", "3"]
-    form += ["--hidden", "8", "--latents", "2", "--draws", "10", "--limit", "40"]
+    form += ["--hidden", "8", "--latents", "2", "--k", "10", "--limit", "40"]
     form += ["--out", str(tmp_path / "runs")]
     main([*form, "--record", str(tmp_path / "record.json")])
     table = capsys.readouterr().out

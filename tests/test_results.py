@@ -10,6 +10,7 @@ import pytest
 from iwae._utils.formatting import mean_units, units_in_words
 from iwae.cli.app import main
 from iwae.experiments import results
+from iwae.experiments.measured import Result
 from iwae.experiments.papers import EXPERIMENTS
 from refusals import refused
 
@@ -127,6 +128,6 @@ def test_units_are_counted_layer_by_layer() -> None:
     assert units_in_words([1234, 20.333, 5]) == "1234 + 20.3 + 5"
     assert units_in_words([20.0, 4.0], "+") == "20+4"
     assert units_in_words(None) == "—"
-    runs = [{"active_units": [20, 4]}, {"active_units": [21, 4]}]
+    runs = [Result({"active_units": [20, 4]}), Result({"active_units": [21, 4]})]
     assert mean_units(runs) == [20.5, 4]
-    assert mean_units([*runs, {"active_units": None}]) is None
+    assert mean_units([*runs, Result({"active_units": None})]) is None

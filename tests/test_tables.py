@@ -414,10 +414,10 @@ def test_a_model_that_knows_no_names_is_loaded_and_goes_by_position(run, tmp_pat
     assert trained.evaluate(k=5).nll == iwae.load(run).evaluate(k=5).nll
 
 
-def test_the_setting_for_first_lines_moves_no_address():
+def test_the_setting_for_first_lines_moves_no_key():
     plain = Job(RunConfig(), k=10)
-    assert Job(override(RunConfig(), header="auto"), k=10).address == plain.address
-    assert Job(override(RunConfig(), header="no"), k=10).address != plain.address
+    assert Job(override(RunConfig(), header="auto"), k=10).key == plain.key
+    assert Job(override(RunConfig(), header="no"), k=10).key != plain.key
 
 
 # --- the command line

@@ -11,7 +11,6 @@ import time
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -24,6 +23,7 @@ from iwae.errors import InputError, Interrupted
 from iwae.experiments import executors, jobs
 from iwae.experiments.comparisons import Watchers
 from iwae.experiments.jobs import Failure, Job
+from iwae.experiments.measured import Result
 from refusals import refused
 from test_cells import small
 from watchers import Interrupting, Quiet
@@ -39,17 +39,16 @@ def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypa
     monkeypatch.setattr(executors, "in_a_process", far)
     pool = executors.processes(2)
     there = executors.make_all(tasks, tmp_path / "there", elsewhere=pool, watch=Quiet())
-    made = here[measured]
-    assert isinstance(made, dict)
-    for name, value in made.items():
-        assert name.endswith("seconds") or there[measured][name] == value
+    for name, value in here[measured].entry.items():
+        assert name.endswith("seconds") or there[measured].entry[name] == value
+    assert here[measured].figures == there[measured].figures != {}
     assert there[tasks["lost"]] == here[tasks["lost"]]
     assert jobs.recorded(measured, tmp_path / "there") == there[measured]
     with pytest.raises(InputError, match=r"trained the same run to 1\.0; let workers share"):
-        jobs.write_result(measured, tmp_path / "there", {"nll": 1.0})
-    one, other = (jobs.log_likelihoods(measured, tmp_path / name) for name in ("here", "there"))
-    np.testing.assert_array_equal(one, other)
-    assert -one.mean() == pytest.approx(there[measured]["nll"])
+        jobs.write_result(measured, tmp_path / "there", Result({"nll": 1.0}))
+    kept = [jobs.log_likelihoods(measured, tmp_path / name) for name in ("here", "there")]
+    np.testing.assert_array_equal(*kept)
+    assert -kept[0].mean() == pytest.approx(there[measured].nll)
 
 
 def test_an_interrupted_table_says_that_the_same_command_goes_on(tiny, tmp_path: Path) -> None:
@@ -127,13 +126,13 @@ def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Pa
     """Too little memory is such a thing; a mistake of ours is none."""
     tasks = {"large": small(tiny), "b": small(tiny, seed=1)}
 
-    def breaking(task: Job, out: Path, **how) -> dict:
+    def breaking(task: Job, out: Path, **how) -> Result:
         if task == tasks["large"]:
             raise RuntimeError(message)
-        return dict(whole)
+        return whole
 
-    whole: dict[str, Any] = {"seed": 1, "passes": 3, "k": 5, "n": 20, "nll": 1.0, "nll_se": 0.1}
-    whole |= {"active_units": [2], "device": "cpu", "note": ""}
+    whole = {"seed": 1, "passes": 3, "k": 5, "n": 20, "nll": 1.0, "nll_se": 0.1}
+    whole = Result(whole | {"active_units": [2], "device": "cpu", "note": ""})
     monkeypatch.setattr(jobs, "make", breaking)
     message = "RESOURCE_EXHAUSTED: out of memory"
     results = executors.make_all(tasks, tmp_path, watch=Quiet())
@@ -207,9 +206,9 @@ def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_
         until(lambda: len(list(out.rglob("checkpoint*"))) >= 2)
         os.kill(local.workers[0].pid, signal.SIGKILL)
         thread.join()
-    assert all(isinstance(results[t], dict) for t in tasks.values())
+    assert all(isinstance(results[t], Result) for t in tasks.values())
     alone = executors.make_all({"0": tasks["0"]}, tmp_path / "alone", watch=Quiet())
-    assert results[tasks["0"]]["nll"] == alone[tasks["0"]]["nll"]
+    assert results[tasks["0"]].nll == alone[tasks["0"]].nll
 
 
 SBATCH = """#!/usr/bin/env bash

@@ -15,8 +15,9 @@ from iwae import data, runs
 from iwae.config.io import override, recipe
 from iwae.experiments import jobs
 from iwae.experiments.jobs import FOLDER, Failure
+from iwae.experiments.measured import Result
 from iwae.experiments.papers import EXPERIMENTS
-from iwae.experiments.reproduce import placed, tasks_of
+from iwae.experiments.plan import jobs_of, placed
 from iwae.training.trainer import Silent
 
 EVERY = 5.0
@@ -49,7 +50,7 @@ def papers(task: Task) -> None:
     if task.sizes.epochs is not None:
         config = override(config, epochs=task.sizes.epochs)
     table = placed(EXPERIMENTS["table1"], task.sizes.datasets)
-    found = tasks_of(table, config, start, seeds=(0,), k=task.sizes.draws, limit=None)
+    found = jobs_of(table, config, start, seeds=(0,), k=task.sizes.draws, limit=None)
     named: dict[jobs.Job, str] = {}
     for name, (of,) in found.items():
         named.setdefault(of, name)
@@ -62,29 +63,29 @@ def papers(task: Task) -> None:
         for name, of in left.items():
             result = jobs.attempt(of, out, Told(task, name), task.data_dir)
             if isinstance(result, Failure):
-                failures.append(f"{name}: {result.sentence}")
+                failures.append(f"{name}: {result.message}")
             else:
                 tell_result(task, name, result)
     if failures:
         sys.exit("\n".join(failures))
 
 
-def tell_result(task: Task, name: str, result: jobs.Result) -> None:
+def tell_result(task: Task, name: str, result: Result) -> None:
     """What a finished cell is worth."""
     wanted = ("nll", "nll_se", "active_units", "n", "k", "seed", "training_seconds", "made_with")
-    task.tell(name, passes=None, **{n: result[n] for n in wanted})
+    task.tell(name, passes=None, **{n: v for n, v in result.entry.items() if n in wanted})
 
 
 def train_at_once(task: Task, left: dict[str, jobs.Job], out: Path) -> None:
     """All in one program; `Interrupted` when the time is over, with all saved."""
     (dataset,) = {of.config.data.dataset for of in left.values()}
-    names = {of.address: name for name, of in left.items()}
+    names = {of.key: name for name, of in left.items()}
     runs.train_together(
-        {of.address: of.config for of in left.values()},
+        {of.key: of.config for of in left.values()},
         data=data.load(dataset, data_dir=task.data_dir),
         out=out / FOLDER,
         resume=True,
-        watch=lambda address: Told(task, names[address]),
+        watch=lambda key: Told(task, names[key]),
     )
 
 

@@ -3,27 +3,35 @@
 JAX is imported by the command that needs it, so that `iwae --help` answers at once.
 """
 
-import dataclasses
 import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, Protocol
 
 import tyro
 from tyro.conf import Positional
 
+import iwae
 from iwae._utils.files import as_argument
+from iwae.cli import configured, flags
 from iwae.cli.applied import Encode, Reconstruct, Sample, Score
-from iwae.cli.flags import ALONE, DataDir, Hosts, Overwrite, Seed
+from iwae.cli.configured import Asked, start_of
+from iwae.cli.flags import ALONE, DataDir, Overwrite, Processes, Seed
 from iwae.cli.outputs import StandardError, check_output, write_scores
-from iwae.cli.published import RECIPES, SWITCHES, Reproduce
+from iwae.cli.published import Reproduce
 from iwae.cli.research import Compare, Gradients, Posterior
 from iwae.cli.terminal import say, speak_plainly, visible
-from iwae.config.io import recipe, recipe_names
+from iwae.config.io import recipe_names
 from iwae.config.schema import RunConfig
 from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest, unusable
+
+
+class Command(Protocol):
+    """A dataclass of flags that can be run."""
+
+    def run(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,19 @@ class Train:
     data_dir: DataDir = None
     """Where to look first for the files of data sets."""
     devices: int = 1
-    """Devices of this machine that share each batch; several hosts use all they have."""
-    together: Hosts = ALONE
-    sized: tyro.conf.Suppress[bool] = False
-    """Whether --batch-size was given."""
+    """Devices of this machine that share each batch; several processes use all they have."""
+    together: Processes = ALONE
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    """Names of the settings that flags gave."""
+
+    @classmethod
+    def start(cls, asked: Asked) -> RunConfig:
+        """The run that is resumed, a recipe, or the defaults."""
+        if asked.resume and asked.recipe is None and asked.out is not None and asked.out.exists():
+            from iwae.storage.run_directory import read_config, replicas
+
+            return read_config(next(iter(replicas(asked.out)), asked.out))
+        return start_of(asked.recipe)
 
     def run(self) -> None:
         from iwae import runs
@@ -73,7 +90,7 @@ class Train:
             "resume": self.resume,
             "data_dir": self.data_dir,
         }
-        if self.sized:
+        if "batch_size" in self.given:
             where["batch_size"] = self.config.training.batch_size
         epochs = self.config.training.epochs
         with TrainingBars() as bars:
@@ -96,7 +113,7 @@ class Evaluate:
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run, or a folder of replicas."""
     k: int = 5000
-    """Draws per example; the bound tightens with K."""
+    """Importance samples per example; the bound tightens with K."""
     split: str = "test"
     """train, valid or test."""
     limit: int | None = None
@@ -119,7 +136,7 @@ class Evaluate:
     """A .npy, .npz or .csv file of the data that the run was trained on, where it was trained on
     arrays in memory or the file has moved."""
     data_dir: DataDir = None
-    together: Hosts = ALONE
+    together: Processes = ALONE
 
     def run(self) -> None:
         from iwae import runs
@@ -244,108 +261,64 @@ def _check_no_seed(config: RunConfig, *, resume: bool) -> None:
 
 
 EVERYDAY = (Train, Evaluate, Sample, Reconstruct, Encode, Score, Report, Data, Demo)
-COMMANDS: dict[str, type] = {
+COMMANDS: dict[str, type[Command]] = {
     c.__name__.lower(): c for c in (*EVERYDAY, Gradients, Posterior, Compare, Reproduce)
 }
+CONFIGURED = {"train": Train, "compare": Compare, "reproduce": Reproduce}
+"""Those that take every setting of a run."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """The console script: runs a command, and exits 0, 2 (unusable input) or 130 (interrupted)."""
     arguments = sys.argv[1:] if argv is None else argv
     speak_plainly()
+    command: Command | None = None
     try:
-        _dispatch(arguments)
-    except InputError as error:
-        _leave(str(error), 2)
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview())
+        elif arguments[0] == "--version":
+            print(f"iwae {iwae.__version__}")
+        else:
+            command = parse(arguments[0], arguments[1:])
+            command.run()
+    except (InputError, MemoryError, RuntimeError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # whoever read the output has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        message = _message(error, command)
+        if message is None:
+            raise
+        _leave(message, 2)
     except KeyboardInterrupt:
         _leave("Interrupted.", 130)
-    except MemoryError:
-        _leave(TOO_LARGE, 2)
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            _leave(TOO_LARGE, 2)
-        if type(error).__name__ != "JaxRuntimeError" or _option(arguments, "--coordinator") is None:
-            raise
-        _leave(f"Another host has stopped, and none goes on without it ({error}).", 2)
-    except BrokenPipeError:  # whoever read the output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except OSError as error:
-        _leave(unusable(error), 2)
     except Interrupted as error:
         _leave(str(error), 130)
 
 
-def _dispatch(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
-    elif arguments[0] == "--version":
-        from iwae import __version__
+def parse(name: str, arguments: list[str]) -> Command:
+    """The command `name` from its arguments; prints its help and exits if that is asked for.
 
-        print(f"iwae {__version__}")
-    elif arguments[0] not in COMMANDS:
-        known = nearest(arguments[0], list(COMMANDS))
-        raise InputError(f"There is no command {arguments[0]!r}; {known}.")
-    else:
-        parse(arguments[0], arguments[1:]).run()
+    `InputError` if there is no such command, or the arguments do not make one.
+    """
+    if name not in COMMANDS:
+        raise InputError(f"There is no command {name!r}; {nearest(name, list(COMMANDS))}.")
+    if name in CONFIGURED:
+        return configured.parse(CONFIGURED[name], arguments, prog=f"iwae {name}")
+    return flags.parse(COMMANDS[name], arguments, prog=f"iwae {name}")
 
 
-def parse(name: str, arguments: list[str]) -> Any:
-    """The command `name` from its arguments; prints its help and exits if that is asked for."""
-    from iwae.cli import flags
-
-    command = COMMANDS[name]
-    default: Any = None
-    if command is Train:
-        default = _train_default(arguments)
-        if any(_option(arguments, name) is not None for name in ("--batch-size", "--batch_size")):
-            default = dataclasses.replace(default, sized=True)
-    elif command is Compare:
-        default = Compare(name=tyro.MISSING, out=tyro.MISSING, config=_recipe(arguments, "paper"))
-    elif command is Reproduce:
-        asked = RECIPES.get(_positional(arguments))
-        seeded = _option(arguments, "--seed") is not None
-        default = Reproduce(config=_recipe(arguments, asked), seeded=seeded)
-    return flags.parse(command, arguments, prog=f"iwae {name}", default=default)
-
-
-def _train_default(arguments: list[str]) -> Train:
-    """What the flags of `iwae train` start from: the run that is resumed, a recipe, or nothing."""
-    out, config = _option(arguments, "--out"), _recipe(arguments, None)
-    own = "--resume" in arguments and _option(arguments, "--recipe") is None
-    if own and out is not None and Path(out).exists():
-        from iwae.storage.run_directory import read_config, replicas
-
-        config = read_config(next(iter(replicas(Path(out))), Path(out)))
-    return Train(config=config, out=tyro.MISSING)
-
-
-def _recipe(arguments: list[str], otherwise: str | None) -> RunConfig:
-    """The settings of the recipe that is asked for, or of `otherwise`."""
-    name = _option(arguments, "--recipe") or otherwise
-    return RunConfig() if name is None else recipe(name)
-
-
-def _option(arguments: list[str], name: str) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == name and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(f"{name}="):
-            return argument.partition("=")[2]
+def _message(error: Exception, command: Command | None) -> str | None:
+    """What is said of an error in one line; None of a mistake of ours."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return TOO_LARGE
+    if isinstance(error, OSError):
+        return unusable(error)
+    together = command.together if isinstance(command, Train | Evaluate) else ALONE
+    if type(error).__name__ == "JaxRuntimeError" and together.coordinator is not None:
+        return f"Another process has stopped, and none goes on without it ({error})."
     return None
-
-
-def _positional(arguments: list[str]) -> str:
-    """The first argument that is no option and no option's value; empty if there is none."""
-    value = False
-    for argument in arguments:
-        if argument.startswith("-"):
-            value = "=" not in argument and argument not in SWITCHES
-        elif value:
-            value = False
-        else:
-            return argument
-    return ""
 
 
 def _overview() -> str:
@@ -363,6 +336,6 @@ def _overview() -> str:
     )
 
 
-def _leave(sentence: str, code: int) -> None:
-    print(f"iwae: {visible(sentence)}", file=StandardError())
+def _leave(message: str, code: int) -> NoReturn:
+    print(f"iwae: {visible(message)}", file=StandardError())
     raise SystemExit(code)

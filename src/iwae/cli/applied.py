@@ -1,6 +1,5 @@
 """Commands that use a trained model: samples, reconstructions, codes and scores."""
 
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from iwae.cli.flags import DataDir, Header, Overwrite, Seed
+from iwae.cli.flags import DataDir, Header, Overwrite, Seed, note
 from iwae.cli.outputs import check_output, write_scores, write_table
-from iwae.cli.terminal import say, visible
+from iwae.cli.terminal import say
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Score:
     """A .npy, .npz, .csv or .csv.gz file, or NAME or NAME:SPLIT of a registered data set."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv|.npy")]
     k: int = 5000
-    """Draws per example."""
+    """Importance samples per example."""
     header: Header = "auto"
     seed: Seed = 0
     overwrite: Overwrite = False
@@ -129,12 +128,12 @@ class Score:
 
         check_output(self.out, (".csv", ".npy"), overwrite=self.overwrite, reads=self.data)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
-        with counting("scoring") as progress, warnings.catch_warnings(record=True) as remarks:
+        with counting("scoring") as progress, warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", RuntimeWarning)
             scores = trained.score(
                 self.data, k=self.k, seed=self.seed, header=self.header, progress=progress
             )
         write_scores(self.out, scores)
         say(f"Wrote {len(scores)} log-likelihoods (L_{self.k}, nats) to {self.out}.")
-        for remark in remarks:
-            print(visible(f"Note: {remark.message}"), file=sys.stderr)
+        for warning in said:
+            note(str(warning.message))

@@ -1,4 +1,4 @@
-"""From flags to a command's dataclass, and from what does not fit to one sentence."""
+"""From flags to a command's dataclass, and from what does not fit to one message."""
 
 import contextlib
 import dataclasses
@@ -6,10 +6,12 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints, is_typeddict
 
 import tyro
 
+from iwae.cli.outputs import StandardError
+from iwae.cli.terminal import visible
 from iwae.errors import InputError, nearest
 
 DataDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
@@ -22,34 +24,55 @@ Overwrite = Annotated[bool, tyro.conf.arg(help="Replace an existing file.")]
 
 
 @dataclass(frozen=True)
-class Hosts:
-    """Machines that run one command together."""
+class Processes:
+    """Processes, as a rule one on each machine, that run one command together."""
 
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
-    """Where the first of several machines that run this command listens; auto on a cluster that
+    """Where the first of several processes that run this command listens; auto on a cluster that
     says so itself (SLURM, Kubernetes, Open MPI)."""
-    hosts: int = 1
-    """How many machines there are."""
-    host: int = 0
+    processes: int = 1
+    """How many processes there are."""
+    process: int = 0
     """Which of them this one is, from 0."""
+    hosts: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Former name of --processes."""
+    host: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Former name of --process."""
 
     def join(self) -> bool:
         """Come together, if there are several; whether this one is the first, which prints."""
+        if self.hosts is not None:
+            note_former("--hosts", "--processes")
+        if self.host is not None:
+            note_former("--host", "--process")
+        processes = self.processes if self.hosts is None else self.hosts
+        process = self.process if self.host is None else self.host
         if self.coordinator is None:
-            if (self.hosts, self.host) != (1, 0):
+            if (processes, process) != (1, 0):
                 raise InputError(
-                    f"hosts = {self.hosts} and host = {self.host} were given, but not where the "
-                    f"first of them listens; give --coordinator HOST:PORT."
+                    f"processes = {processes} and process = {process} were given, but not where "
+                    f"the first of them listens; give --coordinator HOST:PORT."
                 )
             return True
         from iwae._utils import distributed
 
-        distributed.join(self.coordinator, self.hosts, self.host)
+        distributed.join(self.coordinator, processes, process)
         return distributed.is_first()
 
 
-ALONE = Hosts()
-"""This machine alone."""
+ALONE = Processes()
+"""This process alone."""
+
+
+def note(message: str) -> None:
+    """A line on standard error beside what a command prints."""
+    print(visible(f"Note: {message}"), file=StandardError())
+
+
+def note_former(flag: str, present: str) -> None:
+    """`note` that a flag has another name."""
+    note(f"{flag} is called {present} now; the former name goes with the next version.")
+
 
 SHORT = {
     "--lr": "--learning-rate",
@@ -62,12 +85,15 @@ SHORT = {
 """What is often typed for a flag that difflib would not come upon."""
 
 
-def parse(command: type, arguments: list[str], *, prog: str, default: Any = None) -> Any:
+T = TypeVar("T")
+
+
+def parse(command: type[T], arguments: list[str], *, prog: str, default: T | None = None) -> T:
     """An instance of the dataclass `command`; `InputError` if the arguments do not make one.
 
     `default` is an instance whose fields the flags replace.
     """
-    with _widths(), _refusing(_options(command)):
+    with _widths(), _one_message(_options(command)):
         return tyro.cli(
             command,
             args=arguments,
@@ -101,18 +127,18 @@ def _widths() -> tyro.constructors.ConstructorRegistry:
     return registry
 
 
-def _options(kind: Any) -> list[str]:
-    """The flags of a dataclass, those of the dataclasses in it too."""
-    hints = get_type_hints(kind)
+def _options(kind: type) -> list[str]:
+    """The flags of a dataclass or `TypedDict`, those of the ones in it too."""
     options: list[str] = []
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        own = [f"--{field.name.replace('_', '-')}"]
-        options += _options(hint) if dataclasses.is_dataclass(hint) else own
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint) or is_typeddict(hint):
+            options += _options(hint)
+        else:
+            options.append(f"--{name.replace('_', '-')}")
     return options
 
 
-def _refusing(options: list[str]) -> contextlib.AbstractContextManager[None]:
+def _one_message(options: list[str]) -> contextlib.AbstractContextManager[None]:
     """Within it, what tyro cannot parse is an `InputError` and not a box on the terminal.
 
     tyro calls the hook for it unstable: where a later version lacks it, the box stays.
@@ -122,13 +148,13 @@ def _refusing(options: list[str]) -> contextlib.AbstractContextManager[None]:
     except ImportError:
         return contextlib.nullcontext()
 
-    def refuse(event: Any) -> None:
-        raise InputError(_sentence(event, options))
+    def fail(event: Any) -> None:
+        raise InputError(_message(event, options))
 
-    return on_parse_error(refuse)
+    return on_parse_error(fail)
 
 
-def _sentence(event: Any, options: list[str]) -> str:
+def _message(event: Any, options: list[str]) -> str:
     """What is wrong, in one sentence."""
     explained = f"`{event.prog} --help` lists what it takes"
     match type(event).__name__:

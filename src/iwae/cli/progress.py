@@ -11,13 +11,17 @@ from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
-from iwae._utils.formatting import excess_in_words, units_in_words
+from iwae._utils.formatting import excess_in_words, to_its_error, units_in_words, with_error
 from iwae.cli.outputs import StandardError
 from iwae.cli.terminal import visible
 from iwae.data import FileStatus
 from iwae.evaluation.examples import Progress as Counter
 from iwae.evaluation.trained import Evaluation
-from iwae.experiments.tables import Experiment
+from iwae.experiments import comparisons
+from iwae.experiments.jobs import Failure
+from iwae.experiments.measured import Result
+from iwae.experiments.rows import Row
+from iwae.experiments.tables import Cell, Experiment
 from iwae.runs import OverSeeds
 
 
@@ -118,10 +122,10 @@ class TrainingBars:
     def __exit__(self, *exception: object) -> None:
         _stop(self.bar)
 
-    def made(self, name: str, result: Any) -> None:
+    def made(self, name: str, result: Result | Failure) -> None:
         """Say that a cell has ended."""
         self.ended += 1
-        how = f"{result['nll']:.2f} nats" if isinstance(result, dict) else result.sentence
+        how = f"{result.nll:.2f} nats" if isinstance(result, Result) else result.message
         self.bar.console.print(f"{self.ended}/{self.cells} {name}: {how}", soft_wrap=True)
 
     def one(self, description: str, epochs: int) -> TrainingBar:
@@ -134,27 +138,12 @@ class TrainingBars:
         return self.one(f"{self.started}/{self.cells} {name}", epochs)
 
 
-def nats(value: float, error: float) -> str:
-    """A value with its standard error, e.g. 86.76 ± 0.25; a count as it is."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.2f}" if math.isnan(error) else f"{value:.2f} ± {error:.2f}"
-
-
-def measured(value: float, error: float) -> str:
-    """A value to the leading digit of its standard error, e.g. −0.093 ± 0.002."""
-    if not 0 < error < math.inf:
-        return f"{value:.4g}"
-    digits = max(0, -math.floor(math.log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
-
-
 def print_evaluation(result: Evaluation) -> None:
     """The figures of an evaluation, a line each."""
     table = Table(show_header=False, box=None)
     rows = [
         ("data", f"{result.dataset}, {result.split}, {result.n:,} examples"),
-        (f"NLL (L_{result.k})", f"{nats(result.nll, result.nll_se)} nats"),
+        (f"NLL (L_{result.k})", f"{with_error(result.nll, result.nll_se)} nats"),
         ("bits per dimension", f"{result.bits_per_dim:.4f}"),
         ("ELBO", f"{result.elbo:.2f} nats"),
         ("reconstruction E[log p(x|h)]", f"{result.reconstruction:.2f} nats"),
@@ -180,25 +169,25 @@ def print_replicas(result: OverSeeds) -> None:
     table = Table("seed", f"NLL (L_{first.k}, nats)", "ELBO", "active units")
     for seed, e in zip(result.seeds, result.evaluations, strict=True):
         units = units_in_words(e.active_units)
-        table.add_row(f"{seed}", nats(e.nll, e.nll_se), f"{e.elbo:.2f}", units)
+        table.add_row(f"{seed}", with_error(e.nll, e.nll_se), f"{e.elbo:.2f}", units)
     table.add_section()
     counts = result.active_units
-    units = units_in_words(None) if counts is None else " + ".join(nats(*u) for u in counts)
-    table.add_row("mean", nats(*result.nll), nats(*result.elbo), units)
+    units = units_in_words(None) if counts is None else " + ".join(with_error(*u) for u in counts)
+    table.add_row("mean", with_error(*result.nll), with_error(*result.elbo), units)
     console = _console()
     console.print(table)
     console.print(
         f"{first.dataset}, {first.split}, {first.n:,} examples; ± is a standard error over "
         "examples, of the means over seeds."
     )
-    _print_notes([e.to_json() for e in result.evaluations])
+    _print_notes((e.dataset, e.note) for e in result.evaluations)
 
 
-def _print_notes(results: Iterable[dict[str, Any]]) -> None:
-    """What results must carry, once for each data set."""
-    noted = dict.fromkeys((r["dataset"], r["note"]) for r in results if r.get("note"))
-    for dataset, note in noted:
-        Console().print(Text(f"Note on {dataset}: {note}."))
+def _print_notes(notes: Iterable[tuple[str, str]]) -> None:
+    """What results must carry, (data set, note), once for each data set."""
+    for dataset, note in dict.fromkeys(notes):
+        if note:
+            Console().print(Text(f"Note on {dataset}: {note}."))
 
 
 def print_files(found: list[FileStatus]) -> None:
@@ -213,26 +202,28 @@ def print_files(found: list[FileStatus]) -> None:
         console.print(Text(f"looked in {place}"))
 
 
-def print_comparison(results: list[Any]) -> None:
+def print_comparison(results: list[comparisons.Result]) -> None:
     """The table of a comparison."""
-    k, n = (results[0].evaluation[name] for name in ("k", "n"))
-    table = Table("model", f"NLL (L_{k}, nats)", f"Δ to {results[0].name}", "active units", "s")
+    first = results[0].evaluation
+    table = Table(
+        "model", f"NLL (L_{first.k}, nats)", f"Δ to {results[0].name}", "active units", "s"
+    )
     for r in results:
         e = r.evaluation
         table.add_row(
             Text(r.name),
-            nats(e["nll"], e["nll_se"]),
-            "" if r.difference is None else nats(*r.difference),
-            units_in_words(e["active_units"]),
+            with_error(e.nll, e.nll_se),
+            "" if r.difference is None else with_error(*r.difference),
+            units_in_words(e.active_units),
             f"{r.seconds:.0f}",
         )
     console = _console()
     console.print(table)
     console.print(
-        f"{n:,} test images of {results[0].evaluation['dataset']}; ± is a standard error over "
+        f"{first.n:,} test images of {first.dataset}; ± is a standard error over "
         "images, of Δ over paired differences; s is the training time."
     )
-    _print_notes(r.evaluation for r in results)
+    _print_notes((r.evaluation.dataset, r.evaluation.note) for r in results)
 
 
 def print_experiments(experiments: dict[str, tuple[str, int | None]]) -> None:
@@ -243,7 +234,7 @@ def print_experiments(experiments: dict[str, tuple[str, int | None]]) -> None:
     _console().print(table)
 
 
-def print_cells(rows: list[Any]) -> None:
+def print_cells(rows: list[Row]) -> None:
     """The cells of a table, what was published, and what there is of them."""
     table = Table(Column("cell", no_wrap=True), "published", "state")
     for row in rows:
@@ -251,7 +242,7 @@ def print_cells(rows: list[Any]) -> None:
     _console().print(table)
 
 
-def print_table(rows: list[Any], experiment: Experiment) -> None:
+def print_table(rows: list[Row], experiment: Experiment) -> None:
     """Our figures beside the published ones."""
     known = any(row.cell.published is not None for row in rows)
     table = Table(Column("cell", no_wrap=True), "NLL (units)", "Δ", title=experiment.about)
@@ -259,7 +250,7 @@ def print_table(rows: list[Any], experiment: Experiment) -> None:
         table.add_column(name)
     published = {row.cell.name: row.cell.published for row in rows}
     for row in rows:
-        other = published.get(row.cell.against)
+        other = published.get(row.cell.against or "")
         apart = other and row.cell.published and row.cell.published[0] - other[0]
         theirs = (
             _published(row.cell),
@@ -270,8 +261,8 @@ def print_table(rows: list[Any], experiment: Experiment) -> None:
         )
         table.add_row(
             Text(row.cell.name),
-            f"{nats(*row.nll)} ({row.active_units})" if row.results else Text(row.state),
-            "" if row.difference is None else nats(*row.difference),
+            f"{with_error(*row.nll)} ({row.active_units})" if row.results else Text(row.state),
+            "" if row.difference is None else with_error(*row.difference),
             *(theirs if known else ()),
         )
     console = _console()
@@ -289,30 +280,32 @@ def print_table(rows: list[Any], experiment: Experiment) -> None:
         lines.append(f"Δ: {to}, paired.")
     lines += [f"Published: {experiment.source}."] if known else []
     console.print(*lines, sep="\n")
-    _print_notes(result for row in rows for result in row.results)
+    _print_notes((result.dataset, result.note) for row in rows for result in row.results)
 
 
-def _figures(rows: list[Any]) -> Table:
+def _figures(rows: list[Row]) -> Table:
     """What else was measured of each cell, beside what was published."""
     table = Table(Column("cell", no_wrap=True), "measured", "ours", "published")
     for row in rows:
         for name, figure in row.figures.items():
-            table.add_row(Text(row.cell.name), Text(name), nats(*figure), row.cell.theirs(name))
+            table.add_row(
+                Text(row.cell.name), Text(name), with_error(*figure), row.cell.theirs(name)
+            )
     return table
 
 
-def _how(row: Any) -> str:
+def _how(row: Row) -> str:
     first = row.results[0]
-    n = f"L_{first['k']} of {first['n']:,} test images"
+    n = f"L_{first.k} of {first.n:,} test images"
     seeds = ", ".join(map(str, row.seeds))
     before = f" after those of {row.cell.after}" if row.cell.after else ""
-    return f"{first['passes']} passes{before}, {n}, seed{'s' * (len(row.seeds) > 1)} {seeds}"
+    return f"{first.passes} passes{before}, {n}, seed{'s' * (len(row.seeds) > 1)} {seeds}"
 
 
-def _published(cell: Any) -> str:
+def _published(cell: Cell) -> str:
     if cell.published is None:
         return ""
-    return nats(*cell.published) + (f" ({cell.units})" if cell.units else "")
+    return with_error(*cell.published) + (f" ({cell.units})" if cell.units else "")
 
 
 def print_estimate(tasks: dict[str, Any], seconds: dict[Any, float | None], workers: int) -> None:
@@ -359,11 +352,11 @@ def print_dependence(rows: list[Any], seeds: int) -> None:
             table.add_row(
                 f"{row.k}",
                 Text(row.name),
-                measured(*row.bound),
-                "–" if row.nll is None else measured(*row.nll),
-                measured(*row.covariance),
-                measured(*row.variance),
-                measured(*row.log_variance),
+                to_its_error(*row.bound),
+                "–" if row.nll is None else to_its_error(*row.nll),
+                to_its_error(*row.covariance),
+                to_its_error(*row.variance),
+                to_its_error(*row.log_variance),
                 end_section=row.name == rows[-1].name,
             )
         console.print(table)
@@ -401,21 +394,21 @@ def print_gradients(measured: list[Any], slopes: list[Any]) -> None:
     )
 
 
-def print_demo(results: list[Any]) -> None:
+def print_demo(results: list[comparisons.Result]) -> None:
     """The table of the demonstration."""
-    k = results[0].evaluation["k"]
-    table = Table("model", f"NLL (L_{k}, nats)", "Δ to the VAE, K = 1", "active units")
+    first = results[0].evaluation
+    table = Table("model", f"NLL (L_{first.k}, nats)", "Δ to the VAE, K = 1", "active units")
     for r in results:
         e = r.evaluation
         table.add_row(
             r.name,
-            nats(e["nll"], e["nll_se"]),
-            "" if r.difference is None else nats(*r.difference),
-            units_in_words(e["active_units"]),
+            with_error(e.nll, e.nll_se),
+            "" if r.difference is None else with_error(*r.difference),
+            units_in_words(e.active_units),
         )
     console = _console()
     console.print(table)
     console.print(
-        f"{results[0].evaluation['n']} test images of digits; ± is a standard error over images, "
+        f"{first.n} test images of digits; ± is a standard error over images, "
         "of Δ over paired differences."
     )

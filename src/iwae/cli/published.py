@@ -1,32 +1,31 @@
 """The command that reproduces what was published: tables, pictures, and the proposals of H-IWAE."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional
 
-from iwae.cli.flags import DataDir, Overwrite
+from iwae.cli.configured import TRAINED_OTHERWISE, Asked, start_of
+from iwae.cli.flags import DataDir, Overwrite, note
 from iwae.cli.outputs import check_output
 from iwae.cli.terminal import say
-from iwae.config.io import override, recipe
 from iwae.config.schema import RunConfig
-from iwae.errors import InputError, nearest
-from iwae.experiments.papers import EXPERIMENTS
+from iwae.errors import InputError
 
-PICTURED = {
-    "ring": "a ring in the plane, learned by a decoder that is a factorised Gaussian",
-    "manifold": "the manifold of 2 latents, and samples of models with few",
-}
-"""Experiments that end in pictures."""
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
-OTHERS = {"hiwae": "independent and dependent draws, on densities and in autoencoders", **PICTURED}
-"""Experiments that are not a table of cells."""
+    from iwae.experiments.jobs import Failure, Job
+    from iwae.experiments.plan import Choice, Plan
+    from iwae.experiments.records import TableRecord
+    from iwae.experiments.rows import Row
+    from iwae.experiments.tables import Experiment
 
-SMOKE, SMOKE_DATA, SMOKE_DRAWS = "smoke", "digits", 100
+SMOKE, SMOKE_DATA, SMOKE_K = "smoke", "digits", 100
 """The recipe for trying a table out, what it puts in the place of all data, and its K."""
 
 TOO_SHORT = (
@@ -34,14 +33,8 @@ TOO_SHORT = (
     "neither the figures nor their order say anything of the paper."
 )
 
-SWITCHES = ("--list", "--dry-run", "--render", "--overwrite")
-"""Flags that take no value."""
-
 TABLE = ("cells", "workers", "scheduler", "list", "dry_run", "render")
 """Flags that only tables take."""
-
-RECIPES = {name: e.recipe for name, e in EXPERIMENTS.items()} | {name: name for name in OTHERS}
-"""What each experiment starts from unless --recipe is given."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +43,9 @@ class Reproduce:
 
     config: RunConfig
     """Settings that all its models share."""
-    name: Annotated[Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
-    """Which experiment; --list names them."""
+    name: Annotated[Positional[str | None], tyro.conf.arg(metavar="NAME|FILE.toml")] = None
+    """Which experiment, --list names them; or a file of another table, written as those of this
+    package are."""
     out: Path = Path("runs/papers")
     """Folder of the runs; finished ones in it are reused, interrupted ones resumed."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
@@ -65,12 +59,12 @@ class Reproduce:
     seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
     """How many seeds, or which; left out: that of --seed if it is given, else 0 for the tables of
     long runs, 42 for dd2434 and 3 seeds for the others."""
-    seeded: tyro.conf.Suppress[bool] = False
-    """Whether --seed was given."""
     ks: tuple[int, ...] | None = None
-    """Numbers of draws that hiwae compares, in place of --k; left out: 2,5,10,20."""
+    """Numbers of importance samples that hiwae compares; left out: 2,5,10,20."""
+    k: int | None = None
+    """Importance samples of the evaluation; left out: 5000, and 100 with --recipe smoke."""
     draws: int | None = None
-    """K of the evaluation; left out: 5000, and 100 with --recipe smoke."""
+    """Former name of --k, when --k stood for the present --train-k."""
     limit: int | None = None
     """Only the first so many test examples."""
     workers: int = 1
@@ -93,90 +87,57 @@ class Reproduce:
     file of anything else as a whole."""
     overwrite: Overwrite = False
     data_dir: DataDir = None
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    """Names of the settings that flags gave."""
+
+    @classmethod
+    def start(cls, asked: Asked) -> RunConfig:
+        """The recipe that is asked for, or that of the experiment."""
+        return start_of(asked.recipe, _recipe_of(asked.name))
 
     def run(self) -> None:
+        from iwae.experiments import papers, reproduce
+
         if self.list and self.name is None:
-            from iwae.cli.progress import print_experiments
-
-            return print_experiments(
-                {n: (e.about, len(e.cells)) for n, e in EXPERIMENTS.items()}
-                | {n: (about, None) for n, about in OTHERS.items()}
-            )
+            return self._list_experiments()
         if self.page is not None:
-            from iwae._utils.files import write_atomic
-            from iwae.experiments import results
-
-            check_output(self.page, (".md",), overwrite=self.overwrite)
-            write_atomic(self.page, results.page(self.records))
-            return say(f"Wrote {self.page}.")
-        self._check()
-        if self.name in EXPERIMENTS:
-            self._table(EXPERIMENTS[self.name])
-        else:
-            check_output(self.record, (".json",), overwrite=self.overwrite)
-            self._keep(self._draw() if self.name in PICTURED else self._depend())
+            return self._write_page(self.page)
+        experiment = reproduce.find(self.name)
+        self._check(is_table=experiment is not None)
+        if experiment is not None:
+            return self._table(experiment)
+        check_output(self.record, (".json",), overwrite=self.overwrite)
+        content = self._figures() if self.name in papers.PICTURED else self._proposals()
+        if self.record is not None:
+            _write_record(self.record, content)
         return None
 
-    def _keep(self, content: dict[str, Any]) -> None:
-        """Write the record if one is wanted."""
+    def _list_experiments(self) -> None:
+        from iwae.cli.progress import print_experiments
+        from iwae.experiments import reproduce
+
+        print_experiments(reproduce.listed())
+
+    def _write_page(self, path: Path) -> None:
         from iwae._utils.files import write_atomic
+        from iwae.experiments import reproduce
 
-        if self.record is not None:
-            write_atomic(self.record, json.dumps(content, indent=1, allow_nan=False))
+        check_output(path, (".md",), overwrite=self.overwrite)
+        write_atomic(path, reproduce.page(self.records))
+        say(f"Wrote {path}.")
 
-    def _joinable(self) -> dict[str, Any] | None:
-        """The record that the cells of a table join, if there is one."""
-        from iwae.experiments import records
-
-        check_output(self.record, (".json",), overwrite=True)
-        if self.record is None or not self.record.exists():
-            return None
-        try:
-            return records.joinable(self.record, str(self.name), self.config)
-        except InputError:
-            if self.overwrite:
-                return None
-            raise
-
-    def _put_down(self, rows: Sequence[Any]) -> str:
-        """Record the finished rows beside those that are there, and say which could not be."""
-        from iwae._utils.files import one_at_a_time
-        from iwae.experiments import records
-
-        if self.record is None:
-            return ""
-        content = records.of_table(str(self.name), self.config, rows)
-        if not content["cells"]:
-            say(f"No cell is finished, so {self.record} is left as it was.")
-            return ""
-        with one_at_a_time(self.record.parent):
-            there = self._joinable() or {"cells": []}
-            content, refused = records.joined(there, content, replace=self.overwrite)
-            self._keep(content)
-        if not refused:
-            return ""
-        return (
-            f"{self.record} holds other runs of {', '.join(refused)} than those here, and keeps "
-            f"them; give --overwrite to replace them, or --render and another --record."
-        )
-
-    def _check(self) -> None:
-        """`InputError` for a name that is none, and for flags that it does not take."""
-        if self.name not in RECIPES:
-            known = nearest(self.name or "", sorted(RECIPES))
-            given = "No name" if self.name is None else repr(self.name)
-            raise InputError(f"{given} was given as the experiment to reproduce; {known}.")
+    def _check(self, *, is_table: bool) -> None:
+        """`InputError` for flags that the experiment does not take."""
         if self.ks is not None and self.name != "hiwae":
             raise InputError(
                 f"ks were given, but {self.name} has the K of its models; leave them out."
             )
-        given_flags = [
-            f.name for f in fields(self) if f.name in TABLE and getattr(self, f.name) != f.default
-        ]
-        if given_flags and self.name in OTHERS:
-            flag = given_flags[0].replace("_", "-")
+        defaults = {f.name: f.default for f in fields(self) if f.name in TABLE}
+        tables_only = [n for n, value in defaults.items() if vars(self)[n] != value]
+        if tables_only and not is_table:
+            flag = tables_only[0].replace("_", "-")
             raise InputError(f"--{flag} was given, but {self.name} is no table; leave it out.")
-        if self.recipe == SMOKE and self.name in OTHERS:
+        if self.recipe == SMOKE and not is_table:
             raise InputError(
                 f"recipe = {SMOKE} was given, which has no models of {self.name}; leave it out, "
                 f"and give a small --epochs."
@@ -196,7 +157,103 @@ class Reproduce:
                 f"leave one out."
             )
 
-    def _executor(self) -> Any:
+    def _table(self, experiment: "Experiment") -> None:
+        """List, estimate, or make and print the cells of a table, and record them."""
+        from iwae.cli.progress import print_cells, print_estimate
+        from iwae.experiments import reproduce
+
+        start = self._start()
+        plan = reproduce.planned(experiment, self._choice(experiment), self.config, start)
+        if self.list:
+            return print_cells(reproduce.rendered(plan, self.out))
+        if self.dry_run:
+            seconds = reproduce.estimated(plan, self.out, data_dir=self.data_dir)
+            return print_estimate(plan.named, seconds, self.workers)
+        self._joinable(experiment)  # a record of other settings is refused before hours of work
+        failures = {} if self.render else self._make(plan)
+        return self._show(plan, failures)
+
+    def _make(self, plan: "Plan") -> "dict[Job, Failure]":
+        """Make what is missing, with a bar for each run; what failed."""
+        from iwae.cli.progress import TrainingBars
+        from iwae.experiments import reproduce
+
+        left = reproduce.missing(plan, self.out)
+        with TrainingBars(left) as bars:
+            return reproduce.carried_out(
+                plan,
+                self.out,
+                watch=bars,
+                elsewhere=self._executor() if left else None,
+                made=bars.made,
+                data_dir=self.data_dir,
+            )
+
+    def _show(self, plan: "Plan", failures: "Mapping[Job, Failure]") -> None:
+        """Print the table, draw its pictures and record it; `InputError` for what has failed."""
+        from iwae.cli.progress import print_table
+        from iwae.experiments import reproduce
+
+        rows = reproduce.rendered(plan, self.out, failures)
+        try:
+            kept = self._put_down(plan.experiment, rows)
+        except InputError as error:  # it could not be written; the figures are shown all the same
+            kept = str(error)
+        print_table(rows, plan.experiment)
+        if self.recipe == SMOKE:
+            say(TOO_SHORT)
+        if plan.experiment.pictured:
+            from iwae.experiments import replication
+
+            first = {cell.name: plan.jobs[cell.name][0] for cell in plan.cells}
+            folder = self.out / plan.experiment.name
+            pictures = replication.draw(first, self.out, folder, self.data_dir)
+            say(*(f"Wrote {path}." for path in pictures))
+        messages = [_failed(rows, len(failures), len(plan.distinct))] if failures else []
+        if not failures:  # files that are damaged, of which the table says no more
+            messages = list(dict.fromkeys(said for row in rows for said in row.failures))
+        messages += [kept] if kept else []
+        if messages:
+            raise InputError(" ".join(messages))
+
+    def _joinable(self, experiment: "Experiment") -> "TableRecord | None":
+        """The record that the cells of a table join, if there is one."""
+        from iwae.experiments import records
+
+        check_output(self.record, (".json",), overwrite=True)
+        if self.record is None or not self.record.exists():
+            return None
+        try:
+            return records.joinable(self.record, experiment, self.config)
+        except InputError:
+            if self.overwrite:
+                return None
+            raise
+
+    def _put_down(self, experiment: "Experiment", rows: "Sequence[Row]") -> str:
+        """Record the finished rows beside those that are there, and say which could not be."""
+        from iwae._utils.files import one_at_a_time
+        from iwae.experiments import records
+
+        if self.record is None:
+            return ""
+        added = records.of_table(experiment, self.config, rows)
+        if not added.cells:
+            say(f"No cell is finished, so {self.record} is left as it was.")
+            return ""
+        with one_at_a_time(self.record.parent):
+            there = self._joinable(experiment)
+            order = [cell.name for cell in experiment.cells]
+            whole, left = records.joined(there, added, order, replace=self.overwrite)
+            _write_record(self.record, whole.to_json())
+        if not left:
+            return ""
+        return (
+            f"{self.record} holds other runs of {', '.join(left)} than those here, and keeps "
+            f"them; give --overwrite to replace them, or --render and another --record."
+        )
+
+    def _executor(self) -> "Executor | None":
         """Where cells are made; None stands for this process."""
         from iwae.experiments import executors
 
@@ -204,99 +261,58 @@ class Reproduce:
             return executors.cluster(self.scheduler)
         return None if self.workers == 1 else executors.processes(self.workers)
 
-    def _k(self) -> int:
-        if self.draws is not None:
-            return self.draws
-        return SMOKE_DRAWS if self.recipe == SMOKE else 5000
-
-    def _listed(self, otherwise: Sequence[int] = range(3)) -> tuple[Sequence[str], Sequence[int]]:
-        """Data sets and seeds; --seed is the only one unless there are --seeds."""
-        from iwae import runs
-
-        seeded = self.seeded or self.config.seed != 0
-        if seeded and self.seeds is not None:
-            raise InputError(
-                f"seed = {self.config.seed} and seeds were given; give one of the two."
-            )
-        datasets = [name for name in self.datasets.split(",") if name]
-        if seeded:
-            return datasets, [self.config.seed]
-        if self.seeds is None:
-            return datasets, list(otherwise)
-        return datasets, runs.listed(self.seeds[0] if len(self.seeds) == 1 else self.seeds)
-
     def _start(self) -> RunConfig:
         """The recipe, before flags replaced its settings."""
-        return recipe(self.recipe or RECIPES[str(self.name)])
+        return self.start(Asked(recipe=self.recipe, name=self.name))
 
-    def _table(self, experiment: Any) -> None:
-        """Make what is missing of a table, print it, and record it."""
-        from iwae.cli.progress import TrainingBars, print_cells, print_estimate, print_table
-        from iwae.experiments import comparisons, executors, jobs, reproduce
+    def _k(self) -> int:
+        """Importance samples of the evaluation."""
+        from iwae._utils.checks import check_draws
 
-        datasets, seeds = self._listed(experiment.seeds)
-        everywhere = SMOKE_DATA if self.recipe == SMOKE else None
-        placed = reproduce.placed(experiment, datasets, everywhere)
-        chosen = reproduce.fitting(placed, self.cells)
-        start, k = self._start(), self._k()
-        config = override(self.config, seed=start.seed)
-        tasks = reproduce.tasks_of(placed, config, start, seeds=seeds, k=k, limit=self.limit)
-        own, instead = reproduce.own_settings(chosen), ", or choose other cells by --cells"
-        comparisons.refuse_unheard(own, config, start, instead)
-        out = self.out
-        if self.list:
-            print_cells(reproduce.rows(chosen, tasks, out))
-            return
-        each = {f"{c.name}, seed {t.config.seed}": t for c in chosen for t in tasks[c.name]}
-        distinct = list(dict.fromkeys(each.values()))
-        if self.dry_run:
-            seconds = reproduce.estimate(distinct, out, data_dir=self.data_dir)
-            print_estimate(each, seconds, self.workers)
-            return
-        self._joinable()  # a record of other settings is refused before hours of work
-        failures: dict[jobs.Job, jobs.Failure] = {}
-        if not self.render:
-            left = sum(jobs.state(task, out) != "done" for task in distinct)
-            with TrainingBars(left) as bars:
-                results = executors.make_all(
-                    each,
-                    out,
-                    elsewhere=self._executor() if left else None,
-                    watch=bars,
-                    made=bars.made,
-                    data_dir=self.data_dir,
+        k = SMOKE_K if self.recipe == SMOKE else 5000
+        k = k if self.k is None else self.k
+        check_draws(k)
+        return k
+
+    def _choice(self, experiment: "Experiment") -> "Choice":
+        """What is asked for of a table."""
+        from iwae.experiments.reproduce import Choice
+
+        return Choice(
+            cells=self.cells,
+            datasets=self._datasets(),
+            everywhere=SMOKE_DATA if self.recipe == SMOKE else None,
+            seeds=self._seeds(experiment.seeds),
+            k=self._k(),
+            limit=self.limit,
+        )
+
+    def _datasets(self) -> Sequence[str]:
+        return [name for name in self.datasets.split(",") if name]
+
+    def _seeds(self, otherwise: Sequence[int]) -> Sequence[int]:
+        """Those of --seeds, else that of --seed, else the others."""
+        from iwae import runs
+
+        if "seed" in self.given or self.config.seed != 0:
+            if self.seeds is not None:
+                raise InputError(
+                    f"seed = {self.config.seed} and seeds were given; give one of the two."
                 )
-            failures = {t: r for t, r in results.items() if isinstance(r, jobs.Failure)}
-        rows = reproduce.rows(chosen, tasks, out, failures)
-        try:
-            kept = self._put_down(rows)
-        except InputError as error:  # it could not be written; the figures are shown all the same
-            kept = str(error)
-        print_table(rows, experiment)
-        if self.recipe == SMOKE:
-            say(TOO_SHORT)
-        if experiment.pictured:
-            from iwae.experiments import replication
+            return [self.config.seed]
+        if self.seeds is None:
+            return otherwise
+        return runs.listed(self.seeds[0] if len(self.seeds) == 1 else self.seeds)
 
-            first = {cell.name: tasks[cell.name][0] for cell in chosen}
-            pictures = replication.draw(first, out, out / str(self.name), self.data_dir)
-            say(*(f"Wrote {path}." for path in pictures))
-        sentences = [_failed(rows, len(failures), len(distinct))] if failures else []
-        if not failures:  # files that are damaged, of which the table says no more
-            sentences = list(dict.fromkeys(said for row in rows for said in row.failures))
-        sentences += [kept] if kept else []
-        if sentences:
-            raise InputError(" ".join(sentences))
-
-    def _depend(self) -> dict[str, Any]:
-        """Print the table, write the pictures, and return the record."""
+    def _proposals(self) -> "dict[str, object]":
+        """Print the table of proposals, write the pictures, and return the record."""
         from iwae.cli.progress import TrainingBars, print_dependence
         from iwae.experiments import hiwae
-        from iwae.experiments.reproduce import refuse
+        from iwae.experiments.plan import check_shared
 
-        datasets, seeds = self._listed()
-        refuse(self.config, self._start(), {"dataset"}, "choose by --datasets")
-        refuse(self.config, self._start(), {"k"}, "choose by --ks")
+        datasets, seeds, start = self._datasets(), self._seeds(range(3)), self._start()
+        check_shared(self.config, start, {"dataset"}, "choose by --datasets")
+        check_shared(self.config, start, {"k"}, "choose by --ks")
         ks = self.ks or hiwae.KS
         with TrainingBars(hiwae.count(datasets, seeds, ks)) as bars:
             rows, pictures = hiwae.run(
@@ -311,11 +327,10 @@ class Reproduce:
                 data_dir=self.data_dir,
             )
         print_dependence(rows, len(seeds))
-        for path in pictures:
-            say(f"Wrote {path}.")
+        say(*(f"Wrote {path}." for path in pictures))
         return hiwae.record(self.config, rows, seeds)
 
-    def _draw(self) -> dict[str, Any]:
+    def _figures(self) -> "dict[str, object]":
         """Write the pictures, print what was measured, and return the record."""
         from iwae.cli.progress import TrainingBars
         from iwae.experiments import figures
@@ -325,9 +340,12 @@ class Reproduce:
                 f"seeds or datasets were given, but {self.name} is drawn of one model on its own "
                 f"data; give --seed, or leave them out."
             )
-        draw, models = figures.PLATES[str(self.name)]
+        if self.k is not None and "k" not in self.given:
+            note(TRAINED_OTHERWISE)
+        name = str(self.name)
+        draw, models = figures.FIGURES[name]
         with TrainingBars(models) as bars:
-            plate = draw(
+            drawn = draw(
                 self.config,
                 self.out,
                 k=self._k(),
@@ -335,11 +353,29 @@ class Reproduce:
                 limit=self.limit,
                 data_dir=self.data_dir,
             )
-        say(*plate.lines, *(f"Wrote {path}." for path in plate.pictures))
-        return figures.record(str(self.name), self.config, plate)
+        say(*drawn.lines, *(f"Wrote {path}." for path in drawn.pictures))
+        return figures.record(name, self.config, drawn)
 
 
-def _failed(rows: Sequence[Any], failures: int, runs: int) -> str:
+def _recipe_of(name: str | None) -> str | None:
+    """The recipe of an experiment or of a table in a file; None of one that there is not."""
+    from iwae.experiments import tables
+    from iwae.experiments.papers import EXPERIMENTS, OTHERS
+
+    if name is not None and name.endswith(".toml"):
+        return tables.read(Path(name)).recipe
+    if name in OTHERS:
+        return name
+    return EXPERIMENTS[name].recipe if name in EXPERIMENTS else None
+
+
+def _write_record(path: Path, content: "Mapping[str, object]") -> None:
+    from iwae._utils.files import write_atomic
+
+    write_atomic(path, json.dumps(content, indent=1, allow_nan=False))
+
+
+def _failed(rows: "Sequence[Row]", failures: int, runs: int) -> str:
     """How many runs failed, why the first did, and how to go on."""
     first = next(row for row in rows if row.failures)
     again = "the same command tries again."

@@ -8,7 +8,8 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from iwae.cli.flags import DataDir, Overwrite, Seed
+from iwae.cli.configured import TRAINED_OTHERWISE, Asked, start_of
+from iwae.cli.flags import DataDir, Overwrite, Seed, note
 from iwae.cli.outputs import check_output
 from iwae.cli.terminal import say
 from iwae.config.io import recipe
@@ -30,7 +31,7 @@ class Gradients:
     estimators: str = "reparam,stl,dreg"
     """Names, separated by commas."""
     ks: tuple[int, ...] = (1, 4, 16, 64)
-    """Numbers of draws K."""
+    """Numbers of importance samples K."""
     objective: Objective = "iwae"
     """The bound whose gradient is estimated."""
     m: int | None = None
@@ -96,7 +97,7 @@ class Posterior:
     n: int = 4
     """Number of test images, a row each."""
     k: int = 10
-    """Draws behind q_EW."""
+    """Importance samples behind q_EW."""
     side: float = 4.0
     """The square [-side, side]² is drawn."""
     seed: Seed = 0
@@ -129,20 +130,34 @@ class Compare:
     """Folder of the runs; finished ones in it are reused, interrupted ones resumed."""
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE.toml")] = "paper"
     """Settings to start from; flags replace them."""
-    draws: int = 5000
-    """K of the evaluation."""
+    k: int | None = None
+    """Importance samples of the evaluation; left out: 5000."""
+    draws: int | None = None
+    """Former name of --k, when --k stood for the present --train-k."""
     limit: int | None = None
     """Only the first so many test examples."""
     record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Also write the results with their settings."""
     overwrite: Overwrite = False
     data_dir: DataDir = None
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    """Names of the settings that flags gave."""
+
+    @classmethod
+    def start(cls, asked: Asked) -> RunConfig:
+        """The recipe."""
+        return start_of(asked.recipe, "paper")
 
     def run(self) -> None:
+        from iwae._utils.checks import check_draws
         from iwae._utils.files import write_atomic
         from iwae.cli.progress import TrainingBars, print_comparison
         from iwae.experiments import comparisons
 
+        k = 5000 if self.k is None else self.k
+        check_draws(k)
+        if self.k is not None and "k" not in self.given:
+            note(TRAINED_OTHERWISE)
         check_output(self.record, (".json",), overwrite=self.overwrite)
         cells = comparisons.comparison(self.name, self.config, recipe(self.recipe))
         with TrainingBars(len(cells)) as bars:
@@ -150,7 +165,7 @@ class Compare:
                 cells,
                 self.config,
                 self.out,
-                k=self.draws,
+                k=k,
                 limit=self.limit,
                 data_dir=self.data_dir,
                 watch=bars,

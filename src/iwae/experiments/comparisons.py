@@ -23,7 +23,7 @@ from iwae.errors import InputError, nearest
 from iwae.estimators import diagnostics
 from iwae.estimators.diagnostics import Measurement, Slope
 from iwae.evaluation.examples import mean_and_error
-from iwae.evaluation.trained import TrainedModel
+from iwae.evaluation.trained import Evaluation, TrainedModel
 from iwae.plotting import report
 from iwae.training import gradient_step
 from iwae.training.trainer import Watcher
@@ -43,7 +43,7 @@ class Result:
     """A cell's evaluation, and its NLL less the first cell's: (mean, standard error), paired."""
 
     cell: Cell
-    evaluation: dict[str, Any]
+    evaluation: Evaluation
     difference: tuple[float, float] | None
     seconds: float = field(compare=False)
     """Training time."""
@@ -117,19 +117,19 @@ def comparison(name: str, config: RunConfig, start: RunConfig) -> tuple[Cell, ..
             f"{varied} = {given} was given, but a comparison of {name} trains every one of them; "
             f"leave it out."
         )
-    refuse_unheard({cell.name: cell.settings for cell in COMPARISONS[name]}, config, start)
+    check_own({cell.name: cell.settings for cell in COMPARISONS[name]}, config, start)
     k = config.objective.k
     for cell in COMPARISONS[name]:
         groups = cell.settings.get("m") or 1
         if k % groups:
             raise InputError(
                 f"k = {k} was given, but {cell.name} takes the draws in {groups} groups of equal "
-                f"size; give a --k that {groups} divides."
+                f"size; give a --train-k that {groups} divides."
             )
     return COMPARISONS[name]
 
 
-def refuse_unheard(
+def check_own(
     own: Mapping[str, Mapping[str, Any]], config: RunConfig, start: RunConfig, instead: str = ""
 ) -> None:
     """`InputError` if `config` differs from the recipe in what some cell has otherwise.
@@ -169,7 +169,7 @@ def compare(
         values = e.log_likelihoods
         apart = None if first is None else mean_and_error(first - values)
         first = values if first is None else first
-        results.append(Result(cell, e.to_json(), apart, runs.training_seconds(trained)))
+        results.append(Result(cell, e, apart, runs.training_seconds(trained)))
     return results
 
 
@@ -185,13 +185,19 @@ def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
             {
                 "name": r.name,
                 "settings": {n: v for n, v in (others | r.cell.settings).items() if v is not None},
-                **{n: r.evaluation[n] for n in ("k", "n", "nll", "nll_se", "active_units", "seed")},
+                **_kept(r.evaluation),
                 "difference": known(r.difference),
                 "training_seconds": r.seconds,
             }
             for r in results
         ],
     }
+
+
+def _kept(evaluation: Evaluation) -> dict[str, object]:
+    """What a record says of an evaluation."""
+    whole = evaluation.to_json()
+    return {n: whole[n] for n in ("k", "n", "nll", "nll_se", "active_units", "seed")}
 
 
 @computing()

@@ -1,4 +1,4 @@
-"""Tasks made all at once: in this process, in processes of their own, or on a cluster."""
+"""Jobs made all at once: in this process, in processes of their own, or on a cluster."""
 
 import contextlib
 import itertools
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,61 +23,64 @@ from iwae.config.io import parse
 from iwae.errors import InputError, Interrupted
 from iwae.experiments.comparisons import Watchers
 from iwae.experiments.jobs import (
-    LIKELIHOODS,
     Failure,
     Job,
-    Result,
     attempt,
     log_likelihoods,
     recorded,
     state,
     write_result,
 )
+from iwae.experiments.measured import Result
+from iwae.storage import persisted
 from iwae.training.trainer import Silent
 
-Made = Callable[[str, Result | Failure], None]
-"""Hears a task's name and its result."""
+Outcome = Result | Failure
+"""What became of a job."""
+
+Made = Callable[[str, Outcome], None]
+"""Hears a job's name and its outcome."""
 
 
 def make_all(
-    tasks: Mapping[str, Job],
+    jobs: Mapping[str, Job],
     out: Path,
     *,
     elsewhere: Executor | None = None,
     watch: Watchers,
     made: Made = lambda name, result: None,
     data_dir: str | Path | None = None,
-) -> dict[Job, Result | Failure]:
-    """The results of all tasks, made in this process or through an executor.
+) -> dict[Job, Outcome]:
+    """The results of all jobs, made in this process or through an executor.
 
-    A task that fails leaves a `Failure`, and the others go on. `watch` gives those that run in this
-    process a watcher by the task's name; `made` hears of each that has ended. `Interrupted` after
+    A job that fails leaves a `Failure`, and the others go on. `watch` gives those that run in this
+    process a watcher by the job's name; `made` hears of each that has ended. `Interrupted` after
     Ctrl-C, with all saved.
     """
-    results: dict[Job, Result | Failure] = {}
+    results: dict[Job, Outcome] = {}
     missing: dict[Job, str] = {}
-    for name, task in tasks.items():
-        before = recorded(task, out) if state(task, out) == "done" else None
+    for name, job in jobs.items():
+        before = recorded(job, out) if state(job, out) == "done" else None
         if before is None:
-            missing.setdefault(task, name)
+            missing.setdefault(job, name)
         else:
-            results[task] = before
+            results[job] = before
 
-    def keep(task: Job, result: Result | Failure) -> None:
+    def keep(job: Job, result: Outcome) -> None:
         if not isinstance(result, Failure):
             try:
-                write_result(task, out, result)  # where it was made without a folder that is shared
-                result.pop(LIKELIHOODS, None)
+                write_result(job, out, result)  # where it was made without a folder that is shared
+                result = replace(result, log_likelihoods=None)
             except InputError as error:
                 result = Failure(str(error))
-        results[task] = result
-        made(missing[task], result)
+        results[job] = result
+        made(missing[job], result)
 
     try:
         if elsewhere is None:
-            for task in itertools.chain(*_turns(missing)):
-                watcher = watch.cell(missing[task], task.config.training.epochs)
-                keep(task, attempt(task, out, watcher, data_dir))
+            for job in itertools.chain(*_turns(missing)):
+                watcher = watch.cell(missing[job], job.config.training.epochs)
+                keep(job, attempt(job, out, watcher, data_dir))
         else:
             _make_elsewhere(missing, out, data_dir, elsewhere, keep)
     except (Interrupted, KeyboardInterrupt) as error:
@@ -89,18 +93,18 @@ def make_all(
 
 
 def _make_elsewhere(
-    tasks: Iterable[Job],
+    jobs: Iterable[Job],
     out: Path,
     data_dir: str | Path | None,
     elsewhere: Executor,
-    keep: Callable[[Job, Result | Failure], None],
+    keep: Callable[[Job, Outcome], None],
 ) -> None:
     """Through an executor, which drops what has not begun on Ctrl-C."""
     at, data = out.resolve(), None if data_dir is None else Path(data_dir).resolve()
     with elsewhere as pool:
         try:
-            for turn in _turns(tasks):
-                waiting = {pool.submit(in_a_process, task, at, data): task for task in turn}
+            for turn in _turns(jobs):
+                waiting = {pool.submit(in_a_process, job, at, data): job for job in turn}
                 for future in as_completed(waiting):
                     keep(waiting[future], _outcome(future))
         except KeyboardInterrupt:
@@ -108,13 +112,13 @@ def _make_elsewhere(
             raise
 
 
-def _turns(tasks: Iterable[Job]) -> list[list[Job]]:
-    """Tasks that may be made at once: first those that begin anew, then those that go on."""
-    anew = [task for task in tasks if task.after is None]
-    return [anew, [task for task in tasks if task.after is not None]]
+def _turns(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Jobs that may be made at once: first those that begin anew, then those that go on."""
+    anew = [job for job in jobs if job.after is None]
+    return [anew, [job for job in jobs if job.after is not None]]
 
 
-def _outcome(future: Future) -> Result | Failure:
+def _outcome(future: Future) -> Outcome:
     try:
         return future.result()
     except Exception as error:  # whatever became of a worker, the other cells go on
@@ -124,7 +128,7 @@ def _outcome(future: Future) -> Result | Failure:
 
 
 class _Processes(ThreadPoolExecutor):
-    """A process for each task, which is no longer awaited once the others are cancelled."""
+    """A process for each job, which is no longer awaited once the others are cancelled."""
 
     def __init__(self, workers: int):
         super().__init__(workers)
@@ -149,7 +153,7 @@ ANSWER = 10.0
 
 
 class _Cluster(Executor):
-    """Tasks submitted to a Dask client, which is closed with it."""
+    """Jobs submitted to a Dask client, which is closed with it."""
 
     def __init__(self, client: Any):
         self.client = client
@@ -164,7 +168,7 @@ class _Cluster(Executor):
 
 
 def cluster(scheduler: str) -> Executor:
-    """The workers of a running Dask cluster, which have this package; a lost one's task is made by
+    """The workers of a running Dask cluster, which have this package; a lost one's job is made by
     another. `InputError` if the extra is not installed, or no scheduler answers."""
     distributed = require("distributed", purpose="a cluster's scheduler")
     try:
@@ -178,34 +182,23 @@ def cluster(scheduler: str) -> Executor:
 
 
 def in_a_process(
-    task: Job, out: Path, data_dir: Path | None, left: threading.Event | None = None
-) -> Result | Failure:
+    job: Job, out: Path, data_dir: Path | None, left: threading.Event | None = None
+) -> Outcome:
     """`make` in a process of its own, so that what ends it ends nothing else; the result has its
     likelihoods.
 
     It is interrupted once `left` is set, or on a worker of a cluster when its client has cancelled
     it or disconnected. Raises `RuntimeError` if it was ended from outside, and another should try.
     """
-    order = {
-        "config": task.config.to_toml(),
-        "k": task.k,
-        "limit": task.limit,
-        "measures": task.measures,
-        "after": None if task.after is None else task.after.config.to_toml(),
-        "out": str(out),
-        "data_dir": None if data_dir is None else str(data_dir),
-        "parent": os.getpid(),
-    }
     unwanted = _cancelled() if left is None else left.is_set
-    code, said = _carry_out(
-        [sys.executable, "-m", "iwae.experiments.executors"], json.dumps(order), unwanted
-    )
+    command = [sys.executable, "-m", "iwae.experiments.executors"]
+    code, said = _carry_out(command, Order.of(job, out, data_dir).to_json(), unwanted)
     try:
-        result, values = recorded(task, out), log_likelihoods(task, out)
+        result, values = recorded(job, out), log_likelihoods(job, out)
     except InputError as error:
         return Failure(str(error))
     if result is not None:
-        return result | ({} if values is None else {LIKELIHOODS: values.tolist()})
+        return replace(result, log_likelihoods=values)
     if code == FAILED and said:
         return Failure(said[-1])
     if code == 0:
@@ -216,7 +209,7 @@ def in_a_process(
 
 
 LOOK = 1.0
-"""Seconds between two looks whether a task is still wanted."""
+"""Seconds between two looks whether a job is still wanted."""
 
 
 def _carry_out(
@@ -251,7 +244,7 @@ def _carry_out(
 
 
 def _cancelled() -> Callable[[], bool]:
-    """Whether the task that this thread of a cluster's worker is at has been cancelled."""
+    """Whether the job that this thread of a cluster's worker is at has been cancelled."""
     if "distributed" not in sys.modules:
         return lambda: False
     from distributed import get_worker
@@ -263,8 +256,8 @@ def _cancelled() -> Callable[[], bool]:
     name = worker.get_current_task()
 
     def cancelled() -> bool:
-        task = worker.state.tasks.get(name)
-        return task is None or task.state == "cancelled"
+        job = worker.state.tasks.get(name)
+        return job is None or job.state == "cancelled"
 
     return cancelled
 
@@ -288,26 +281,66 @@ PATIENCE = 60.0
 """Seconds that a process has to save its run before it is told again, or another takes it over."""
 
 
-def serve(order: Mapping[str, Any]) -> int:
+@dataclass(frozen=True)
+class Order:
+    """What a process of its own is asked to make."""
+
+    config: str
+    """TOML."""
+    k: int
+    limit: int | None
+    measures: list[str]
+    after: str | None
+    """TOML of the run that this one goes on from."""
+    out: str
+    data_dir: str | None
+    parent: int
+    """The process that asks for it."""
+
+    @classmethod
+    def of(cls, job: Job, out: Path, data_dir: Path | None) -> "Order":
+        """The order of this process for a job."""
+        return cls(
+            config=job.config.to_toml(),
+            k=job.k,
+            limit=job.limit,
+            measures=list(job.measures),
+            after=None if job.after is None else job.after.config.to_toml(),
+            out=str(out),
+            data_dir=None if data_dir is None else str(data_dir),
+            parent=os.getpid(),
+        )
+
+    def to_json(self) -> str:
+        """As the process reads it."""
+        return json.dumps(asdict(self))
+
+    @property
+    def job(self) -> Job:
+        """What is to be made."""
+        config = parse(self.config, "the order")
+        after = None if self.after is None else Job(parse(self.after, "the order"), self.k)
+        return Job(config, self.k, self.limit, tuple(self.measures), after)
+
+
+def serve(order: Order) -> int:
     """Carry out an order of `in_a_process`; its exit code."""
-    config = parse(order["config"], "the order")
-    after = order["after"] and Job(parse(order["after"], "the order"), order["k"])
-    task = Job(config, order["k"], order["limit"], tuple(order["measures"]), after)
-    watch, began = Orphaned(order["parent"]), time.monotonic()
+    job, data_dir = order.job, order.data_dir
+    watch, began = Orphaned(order.parent), time.monotonic()
     while True:
         try:
-            result = attempt(task, Path(order["out"]), watch, order["data_dir"])
+            result = attempt(job, Path(order.out), watch, data_dir)
         except Interrupted as error:
             print(error, file=sys.stderr)
             return INTERRUPTED
         if not isinstance(result, Failure):
             return 0
         if not result.in_use or time.monotonic() - began > PATIENCE:
-            print(result.sentence, file=sys.stderr)
+            print(result.message, file=sys.stderr)
             return INTERRUPTED if result.in_use else FAILED
         time.sleep(0.5)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was ignored
-    raise SystemExit(serve(json.load(sys.stdin)))
+    raise SystemExit(serve(persisted.typed(json.load(sys.stdin), Order)))

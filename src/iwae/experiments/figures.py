@@ -1,9 +1,8 @@
 """Published pictures: small models, what is drawn of them, and what is measured."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,13 @@ from jax.scipy.stats import norm
 from iwae import data, runs
 from iwae._utils import threefry
 from iwae._utils.files import write_atomic
+from iwae._utils.formatting import with_error
 from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
 from iwae.evaluation.examples import mean_and_error
 from iwae.evaluation.trained import TrainedModel
 from iwae.experiments.comparisons import Watchers, finished, known, versions
+from iwae.experiments.tables import Widths
 from iwae.experiments.toy_densities import slides_ring, slides_ring_log_prob
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.plotting import figures
@@ -31,12 +32,27 @@ SHOWN = 4000
 
 
 @dataclass(frozen=True)
-class Plate:
+class Drawn:
     """The pictures that were written, and the lines that say what was measured."""
 
     pictures: tuple[Path, ...]
     lines: tuple[str, ...]
-    record: dict[str, Any]
+    record: dict[str, object]
+
+
+class Draw(Protocol):
+    """Trains models, and draws and measures them."""
+
+    def __call__(
+        self,
+        config: RunConfig,
+        out: Path,
+        *,
+        k: int,
+        watch: Watchers,
+        limit: int | None = None,
+        data_dir: str | Path | None = None,
+    ) -> Drawn: ...
 
 
 def ring(
@@ -47,7 +63,7 @@ def ring(
     watch: Watchers,
     limit: int | None = None,
     data_dir: str | Path | None = None,
-) -> Plate:
+) -> Drawn:
     """The ring learned by a factorised Gaussian decoder, whose −L_K the exact entropy bounds."""
     drawn = np.asarray(slides_ring(sum(POINTS), threefry.key(config.seed)))
     train, valid, test = np.split(drawn, np.cumsum(POINTS)[:-1])
@@ -61,16 +77,17 @@ def ring(
     of_model = trained.sample(SHOWN, seed=config.seed, mean=False)
     panels = Panel("data", points.test[:SHOWN]), Panel("draws from the model", of_model)
     write_atomic(picture, figures.scatter_picture([panels]))
-    figures_of = {"nll": (e.nll, e.nll_se), "exact": entropy, "gap": gap}
-    record = {"k": k, "n": e.n} | {name: known(figure) for name, figure in figures_of.items()}
+    measured = {"nll": (e.nll, e.nll_se), "exact": entropy, "gap": gap}
+    record: dict[str, object] = {"k": k, "n": e.n}
+    record |= {name: known(figure) for name, figure in measured.items()}
     lines = (
-        f"NLL (L_{k}) of {e.n:,} test points: {e.nll:.3f} ± {e.nll_se:.3f} nats",
-        f"under the exact density: {entropy[0]:.3f}; the difference: {gap[0]:.3f} ± {gap[1]:.3f}",
+        f"NLL (L_{k}) of {e.n:,} test points: {with_error(e.nll, e.nll_se, 3)} nats",
+        f"under the exact density: {entropy[0]:.3f}; the difference: {with_error(*gap, 3)}",
     )
-    return Plate((picture,), lines, record)
+    return Drawn((picture,), lines, record)
 
 
-MODELS: dict[str, dict[str, Any]] = {
+MODELS: dict[str, dict[str, Widths]] = {
     "2": {"latents": (2,)},
     "5": {"latents": (5,)},
     "10": {"latents": (10,)},
@@ -90,25 +107,25 @@ def manifold(
     watch: Watchers,
     limit: int | None = None,
     data_dir: str | Path | None = None,
-) -> Plate:
+) -> Drawn:
     """The manifold of 2 latents, and samples of models with 2, 5, 10, and 3 of 100 hidden units."""
     folder = out / "manifold"
     pictures: list[Path] = []
     lines: list[str] = []
-    record: dict[str, Any] = {}
+    record: dict[str, object] = {}
     for name, settings in MODELS.items():
         own = override(config, **settings)
         watcher = watch.cell(f"{name} latents", own.training.epochs)
         trained = finished(folder / name, own, watcher, data_dir)
         e = runs.evaluate(trained, k=k, limit=limit)
-        lines.append(f"{name} latents: NLL (L_{k}) {e.nll:.2f} ± {e.nll_se:.2f} nats")
+        lines.append(f"{name} latents: NLL (L_{k}) {with_error(e.nll, e.nll_se)} nats")
         record[name] = {"k": k, **{n: e.to_json()[n] for n in ("n", "nll", "nll_se")}}
         pictures.append(folder / f"samples-{name}.png")
         write_atomic(pictures[-1], figures.sample_picture(trained, seed=config.seed))
         if own.model.widths[1] == (2,):
             pictures.append(folder / "manifold.png")
             write_atomic(pictures[-1], figures.png(figures.grid(plane(trained), SIDE)))
-    return Plate(tuple(pictures), tuple(lines), record)
+    return Drawn(tuple(pictures), tuple(lines), record)
 
 
 def plane(trained: TrainedModel, side: int = SIDE) -> np.ndarray:
@@ -123,11 +140,11 @@ def plane(trained: TrainedModel, side: int = SIDE) -> np.ndarray:
     return np.asarray(images).reshape(-1, *trained.seen.shape)
 
 
-PLATES: dict[str, tuple[Callable[..., Plate], int]] = {"ring": (ring, 1), "manifold": (manifold, 4)}
+FIGURES: dict[str, tuple[Draw, int]] = {"ring": (ring, 1), "manifold": (manifold, 4)}
 """What draws each, and how many models it trains."""
 
 
-def record(name: str, config: RunConfig, plate: Plate) -> dict[str, Any]:
+def record(name: str, config: RunConfig, drawn: Drawn) -> dict[str, object]:
     """What was measured, with all that is needed to have it again."""
     settings = {n: v for n, v in flatten(config).items() if v is not None}
-    return {**versions(), "experiment": name, "settings": settings, "measured": plate.record}
+    return {**versions(), "experiment": name, "settings": settings, "measured": drawn.record}

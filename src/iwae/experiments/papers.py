@@ -1,4 +1,4 @@
-"""What can be reproduced: tables of papers, in files of their own, and experiments that are none."""
+"""What can be reproduced: tables of papers, each in its file, and experiments that are none."""
 
 from iwae.experiments import tables
 from iwae.experiments.tables import Experiment

@@ -23,7 +23,7 @@ SHOWN = 10
 
 
 def draw(
-    tasks: Mapping[str, Job], out: Path, folder: Path, data_dir: str | Path | None = None
+    jobs: Mapping[str, Job], out: Path, folder: Path, data_dir: str | Path | None = None
 ) -> list[Path]:
     """Write the pictures of all finished cells whose models are here into `folder`; their paths.
 
@@ -31,10 +31,10 @@ def draw(
     each objective at every K; and test images above the reconstructions of these two.
     """
     found: dict[tuple[str, str], dict[str, Job]] = {}
-    for name, task in tasks.items():
+    for name, job in jobs.items():
         dataset, layers, bound = name.rsplit("/", 2)
-        if state(task, out) == "done" and (place(task, out) / MODEL).exists():
-            found.setdefault((dataset, layers), {})[bound] = task
+        if state(job, out) == "done" and (place(job, out) / MODEL).exists():
+            found.setdefault((dataset, layers), {})[bound] = job
     pictures: dict[str, bytes] = {}
     for (dataset, layers), of in found.items():
         own = f"{dataset}-{layers}"
@@ -58,8 +58,8 @@ def _draws(bound: str) -> int:
     return int(bound.rpartition("-")[2])
 
 
-def _curves(tasks: Mapping[str, Job], out: Path) -> bytes:
-    rows = [(name.upper(), read_metrics(place(task, out))) for name, task in tasks.items()]
+def _curves(jobs: Mapping[str, Job], out: Path) -> bytes:
+    rows = [(name.upper(), read_metrics(place(job, out))) for name, job in jobs.items()]
     return figures.training_curves(rows)
 
 

@@ -11,11 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from iwae._utils.formatting import excess_in_words, mean_units, units_in_words
+from iwae._utils.formatting import (
+    UNKNOWN,
+    Figure,
+    excess_in_words,
+    mean_units,
+    to_its_error,
+    units_in_words,
+    with_error,
+)
 from iwae.errors import InputError
 from iwae.experiments import records
+from iwae.experiments.measured import Known, Result
 from iwae.experiments.papers import EXPERIMENTS
-from iwae.experiments.tables import Cell, Experiment
+from iwae.experiments.records import OtherRecord, Record, RecordedCell, TableRecord
+from iwae.experiments.tables import Cell, Experiment, Setting
 
 HEAVY = "of autoencoders Cov and Var(p̂) are sums over a few huge weights, Var(log p̂) is not"
 
@@ -34,8 +44,11 @@ FOLDER` writes this page from the records that are named in it.
 """
 
 
-Entry = Mapping[str, Any]
-"""A cell of a record."""
+Tables = Mapping[str, TableRecord]
+"""Records of tables by the names of their files."""
+
+Measured = Mapping[tuple[str, str], RecordedCell]
+"""What was measured, by file and cell."""
 
 
 def page(folder: Path) -> str:
@@ -46,19 +59,23 @@ def page(folder: Path) -> str:
             f"`iwae reproduce --record` wrote."
         )
     found = {path.name: _read(path) for path in sorted(folder.glob("*.json"))}
+    records_of = {file: record for file, record in found.items() if isinstance(record, TableRecord)}
+    experiments = EXPERIMENTS | _own_tables(records_of)
     of = {
-        name: {file: r for file, r in found.items() if r["experiment"] == name}
-        for name in EXPERIMENTS
+        name: {file: record for file, record in records_of.items() if record.experiment == name}
+        for name in experiments
     }
-    parts = [HEAD, _overview(of)]
-    parts += [_table(name, experiment, of[name]) for name, experiment in EXPERIMENTS.items()]
-    for file, record in found.items():
-        if record["experiment"] not in EXPERIMENTS:
-            parts.append(_other(file, record))
+    parts = [HEAD, _overview(experiments, of)]
+    parts += [_table(name, experiment, of[name]) for name, experiment in experiments.items()]
+    parts += [
+        _other(file, record.experiment, record.content)
+        for file, record in found.items()
+        if isinstance(record, OtherRecord)
+    ]
     return "\n".join(parts)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Record:
     record = records.shown(path)
     if record is None:
         raise InputError(
@@ -68,7 +85,42 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _overview(found: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
+def _own_tables(found: Tables) -> dict[str, Experiment]:
+    """Tables that are none of this package, as far as their records tell."""
+    own: dict[str, list[TableRecord]] = {}
+    for record in found.values():
+        if record.experiment not in EXPERIMENTS:
+            own.setdefault(record.experiment, []).append(record)
+    return {name: _own_table(name, records_of) for name, records_of in own.items()}
+
+
+def _own_table(name: str, found: Sequence[TableRecord]) -> Experiment:
+    cells = {
+        cell.name: Cell(
+            name=cell.name,
+            settings=dict[str, Setting](),
+            published=None if cell.published is None else _figure_of(cell.published),
+            units=cell.published_units,
+            against=cell.against,
+        )
+        for record in found
+        for cell in record.cells
+    }
+    return Experiment(
+        name=name,
+        about="a table of one's own",
+        source=next((record.source for record in found if record.source), "not known where"),
+        recipe="",
+        cells=tuple(cells.values()),
+    )
+
+
+def _figure_of(known: Known) -> Figure:
+    value, error = known
+    return value, UNKNOWN if error is None else error
+
+
+def _overview(experiments: Mapping[str, Experiment], found: Mapping[str, Tables]) -> str:
     """How many cells of each table there is a record of."""
     heads = (
         "table",
@@ -77,22 +129,22 @@ def _overview(found: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
         "measured on other data",
     )
     lines = [_row(heads), _row(["---"] * len(heads))]
-    for name, experiment in EXPERIMENTS.items():
+    for name, experiment in experiments.items():
         known = {cell.name for cell in experiment.cells}
-        ours = {cell["name"] for record in found[name].values() for cell in record["cells"]}
+        ours = {cell.name for record in found[name].values() for cell in record.cells}
         counts = (len(known), len(known & ours), len(ours - known))
         lines.append(_row([name, *map(str, counts)]))
     return "\n".join([*lines, ""])
 
 
-def _table(name: str, experiment: Experiment, found: Mapping[str, dict[str, Any]]) -> str:
+def _table(name: str, experiment: Experiment, found: Tables) -> str:
     """The published cells, each with every record of it; then the cells on other data."""
     lines = [f"## {name}: {experiment.about}", "", f"Published: {experiment.source}.", ""]
     if not found:
         cells = ", ".join(f"`{cell.name}`" for cell in experiment.cells)
         return "\n".join([*lines, f"Not yet run: {cells}.", ""])
     of = {cell.name: cell for cell in experiment.cells}
-    measured = {(file, c["name"]): c for file, r in found.items() for c in r["cells"]}
+    measured = {(file, c.name): c for file, r in found.items() for c in r.cells}
     lines += _glance(of, measured)
     heads = ("cell", "published", "ours", "ours − published", "Δ", "published Δ", "how", "record")
     lines += [_row(heads), _row(["---"] * len(heads))]
@@ -108,9 +160,9 @@ def _table(name: str, experiment: Experiment, found: Mapping[str, dict[str, Any]
     return "\n".join([*lines, "", *_figures(of, measured)])
 
 
-def _glance(of: Mapping[str, Cell], entries: Mapping[tuple[str, str], Entry]) -> list[str]:
+def _glance(of: Mapping[str, Cell], entries: Measured) -> list[str]:
     """Ours / published as the paper has them, a row for each data set and number of layers."""
-    ours: dict[str, Entry] = {}
+    ours: dict[str, RecordedCell] = {}
     for (_, name), entry in entries.items():
         if name not in ours or _weight(entry) >= _weight(ours[name]):
             ours[name] = entry
@@ -130,24 +182,22 @@ def _glance(of: Mapping[str, Cell], entries: Mapping[tuple[str, str], Entry]) ->
     return [*lines, ""]
 
 
-def _weight(entry: Entry) -> tuple[Any, ...]:
+def _weight(entry: RecordedCell) -> tuple[object, ...]:
     """What one entry is preferred to another for."""
-    first, versions = entry["runs"][0], " ".join(entry["runs"][0].get("made_with", ()))
-    version = re.findall(r"\d+", versions.rpartition("iwae ")[2] or first.get("iwae", ""))
-    order = (first["n"], first["k"], first["passes"], len(entry["runs"]))
+    first, versions = entry.runs[0], " ".join(entry.runs[0].made_with)
+    version = re.findall(r"\d+", versions.rpartition("iwae ")[2] or first.version or "")
+    order = (first.n, first.k, first.passes, len(entry.runs))
     return (*order, tuple(map(int, version)))
 
 
-def _figures(
-    of: Mapping[str, Cell], measured: Mapping[tuple[str, str], Mapping[str, Any]]
-) -> list[str]:
+def _figures(of: Mapping[str, Cell], measured: Measured) -> list[str]:
     """What else was measured of each cell, beside what was published."""
     heads = ("cell", "measured", "published", "ours", "record")
     theirs = lambda name, what: of[name].theirs(what) if name in of else ""
     lines = [
-        _row([f"`{name}`", what, theirs(name, what), _figure(figure), f"`{file}`"])
+        _row([f"`{name}`", what, theirs(name, what), with_error(*figure), f"`{file}`"])
         for (file, name), entry in measured.items()
-        for what, figure in entry.get("figures", {}).items()
+        for what, figure in entry.figures.items()
     ]
     return [_row(heads), _row(["---"] * len(heads)), *lines, ""] if lines else []
 
@@ -157,62 +207,60 @@ def _published(cell: Cell | None, of: Mapping[str, Cell]) -> tuple[str, str]:
     if cell is None or cell.published is None:
         return "", ""
     units = f" ({cell.units})" if cell.units else ""
-    other = of[cell.against].published if cell.against else None
-    apart = "" if other is None else f"{cell.published[0] - other[0]:.2f}"
-    return _figure(cell.published) + units, apart
+    other = of.get(cell.against or "")
+    known = None if other is None else other.published
+    apart = "" if known is None else f"{cell.published[0] - known[0]:.2f}"
+    return with_error(*cell.published) + units, apart
 
 
 def _entry(
-    name: str,
-    entry: Mapping[str, Any],
-    of: Mapping[str, Cell],
-    file: str,
-    record: Mapping[str, Any],
+    name: str, entry: RecordedCell, of: Mapping[str, Cell], file: str, record: TableRecord
 ) -> list[str]:
-    runs, first = entry["runs"], entry["runs"][0]
-    before = f" after those of `{entry['after']}`" if entry.get("after") else ""
-    seconds = [run["training_seconds"] for run in runs if run.get("training_seconds")]
-    took = f" in {np.mean(seconds):,.0f} s" if seconds else ""
-    passes = f"{first['passes']} passes{_stepping(entry, record)}{before}{took}"
-    how = [passes, f"L_{first['k']} of {first['n']:,} images"]
-    how += [f"seed{'s' * (len(runs) > 1)} {', '.join(str(run['seed']) for run in runs)}"]
+    runs, first = entry.runs, entry.runs[0]
+    how = [_passes(entry, record), f"L_{first.k} of {first.n:,} images"]
+    how += [f"seed{'s' * (len(runs) > 1)} {', '.join(str(run.seed) for run in runs)}"]
     how += _made_with(runs, record)
-    how += [first["note"]] if first["note"] else []
-    difference, cell = entry["difference"], of.get(name)
+    how += [first.note] if first.note else []
+    difference, cell = entry.difference, of.get(name)
     published, apart = _published(cell, of)
     more = ""
     if cell is not None and cell.published is not None:
         more = excess_in_words(runs, cell.published)
-    delta = "" if difference is None else _figure(difference)
+    delta = "" if difference is None else with_error(*difference)
     return [f"`{name}`", published, _ours(entry), more, delta, apart, ", ".join(how), f"`{file}`"]
 
 
-def _ours(entry: Mapping[str, Any]) -> str:
+def _passes(entry: RecordedCell, record: TableRecord) -> str:
+    """How long the runs were trained, and how."""
+    before = f" after those of `{entry.after}`" if entry.after else ""
+    seconds = [run.training_seconds for run in entry.runs if run.training_seconds]
+    took = f" in {np.mean(seconds):,.0f} s" if seconds else ""
+    return f"{entry.runs[0].passes} passes{_stepping(entry, record)}{before}{took}"
+
+
+def _ours(entry: RecordedCell) -> str:
     """NLL (active units), these layer by layer and their mean over seeds."""
-    return f"{_figure(entry['nll'])} ({units_in_words(mean_units(entry['runs']), '+')})"
+    return f"{with_error(*entry.nll)} ({units_in_words(mean_units(entry.runs), '+')})"
 
 
-def _stepping(entry: Entry, record: Mapping[str, Any]) -> str:
+def _stepping(entry: RecordedCell, record: TableRecord) -> str:
     """The optimiser and its learning rate, if the record or the cell holds them."""
-    settings = record.get("settings", {}) | entry.get("settings", {})
+    settings = {**(record.settings or {}), **entry.settings}
     known = "optimizer" in settings and "learning_rate" in settings
     return f" of {settings['optimizer']} at {settings['learning_rate']:g}" if known else ""
 
 
-def _made_with(runs: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:
+def _made_with(runs: Sequence[Result], record: TableRecord) -> list[str]:
     """Devices and versions of the trainings, and those of the evaluations if they were others."""
-    trained = dict.fromkeys(part for run in runs for part in run.get("made_with", ()))
-    versions = (run.get("iwae", record["iwae"]) for run in runs)
-    evaluated = dict.fromkeys(
-        f"{run['device']}, iwae {version}" for run, version in zip(runs, versions, strict=True)
-    )
+    trained = dict.fromkeys(part for run in runs for part in run.made_with)
+    evaluated = dict.fromkeys(f"{run.device}, iwae {run.version or record.iwae}" for run in runs)
     others = [part for part in evaluated if part not in trained]
     return [*trained, *(f"evaluated on {part}" if trained else part for part in others)]
 
 
-def _other(file: str, record: Mapping[str, Any]) -> str:
+def _other(file: str, name: str, record: Mapping[str, Any]) -> str:
     """What a record of an experiment that is no table holds."""
-    name, source = record["experiment"], record.get("source")
+    source = record.get("source")
     lines = [f"## {name}: `{file}`", ""]
     lines += [f"After {source}.", ""] if source else []
     if "rows" not in record:
@@ -233,21 +281,15 @@ def _other(file: str, record: Mapping[str, Any]) -> str:
 
 
 def _measured(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{of} {_measured(v)}" for of, v in value.items())
-    if isinstance(value, list):
-        error = value[1] or math.nan
-        known = 0 < error < math.inf
-        return _figure(value, max(0, 1 - math.floor(math.log10(error))) if known else 3)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-
-
-def _figure(figure: Sequence[float | None], digits: int = 2) -> str:
-    value, error = figure
-    if isinstance(value, int):
-        return f"{value:,}"
-    known = error is not None and not math.isnan(error)
-    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if known else "")
+    """A figure to two digits of its error, a count, a number, or several of these by name."""
+    match value:
+        case {}:
+            return ", ".join(f"{of} {_measured(v)}" for of, v in value.items())
+        case [number, error] if error and 0 < error < math.inf:
+            return to_its_error(number, error, 2)
+        case [number, error]:
+            return with_error(number, error, 3)
+    return with_error(value, None, 3)
 
 
 BAR = r"\|"

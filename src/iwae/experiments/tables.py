@@ -126,7 +126,8 @@ def read(path: Path) -> Experiment:
         *MEASURES
     }:
         raise InputError(
-            f"{path} has measures = {measure!r}, which is none; {nearest(measure, list(MEASURES))}."
+            f"{path} asks for the measure {measure!r}, which is none; "
+            f"{nearest(measure, list(MEASURES))}."
         )
     for cell in experiment.cells:
         try:
@@ -245,7 +246,7 @@ def _texts(value: object) -> Sequence[str]:
 def _frozen(value: object) -> Setting:
     """A value of TOML, with tuples in place of lists."""
     if isinstance(value, list):
-        return tuple(map(_frozen, value))  # type: ignore[return-value, arg-type]
+        return tuple(map(_frozen, value))  # type: ignore[return-value]
     return value  # type: ignore[return-value]
 
 

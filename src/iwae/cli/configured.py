@@ -1,0 +1,189 @@
+"""Commands that take every setting of a run, and start from a recipe or a run.
+
+All flags are parsed once. A setting that was not given is not there, so that the start, which is
+chosen by other flags, keeps it.
+"""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Protocol, TypedDict, TypeVar, get_type_hints
+
+import tyro
+
+from iwae.cli import flags
+from iwae.config.io import override, recipe
+from iwae.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command's settings can start from."""
+
+    recipe: str | None = None
+    out: Path | None = None
+    resume: bool = False
+    name: str | None = None
+
+
+TRAINED_OTHERWISE = "--k is the K of the evaluation; --train-k is that of the models."
+"""What `note` says for one version where --k stood for the K of models."""
+
+
+class Configured(Protocol):
+    """A command with settings."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
+
+    def __init__(
+        self, *, config: RunConfig, given: frozenset[str] = frozenset(), **values: Any
+    ) -> None:
+        """`given` are the names of the settings that flags gave."""
+
+    def run(self) -> None: ...
+
+    @classmethod
+    def start(cls, asked: Asked) -> RunConfig:
+        """The settings that flags replace."""
+
+
+C = TypeVar("C", bound=Configured)
+
+TRAINED_K = "train_k"
+"""What the K of a bound in training is called beside the K of an evaluation."""
+
+
+def parse(command: type[C], arguments: list[str], *, prog: str) -> C:
+    """The command from its arguments; `InputError` if they do not make one.
+
+    Asked for help, it prints the settings as they are at the start, and exits.
+    """
+    asked, wants_help = _first_look(arguments)
+    if wants_help:
+        start = command.start(asked)
+        form = _form(command, documented=True)
+        shown = {f.name: tyro.MISSING for f in dataclasses.fields(form) if _is_required(f)}
+        shown["config"] = _nested(start, _names(command))
+        flags.parse(form, ["--help"], prog=prog, default=form(**shown))
+    form = flags.parse(_form(command), arguments, prog=prog)
+    values = {f.name: getattr(form, f.name) for f in dataclasses.fields(form)}
+    given = _leaves(values.pop("config"), {v: k for k, v in _names(command).items()})
+    start = command.start(Asked(**{n: v for n, v in values.items() if n in _ASKED}))
+    if values.get("draws") is not None:
+        flags.note_former("--draws", "--k, and the K that models are trained with --train-k")
+        given |= {} if values["k"] is None else {"k": values["k"]}
+        values |= {"k": values["draws"], "draws": None}
+    return command(config=override(start, **given), given=frozenset(given), **values)
+
+
+_ASKED = tuple(field.name for field in dataclasses.fields(Asked))
+
+
+def start_of(name: str | None, otherwise: str | None = None) -> RunConfig:
+    """The recipe of that name, else of `otherwise`, else the defaults."""
+    name = name or otherwise
+    return RunConfig() if name is None else recipe(name)
+
+
+def _first_look(arguments: list[str]) -> tuple[Asked, bool]:
+    """What help has to know before all is parsed, and whether it is asked for."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--recipe")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("name", nargs="?")
+    try:
+        found, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError:  # which the whole look says better
+        return Asked(), False
+    return Asked(found.recipe, found.out, found.resume, found.name), found.help
+
+
+def _names(command: type[Configured]) -> dict[str, str]:
+    """Settings that have another name among the flags of a command."""
+    return {"k": TRAINED_K} if "k" in command.__dataclass_fields__ else {}
+
+
+def _form(command: type[Configured], *, documented: bool = False) -> type:
+    """The command's fields, its settings such as need not be there."""
+    hints = get_type_hints(command, include_extras=True)
+    docs = _docs(command) if documented else {}
+    hints["config"] = _settings(RunConfig, _names(command), documented=documented)
+    return dataclasses.make_dataclass(
+        command.__name__,
+        [
+            (f.name, _described(hints[f.name], docs.get(f.name)), _default(f))
+            for f in dataclasses.fields(command)
+            if f.name != "given"
+        ],
+        frozen=True,
+        namespace={"__doc__": command.__doc__},
+    )
+
+
+def _default(field: dataclasses.Field) -> dataclasses.Field:
+    return dataclasses.field(default=field.default)
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING
+
+
+def _settings(section: type, names: Mapping[str, str], *, documented: bool) -> type:
+    """The fields of a section of the configuration, of which each may be left out."""
+    hints = get_type_hints(section, include_extras=True)
+    docs = _docs(section) if documented else {}
+    entries: dict[str, object] = {}
+    for f in dataclasses.fields(section):
+        hint = hints[f.name]
+        entries[names.get(f.name, f.name)] = (
+            _settings(hint, names, documented=documented)
+            if isinstance(hint, type) and dataclasses.is_dataclass(hint)
+            else _described(hint, docs.get(f.name))
+        )
+    form: type = TypedDict(section.__name__, entries, total=documented)  # type: ignore[misc]
+    form.__doc__ = section.__doc__
+    return form
+
+
+def _described(hint: object, doc: str | None) -> object:
+    return hint if doc is None else Annotated[hint, tyro.conf.arg(help=doc)]
+
+
+def _docs(kind: type) -> dict[str, str]:
+    """By field of a dataclass, the text below it in the source."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            match text:
+                case ast.Expr(ast.Constant(str(doc))):
+                    docs[field.target.id] = inspect.cleandoc(doc)
+    return docs
+
+
+def _nested(config: object, names: Mapping[str, str]) -> dict[str, object]:
+    """A configuration as the form has it."""
+    values = vars(config)
+    return {
+        names.get(n, n): _nested(v, names) if dataclasses.is_dataclass(v) else v
+        for n, v in values.items()
+    }
+
+
+def _leaves(given: Mapping[str, object], names: Mapping[str, str]) -> dict[str, object]:
+    """What a form holds, by the settings' own names."""
+    leaves: dict[str, object] = {}
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, names)
+        else:
+            leaves[names.get(name, name)] = value
+    return leaves

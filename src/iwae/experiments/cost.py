@@ -1,0 +1,141 @@
+"""How long jobs take on this machine."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from iwae import data, runs
+from iwae.config.io import override
+from iwae.evaluation.metrics import MEASURES
+from iwae.experiments.jobs import LIKELIHOODS, Job, measured, passes, state
+from iwae.training.trainer import Silent
+
+
+class _EnoughError(Exception):
+    """A training has been watched for long enough."""
+
+
+class _Rate(Silent):
+    """Examples per second, of a second after the first chunk, and seconds up to there, in which the
+    step is compiled."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.rate = batch_size, math.nan
+        self.began, self.compiling = time.monotonic(), 0.0
+        self.first: tuple[int, float] | None = None
+
+    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first, self.compiling = (step, now), now - self.began
+            return
+        steps, seconds = step - self.first[0], now - self.first[1]
+        self.rate = steps * self.batch_size / seconds
+        if seconds > WATCHED:
+            raise _EnoughError
+
+
+WATCHED, MEASURED = 1.0, 20
+"""Seconds of training, and test examples, by which the time of a run is estimated."""
+
+
+class Cost(NamedTuple):
+    """Seconds that runs of one kind take."""
+
+    epoch: float
+    """A pass over the training examples."""
+    evaluation: float
+    step: float = 0.0
+    """To compile the step, once for all runs of the kind."""
+    program: float = 0.0
+    """To compile an evaluation."""
+
+
+def estimate(
+    jobs: Sequence[Job], out: Path, *, data_dir: str | Path | None = None
+) -> dict[Job, float | None]:
+    """Seconds that each unfinished job has left on this machine; None where its data are missing.
+
+    Of each kind a second is trained and a few examples are evaluated; seeds are of one kind, and
+    the first of them is charged for what is compiled. The first job that begins with a run outside
+    of `jobs` is charged for training it. Nothing is downloaded.
+    """
+    kinds: dict[Job, Cost] = {}
+    compiled: set[tuple[Job, str]] = set()
+
+    def kind_of(job: Job) -> Job:
+        return dataclasses.replace(job, config=override(job.config, seed=0), after=None)
+
+    def of_kind(job: Job) -> Cost:
+        kind = kind_of(job)
+        if kind not in kinds:
+            kinds[kind] = Cost(*_seconds(kind, data_dir))
+        return kinds[kind]
+
+    def once(job: Job, what: str) -> float:
+        if (kind_of(job), what) in compiled:
+            return 0.0
+        compiled.add((kind_of(job), what))
+        return getattr(of_kind(job), what)
+
+    def training(job: Job) -> float:
+        t = job.config.training
+        left = max(0, t.epochs - passes(job, out))
+        if state(job, out) in ("done", "trained") or left == 0:
+            return 0.0
+        steps = left * of_kind(job).epoch
+        steps = steps if t.minutes is None else min(steps, 60 * t.minutes)
+        return steps + once(job, "step")
+
+    seconds: dict[Job, float | None] = {}
+    counted = set(jobs)
+    for job in jobs:
+        if state(job, out) in ("done", "damaged"):
+            continue
+        if _is_missing(job.config.data.dataset, data_dir):
+            seconds[job] = None
+            continue
+        left = [measure for measure in job.measures if not measured(job, out, measure)]
+        evaluations = sum(MEASURES[measure].evaluations for measure in left)
+        needed = ("", LIKELIHOODS) if left else ("",)
+        evaluations += not all(measured(job, out, part) for part in needed)
+        cost = training(job) + of_kind(job).evaluation * evaluations
+        cost += once(job, "program") if evaluations else 0.0
+        if job.after is not None and job.after not in counted:
+            counted.add(job.after)
+            cost += training(job.after)
+        seconds[job] = cost
+    return seconds
+
+
+def _is_missing(dataset: str, data_dir: str | Path | None) -> bool:
+    """Whether a registered data set has a file that would have to be downloaded."""
+    if dataset not in data.NAMES:
+        return False
+    return any(f.state == "missing" for f in data.status(dataset, data_dir=data_dir))
+
+
+def _seconds(job: Job, data_dir: str | Path | None) -> tuple[float, ...]:
+    """What `Cost` holds."""
+    config = job.config
+    how = {"values": config.data.values, "header": config.data.header}
+    dataset = data.load(config.data.dataset, data_dir=data_dir, **how)
+    rate = _Rate(config.training.batch_size)
+    passes = max(3, config.training.epochs)
+    short = override(config, epochs=passes, minutes=None, validate_every=10**6)
+    with contextlib.suppress(_EnoughError):
+        runs.train(short, data_dir=data_dir, watch=rate)
+    model = runs.untrained(config, data_dir=data_dir)
+    began = time.monotonic()
+    model.evaluate(k=job.k, limit=MEASURED)
+    again = time.monotonic()
+    model.evaluate(k=job.k, limit=MEASURED)
+    took = time.monotonic() - again
+    each = took / min(MEASURED, len(dataset.test))
+    n = len(dataset.test) if job.limit is None else min(job.limit, len(dataset.test))
+    program = max(0.0, again - began - took)
+    return len(dataset.train) / rate.rate, n * each, rate.compiling, program

@@ -1,0 +1,110 @@
+"""What was measured of a run: its evaluation, and how it was made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NotRequired, TypedDict
+
+import numpy as np
+from jaxtyping import Float
+
+from iwae.storage.persisted import Unbounded
+
+Known = tuple[float, float | None]
+"""A figure of a file: a value with its standard error, None where none is known."""
+
+Figures = Mapping[str, Known]
+"""Figures by name."""
+
+LIKELIHOODS = "log_likelihoods"
+"""L_K of each test image, in nats, [n]."""
+
+
+class Entry(TypedDict):
+    """A run's evaluation as files hold it; what else was measured of it stands beside."""
+
+    seed: int
+    k: int
+    n: int
+    nll: float
+    nll_se: NotRequired[float | None]
+    passes: NotRequired[int]
+    elbo: NotRequired[Unbounded | None]
+    active_units: NotRequired[list[int] | None]
+    training_seconds: NotRequired[float]
+    made_with: NotRequired[list[str]]
+    device: NotRequired[str]
+    iwae: NotRequired[str]
+    jax: NotRequired[str]
+    note: NotRequired[str]
+    dataset: NotRequired[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's evaluation, with the figures of each measure that was taken of it."""
+
+    entry: Entry
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+    log_likelihoods: Float[np.ndarray, " n"] | None = field(default=None, compare=False)
+    """None where they are not at hand."""
+
+    @property
+    def seed(self) -> int:
+        return self.entry["seed"]
+
+    @property
+    def dataset(self) -> str:
+        """What it was evaluated on, in words."""
+        return self.entry.get("dataset", "")
+
+    @property
+    def passes(self) -> int:
+        return self.entry["passes"]
+
+    @property
+    def k(self) -> int:
+        return self.entry["k"]
+
+    @property
+    def n(self) -> int:
+        """How many test images."""
+        return self.entry["n"]
+
+    @property
+    def nll(self) -> float:
+        """−L_K, mean over test images, in nats."""
+        return self.entry["nll"]
+
+    @property
+    def nll_se(self) -> float | None:
+        """Its standard error over test images; None of a single one."""
+        return self.entry.get("nll_se")
+
+    @property
+    def active_units(self) -> Sequence[int] | None:
+        """Layer by layer; None of a single test image."""
+        return self.entry.get("active_units")
+
+    @property
+    def device(self) -> str:
+        """Where it was evaluated."""
+        return self.entry["device"]
+
+    @property
+    def note(self) -> str:
+        """What it must be read with, or nothing."""
+        return self.entry.get("note", "")
+
+    @property
+    def made_with(self) -> Sequence[str]:
+        """Devices and versions that trained the run, as far as they are known."""
+        return self.entry.get("made_with", ())
+
+    @property
+    def version(self) -> str | None:
+        """The version that evaluated it, if it is known."""
+        return self.entry.get("iwae")
+
+    @property
+    def training_seconds(self) -> float | None:
+        return self.entry.get("training_seconds")

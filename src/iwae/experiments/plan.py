@@ -1,0 +1,187 @@
+"""What is to be made of a table: which cells, on which data, and the jobs of each."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iwae import data
+from iwae.config.io import differences, override
+from iwae.config.schema import RunConfig
+from iwae.errors import InputError, nearest
+from iwae.experiments import comparisons
+from iwae.experiments.jobs import Job
+from iwae.experiments.tables import Cell, Experiment, Setting
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is asked for of a table."""
+
+    cells: str = "*"
+    """Those whose names fit a pattern."""
+    datasets: Sequence[str] = ()
+    """Those on these data sets, `published=ours` with other data; none stands for all."""
+    everywhere: str | None = None
+    """A data set that stands for every one."""
+    seeds: Sequence[int] = (0,)
+    k: int = 5000
+    """Importance samples of the evaluation."""
+    limit: int | None = None
+    """Only the first so many test examples."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a table that were chosen, and the jobs that they are made of."""
+
+    experiment: Experiment
+    cells: tuple[Cell, ...]
+    jobs: Mapping[str, Sequence[Job]]
+    """By cell, also of those that the chosen ones are held against."""
+
+    @property
+    def named(self) -> dict[str, Job]:
+        """The jobs of the chosen cells, by cell and seed."""
+        return {f"{c.name}, seed {j.config.seed}": j for c in self.cells for j in self.jobs[c.name]}
+
+    @property
+    def distinct(self) -> list[Job]:
+        """Each of them once, in their order."""
+        return list(dict.fromkeys(self.named.values()))
+
+
+def plan(experiment: Experiment, choice: Choice, config: RunConfig, start: RunConfig) -> Plan:
+    """What is to be made of a table with the settings `config`, whose recipe is `start`.
+
+    `InputError` for a choice that has no cells, and for settings that are a cell's own.
+    """
+    everything = placed(experiment, choice.datasets, choice.everywhere)
+    cells = fitting(everything, choice.cells)
+    config = override(config, seed=start.seed)
+    made_of = jobs_of(everything, config, start, seeds=choice.seeds, k=choice.k, limit=choice.limit)
+    instead = ", or choose other cells by --cells"
+    comparisons.check_own(own_settings(cells), config, start, instead)
+    return Plan(experiment, cells, made_of)
+
+
+def placed(
+    experiment: Experiment, datasets: Sequence[str] = (), everywhere: str | None = None
+) -> tuple[Cell, ...]:
+    """The cells of an experiment on these data sets (none: on all).
+
+    A data set may be given as `published=ours`, which puts ours in its place: such cells have no
+    published figures. `everywhere` stands for every one. `InputError` if there is none such.
+    """
+    published = list(dict.fromkeys(cell.dataset for cell in experiment.cells))
+    places = dict(part.partition("=")[::2] for part in datasets) or dict.fromkeys(published, "")
+    if everywhere is not None and any(places.values()):
+        raise InputError(
+            f"datasets = {','.join(datasets)} was given, but every cell is of {everywhere} here; "
+            f"give another --recipe."
+        )
+    for name in places:
+        if name not in published:
+            raise InputError(
+                f"datasets = {','.join(datasets)} was given, but no cell is of {name!r}; "
+                f"{nearest(name, published)}, or {published[0]}={name} to put it in its place."
+            )
+    cells: dict[str, Cell] = {}
+    for cell in experiment.cells:
+        dataset = cell.dataset
+        if dataset in places:
+            moved = _moved(cell, dataset, everywhere or places[dataset] or dataset)
+            there = cells.setdefault(moved.name, moved)
+            if there.settings["dataset"] != moved.settings["dataset"]:
+                raise InputError(
+                    f"datasets = {','.join(datasets)} was given, but both would be called "
+                    f"{Path(places[dataset]).name}; rename one of the files."
+                )
+    return tuple(cells.values())
+
+
+def fitting(cells: Sequence[Cell], pattern: str) -> tuple[Cell, ...]:
+    """Those whose name fits a pattern like mnist/1/*; `InputError` if there are none."""
+    found = tuple(cell for cell in cells if fnmatch.fnmatch(cell.name, pattern))
+    if not found:
+        raise InputError(
+            f"cells = {pattern} was given, but no cell has such a name; they are "
+            f"{', '.join(cell.name for cell in cells)}."
+        )
+    return found
+
+
+def _moved(cell: Cell, dataset: str, to: str) -> Cell:
+    """The cell on another data set, of which nothing was published."""
+    if to == dataset:
+        return cell
+    settings = {**cell.settings, "dataset": to if to in data.NAMES else str(Path(to).resolve())}
+    if settings.get("binarization") == "none":  # as of data that are binary themselves
+        settings["binarization"] = "fixed"
+    named = lambda name: name and name.replace(dataset, Path(to).name, 1)
+    return Cell(
+        name=named(cell.name),
+        settings=settings,
+        against=named(cell.against),
+        after=named(cell.after),
+        measures=cell.measures,
+    )
+
+
+def jobs_of(
+    cells: Sequence[Cell],
+    config: RunConfig,
+    start: RunConfig,
+    *,
+    seeds: Sequence[int],
+    k: int,
+    limit: int | None,
+) -> dict[str, list[Job]]:
+    """The jobs of each cell by its name, one for each seed.
+
+    `start` is the recipe that `config` was made from; `InputError` if they differ in what is the
+    cells' own.
+    """
+    own = set.intersection(*(set(cell.settings) for cell in cells))
+    check_shared(config, start, own, "choose by --cells")
+    jobs: dict[str, list[Job]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.after is not None):
+        begun = [None] * len(seeds) if cell.after is None else jobs[cell.after]
+        basis = config if cell.after is None else continued(config)
+        jobs[cell.name] = [
+            Job(override(basis, **cell.settings, seed=seed), k, limit, cell.measures, after)
+            for seed, after in zip(seeds, begun, strict=True)
+        ]
+    return jobs
+
+
+def continued(config: RunConfig) -> RunConfig:
+    """How a converged model is trained on: 3^7 of the 3,280 passes at a tenth of the first
+    learning rate (Burda et al. §5)."""
+    t = config.training
+    passes = max(1, round(t.epochs * 3**7 / 3280))
+    return override(
+        config,
+        epochs=passes,
+        learning_rate=t.learning_rate / 10,
+        **CONTINUED,
+    )
+
+
+CONTINUED: dict[str, Setting] = {"schedule": "constant", "warmup": 0}
+"""How the learning rate of such a training goes, whatever that of the first did."""
+
+
+def check_shared(config: RunConfig, start: RunConfig, own: set[str], instead: str) -> None:
+    """`InputError` if `config` differs from the recipe in what is each model's own."""
+    for name, value, _ in differences(config, start):
+        if name in own:
+            raise InputError(
+                f"{name} = {value} was given, but every model that is compared has its own; leave "
+                f"it out, and {instead}."
+            )
+
+
+def own_settings(cells: Sequence[Cell]) -> dict[str, dict[str, Setting]]:
+    """By the name of each cell, what is its own whatever the recipe says."""
+    return {cell.name: {**cell.settings, **(CONTINUED if cell.after else {})} for cell in cells}
