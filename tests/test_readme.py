@@ -1,20 +1,117 @@
 """What the README and the documentation show can be run."""
 
+import importlib
 import re
+import tomllib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import iwae
-from iwae.cli.app import COMMANDS, parse
+from iwae import bounds
+from iwae.cli.app import COMMANDS, main, parse
+from iwae.estimators import surrogate_loss
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
 
 
 def examples(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def test_every_extension_is_short_and_does_what_it_says() -> None:
+    names: dict[str, Any] = {}
+    for code in examples(EXTENDING):
+        assert len([line for line in code.splitlines() if line]) < 20
+        exec(code, names)
+        assert np.isfinite(names.get("value", 0.0))
+    log_w = jnp.array([-3.0, -2.0, -2.5])
+    chi_squared = partial(bounds.vr_iwae, alpha=-1.0)
+    np.testing.assert_allclose(names["cubo"](log_w), chi_squared(log_w), rtol=1e-6)
+    np.testing.assert_allclose(names["h_ii"], bounds.curvature(chi_squared, log_w), rtol=1e-5)
+    model, x, key = names["model"], names["x"], names["key"]
+    one_mode = names["MixturePrior"](model, jnp.zeros((1, 2)))
+    given: dict[str, Any] = {"bound": bounds.iwae, "k": 8}
+    plain, wrapped = (surrogate_loss(m, x, key, **given)[1] for m in (model, one_mode))
+    np.testing.assert_allclose(wrapped, plain, rtol=1e-6)
+    gradient = lambda by: eqx.filter_grad(lambda m: surrogate_loss(m, x, key, **by)[0])(model)
+    each = eqx.filter_jit(lambda: [gradient(given | {"estimator": by}) for by in estimators])
+    estimators = (names["halfway"], "dreg", "reparam")
+    for half, dreg, reparam in zip(*map(jax.tree.leaves, each()), strict=True):
+        np.testing.assert_allclose(half, (dreg + reparam) / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(
+    not (ROOT / "src/iwae/experiments/published").is_dir(), reason="tables are no files yet"
+)
+def test_a_table_of_ones_own_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (content,) = re.findall(r"```toml\n(.*?)```", EXTENDING, flags=re.DOTALL)
+    assert tomllib.loads(content)["rows"]
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text(content)
+    main(["reproduce", "own.toml", "--dry-run"])
+    assert "2 runs to make" in capsys.readouterr().out
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert set(re.findall(r"\]\((\w+\.md)\)", index)) == {
+        p.name for p in (ROOT / "docs").glob("*.md") if p.name != "README.md"
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_what_a_page_links_to_or_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), link
+    code = "".join(re.findall(r"`[^`]+`|^```python\n.*?^```", text, flags=re.DOTALL | re.MULTILINE))
+    if page.name == "CHANGELOG.md":  # which tells of what was
+        return
+    for name in re.findall(r"\biwae((?:\.[A-Za-z_]\w*)+)", code):
+        _resolve(name.split(".")[1:])
+
+
+def _resolve(names: list[str]) -> object:
+    """What `iwae.a.b.c` stands for, be it a module or what is in one."""
+    found: Any = iwae
+    for i, name in enumerate(names):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            found = importlib.import_module(".".join(["iwae", *names[: i + 1]]))
+    return found
+
+
+def test_one_version_is_given_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"]["path"] == "src/iwae/__init__.py"
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.*)$", citation, flags=re.MULTILINE) == [iwae.__version__]
+
+
+def test_changes_are_kept_by_kind() -> None:
+    """Keep a Changelog: what is not released has the headings that it knows."""
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    unreleased = changes.partition("## Unreleased")[2].partition("\n## ")[0]
+    kinds = re.findall(r"^### (.*)$", unreleased, flags=re.MULTILINE)
+    known = ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")
+    assert kinds == sorted(set(kinds), key=known.index)
+    assert f"## {iwae.__version__}" in changes
 
 
 @pytest.mark.slow
