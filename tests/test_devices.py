@@ -87,16 +87,16 @@ def test_devices_that_are_not_there_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_hosts_with_other_examples_than_the_first_are_refused(monkeypatch, tiny_run) -> None:
+def test_processes_with_other_examples_than_the_first_are_refused(monkeypatch, tiny_run) -> None:
     monkeypatch.setattr(runs, "json_from_first", lambda own: f"not {own}")
     with refused(
-        "The examples of digits on this host are others than those of the first; give every host "
-        "the same data."
+        "The examples of digits in this process are others than those of the first; give every "
+        "process the same data."
     ):
         runs.train(tiny_run.config)
 
 
-def test_hosts_without_a_coordinator_are_refused(capsys) -> None:
+def test_processes_without_a_coordinator_are_refused(capsys) -> None:
     with pytest.raises(SystemExit) as left:
         main(["train", "--out", "x", "--hosts", "2"])
     assert left.value.code == 2
@@ -106,19 +106,19 @@ def test_hosts_without_a_coordinator_are_refused(capsys) -> None:
     )
 
 
-def test_hosts_that_cannot_come_together_are_refused(monkeypatch) -> None:
+def test_processes_that_cannot_come_together_are_refused(monkeypatch) -> None:
     for coordinator in ("first-machine", "127.0.0.1:abc", "127.0.0.1:99999"):
         with refused(
-            f"coordinator = {coordinator} was given, but it is where the first host listens; give "
-            f"HOST:PORT, as first-machine:9911, or auto."
+            f"coordinator = {coordinator} was given, but it is where the first process listens; "
+            f"give HOST:PORT, as first-machine:9911, or auto."
         ):
             distributed.join(coordinator, 2, 0)
-    for hosts, host in ((2, 2), (0, 0), (2, -1)):
+    for processes, process in ((2, 2), (0, 0), (2, -1)):
         with refused(
-            f"host = {host} was given with hosts = {hosts}, but hosts are counted from 0, and are "
-            f"at least 1; give a --host less than --hosts."
+            f"process = {process} was given with processes = {processes}, but processes are "
+            f"counted from 0, and are at least 1; give a number less than how many there are."
         ):
-            distributed.join("127.0.0.1:9911", hosts, host)
+            distributed.join("127.0.0.1:9911", processes, process)
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -130,8 +130,8 @@ def test_hosts_that_cannot_come_together_are_refused(monkeypatch) -> None:
             distributed.join(f"127.0.0.1:{port}", 2, 0)
     monkeypatch.setattr(distributed, "PATIENCE", 0.3)
     with refused(
-        f"coordinator = 127.0.0.1:{port} was given, but nobody listens there; start the first host "
-        f"as well, with --host 0."
+        f"coordinator = 127.0.0.1:{port} was given, but nobody listens there; start the first "
+        f"process as well, with number 0."
     ):
         distributed.join(f"127.0.0.1:{port}", 2, 1)
 
@@ -157,13 +157,13 @@ def free_port(ports: Iterable[int] = (0,)) -> int:
 
 
 def together(arguments: list[str]) -> list[subprocess.Popen]:
-    """Two hosts that run one command."""
+    """Two processes that run one command."""
     shared = [*COMMAND, *arguments, "--coordinator", f"127.0.0.1:{free_port()}", "--hosts", "2"]
     return [subprocess.Popen([*shared, "--host", str(i)], **PIPES) for i in range(2)]
 
 
 def by_slurm(arguments: list[str]) -> list[subprocess.Popen]:
-    """Two hosts that run one command, in the environment that `srun` gives them."""
+    """Two processes that run one command, in the environment that `srun` gives them."""
     first = 2**16 - 2**12  # of the ports among which JAX takes one by the job's number
     job = free_port(range(first, 2**16)) - first
     shared = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 2}
@@ -173,14 +173,14 @@ def by_slurm(arguments: list[str]) -> list[subprocess.Popen]:
     return [subprocess.Popen(command, env=env, **PIPES) for env in environments]
 
 
-def ended(hosts: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    said = [host.communicate(timeout=300) for host in hosts]
-    return [(host.returncode, *texts) for host, texts in zip(hosts, said, strict=True)]
+def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    said = [one.communicate(timeout=300) for one in processes]
+    return [(one.returncode, *texts) for one, texts in zip(processes, said, strict=True)]
 
 
 @pytest.mark.slow
-def test_two_hosts_train_and_evaluate_one_run(tmp_path: Path) -> None:
-    """It is that of one host up to rounding; the second neither writes nor prints."""
+def test_two_processes_train_and_evaluate_one_run(tmp_path: Path) -> None:
+    """It is that of one process up to rounding; the second neither writes nor prints."""
     train = ["train", *SMALL, "--epochs", "2", "--out"]
     both, alone = tmp_path / "both", tmp_path / "alone"
     first, second = ended(together([*train, str(both)]))
@@ -199,11 +199,11 @@ def test_two_hosts_train_and_evaluate_one_run(tmp_path: Path) -> None:
     again = ended(together([*train, str(both)]))
     assert [code for code, *_ in again] == [2, 2]
     assert f"{both} holds a run already; give --resume to continue it" in again[0][2]
-    assert "Another host could not go on, and none goes on without it" in again[1][2]
+    assert "Another process could not go on, and none goes on without it" in again[1][2]
 
 
 @pytest.mark.slow
-def test_a_cluster_says_where_its_hosts_are(tmp_path: Path) -> None:
+def test_a_cluster_says_where_its_processes_are(tmp_path: Path) -> None:
     out = tmp_path / "run"
     first, second = ended(by_slurm(["train", *SMALL, "--epochs", "1", "--out", str(out)]))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
@@ -212,17 +212,17 @@ def test_a_cluster_says_where_its_hosts_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_hosts_stop_together_and_one_goes_on_alone(tmp_path: Path) -> None:
+def test_two_processes_stop_together_and_one_goes_on_alone(tmp_path: Path) -> None:
     """Ctrl-C on the second stops both, and the first saves."""
     out = tmp_path / "run"
     form = ["train", *SMALL, "--out", str(out), "--epochs"]
-    hosts = together([*form, "100000"])
+    both = together([*form, "100000"])
     began = time.monotonic()
     while not (out / "metrics.jsonl").exists():
         assert time.monotonic() - began < 200
         time.sleep(0.1)
-    hosts[1].send_signal(signal.SIGINT)
-    for code, _, error in ended(hosts):
+    both[1].send_signal(signal.SIGINT)
+    for code, _, error in ended(both):
         assert code == 130, error
     rows = len((out / "metrics.jsonl").read_text().splitlines())
     assert read_header(out / "checkpoint.safetensors")["passes"] == rows
@@ -250,13 +250,13 @@ jax.distributed.shutdown()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of Linux alone")
-def test_the_first_host_listens_at_the_address_that_was_named() -> None:
+def test_the_first_process_listens_at_the_address_that_was_named() -> None:
     code = [sys.executable, "-c", LISTENING]
     done = subprocess.run(code, capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout == "only there\n", done.stderr[-2000:]
 
 
-def test_a_coordinator_that_no_other_host_reaches_is_refused(monkeypatch) -> None:
+def test_a_coordinator_that_no_other_machine_reaches_is_refused(monkeypatch) -> None:
     """Debian gives a machine's own name an address that is its own."""
     found = lambda name, port, **_: [(socket.AF_INET, None, 0, "", ("127.0.1.1", port))]
     monkeypatch.setattr(socket, "getaddrinfo", found)
@@ -274,6 +274,6 @@ def test_a_coordinator_without_an_address_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with refused(
         "coordinator = nowhere:9911 was given, but nowhere is the name of no machine here; give "
-        "the first host's own name or address."
+        "the first machine's own name or address."
     ):
         distributed.join("nowhere:9911", 2, 0)

@@ -16,7 +16,7 @@ import numpy as np
 
 from iwae import data
 from iwae._utils.checks import check_seed
-from iwae._utils.distributed import Devices, computing, hosts_agree, is_first, json_from_first
+from iwae._utils.distributed import Devices, computing, is_first, json_from_first, processes_agree
 from iwae._utils.files import as_argument
 from iwae._utils.programs import keep_programs
 from iwae.config.io import differences, override, parse
@@ -72,19 +72,19 @@ def train(
     folder that `load` reads; `resume` continues it, and None starts or continues it, with its own
     configuration where none is given. A batch that is larger than the training split, and was not
     asked for, is as large as that. So many `devices` of this machine share each batch; in a program
-    of several hosts (`iwae._utils.distributed.join`)
-    all do, and the first writes. Raises `InputError` for unusable input, `NonFiniteError` when the
-    bound is not finite, `Interrupted` after Ctrl-C.
+    of several processes (`iwae._utils.distributed.join`) all do, and the first writes. Raises
+    `InputError` for unusable input, `NonFiniteError` when the bound is not finite, `Interrupted`
+    after Ctrl-C.
     """
     keep_programs()
-    with hosts_agree():
+    with processes_agree():
         config = override(_started(config, out, resume=resume), **settings)
     if jax.process_count() > 1:
-        config = parse(json_from_first(config.to_toml()), "the first host's settings")
-    with hosts_agree():
+        config = parse(json_from_first(config.to_toml()), "the first process's settings")
+    with processes_agree():
         config, observed = _observed(config, data, data_dir, asked="batch_size" in settings)
         where = Devices.of(devices, config.training.batch_size)
-    _check_same_on_hosts(observed.dataset)
+    _check_same_in_processes(observed.dataset)
     with _opened_by_first(out, config, resume=resume) as folder:
         run = Run(config, observed, folder, watch or Silent(), where)
         Together([run], None if out is None else Path(out)).train()
@@ -108,14 +108,14 @@ def _started(
     return config or RunConfig()
 
 
-def _check_same_on_hosts(dataset: Dataset) -> None:
-    """`InputError` if another host has other examples than the first."""
+def _check_same_in_processes(dataset: Dataset) -> None:
+    """`InputError` if another process has other examples than the first."""
     first = json_from_first(dataset.whole_digest)
-    with hosts_agree():
+    with processes_agree():
         if dataset.whole_digest != first:
             raise InputError(
-                f"The examples of {dataset.name} on this host are others than those of the first; "
-                f"give every host the same data."
+                f"The examples of {dataset.name} in this process are others than those of the "
+                f"first; give every process the same data."
             )
 
 
@@ -123,10 +123,10 @@ def _check_same_on_hosts(dataset: Dataset) -> None:
 def _opened_by_first(
     out: str | Path | None, config: RunConfig, *, resume: bool | None
 ) -> Iterator[RunDirectory]:
-    """`open_run` on the first host; the others have no folder."""
+    """`open_run` in the first process; the others have no folder."""
     with contextlib.ExitStack() as stack:
         folder = RunDirectory(None)
-        with hosts_agree():
+        with processes_agree():
             if is_first():
                 folder = stack.enter_context(open_run(out, config, resume=resume))
         yield folder
@@ -192,8 +192,8 @@ def _train_together(
     """`train_together`; `asked` says whether the size of batches was asked for."""
     if jax.process_count() > 1:
         raise InputError(
-            "Several runs were given to several hosts, which share the batches of one; train them "
-            "one by one."
+            "Several runs were given to several processes, which share the batches of one; train "
+            "them one by one."
         )
     keep_programs()
     observed = _observed_together(configs, data, data_dir, asked=asked)

@@ -1,7 +1,7 @@
 """Data parallelism: a batch split over the devices of a machine, or of several machines.
 
-On several machines (hosts) every one runs the same program; the first reads and writes the run's
-folder, and decides what depends on a clock.
+On several machines every one runs the same program, in a process of its own (as JAX counts them);
+the first reads and writes the run's directory, and decides what depends on a clock.
 """
 
 import contextlib
@@ -19,13 +19,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from iwae.errors import InputError
 
 Tree = TypeVar("Tree")
+Json = TypeVar("Json", bound=object)
+"""What JSON can hold, its sequences as lists."""
 
 PATIENCE = 120.0
-"""Seconds in which the first host has to listen."""
+"""Seconds in which the first process has to listen."""
 
 BATCH = "batch"
 """The axis that is split."""
@@ -36,7 +40,7 @@ computed_in: int | None = None
 
 
 @contextlib.contextmanager
-def computing(given: Any = None) -> Iterator[None]:
+def computing(given: PyTree = None) -> Iterator[None]:
     """Where this package computes: in 32 bits, whatever `JAX_ENABLE_X64` says of other code, so
     that a run is the same in both modes; in 64 if `given` holds numbers of 64 bits.
 
@@ -57,7 +61,7 @@ def computing(given: Any = None) -> Iterator[None]:
         yield
 
 
-def _holds_64_bits(tree: Any) -> bool:
+def _holds_64_bits(tree: PyTree) -> bool:
     """Whether an array of JAX in it has numbers of 64 bits, other than integers."""
     wide = lambda a: isinstance(a, jax.Array) and jax.dtypes.issubdtype(a.dtype, np.inexact)
     return any(wide(leaf) and leaf.dtype.itemsize >= 8 for leaf in jax.tree.leaves(tree))
@@ -71,7 +75,7 @@ class Devices:
 
     @staticmethod
     def of(count: int, batch_size: int) -> "Devices":
-        """So many devices of this machine, or all of all hosts if there are several.
+        """So many devices of this machine, or all of all processes if there are several.
 
         `InputError` if there are not so many, or they cannot share a batch equally.
         """
@@ -83,8 +87,8 @@ class Devices:
             )
         if several and count not in (1, len(jax.local_devices())):
             raise InputError(
-                f"devices = {count} was given with several hosts, which use all they have; leave "
-                f"it out."
+                f"devices = {count} was given with several processes, which use all they have; "
+                f"leave it out."
             )
         chosen = jax.devices() if several else jax.local_devices()[:count]
         if batch_size % len(chosen) != 0:
@@ -108,12 +112,12 @@ class Devices:
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, how))
 
     def everywhere(self, tree: Tree) -> Tree:
-        """A copy of arrays on every device; each host gives the same."""
+        """A copy of arrays on every device; each process gives the same."""
         if self.mesh is None:
             return tree
         sharding = NamedSharding(self.mesh, PartitionSpec())
 
-        def one(a: Any) -> jax.Array:
+        def one(a: ArrayLike) -> jax.Array:
             if isinstance(a, jax.Array) and a.sharding == sharding:
                 return a
             values = np.asarray(a)
@@ -122,62 +126,67 @@ class Devices:
         return jax.tree.map(one, tree)
 
     def here(self, tree: Tree) -> Tree:
-        """The copy on the first device of this host."""
+        """The copy on the first device of this process."""
         if self.mesh is None:
             return tree
         return jax.tree.map(lambda a: a.addressable_data(0), tree)
 
 
-def join(coordinator: str, hosts: int, host: int) -> None:
-    """Make this process host number `host` of so many; the first listens at HOST:PORT, and at no
+def join(coordinator: str, processes: int, process: int) -> None:
+    """Make this process number `process` of so many; the first listens at HOST:PORT, and at no
     other address of its machine.
 
     With coordinator "auto" all three come from the cluster (SLURM, Kubernetes, Open MPI). To be
     called before anything is computed. `InputError` for an address or number that is none, and if
-    the first host cannot listen or does not answer.
+    the first process cannot listen or does not answer.
     """
     if coordinator == "auto":
-        try:
-            return jax.distributed.initialize()
-        except ValueError as error:
-            raise InputError(
-                "coordinator = auto was given, but no cluster says where its hosts are; give "
-                "--coordinator HOST:PORT, --hosts and --host."
-            ) from error
-        except RuntimeError as error:
-            why = str(error).partition("\n")[0].rstrip(".")
-            raise InputError(
-                f"coordinator = auto was given, but the cluster's hosts could not be joined "
-                f"({why}); give --coordinator HOST:PORT, --hosts and --host."
-            ) from error
+        return _join_cluster()
     address = re.fullmatch(r"(.+):(\d{1,5})", coordinator)
     if address is None or not 0 < int(address[2]) < 2**16:
         raise InputError(
-            f"coordinator = {coordinator} was given, but it is where the first host listens; give "
-            f"HOST:PORT, as first-machine:9911, or auto."
+            f"coordinator = {coordinator} was given, but it is where the first process listens; "
+            f"give HOST:PORT, as first-machine:9911, or auto."
         )
-    if hosts < 1 or not 0 <= host < hosts:
+    if processes < 1 or not 0 <= process < processes:
         raise InputError(
-            f"host = {host} was given with hosts = {hosts}, but hosts are counted from 0, and are "
-            f"at least 1; give a --host less than --hosts."
+            f"process = {process} was given with processes = {processes}, but processes are "
+            f"counted from 0, and are at least 1; give a number less than how many there are."
         )
     name, port = address[1].strip("[]"), int(address[2])
-    if host == 0:
+    if process == 0:
         _check_listening(coordinator, name, port)
-    if host > 0 and not _reachable(name, port):
+    if process > 0 and not _reachable(name, port):
         raise InputError(
             f"coordinator = {coordinator} was given, but nobody listens there; start the first "
-            f"host as well, with --host 0."
+            f"process as well, with number 0."
         )
-    own = coordinator if host == 0 else None
-    return jax.distributed.initialize(coordinator, hosts, host, coordinator_bind_address=own)
+    own = coordinator if process == 0 else None
+    return jax.distributed.initialize(coordinator, processes, process, coordinator_bind_address=own)
 
 
-def _reachable(host: str, port: int) -> bool:
+def _join_cluster() -> None:
+    """Come together as the cluster says."""
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise InputError(
+            "coordinator = auto was given, but no cluster says where its processes are; give "
+            "HOST:PORT, how many there are, and which this one is."
+        ) from error
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(
+            f"coordinator = auto was given, but the cluster's processes could not be joined "
+            f"({why}); give HOST:PORT, how many there are, and which this one is."
+        ) from error
+
+
+def _reachable(name: str, port: int) -> bool:
     """Whether somebody listens there before `PATIENCE` is over."""
     began = time.monotonic()
     while time.monotonic() - began < PATIENCE:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection((name, port), timeout=1):
             return True
         time.sleep(0.2)
     return False
@@ -190,7 +199,7 @@ def _check_listening(coordinator: str, name: str, port: int) -> None:
     except OSError as error:
         raise InputError(
             f"coordinator = {coordinator} was given, but {name} is the name of no machine here; "
-            f"give the first host's own name or address."
+            f"give the first machine's own name or address."
         ) from error
     addresses = [str(place[4][0]) for place in places]
     alone = all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for a in addresses)
@@ -206,7 +215,7 @@ def _check_listening(coordinator: str, name: str, port: int) -> None:
         )
 
 
-def _free(family: int, place: Any) -> bool:
+def _free(family: int, place: tuple[str | int, ...]) -> bool:
     """Whether this machine can listen at an address."""
     with contextlib.suppress(OSError), socket.socket(family) as here:
         here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -216,17 +225,17 @@ def _free(family: int, place: Any) -> bool:
 
 
 def is_first() -> bool:
-    """Whether this host reads and writes files."""
+    """Whether this process reads and writes files."""
     return jax.process_index() == 0
 
 
 def from_first(tree: Tree) -> Tree:
-    """Arrays and numbers as the first host has them."""
+    """Arrays and numbers as the first process has them."""
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
-def json_from_first(content: Any) -> Any:
-    """What JSON can hold, as the first host has it."""
+def json_from_first(content: Json) -> Json:
+    """What JSON can hold, as the first process has it."""
     if jax.process_count() == 1:
         return content
     encoded = np.frombuffer(json.dumps(content).encode(), np.uint8)
@@ -235,31 +244,31 @@ def json_from_first(content: Any) -> Any:
 
 
 @contextlib.contextmanager
-def hosts_agree() -> Iterator[None]:
-    """What ends one host within it ends all, each with a sentence."""
+def processes_agree() -> Iterator[None]:
+    """What ends one process within it ends all, each with a message."""
     failure: InputError | OSError | None = None
     try:
         yield
     except (InputError, OSError) as error:
         failure = error
-    elsewhere = any_host(failure is not None)
+    elsewhere = any_process(failure is not None)
     if failure is not None:
         raise failure
     if elsewhere:
         raise InputError(
-            "Another host could not go on, and none goes on without it; see what it printed."
+            "Another process could not go on, and none goes on without it; see what it printed."
         )
 
 
-def any_host(condition: bool) -> bool:
-    """Whether it holds on some host."""
+def any_process(condition: bool) -> bool:
+    """Whether it holds in some process."""
     if jax.process_count() == 1:
         return condition
     return bool(np.any(multihost_utils.process_allgather(np.array(condition))))
 
 
 def gathered(tree: Tree) -> Tree:
-    """Every host's arrays of equal shape, stacked along a first axis."""
+    """Every process's arrays of equal shape, stacked along a first axis."""
     if jax.process_count() == 1:
         return jax.tree.map(lambda a: a[None], tree)
     return multihost_utils.process_allgather(tree)

@@ -17,11 +17,11 @@ from jaxtyping import Array
 import iwae
 from iwae._utils.distributed import (
     Devices,
-    any_host,
+    any_process,
     from_first,
-    hosts_agree,
     is_first,
     json_from_first,
+    processes_agree,
 )
 from iwae._utils.files import as_argument
 from iwae.config.io import override
@@ -113,7 +113,7 @@ class Run:
         devices: Devices = gradient_step.DEFAULT,
     ):
         t = config.training
-        with hosts_agree():
+        with processes_agree():
             data = data.in_order(json_from_first(_names_before(config, folder)))
         self.config, self.data, self.folder, self.watch = config, data, folder, watch
         self.devices = devices
@@ -124,7 +124,7 @@ class Run:
                 f"batch_size = {t.batch_size} was given, but there are only {self.n} training "
                 f"examples; give --batch-size {self.n} or less."
             )
-        with hosts_agree():
+        with processes_agree():
             start = initial(config, data, anew=folder.begun or not is_first())
             if leaves := json_from_first(folder.leaves):
                 start = as_kept(start, leaves)
@@ -135,7 +135,7 @@ class Run:
         best = gradient_step.copied(params) if t.patience is not None else None
         examples = data.dataset.digest
         folder.run = identity(config, data.seen)
-        with hosts_agree():
+        with processes_agree():
             if folder.progress.data not in ("", examples) or folder.is_of_others():
                 raise InputError(
                     f"{folder.path} was started on other examples than those of "
@@ -320,7 +320,7 @@ class Together:
     def __init__(self, runs: Sequence[Run], out: Path | None):
         self.runs, self.out, self.chunk = list(runs), out, 1
         self.failed: dict[Run, NonFiniteError] = {}
-        with hosts_agree():  # none was refused
+        with processes_agree():  # none was refused
             if len({run.data.seen.names for run in self.runs}) > 1:
                 raise InputError(
                     "Runs in one program share their columns, but these were begun with orders "
@@ -350,7 +350,7 @@ class Together:
         with _signals() as interrupted:
             while going := self._going():
                 self._advance(going)
-                if any_host(bool(interrupted)):
+                if any_process(bool(interrupted)):
                     self._leave(self._going())
             for error in self.failed.values():
                 raise error
