@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iwae.cli.app import COMMANDS, main
+from iwae.cli.app import COMMANDS, main, parse
+from iwae.config.io import override, recipe
 from iwae.evaluation.trained import TrainedModel
 from iwae.storage import run_directory
 
@@ -350,3 +351,69 @@ def test_a_reader_that_has_had_enough_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
+
+
+def test_former_flags_are_understood_with_a_note(tmp_path: Path, capsys) -> None:
+    """Where --draws is given, --k is the K that models are trained with, as it was."""
+    said = parse("compare", ["objectives", "--out", "x", "--k", "10", "--draws", "7"])
+    assert (said.k, said.draws, said.config.objective.k) == (7, None, 10)
+    assert capsys.readouterr().err == (
+        "Note: --draws is called --k, and the K that models are trained with --train-k now; the "
+        "former name goes with the next version.\n"
+    )
+    said = parse("compare", ["objectives", "--out", "x", "--k", "7", "--train-k", "10"])
+    assert (said.k, said.config.objective.k, said.given) == (7, 10, {"k"})
+    assert capsys.readouterr().err == ""
+    said = refusal_lines(capsys, "train", "--out", tmp_path / "x", "--hosts", "2")
+    assert said[0] == (
+        "Note: --hosts is called --processes now; the former name goes with the next version."
+    )
+    assert said[1].startswith("iwae: processes = 2 and process = 0 were given, but not where the")
+
+
+def refusal_lines(capsys: pytest.CaptureFixture, *arguments: str | Path) -> list[str]:
+    """All lines on standard error of a command that is refused."""
+    assert run(*arguments) == 2
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("k", ["0", "-3", "99999999999"])
+def test_the_number_of_importance_samples_is_checked_before_any_work(
+    k: str, trained: Path, tmp_path: Path, capsys
+) -> None:
+    out = ["--out", tmp_path / "x"]
+    for form in (
+        ["evaluate", trained],
+        ["score", trained, "digits", "--out", tmp_path / "s.npy"],
+        ["compare", "objectives", "--recipe", "smoke", *out],
+        ["reproduce", "table1", "--recipe", "smoke", *out],
+        ["reproduce", "ring", *out],
+    ):
+        assert refusal_lines(capsys, *form, "--k", k)[-1].startswith(f"iwae: k = {k} was given")
+    assert not (tmp_path / "x").exists()
+
+
+def test_only_settings_that_are_given_replace_those_of_the_start(trained: Path) -> None:
+    """Whatever the order of flags, and also where a value is one of a flag's names."""
+    fast = recipe("fast")
+    said = parse("train", ["--epochs", "3", "--recipe", "fast", "--out", "paper"])
+    assert said.config == override(fast, epochs=3)
+    assert (said.out, said.given) == (Path("paper"), {"epochs"})
+    said = parse("train", ["--batch_size", "7", "--minutes", "None", "--out", "x"])
+    assert said.given == {"batch_size", "minutes"}
+    resumed = parse("train", ["--resume", "--out", str(trained), "--epochs", "9"])
+    assert resumed.config == override(run_directory.read_config(trained), epochs=9)
+    assert parse("train", ["--out", "x", "--seed", "0"]).given == {"seed"}
+
+
+def test_help_shows_the_settings_of_the_start(trained: Path, capsys) -> None:
+    def shown(*arguments: str) -> str:
+        assert run(*arguments, "--help") == 0
+        return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+    assert "Passes over the training split. (default: 100)" in shown("train")
+    assert "Passes over the training split. (default: 3280)" in shown("reproduce", "table1")
+    assert "Passes over the training split. (default: 3)" in shown(
+        "train", "--out", str(trained), "--resume"
+    )
+    assert "--train-k INT" in shown("compare")

@@ -98,11 +98,11 @@ def test_processes_with_other_examples_than_the_first_are_refused(monkeypatch, t
 
 def test_processes_without_a_coordinator_are_refused(capsys) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["train", "--out", "x", "--hosts", "2"])
+        main(["train", "--out", "x", "--processes", "2"])
     assert left.value.code == 2
     assert capsys.readouterr().err == (
-        "iwae: hosts = 2 and host = 0 were given, but not where the first of them listens; give "
-        "--coordinator HOST:PORT.\n"
+        "iwae: processes = 2 and process = 0 were given, but not where the first of them listens; "
+        "give --coordinator HOST:PORT.\n"
     )
 
 
@@ -158,8 +158,8 @@ def free_port(ports: Iterable[int] = (0,)) -> int:
 
 def together(arguments: list[str]) -> list[subprocess.Popen]:
     """Two processes that run one command."""
-    shared = [*COMMAND, *arguments, "--coordinator", f"127.0.0.1:{free_port()}", "--hosts", "2"]
-    return [subprocess.Popen([*shared, "--host", str(i)], **PIPES) for i in range(2)]
+    shared = [*COMMAND, *arguments, "--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
+    return [subprocess.Popen([*shared, "--process", str(i)], **PIPES) for i in range(2)]
 
 
 def by_slurm(arguments: list[str]) -> list[subprocess.Popen]:

@@ -180,6 +180,8 @@ def _cells(file: _File) -> list[Cell]:
     """The cells of rows and columns, in their order."""
     names = file.nll.get("columns", list(file.columns))
     cells: list[Cell] = []
+    for row in file.nll.keys() - file.rows.keys() - {"columns"}:
+        raise MistypedError(f"rows lacks {row}")
     for row, own in file.rows.items():
         figures = file.nll.get(row, [] if file.nll else [None] * len(names))
         if len(figures) != len(names):
@@ -189,8 +191,6 @@ def _cells(file: _File) -> list[Cell]:
                 raise MistypedError(f"columns lacks {column}")
             if figure != "":
                 cells.append(_cell(row, column, figure, file.settings, own, file.columns[column]))
-    for row in file.nll.keys() - file.rows.keys() - {"columns"}:
-        raise MistypedError(f"rows lacks {row}")
     return sorted(cells, key=lambda cell: [_number(cell, name) for name in file.order])
 
 
