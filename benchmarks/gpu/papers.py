@@ -7,7 +7,6 @@ there, and the other way round.
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.gpu.steps import CELLS, step_name
 from benchmarks.gpu.task import Task
@@ -17,7 +16,7 @@ from iwae.experiments import jobs
 from iwae.experiments.jobs import FOLDER, Failure
 from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.reproduce import placed, tasks_of
-from iwae.training.trainer import Silent
+from iwae.training.callbacks import Callback, EpochEnd
 
 EVERY = 5.0
 """Seconds between two figures of a run that is under way."""
@@ -26,16 +25,17 @@ SAVE = 0.75
 """Minutes between two checkpoints."""
 
 
-class Told(Silent):
+class Told(Callback):
     """Tells how far a cell is."""
 
     def __init__(self, task: Task, name: str):
         self.task, self.name, self.last = task, name, 0.0
 
-    def on_pass(self, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, event: EpochEnd) -> None:
         if time.monotonic() - self.last < EVERY:
             return
         self.last = time.monotonic()
+        row = event.row
         figures = ("seconds", "train_bound", "valid_bound", "step")
         self.task.tell(self.name, passes=row["pass"], **{f: row[f] for f in figures if f in row})
 
@@ -84,7 +84,7 @@ def train_at_once(task: Task, left: dict[str, jobs.Job], out: Path) -> None:
         data=data.load(dataset, data_dir=task.data_dir),
         out=out / FOLDER,
         resume=True,
-        watch=lambda address: Told(task, names[address]),
+        callbacks=lambda address: [Told(task, names[address])],
     )
 
 

@@ -26,7 +26,7 @@ from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError, Unbounded
 from iwae.storage.run_directory import CONFIG, MODEL, SAVING, InUseError, read_metrics
 from iwae.training import soap
-from iwae.training.trainer import Watcher
+from iwae.training.callbacks import Callback
 
 FOLDER = "cells"
 
@@ -242,7 +242,7 @@ def passes(task: Job, out: Path) -> int:
     return len(read_metrics(place(task, out)))
 
 
-def make(task: Job, out: Path, *, watch: Watcher, data_dir: str | Path | None = None) -> Result:
+def make(task: Job, out: Path, *, watch: Callback, data_dir: str | Path | None = None) -> Result:
     """Train, resume or reuse the run, measure what is missing, and return the recorded result.
 
     Of two commands that come to one run, one measures while the other waits.
@@ -286,7 +286,7 @@ def _measure(task: Job, trained: TrainedModel, out: Path) -> None:
             write_result(task, out, {"figures": {measure: figures}})
 
 
-def _trained(task: Job, out: Path, watch: Watcher, data_dir: str | Path | None) -> TrainedModel:
+def _trained(task: Job, out: Path, watch: Callback, data_dir: str | Path | None) -> TrainedModel:
     """The run of a task, trained if it is not yet."""
     path = place(task, out)
     return (
@@ -320,7 +320,7 @@ def write_result(task: Job, out: Path, result: Result) -> None:
         write_atomic(path, json.dumps(whole, indent=indent, allow_nan=False))
 
 
-def attempt(task: Job, out: Path, watch: Watcher, data_dir: str | Path | None) -> Result | Failure:
+def attempt(task: Job, out: Path, watch: Callback, data_dir: str | Path | None) -> Result | Failure:
     """`make`, or what is the matter with this one task, which is no reason to leave the others."""
     try:
         return make(task, out, watch=watch, data_dir=data_dir)

@@ -136,19 +136,19 @@ class Evaluated(TypedDict):
     mean_weights: NotRequired[bool]
 
 
-def identity(config: RunConfig, seen: Observation) -> str:
-    """A digest of what a run is: its data, and its settings but for those that say where the data
-    lie, when it is saved, or how long it runs.
+def identity(config: RunConfig, seen: Observation, own: Mapping[str, str] | None = None) -> str:
+    """A digest of what a run is: its data, its settings but for those that say where the data
+    lie, when it is saved, or how long it runs, and the names of parts of one's own.
 
     Only settings that are not the default count, so that it outlives the settings to come.
     """
     free = {*SAVING, *MOVED, "minutes"}
     if config.training.schedule == "constant":
         free.add("epochs")
-    own = {n: v for n, v, _ in differences(config, RunConfig()) if n not in free}
+    settings = {n: v for n, v, _ in differences(config, RunConfig()) if n not in free}
     begun = config.training.start_from is not None
     data = [seen.kind, seen.scale, list(seen.shape), seen.binarization, seen.digest]
-    return persisted.digest([own, begun, data])
+    return persisted.digest([settings, begun, data, *([dict(own)] if own else [])])
 
 
 class RunDirectory:
@@ -160,14 +160,16 @@ class RunDirectory:
         """The identity of the run; empty while it is not known."""
         self.verified = True
         """Whether all of the run was saved with digests."""
-        self.rows: list[dict[str, Any]] = []
+        self.own: Mapping[str, str] = {}
+        """Names of the parts of the run that are objects of the user's own."""
+        self.rows: list[Mapping[str, object]] = []
 
     @property
     def begun(self) -> bool:
         """Whether there is a checkpoint to go on from."""
         return self.path is not None and (self.path / CHECKPOINT).exists()
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: Mapping[str, object]) -> None:
         self.rows.append(row)
         if self.path is not None:
             with (self.path / METRICS).open("a") as file:
@@ -195,7 +197,7 @@ class RunDirectory:
 
     def save_config(self, config: RunConfig) -> None:
         if self.path is not None:
-            write_atomic(self.path / CONFIG, stated(config, self.run))
+            write_atomic(self.path / CONFIG, stated(config, self.run, self.own))
 
     def save(self, tree: Any, progress: Progress) -> None:
         if self.path is not None:
@@ -218,7 +220,7 @@ class RunDirectory:
         _check_own(stored, self.run)
         self.verified = stored.verified and EARLY not in stored.about
         tree = checkpoint.fitted(stored, like)
-        self.rows = _metrics(self.path, stored)[: progress.passes]
+        self.rows = [*_metrics(self.path, stored)[: progress.passes]]
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_atomic(self.path / METRICS, lines)
         return tree, progress
@@ -411,12 +413,17 @@ def read_config(path: Path) -> RunConfig:
 STATED = re.compile(r"# iwae: run ([0-9a-f]{64}), sha256 of the settings ([0-9a-f]{64})\n")
 
 
-def stated(config: RunConfig, run: str) -> str:
+OWN = re.compile(r"# parts of its own: (\{.*\})\n")
+
+
+def stated(config: RunConfig, run: str, own: Mapping[str, str] | None = None) -> str:
     """The text of config.toml: a comment with the identity of the run and a digest, which are left
-    out while that is not known, and the settings."""
+    out while that is not known, one with the names of parts of one's own, and the settings."""
     text = config.to_toml()
     if not run:
         return text
+    if own:
+        text = f"# parts of its own: {json.dumps(dict(own))}\n{text}"
     return f"# iwae: run {run}, sha256 of the settings {_sha256(run, text)}\n{text}"
 
 
@@ -438,6 +445,21 @@ def read_stated(path: Path) -> tuple[RunConfig, str]:
     if found[2] != _sha256(found[1], settings):
         raise _edited(file, "its digest is not that of its settings")
     return parse(settings, str(file)), found[1]
+
+
+def read_own(path: Path) -> dict[str, str]:
+    """Names of the parts of a run that are objects of the user's own, by what they stand for:
+    model, bound, estimator, likelihood; raises what `read_stated` raises."""
+    read_stated(path)
+    text = read_text(path / CONFIG)
+    stated = STATED.match(text)
+    found = None if stated is None else OWN.match(text, stated.end())
+    if found is None:
+        return {}
+    try:
+        return persisted.typed(json.loads(found[1]), dict[str, str])
+    except (ValueError, MistypedError) as error:
+        raise _edited(path / CONFIG, "its parts of its own cannot be read") from error
 
 
 def _check_early(path: Path, text: str) -> None:
