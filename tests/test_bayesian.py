@@ -15,6 +15,7 @@ from scipy.special import log_expit
 from scipy.stats import norm
 
 import iwae
+from callbacks import Interrupting
 from iwae import runs
 from iwae._utils import threefry
 from iwae.bounds import iwae as l_k
@@ -32,7 +33,6 @@ from iwae.runs import load
 from linear_gaussian import orthogonal_chain, random_model
 from refusals import refused
 from thinned import thinned
-from watchers import Interrupting
 
 CERTAIN = -40.0
 """log σ of weights that are as good as fixed."""
@@ -351,7 +351,7 @@ def test_an_uncertain_run_is_resumed_bit_for_bit_and_loaded(both, tmp_path: Path
     assert isinstance(whole.model, UncertainAutoencoder)
     out = tmp_path / "run"
     with pytest.raises(iwae.errors.Interrupted):
-        iwae.train(both, out=out, watch=Interrupting(5))
+        iwae.train(both, out=out, callbacks=[Interrupting(5)])
     resumed = iwae.train(both, out=out, resume=True)
     for other in (resumed, load(out)):
         jax.tree.map(

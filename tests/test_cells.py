@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import iwae
+from callbacks import Interrupting, Quiet
 from iwae import runs
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
@@ -19,9 +20,8 @@ from iwae.experiments import executors, jobs
 from iwae.experiments.jobs import Failure, Job
 from iwae.storage import run_directory
 from iwae.training import soap
-from iwae.training.trainer import Silent
+from iwae.training.callbacks import Callback
 from refusals import refused
-from watchers import Interrupting, Quiet
 
 
 def small(tiny: RunConfig, **settings) -> Job:
@@ -78,11 +78,11 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     assert again == results
     more = Job(tasks["a"].config, k=6, limit=20)
     assert jobs.state(more, tmp_path / "out") == "trained"
-    assert jobs.make(more, tmp_path / "out", watch=Silent()).k == 6
+    assert jobs.make(more, tmp_path / "out", watch=Callback()).k == 6
     assert jobs.recorded(tasks["a"], tmp_path / "out") == a
     (jobs.place(more, tmp_path / "out") / "L_6-of-20.json").write_text("{torn")
     assert jobs.recorded(more, tmp_path / "out") is None
-    assert jobs.make(more, tmp_path / "out", watch=Silent()).k == 6
+    assert jobs.make(more, tmp_path / "out", watch=Callback()).k == 6
 
 
 @pytest.mark.slow
@@ -112,12 +112,12 @@ def test_a_run_begins_where_another_ended(
     (out / "cells").rename(tmp_path / "moved")
     (out / "cells").symlink_to(tmp_path / "moved")
     monkeypatch.setattr(runs, "evaluate", None)  # what is measured later evaluates nothing again
-    again = jobs.make(other, out, watch=Silent())
+    again = jobs.make(other, out, watch=Callback())
     assert again.figures.keys() == {"gap", "bound"}
     (likelihoods,) = jobs.place(other, out).glob("L_*-log_likelihoods.json")
     likelihoods.unlink()
     monkeypatch.undo()
-    third = jobs.make(replace(other, measures=("gap", "pruned")), out, watch=Silent())
+    third = jobs.make(replace(other, measures=("gap", "pruned")), out, watch=Callback())
     assert third.figures["gap"] == again.figures["gap"]
     assert np.isfinite(third.figures["pruned"]["change"]).all()
     assert likelihoods.exists(), "they are made again"
@@ -131,7 +131,7 @@ def test_an_interrupted_cell_goes_on_under_another_way_of_saving(
         jobs.make(task, tmp_path, watch=Interrupting(70))
     assert jobs.state(task, tmp_path).startswith("begun, ")
     again = small(tiny, epochs=3, checkpoint_minutes=1.0, checkpoint_every=2)
-    result = jobs.make(again, tmp_path, watch=Silent())
+    result = jobs.make(again, tmp_path, watch=Callback())
     assert result.passes == 3
 
 
@@ -143,7 +143,7 @@ def test_of_two_commands_one_evaluates(tiny: RunConfig, tmp_path: Path, monkeypa
 
     def slow(*given, **how):
         if not others:
-            others.append(pool.submit(jobs.make, task, tmp_path, watch=Silent()))
+            others.append(pool.submit(jobs.make, task, tmp_path, watch=Callback()))
             time.sleep(0.5)
             assert not others[0].done()
         else:
@@ -152,7 +152,7 @@ def test_of_two_commands_one_evaluates(tiny: RunConfig, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(runs, "evaluate", slow)
     with ThreadPoolExecutor(1) as pool:
-        result = jobs.make(task, tmp_path, watch=Silent())
+        result = jobs.make(task, tmp_path, watch=Callback())
         assert others[0].result() == result
 
 
@@ -173,7 +173,7 @@ def test_a_folder_that_another_process_takes_meanwhile_is_in_use(
 
     monkeypatch.setattr(run_directory, "_is_blank", taken)
     with held:
-        result = jobs.attempt(task, tmp_path, Silent(), None)
+        result = jobs.attempt(task, tmp_path, Callback(), None)
     assert isinstance(result, Failure)
     assert result.in_use
 
@@ -213,12 +213,12 @@ def test_a_run_is_finished_from_an_equal_file_elsewhere(tiny: RunConfig, tmp_pat
         path.parent.mkdir()
         np.save(path, rows)
     first, second = (small(tiny, dataset=str(path)) for path in paths)
-    made = jobs.make(first, tmp_path / "out", watch=Silent())
+    made = jobs.make(first, tmp_path / "out", watch=Callback())
     assert made.made_with == [f"{made.device}, iwae {iwae.__version__}"]
-    again = jobs.make(replace(second, k=6), tmp_path / "out", watch=Silent())
+    again = jobs.make(replace(second, k=6), tmp_path / "out", watch=Callback())
     assert (again.k, again.training_seconds) == (6, made.training_seconds)
     paths[1].unlink()
-    assert jobs.make(replace(first, k=7), tmp_path / "out", watch=Silent()).k == 7
+    assert jobs.make(replace(first, k=7), tmp_path / "out", watch=Callback()).k == 7
     np.save(paths[0], 1 - rows)
     path = jobs.place(first, tmp_path / "out")
     with refused(

@@ -17,7 +17,7 @@ from iwae.experiments import hiwae, toy_densities
 from iwae.experiments.toy_densities import NO_DATA, OnTarget
 from iwae.models.autoencoder import draw_log_weights
 from iwae.models.hierarchical import HierarchicalAutoencoder
-from iwae.training.trainer import Silent
+from iwae.training.callbacks import Callback
 
 
 def test_the_spread_is_that_worked_out_by_hand() -> None:
@@ -92,7 +92,7 @@ def test_several_are_learned_together_as_one_by_one() -> None:
 @pytest.mark.slow
 def test_a_shared_z0_is_tighter_than_one_of_its_own_and_its_weights_keep_apart() -> None:
     """Two draws on eight modes, at equal steps, with three seeds."""
-    row = lambda name: hiwae._on_target("mixture", 2, name, "balance", range(3), Silent())[0]
+    row = lambda name: hiwae._on_target("mixture", 2, name, "balance", range(3), Callback())[0]
     plain, own, shared = map(row, hiwae.KINDS)
     assert plain.bound[0] < -1
     assert shared.bound[0] - own.bound[0] > 2 * np.hypot(own.bound[1], shared.bound[1])

@@ -29,7 +29,7 @@ import numpy as np
 import iwae
 from iwae import training
 from iwae._utils.distributed import Devices
-from iwae.training.trainer import Observed, Run, Silent
+from iwae.training.trainer import Observed, Run
 from iwae.storage.run_directory import RunDirectory
 from iwae.models.observation import observation, prepare
 from iwae.config.io import override, recipe
@@ -47,7 +47,7 @@ for count in (1, 4):
 dataset = iwae.data.load("digits")
 seen = observation(dataset, config.data, config.model)
 observed = Observed(prepare(dataset, seen), seen)
-run = Run(config, observed, RunDirectory(None), Silent(), Devices.of(4, 20))
+run = Run(config, observed, RunDirectory(None), (), Devices.of(4, 20))
 step, order, images = run.make_step(), run.order_of_pass(), run.devices.everywhere(dataset.train)
 key = run.devices.everywhere(jax.random.key_data(jax.random.key(0)))
 compiled = jax.jit(

@@ -23,7 +23,7 @@ from iwae.evaluation.trained import TrainedModel
 from iwae.plotting import report
 from iwae.storage import checkpoint, run_directory
 from iwae.training import trainer
-from iwae.training.trainer import Silent
+from iwae.training.callbacks import Callback, StepChunk
 from refusals import refused
 
 SMALL: dict[str, Any] = {"hidden": ((4,),), "latents": (2,), "k": 2, "epochs": 1}
@@ -42,11 +42,11 @@ def in_memory(rows: np.ndarray) -> TrainedModel:
 # Signals and streams
 
 
-class HangingUp(Silent):
+class HangingUp(Callback):
     """Loses the terminal once the run is past a step; it says so twice."""
 
-    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
-        if step > 70:
+    def on_step_chunk(self, event: StepChunk) -> None:
+        if event.state.step > 70:
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGHUP)
 
@@ -55,7 +55,7 @@ def test_a_terminal_that_goes_saves_the_run(tiny: RunConfig, tmp_path: Path) -> 
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started by
     try:
         with pytest.raises(Interrupted, match="the run is saved, and"):
-            iwae.train(tiny, out=tmp_path / "run", watch=HangingUp())
+            iwae.train(tiny, out=tmp_path / "run", callbacks=[HangingUp()])
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -65,7 +65,7 @@ def test_a_terminal_that_goes_saves_the_run(tiny: RunConfig, tmp_path: Path) -> 
 def test_what_nohup_ignores_stays_ignored(tiny: RunConfig) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert iwae.train(tiny, watch=HangingUp()).passes == 3
+        assert iwae.train(tiny, callbacks=[HangingUp()]).passes == 3
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -87,7 +87,7 @@ def test_a_standard_error_that_is_gone_ends_nothing(stream, tiny, monkeypatch, c
     lost = stream()
     monkeypatch.setattr(sys, "stderr", lost)
     with TrainingBars(1) as bars:
-        assert iwae.train(tiny, watch=bars.cell("one", 3)).passes == 3
+        assert iwae.train(tiny, callbacks=[bars.cell("one", 3)]).passes == 3
         bars.made("one", {"nll": 1.0})
     with pytest.raises(SystemExit) as left:
         main(["evaluate", "/nowhere"])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import iwae
+from callbacks import Interrupting
 from iwae import runs
 from iwae.cli.app import main
 from iwae.config.io import override
@@ -24,10 +25,9 @@ from iwae.models.networks import Readout
 from iwae.models.observation import Observer
 from iwae.storage import checkpoint, run_directory
 from iwae.training import gradient_step, trainer
-from iwae.training.trainer import NonFiniteError, Silent
+from iwae.training.trainer import NonFiniteError
 from linear_gaussian import random_model
 from refusals import refused
-from watchers import Interrupting
 
 
 def same(a: TrainedModel, b: TrainedModel) -> None:
@@ -47,16 +47,15 @@ import sys
 import jax, numpy as np
 import iwae
 from iwae.errors import Interrupted
-from iwae.training.trainer import Silent
 from iwae.config.io import override, parse
 sys.path.insert(0, sys.argv[3])
-from watchers import Interrupting
+from callbacks import Interrupting
 config = parse(sys.argv[1], "the test")
 for given in (config, override(config, batch_size=100, k=50, epochs=2)):
     out = f"{sys.argv[2]}-{given.objective.k}"
     try:
-        watch = {0: Interrupting(5), 3: Silent()}.get
-        iwae.train_replicas(given, seeds=(3, 0), out=out, watch=watch)
+        each = {0: [Interrupting(5)], 3: []}.get
+        iwae.train_replicas(given, seeds=(3, 0), out=out, callbacks=each)
         raise SystemExit("It was not interrupted.")
     except Interrupted:
         together = iwae.train_replicas(given, seeds=(3, 0), out=out, resume=True)
@@ -152,7 +151,7 @@ def test_different_runs_that_were_interrupted_go_on(tiny, tmp_path: Path) -> Non
         r"and `resume=True` continues it\.$",
     ):
         iwae.train_together(
-            configs, out=out, watch={"plain": Interrupting(70), "vae": Silent()}.get
+            configs, out=out, callbacks={"plain": [Interrupting(70)], "vae": []}.get
         )
     with refused(
         f"{out / 'plain'} holds a run already; give --resume to continue it, or another --out."
@@ -199,7 +198,7 @@ def test_a_replica_that_is_behind_catches_up_and_ends_as_it_would_alone(
     out = tmp_path / "out"
     config = override(tiny, checkpoint_every=1)
     with pytest.raises(Interrupted):
-        iwae.train(config, seed=3, out=out / "seed-3", watch=Interrupting(70))
+        iwae.train(config, seed=3, out=out / "seed-3", callbacks=[Interrupting(70)])
     assert run_directory.read_config(out / "seed-3").seed == 3
     again = iwae.train_replicas(config, seeds=(0, 3), out=out, resume=True)
     for trained in again:
@@ -213,7 +212,7 @@ def test_interrupted_replicas_are_saved_and_resumed_by_the_command_it_names(
     out = tmp_path / "out"
     with pytest.raises(Interrupted) as error:
         iwae.train_replicas(
-            tiny, seeds=(0, 3), out=out, watch={0: Interrupting(70), 3: Silent()}.get
+            tiny, seeds=(0, 3), out=out, callbacks={0: [Interrupting(70)], 3: []}.get
         )
     passes = checkpoint.read_header(out / "seed-0" / run_directory.CHECKPOINT)["passes"]
     assert passes in (1, 2)

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import iwae
+from callbacks import Interrupting
 from early import forget
 from iwae import evaluation, runs
 from iwae._utils import files
@@ -32,10 +33,10 @@ from iwae.evaluation.trained import TrainedModel
 from iwae.plotting import report
 from iwae.storage import checkpoint, evaluations, run_directory
 from iwae.training import trainer
-from iwae.training.trainer import NonFiniteError, Silent
+from iwae.training.callbacks import Callback, StepChunk, Validation
+from iwae.training.trainer import NonFiniteError
 from refusals import refused
 from thinned import thinned
-from watchers import Interrupting
 
 
 def same_models(a: Path, b: Path) -> bool:
@@ -194,7 +195,7 @@ def test_killed_in_the_middle_of_a_write(tiny, tiny_run, tmp_path: Path, write: 
 def test_interrupt_saves_and_says_how_to_resume(tiny: RunConfig, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(Interrupted) as error:
-        iwae.train(tiny, out=out, watch=Interrupting(70))
+        iwae.train(tiny, out=out, callbacks=[Interrupting(70)])
     passes = _passes(out)
     assert passes in (1, 2)
     assert str(error.value) == (
@@ -216,9 +217,9 @@ def test_an_interrupt_in_the_last_steps_is_heard_where_nothing_is_lost(
     last = Interrupting(run_directory.read_metrics(tiny_run.path)[-1]["step"] - 1)
     out = tmp_path / "run"
     with pytest.raises(Interrupted) as error:
-        iwae.train(tiny, out=out, watch=last)
+        iwae.train(tiny, out=out, callbacks=[last])
     assert str(error.value) == f"Interrupted after the last pass; {out} is finished."
-    in_memory = iwae.train(tiny, watch=last)
+    in_memory = iwae.train(tiny, callbacks=[last])
     assert in_memory.passes == iwae.load(out).passes == 3
 
 
@@ -228,7 +229,7 @@ def test_a_run_says_what_it_was_trained_with(tiny: RunConfig, tmp_path: Path, mo
     for version, step in zip(versions, (70, 100), strict=False):
         monkeypatch.setattr(iwae, "__version__", version)
         with pytest.raises(Interrupted):
-            iwae.train(tiny, out=out, resume=None, watch=Interrupting(step))
+            iwae.train(tiny, out=out, resume=None, callbacks=[Interrupting(step)])
     trained = iwae.train(tiny, out=out, resume=None)
     assert runs.made_with(trained) == ["cpu, iwae 7.0", "cpu, iwae 8.0"]
     monkeypatch.setattr(iwae, "__version__", "9.0")
@@ -252,24 +253,24 @@ def test_a_file_system_without_locks_is_refused(tiny: RunConfig, tmp_path: Path,
 
 def test_an_interrupt_is_heard_where_a_run_fails(tiny: RunConfig, tmp_path: Path) -> None:
     class Failing(Interrupting):
-        def on_chunk(self, *of) -> None:
-            super().on_chunk(*of)
+        def on_step_chunk(self, event) -> None:
+            super().on_step_chunk(event)
             raise InputError("It failed.")
 
     with pytest.raises(Interrupted, match=r"^It failed\.$"):
-        iwae.train(tiny, watch=Failing(0))
+        iwae.train(tiny, callbacks=[Failing(0)])
 
 
-def test_an_interrupt_is_heard_where_a_watcher_ends_the_training(tiny: RunConfig) -> None:
+def test_an_interrupt_is_heard_where_a_callback_ends_the_training(tiny: RunConfig) -> None:
     class Ending(Interrupting):
-        def on_chunk(self, *of) -> None:
-            super().on_chunk(*of)
+        def on_step_chunk(self, event) -> None:
+            super().on_step_chunk(event)
             raise LookupError
 
     with pytest.raises(KeyboardInterrupt):
-        iwae.train(tiny, watch=Ending(0))
+        iwae.train(tiny, callbacks=[Ending(0)])
     with pytest.raises(LookupError):
-        iwae.train(tiny, watch=Ending(10**6))
+        iwae.train(tiny, callbacks=[Ending(10**6)])
 
 
 def test_a_torn_last_line_of_metrics_is_dropped(tiny_run: TrainedModel, tmp_path: Path) -> None:
@@ -567,16 +568,16 @@ def test_what_is_no_configuration_is_refused(tiny: RunConfig) -> None:
 
 
 def test_patience_keeps_the_best_model(tiny: RunConfig) -> None:
-    class Rows(Silent):
+    class Rows(Callback):
         def __init__(self) -> None:
             self.valid: list[float] = []
 
-        def on_pass(self, row: dict) -> None:
-            self.valid.append(row["valid_bound"])
+        def on_validation(self, event: Validation) -> None:
+            self.valid.append(event.bound)
 
     rows = Rows()
     config = override(tiny, epochs=200, patience=2, learning_rate=0.05)
-    trained = iwae.train(config, watch=rows)
+    trained = iwae.train(config, callbacks=[rows])
     assert trained.passes == len(rows.valid) < 200
     assert max(rows.valid) == rows.valid[-3]
     at_best = iwae.train(override(config, epochs=trained.passes - 2, patience=None))
@@ -767,14 +768,14 @@ def test_a_larger_budget_in_minutes_goes_on(tiny: RunConfig, tmp_path: Path) -> 
 def test_checkpoints_by_time_come_within_a_pass(tiny: RunConfig, tmp_path: Path) -> None:
     steps: list[int] = []
 
-    class Looking(Silent):
-        def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+    class Looking(Callback):
+        def on_step_chunk(self, event: StepChunk) -> None:
             path = tmp_path / "run" / run_directory.CHECKPOINT
             if path.exists():
                 steps.append(int(_tensors(path)["[0].step"]))
 
     config = override(tiny, checkpoint_minutes=0.0, epochs=1)
-    iwae.train(config, out=tmp_path / "run", watch=Looking())
+    iwae.train(config, out=tmp_path / "run", callbacks=[Looking()])
     assert steps
     assert all(0 < step < 64 for step in steps)
 

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
+from callbacks import Interrupting, Quiet
 from iwae import runs
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
@@ -26,7 +27,6 @@ from iwae.experiments.jobs import Failure, Job
 from iwae.experiments.measured import Result
 from refusals import refused
 from test_cells import small
-from watchers import Interrupting, Quiet
 
 
 def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypatch) -> None:

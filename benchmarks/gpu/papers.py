@@ -18,7 +18,7 @@ from iwae.experiments.jobs import FOLDER, Failure
 from iwae.experiments.measured import Result
 from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.plan import jobs_of, placed
-from iwae.training.trainer import Silent
+from iwae.training.callbacks import Callback, EpochEnd
 
 EVERY = 5.0
 """Seconds between two figures of a run that is under way."""
@@ -27,16 +27,17 @@ SAVE = 0.75
 """Minutes between two checkpoints."""
 
 
-class Told(Silent):
+class Told(Callback):
     """Tells how far a cell is."""
 
     def __init__(self, task: Task, name: str):
         self.task, self.name, self.last = task, name, 0.0
 
-    def on_pass(self, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, event: EpochEnd) -> None:
         if time.monotonic() - self.last < EVERY:
             return
         self.last = time.monotonic()
+        row = event.row
         figures = ("seconds", "train_bound", "valid_bound", "step")
         self.task.tell(self.name, passes=row["pass"], **{f: row[f] for f in figures if f in row})
 
@@ -85,7 +86,7 @@ def train_at_once(task: Task, left: dict[str, jobs.Job], out: Path) -> None:
         data=data.load(dataset, data_dir=task.data_dir),
         out=out / FOLDER,
         resume=True,
-        watch=lambda key: Told(task, names[key]),
+        callbacks=lambda key: [Told(task, names[key])],
     )
 
 

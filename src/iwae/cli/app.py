@@ -68,23 +68,8 @@ class Train:
     def run(self) -> None:
         from iwae import runs
         from iwae.cli.progress import TrainingBars
-        from iwae.storage import run_directory
-        from iwae.training.trainer import Silent
 
-        first = self.together.join()
-        seeds: Any = self.seeds
-        if seeds is None and self.resume:
-            seeds = [
-                run_directory.read_config(p).seed for p in run_directory.replicas(self.out)
-            ] or None
-        elif seeds is not None:
-            _check_no_seed(self.config, resume=self.resume)
-            seeds = seeds[0] if len(seeds) == 1 else seeds
-        if seeds is not None and self.devices > 1:
-            raise InputError(
-                f"devices = {self.devices} was given, but replicas are trained on one; leave it "
-                f"out."
-            )
+        first, seeds = self.together.join(), self._seeds()
         where: dict[str, Any] = {
             "out": self.out,
             "resume": self.resume,
@@ -92,18 +77,36 @@ class Train:
         }
         if "batch_size" in self.given:
             where["batch_size"] = self.config.training.batch_size
-        epochs = self.config.training.epochs
         with TrainingBars() as bars:
             if seeds is None:
-                watcher = bars.one("training", epochs) if first else Silent()
-                made = [runs.train(self.config, watch=watcher, devices=self.devices, **where)]
+                where |= {"devices": self.devices, "progress": False}
+                shown = [bars.one("training")] if first else []
+                made = [runs.train(self.config, callbacks=shown, **where)]
             else:
-                watch = lambda seed: bars.one(f"seed {seed}", epochs)
-                made = runs.train_replicas(self.config, seeds=seeds, watch=watch, **where)
-        passes = min(trained.passes for trained in made)
+                each = lambda seed: [bars.one(f"seed {seed}")]
+                made = runs.train_replicas(self.config, seeds=seeds, callbacks=each, **where)
+        epochs, passes = self.config.training.epochs, min(trained.passes for trained in made)
         ended = f" for {passes} of {epochs} passes, as its settings end it" * (passes < epochs)
         if first:
             say(f"Trained {self.out}{ended}. Next: iwae evaluate {as_argument(self.out)}")
+
+    def _seeds(self) -> int | list[int] | tuple[int, ...] | None:
+        """Seeds of the replicas, or how many; None for a single run."""
+        from iwae.storage import run_directory
+
+        seeds: int | list[int] | tuple[int, ...] | None = self.seeds
+        if self.seeds is None and self.resume:
+            found = run_directory.replicas(self.out)
+            seeds = [run_directory.read_config(p).seed for p in found] or None
+        elif self.seeds is not None:
+            _check_no_seed(self.config, resume=self.resume)
+            seeds = self.seeds[0] if len(self.seeds) == 1 else self.seeds
+        if seeds is not None and self.devices > 1:
+            raise InputError(
+                f"devices = {self.devices} was given, but replicas are trained on one; leave it "
+                f"out."
+            )
+        return seeds
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from iwae.experiments.measured import Result
 from iwae.experiments.rows import Row
 from iwae.experiments.tables import Cell, Experiment
 from iwae.runs import OverSeeds
+from iwae.training.progress import TerminalBar
 
 
 class _Console(Console):
@@ -48,40 +49,6 @@ def _bar() -> Progress:
         console=_console(stderr=True),
         transient=True,
     )
-
-
-class TrainingBar:
-    """A watcher: passes, bound, validation bound, examples per second, time left."""
-
-    def __init__(self, epochs: int, description: str, bar: Progress):
-        self.epochs, self.description, self.bar = epochs, description, bar
-        self.valid = ""
-        self.task: Any = None
-
-    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
-        if self.task is None:
-            self.bar.start()
-            self.task = self.bar.add_task(self.description, figures="")
-        passes = step * self.epochs / total
-        figures = f"pass {passes:.1f}/{self.epochs}  loss {-bound:.2f} nats{self.valid}"
-        self.bar.update(
-            self.task, completed=step, total=total, figures=f"{figures}  {rate:,.0f} examples/s"
-        )
-
-    def on_pass(self, row: dict[str, Any]) -> None:
-        if "valid_bound" in row:
-            self.valid = f"  validation bound {row['valid_bound']:.2f}"
-        if not self.bar.console.is_terminal and _is_milestone(row["pass"], self.epochs):
-            self.bar.console.print(
-                f"{self.description}: pass {row['pass']}/{self.epochs}  "
-                f"train bound {row['train_bound']:.2f}{self.valid}  {row['seconds']:.0f} s",
-                soft_wrap=True,
-            )
-
-
-def _is_milestone(number: int, total: int) -> bool:
-    """About ten lines a run where there is no terminal to draw a bar on."""
-    return number == 1 or number == total or number % max(1, total // 10) == 0
 
 
 def _stop(bar: Progress) -> None:
@@ -128,14 +95,14 @@ class TrainingBars:
         how = f"{result.nll:.2f} nats" if isinstance(result, Result) else result.message
         self.bar.console.print(f"{self.ended}/{self.cells} {name}: {how}", soft_wrap=True)
 
-    def one(self, description: str, epochs: int) -> TrainingBar:
-        """The watcher of a run."""
-        return TrainingBar(epochs, description, self.bar)
+    def one(self, description: str) -> TerminalBar:
+        """The callback of a run."""
+        return TerminalBar(description, self.bar)
 
-    def cell(self, name: str, epochs: int) -> TrainingBar:
-        """The watcher of the next cell of `cells`."""
+    def cell(self, name: str, epochs: int) -> TerminalBar:
+        """The callback of the next cell of `cells`."""
         self.started += 1
-        return self.one(f"{self.started}/{self.cells} {name}", epochs)
+        return self.one(f"{self.started}/{self.cells} {name}")
 
 
 def print_evaluation(result: Evaluation) -> None:

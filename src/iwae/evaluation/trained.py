@@ -3,7 +3,7 @@
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -31,6 +31,7 @@ from iwae.models.autoencoder import Autoencoder, block_of, prune
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.hierarchical import HierarchicalAutoencoder
+from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.observation import Observation, prepare
 from iwae.storage import checkpoint
 from iwae.storage.evaluations import Evaluation as Evaluation
@@ -65,6 +66,8 @@ class TrainedModel:
     """The identity of the run (`run_directory.identity`); empty where its files do not say."""
     history: History = field(default_factory=History, compare=False)
     """The metrics of the run, epoch by epoch; empty where there are none."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Names of the parts of the run that are objects of the user's own."""
     _found: dict[Hashable, Dataset] = field(default_factory=dict, compare=False)
     """The data that `data` has found, by what they depend on; copies by `replace` share them."""
 
@@ -105,7 +108,8 @@ class TrainedModel:
         configuration describes, as after units were removed.
         """
         own = checkpoint.shapes(eqx.filter(self.model, _is_array))
-        described = as_kept(skeleton(self.config, self.seen), own.keys())
+        built = not self.own.keys() & {"model", "likelihood"}
+        described = as_kept(skeleton(self.config, self.seen), own.keys()) if built else self.model
         stands = checkpoint.shapes(eqx.filter(described, _is_array)) == own
         if not stands:
             raise InputError(
@@ -113,7 +117,8 @@ class TrainedModel:
                 "when it is loaded; save the one that was trained."
             )
         with open_run(out, self.config, resume=False) as folder:
-            folder.run = identity(self.config, self.seen)
+            folder.own = self.own
+            folder.run = identity(self.config, self.seen, self.own)
             folder.save_config(self.config)
             folder.save_model(self.model, self.seen, self.epochs, step=0)
 
@@ -451,8 +456,13 @@ def _is_array(leaf: object) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct) or eqx.is_array(leaf)
 
 
-def skeleton(config: RunConfig, seen: Observation) -> Autoencoder:
-    """The model that a configuration describes, with shapes and types in the place of arrays."""
+def skeleton(
+    config: RunConfig, seen: Observation, own: AbstractLikelihood | None = None
+) -> Autoencoder:
+    """The model that a configuration describes, with shapes and types in the place of arrays.
+
+    An `own` likelihood stands in the place of the one that is named.
+    """
     d = int(np.prod(seen.shape))
     return eqx.filter_eval_shape(
         build,
@@ -462,6 +472,7 @@ def skeleton(config: RunConfig, seen: Observation) -> Autoencoder:
         spread=np.ones(d),
         key=jax.random.key(0),
         k=config.objective.k,
+        own=own,
     )
 
 

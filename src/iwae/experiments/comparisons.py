@@ -26,7 +26,7 @@ from iwae.evaluation.examples import mean_and_error
 from iwae.evaluation.trained import Evaluation, TrainedModel
 from iwae.plotting import report
 from iwae.training import gradient_step
-from iwae.training.trainer import Watcher
+from iwae.training.callbacks import Callback
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Result:
 
 
 class Watchers(Protocol):
-    """Gives each cell its watcher."""
+    """Gives each cell its callback."""
 
-    def cell(self, name: str, epochs: int) -> Watcher: ...
+    def cell(self, name: str, epochs: int) -> Callback: ...
 
 
 def _bound_cell(objective: str, k: int) -> Cell:
@@ -279,9 +279,11 @@ def known(figure: tuple[float, float] | None) -> list[float | None] | None:
 def finished(
     path: Path,
     config: RunConfig,
-    watch: Watcher,
+    watch: Callback,
     data_dir: str | Path | None = None,
     data: Dataset | None = None,
 ) -> TrainedModel:
     """The run in `path`, trained, resumed or simply loaded as need be."""
-    return runs.train(config, data=data, out=path, resume=None, watch=watch, data_dir=data_dir)
+    return runs.train(
+        config, data=data, out=path, resume=None, callbacks=[watch], data_dir=data_dir
+    )

@@ -12,14 +12,14 @@ from iwae import data, runs
 from iwae.config.io import override
 from iwae.evaluation.metrics import MEASURES
 from iwae.experiments.jobs import LIKELIHOODS, Job, measured, passes, state
-from iwae.training.trainer import Silent
+from iwae.training.callbacks import Callback, StepChunk
 
 
 class _EnoughError(Exception):
     """A training has been watched for long enough."""
 
 
-class _Rate(Silent):
+class _Rate(Callback):
     """Examples per second, of a second after the first chunk, and seconds up to there, in which the
     step is compiled."""
 
@@ -28,12 +28,12 @@ class _Rate(Silent):
         self.began, self.compiling = time.monotonic(), 0.0
         self.first: tuple[int, float] | None = None
 
-    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+    def on_step_chunk(self, event: StepChunk) -> None:
         now = time.monotonic()
         if self.first is None:
-            self.first, self.compiling = (step, now), now - self.began
+            self.first, self.compiling = (event.state.step, now), now - self.began
             return
-        steps, seconds = step - self.first[0], now - self.first[1]
+        steps, seconds = event.state.step - self.first[0], now - self.first[1]
         self.rate = steps * self.batch_size / seconds
         if seconds > WATCHED:
             raise _EnoughError
@@ -128,7 +128,7 @@ def _seconds(job: Job, data_dir: str | Path | None) -> tuple[float, ...]:
     passes = max(3, config.training.epochs)
     short = override(config, epochs=passes, minutes=None, validate_every=10**6)
     with contextlib.suppress(_EnoughError):
-        runs.train(short, data_dir=data_dir, watch=rate)
+        runs.train(short, data_dir=data_dir, callbacks=[rate])
     model = runs.untrained(config, data_dir=data_dir)
     began = time.monotonic()
     model.evaluate(k=job.k, limit=MEASURED)

@@ -33,7 +33,7 @@ from iwae.experiments.jobs import (
 )
 from iwae.experiments.measured import Result
 from iwae.storage import persisted
-from iwae.training.trainer import Silent
+from iwae.training.callbacks import Callback, StepChunk
 
 Outcome = Result | Failure
 """What became of a job."""
@@ -266,13 +266,13 @@ FAILED, INTERRUPTED = 2, 130
 """Exit codes of a process: what was asked for cannot be, and it was told to stop."""
 
 
-class Orphaned(Silent):
+class Orphaned(Callback):
     """Interrupts the run when the process that asked for it is gone."""
 
     def __init__(self, parent: int):
         self.parent = parent
 
-    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
+    def on_step_chunk(self, event: StepChunk) -> None:
         if os.getppid() != self.parent:
             signal.raise_signal(signal.SIGINT)
 

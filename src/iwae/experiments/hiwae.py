@@ -35,7 +35,7 @@ from iwae.models.autoencoder import draw, draw_log_weights
 from iwae.models.hierarchical import Heuristic, hierarchical
 from iwae.plotting import figures
 from iwae.plotting.figures import Panel
-from iwae.training.trainer import Watcher
+from iwae.training.callbacks import Callback, EpochEnd, StepChunk, TrainerState
 
 SOURCE = "Huang et al. 2019"
 
@@ -194,7 +194,7 @@ def start(name: str, k: int, heuristic: Heuristic, key: PRNGKeyArray) -> Any:
 
 @computing()
 def learn(
-    model: OnTarget, key: PRNGKeyArray, *, k: int, steps: int, watch: Watcher | None = None
+    model: OnTarget, key: PRNGKeyArray, *, k: int, steps: int, watch: Callback | None = None
 ) -> OnTarget:
     """The model after so many steps of Adam on the mean of L_k over a batch of estimates.
 
@@ -229,16 +229,16 @@ def learn(
         state, bound = advance(state, key, jnp.asarray(at))
         if watch is not None:
             done, value = int(at[-1]) + 1, float(jnp.mean(bound))
-            rate = done * BATCH * key.size / (time.monotonic() - began)
-            watch.on_chunk(done, steps, value, rate)
+            seconds = time.monotonic() - began
+            at_step = TrainerState(done // steps, 1, done, steps, seconds)
+            watch.on_step_chunk(StepChunk(at_step, value, done * BATCH * key.size / seconds))
     if watch is not None:
-        row = {"pass": 1, "train_bound": value, "seconds": time.monotonic() - began}
-        watch.on_pass(row)
+        watch.on_epoch_end(EpochEnd(at_step, RATE, value, None))
     return eqx.combine(state[0], static)
 
 
 def _on_target(
-    dataset: str, k: int, name: str, heuristic: Heuristic, seeds: Sequence[int], watch: Watcher
+    dataset: str, k: int, name: str, heuristic: Heuristic, seeds: Sequence[int], watch: Callback
 ) -> tuple[Row, OnTarget]:
     """A proposal learned once with every seed, all of them together, and that of the first."""
     began = time.monotonic()

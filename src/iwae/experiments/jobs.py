@@ -29,7 +29,7 @@ from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError, Unbounded
 from iwae.storage.run_directory import CONFIG, MODEL, SAVING, InUseError, read_metrics
 from iwae.training import soap
-from iwae.training.trainer import Watcher
+from iwae.training.callbacks import Callback
 
 FOLDER = "cells"
 """Where runs lie in the folder of a command."""
@@ -237,7 +237,7 @@ def passes(job: Job, out: Path) -> int:
     return len(read_metrics(place(job, out)))
 
 
-def make(job: Job, out: Path, *, watch: Watcher, data_dir: str | Path | None = None) -> Result:
+def make(job: Job, out: Path, *, watch: Callback, data_dir: str | Path | None = None) -> Result:
     """Train, resume or reuse the run, measure what is missing, and return the recorded result.
 
     Of two commands that come to one run, one measures while the other waits.
@@ -281,7 +281,7 @@ def _measure(job: Job, trained: TrainedModel, out: Path) -> None:
             _write(job, out, measure, {name: known(figure) for name, figure in taken.items()})
 
 
-def _trained(job: Job, out: Path, watch: Watcher, data_dir: str | Path | None) -> TrainedModel:
+def _trained(job: Job, out: Path, watch: Callback, data_dir: str | Path | None) -> TrainedModel:
     """The run of a job, trained if it is not yet."""
     path = place(job, out)
     return (
@@ -319,7 +319,7 @@ def _write(job: Job, out: Path, part: str, content: object) -> None:
     write_atomic(path, json.dumps(whole, indent=indent, allow_nan=False))
 
 
-def attempt(job: Job, out: Path, watch: Watcher, data_dir: str | Path | None) -> Result | Failure:
+def attempt(job: Job, out: Path, watch: Callback, data_dir: str | Path | None) -> Result | Failure:
     """`make`, or what is the matter with this one job, which is no reason to leave the others."""
     try:
         return make(job, out, watch=watch, data_dir=data_dir)

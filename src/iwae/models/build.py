@@ -13,7 +13,7 @@ from iwae.config.schema import ModelConfig
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder, hierarchical
-from iwae.models.likelihoods import Numpyro, likelihood
+from iwae.models.likelihoods import AbstractLikelihood, Numpyro, likelihood
 from iwae.models.networks import MLP, Gaussian, Linear, Readout, Standardize, glorot_linear
 
 
@@ -39,15 +39,19 @@ def build(
     spread: ArrayLike,
     key: PRNGKeyArray,
     k: int = 1,
+    own: AbstractLikelihood | None = None,
 ) -> Autoencoder:
     """The autoencoder that `config` describes, for data of a kind with these moments [d].
 
     Weights and biases start as `initialization` says, by default Glorot uniform and zero, with the
     output bias of the likelihood. Real values are standardised in front of the encoder. Uncertain
-    weights start from these as their means. A hierarchical proposal has `k` heads.
+    weights start from these as their means. A hierarchical proposal has `k` heads. An `own`
+    likelihood stands in the place of the one that is named.
     """
     mean, spread = jnp.asarray(mean, jnp.float32), jnp.asarray(spread, jnp.float32)
-    observed = likelihood(config.likelihood, kind=kind, mean=mean, spread=spread)
+    if own is None:
+        own = likelihood(config.likelihood, kind=kind, mean=mean, spread=spread)
+    observed = own
     bias = observed.initial_bias(mean, spread)
     spread = jnp.where(spread > 0, spread, 1.0)
     hidden, latents = config.widths

@@ -1,1 +1,13 @@
-"""From a configuration to a trained model: the step, the optimisers, the trainer."""
+"""From a configuration to a trained model: the step, the optimisers, the trainer, callbacks."""
+
+from iwae.training.callbacks import SAVE as SAVE
+from iwae.training.callbacks import Callback as Callback
+from iwae.training.callbacks import Checkpoint as Checkpoint
+from iwae.training.callbacks import EarlyStopping as EarlyStopping
+from iwae.training.callbacks import End as End
+from iwae.training.callbacks import EpochEnd as EpochEnd
+from iwae.training.callbacks import Start as Start
+from iwae.training.callbacks import StepChunk as StepChunk
+from iwae.training.callbacks import Stop as Stop
+from iwae.training.callbacks import TrainerState as TrainerState
+from iwae.training.callbacks import Validation as Validation

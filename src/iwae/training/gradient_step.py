@@ -22,7 +22,7 @@ from iwae._utils import threefry
 from iwae._utils.distributed import Devices
 from iwae.bounds import Pair
 from iwae.config.schema import ObjectiveConfig, TrainingConfig
-from iwae.estimators.surrogate import surrogate_loss
+from iwae.estimators.surrogate import Estimator, surrogate_loss
 from iwae.models.networks import at_precision
 from iwae.models.observation import Observer
 from iwae.training.soap import soap
@@ -186,16 +186,19 @@ def shared_step(
     steps_per_pass: int,
     observe: Observer,
     devices: Devices = DEFAULT,
+    *,
+    bound: Pair | None = None,
+    estimator: Estimator | None = None,
 ) -> Step:
     """`make_step`, and the same function again for arguments that make the same step.
 
     Whoever compiles it for a second run then finds it compiled.
     """
-    given = (objective, shaping(config), steps_per_pass, observe, devices)
+    given = (objective, shaping(config), steps_per_pass, observe, devices, bound, estimator)
     try:
         return _kept_step(_Structure(static), *given)
     except TypeError:  # something in it cannot be hashed
-        return make_step(static, *given)
+        return make_step(static, *given[:5], bound=bound, estimator=estimator)
 
 
 def shaping(config: TrainingConfig) -> TrainingConfig:
@@ -242,8 +245,18 @@ def _identity(leaf: Any) -> Hashable:
 
 
 @lru_cache(maxsize=KEPT)
-def _kept_step(structure: _Structure, *given: Any) -> Step:
-    return make_step(structure.static, *given)
+def _kept_step(
+    structure: _Structure,
+    objective: ObjectiveConfig,
+    config: TrainingConfig,
+    steps_per_pass: int,
+    observe: Observer,
+    devices: Devices,
+    bound: Pair | None,
+    estimator: Estimator | None,
+) -> Step:
+    given = (objective, config, steps_per_pass, observe, devices)
+    return make_step(structure.static, *given, bound=bound, estimator=estimator)
 
 
 @lru_cache(maxsize=KEPT)
@@ -265,13 +278,17 @@ def make_step(
     steps_per_pass: int,
     observe: Observer,
     devices: Devices = DEFAULT,
+    *,
+    bound: Pair | None = None,
+    estimator: Estimator | None = None,
 ) -> Step:
     """`step(state, order, key, rates, images, start)`: one step of the optimiser on one batch.
 
     `start` is the step at which the pass began. The learning rate of `config` is not used; `rates`
-    stands for it, so that replicas with their own can share the step. `devices` share the batch.
+    stands for it, so that replicas with their own can share the step. `devices` share the batch. A
+    `bound` or `estimator` of one's own stands in the place of the one that `objective` names.
     """
-    bound = objective_bounds(objective)
+    pair = objective_bounds(objective) if bound is None else bound
     batch = config.batch_size
     group, chunk = batch, None
     if devices.mesh is None and jax.default_backend() == "cpu":
@@ -287,9 +304,9 @@ def make_step(
                 model,
                 x,
                 key,
-                bound=bound,
+                bound=pair,
                 k=objective.k,
-                estimator=objective.estimator,
+                estimator=objective.estimator if estimator is None else estimator,
                 backward_draws=objective.backward_draws,
                 chunk=chunk,
             )

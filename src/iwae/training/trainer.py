@@ -3,16 +3,16 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 import iwae
 from iwae._utils.distributed import (
@@ -24,6 +24,7 @@ from iwae._utils.distributed import (
     processes_agree,
 )
 from iwae._utils.files import as_argument
+from iwae.bounds import Pair
 from iwae.config.io import override
 from iwae.config.schema import RunConfig, TrainingConfig
 from iwae.data import Dataset
@@ -48,7 +49,26 @@ from iwae.storage.run_directory import (
     replicas,
 )
 from iwae.training import gradient_step
+from iwae.training import parts as own_parts
+from iwae.training.callbacks import (
+    PATIENCE,
+    SAVE,
+    Callback,
+    Checkpoint,
+    Checkpointing,
+    EarlyStopping,
+    End,
+    EpochEnd,
+    MetricsFile,
+    Request,
+    Start,
+    StepChunk,
+    Stop,
+    TrainerState,
+    Validation,
+)
 from iwae.training.gradient_step import TrainState
+from iwae.training.parts import OwnParts
 
 CHUNK_SECONDS = 0.5
 """Time between two looks at the clock, the progress bar and a pending Ctrl-C."""
@@ -56,25 +76,6 @@ CHUNK_SECONDS = 0.5
 
 class NonFiniteError(InputError):
     """The bound became nan or infinite; the message names the step and what to try."""
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """What training reports to."""
-
-    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
-        """After some steps: bound on the last batch in nats, examples per second."""
-
-    def on_pass(self, row: dict[str, Any]) -> None:
-        """After a pass: the row that goes to metrics.jsonl."""
-
-
-class Silent:
-    """A watcher that does nothing."""
-
-    def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None: ...
-
-    def on_pass(self, row: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,33 @@ class Observed:
         return Observed(dataset, replace(self.seen, names=dataset.names, digest=digest))
 
 
+Saved = tuple[TrainState, PyTree]
+"""What a checkpoint holds: the state, and the best parameters or None."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What callbacks have asked for."""
+
+    stop: str = ""
+    """Why to end the training; empty while nobody has asked for it."""
+    save: bool = False
+    """Whether a checkpoint is to be written."""
+
+    def with_(self, request: object, callback: Callback) -> "Requests":
+        """With one more; the first reason to stop is kept. `InputError` if it is no request."""
+        if request is None:
+            return self
+        if isinstance(request, Stop):
+            return replace(self, stop=self.stop or request.reason)
+        if request is SAVE:
+            return replace(self, save=True)
+        raise InputError(
+            f"The callback {type(callback).__name__} returned {request!r}, but a callback returns "
+            f"None, SAVE or Stop('why'); return one of these."
+        )
+
+
 class Run:
     """One run: its state, and what has been recorded and saved of it."""
 
@@ -109,61 +137,72 @@ class Run:
         config: RunConfig,
         data: Observed,
         folder: RunDirectory,
-        watch: Watcher,
+        callbacks: Sequence[Callback] = (),
         devices: Devices = gradient_step.DEFAULT,
+        parts: OwnParts = own_parts.NONE,
     ):
         t = config.training
         with processes_agree():
             data = data.in_order(json_from_first(_names_before(config, folder)))
-        self.config, self.data, self.folder, self.watch = config, data, folder, watch
-        self.devices = devices
+        self.config, self.data, self.folder = config, data, folder
+        self.devices, self.parts = devices, parts
+        self.callbacks = (MetricsFile(folder.append), *_of_settings(t), *callbacks)
+        self.requests = Requests()
+        self.begun = self.ended = False
         self.n = len(data.dataset.train)
-        self.steps_per_pass = self.n // t.batch_size
-        if self.steps_per_pass == 0:
-            raise InputError(
-                f"batch_size = {t.batch_size} was given, but there are only {self.n} training "
-                f"examples; give --batch-size {self.n} or less."
-            )
-        with processes_agree():
-            start = initial(config, data, anew=folder.begun or not is_first())
-            if leaves := json_from_first(folder.leaves):
-                start = as_kept(start, leaves)
-        params, self.static = eqx.partition(start, eqx.is_inexact_array)
+        self.steps_per_pass = _steps_per_pass(self.n, t)
         self.rates = jnp.asarray(gradient_step.rates(t))
+        self.schedule = gradient_step.learning_rate(t, self.steps_per_pass, self.rates)
+        self.bound_function = eqx.Partial(
+            bound_value, bound=self.bounds.theta, k=config.objective.k
+        )
+        folder.own = parts.names
+        folder.run = identity(config, data.seen, folder.own)
+        start, self.static = self._first()
+        (state, best), self.progress = self._restored(start)
+        self.state, self.best = devices.everywhere(from_first((state, best)))
+        if not _is_over(self.progress, t):
+            self.progress = replace(self.progress, finished="")
+        self.rates = devices.everywhere(self.rates)
+        self.seed = devices.everywhere(jnp.uint32(config.seed))
+        self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
+        if self.progress.finished and not folder.has_model(self.progress.passes, self.step):
+            self._save_model()  # it was killed between the two
+
+    def _first(self) -> tuple[Saved, PyTree]:
+        """What a checkpoint holds before the first step, and what of the model is not trained."""
+        t, folder = self.config.training, self.folder
+        with processes_agree():
+            anew = folder.begun or not is_first()
+            start = initial(self.config, self.data, anew=anew, parts=self.parts)
+            leaves = json_from_first(folder.leaves)
+            if leaves and isinstance(start, Autoencoder):
+                start = as_kept(start, leaves)
+        params, static = eqx.partition(start, eqx.is_inexact_array)
         transform = gradient_step.first_optimizer(gradient_step.shaping(t))
         state = gradient_step.init(params, transform, average=t.average is not None)
         best = gradient_step.copied(params) if t.patience is not None else None
+        return (state, best), static
+
+    def _restored(self, start: Saved) -> tuple[Saved, Progress]:
+        """The last checkpoint and how far the run was then; `start` if there is none.
+
+        `InputError` if it is of other examples.
+        """
+        data, folder = self.data, self.folder
         examples = data.dataset.digest
-        folder.run = identity(config, data.seen)
         with processes_agree():
             if folder.progress.data not in ("", examples) or folder.is_of_others():
                 raise InputError(
                     f"{folder.path} was started on other examples than those of "
                     f"{data.dataset.name}; resume it with its own, or give another --out."
                 )
-            (state, best), progress = folder.restore((state, best))
+            saved, progress = folder.restore(start)
         if not folder.verified:
             self.data = replace(data, seen=noted(data.seen, UNVERIFIED))
-        self.progress = replace(progress, **json_from_first(asdict(progress)))
+        progress = replace(progress, **json_from_first(asdict(progress)))
         here = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
-        self.progress = replace(
-            self.progress.made_on(here), data=examples, names=data.dataset.names
-        )
-        self.state, self.best = devices.everywhere(from_first((state, best)))
-        if not _is_over(self.progress, t):
-            self.progress = replace(self.progress, finished="")
-        self.schedule = gradient_step.learning_rate(t, self.steps_per_pass, self.rates)
-        self.bound_function = eqx.Partial(
-            bound_value,
-            bound=gradient_step.objective_bounds(config.objective).theta,
-            k=config.objective.k,
-        )
-        self.rates = devices.everywhere(self.rates)
-        self.seed = devices.everywhere(jnp.uint32(config.seed))
-        self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
-        self.saved = time.monotonic()
-        if self.progress.finished and not folder.has_model(self.progress.passes, self.step):
-            self._save_model()  # it was killed between the two
+        return saved, replace(progress.made_on(here), data=examples, names=data.dataset.names)
 
     @property
     def step(self) -> int:
@@ -173,8 +212,30 @@ class Run:
     def end_of_pass(self) -> int:
         return (self.progress.passes + 1) * self.steps_per_pass
 
+    @property
+    def bounds(self) -> Pair:
+        """The bounds that θ and φ follow."""
+        if self.parts.bound is not None:
+            return self.parts.bound
+        return gradient_step.objective_bounds(self.config.objective)
+
+    @property
+    def facts(self) -> TrainerState:
+        """Where the run stands, for callbacks."""
+        p, epochs = self.progress, self.config.training.epochs
+        return TrainerState(
+            epoch=p.passes,
+            epochs=epochs,
+            step=self.step,
+            steps=epochs * self.steps_per_pass,
+            seconds=p.seconds,
+            best=p.best,
+            stale=p.stale,
+            path=self.folder.path,
+        )
+
     def order_of_pass(self) -> Array:
-        """The order of the current pass."""
+        """The order of the current epoch."""
         if self.ordered != self.progress.passes:
             self.ordered = self.progress.passes
             order = gradient_step.order_of_pass(self.config.seed, self.ordered, self.n)
@@ -191,55 +252,76 @@ class Run:
             self.steps_per_pass,
             observer,
             self.devices,
+            bound=self.parts.bound,
+            estimator=self.parts.estimator,
         )
+
+    def start(self) -> None:
+        """Tell the callbacks that a session begins."""
+        self.begun = True
+        self._tell(lambda callback: callback.on_start(Start(self.facts, self.config)))
 
     def arrive(self, state: TrainState, before: int, took: float) -> None:
         """Take over the state that the steps from `before` on have led to, `took` seconds later.
 
-        `NonFiniteError` if the bound is not finite, or at the end of a pass a parameter.
+        `NonFiniteError` if the bound is not finite, or at the end of an epoch a parameter.
         """
         self.state, t = state, self.config.training
         bound, step = float(state.value), self.step
         if not np.isfinite(bound):
             raise NonFiniteError(self._non_finite_message("The bound is"))
         self.progress = replace(self.progress, seconds=self.progress.seconds + took)
-        rate = (step - before) * t.batch_size / took
-        self.watch.on_chunk(step, t.epochs * self.steps_per_pass, bound, rate)
+        chunk = StepChunk(self.facts, bound, rate=(step - before) * t.batch_size / took)
+        self._tell(lambda callback: callback.on_step_chunk(chunk))
         if t.minutes is not None and self.progress.seconds >= 60 * t.minutes:
             self.progress = replace(self.progress, finished="minutes")
+        self._heed_stop()
         ended = step == self.end_of_pass
         if ended or self.progress.finished:
             self._check_finite()
         if ended:
-            self._end_pass()
-        if self.progress.finished or self._save_is_due(ended):
+            self._end_epoch()
+        if self.progress.finished or self.requests.save:
             self.save()
         if self.progress.finished:
             self._save_model()
+            self.end(self.progress.finished)
 
-    def _save_is_due(self, ended: bool) -> bool:
-        t = self.config.training
-        counted = t.checkpoint_every is not None and self.progress.passes % t.checkpoint_every == 0
-        return (ended and counted) or time.monotonic() - self.saved >= 60 * t.checkpoint_minutes
+    def end(self, reason: str) -> None:
+        """Tell the callbacks, once, that the session has ended."""
+        if self.begun and not self.ended:
+            self.ended = True
+            self._tell(lambda callback: callback.on_end(End(self.facts, reason)))
 
-    def _end_pass(self) -> None:
+    def _tell(self, event: Callable[[Callback], Request]) -> None:
+        """Tell every callback of an event, and note what it asks for."""
+        for callback in self.callbacks:
+            try:
+                self.requests = self.requests.with_(event(callback), callback)
+            except Exception as error:
+                kept = f"; the last checkpoint is in {self.folder.path}" * self.folder.begun
+                error.add_note(f"Raised by the callback {type(callback).__name__}{kept}.")
+                raise
+
+    def _heed_stop(self) -> None:
+        """Finish if a callback has asked for it, here or in another process."""
+        if any_process(bool(self.requests.stop)) and not self.progress.finished:
+            reason = json_from_first(self.requests.stop) or self.requests.stop or "another process"
+            self.progress = replace(self.progress, finished=reason)
+
+    def _end_epoch(self) -> None:
         t, p = self.config.training, self.progress
-        passes = p.passes + 1
-        row: dict[str, Any] = {
-            "pass": passes,
-            "step": self.step,
-            "seconds": round(p.seconds, 3),
-            "learning_rate": float(self.schedule(self.state.step - 1)),
-            "train_bound": float(self.state.total) / self.steps_per_pass,
-        }
-        self.progress = replace(p, passes=passes)
+        rate = float(self.schedule(self.state.step - 1))
+        bound = float(self.state.total) / self.steps_per_pass
+        self.progress = replace(p, passes=p.passes + 1)
         self.state = eqx.tree_at(lambda s: s.total, self.state, jnp.zeros((), jnp.float32))
-        if passes >= t.epochs:
+        if self.progress.passes >= t.epochs:
             self.progress = replace(self.progress, finished="epochs")
-        if passes % t.validate_every == 0 or self.progress.finished:
-            row["valid_bound"] = self._validate()
-        self.folder.append(row)
-        self.watch.on_pass(row)
+        due = self.progress.passes % t.validate_every == 0 or self.progress.finished
+        valid = self._validate() if due else None
+        epoch = EpochEnd(self.facts, rate, bound, valid)
+        self._tell(lambda callback: callback.on_epoch_end(epoch))
+        self._heed_stop()
 
     def _validate(self) -> float:
         """The training bound on the validation split, with the same draws each time."""
@@ -252,18 +334,20 @@ class Run:
             draws=self.config.objective.k,
         )
         value, p = float(np.mean(values)), self.progress
-        if p.best is None or value > p.best:
+        improved = p.best is None or value > p.best
+        if improved:
             self.progress = replace(p, best=value, stale=0)
             if self.best is not None:
                 self.best = gradient_step.copied(self._kept())
         else:
             self.progress = replace(p, stale=p.stale + 1)
-        patience = self.config.training.patience
-        if patience is not None and self.progress.stale >= patience:
-            self.progress = replace(self.progress, finished="patience")
+        validation = Validation(self.facts, value, improved)
+        self._tell(lambda callback: callback.on_validation(validation))
+        if self.requests.stop == PATIENCE:  # also in the last epoch, as a run of old says it
+            self.progress = replace(self.progress, finished=PATIENCE)
         return value
 
-    def _kept(self) -> Any:
+    def _kept(self) -> PyTree:
         return self.state.params if self.state.average is None else self.state.average
 
     def _current(self) -> Autoencoder:
@@ -285,13 +369,15 @@ class Run:
             dataset=self.data.dataset,
             run=self.folder.run,
             history=History.of(self.folder.rows),
+            own=self.folder.own,
         )
 
     def save(self) -> None:
         """A checkpoint, unless the parameters are not finite: the last good one is kept."""
         self._check_finite()
         self.folder.save(self.devices.here((self.state, self.best)), self.progress)
-        self.saved = time.monotonic()
+        self.requests = replace(self.requests, save=False)
+        self._tell(lambda callback: callback.on_checkpoint(Checkpoint(self.facts)))
 
     def _save_model(self) -> None:
         self.folder.save_model(self.model(), self.data.seen, self.progress.passes, self.step)
@@ -310,7 +396,7 @@ class Run:
         )
 
 
-class Together:
+class Trainer:
     """Runs on the same data, in batches of the same size, that one compiled program advances.
 
     Those at the same step go on together. One that is ahead, after a crash between two
@@ -330,9 +416,9 @@ class Together:
                 run.folder.save_config(run.config)
         self.devices = runs[0].devices
         self.images = self.devices.everywhere(jnp.asarray(runs[0].data.dataset.train))
-        kinds = {_kind(run.config): run for run in runs}
+        kinds = {_kind(run): run for run in runs}
         steps = {kind: run.make_step() for kind, run in kinds.items()}
-        self.steps = {run: steps[_kind(run.config)] for run in runs}
+        self.steps = {run: steps[_kind(run)] for run in runs}
         batched = jax.default_backend() != "cpu" and all(
             run.config.training.optimizer != "soap"
             for run in runs  # would turn its axes each step
@@ -345,15 +431,24 @@ class Together:
 
         `Interrupted` after Ctrl-C, with all saved; not if all have ended and only memory holds
         them. A run that is no longer finite is left behind; its `NonFiniteError` is raised when the
-        others have ended.
+        others have ended. Whatever ends the training, callbacks hear of it once.
         """
-        with _signals() as interrupted:
-            while going := self._going():
-                self._advance(going)
-                if any_process(bool(interrupted)):
-                    self._leave(self._going())
-            for error in self.failed.values():
-                raise error
+        try:
+            with _signals() as interrupted:
+                for run in self._going():
+                    run.start()
+                while going := self._going():
+                    self._advance(going)
+                    if any_process(bool(interrupted)):
+                        self._leave(self._going())
+                for error in self.failed.values():
+                    raise error
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            for run in self.runs:
+                with contextlib.suppress(Exception):  # the first error is the one to be seen
+                    run.end("interrupted" if stopped and run not in self.failed else "failed")
+            raise
 
     def _going(self) -> list[Run]:
         return [r for r in self.runs if not r.progress.finished and r not in self.failed]
@@ -411,21 +506,46 @@ def _names_before(config: RunConfig, folder: RunDirectory) -> tuple[str, ...]:
     return read_model(begin)[1].names if (begin / MODEL).exists() else ()
 
 
-def _kind(config: RunConfig) -> RunConfig:
+def _kind(run: Run) -> tuple[RunConfig, int]:
     """What runs have in common that can share a step."""
-    return override(config, seed=0, learning_rate=1.0)
+    return override(run.config, seed=0, learning_rate=1.0), id(run.parts)
 
 
-def initial(config: RunConfig, data: Observed, *, anew: bool = False) -> Autoencoder:
-    """The model before the first step: that of `start_from`, if there is one, or built `anew`."""
-    model = eqx.filter_jit(build)(
-        config.model,
-        kind=data.seen.model_kind,
-        mean=data.dataset.mean(),
-        spread=data.dataset.std(),
-        key=gradient_step.stream(config.seed, gradient_step.INIT),
-        k=config.objective.k,
-    )
+def _steps_per_pass(n: int, config: TrainingConfig) -> int:
+    """Whole batches among n training examples; `InputError` if there is none."""
+    if n < config.batch_size:
+        raise InputError(
+            f"batch_size = {config.batch_size} was given, but there are only {n} training "
+            f"examples; give --batch-size {n} or less."
+        )
+    return n // config.batch_size
+
+
+def _of_settings(config: TrainingConfig) -> Iterator[Callback]:
+    """The callbacks that the settings of a run ask for."""
+    if config.patience is not None:
+        yield EarlyStopping(config.patience)
+    yield Checkpointing(config.checkpoint_minutes, config.checkpoint_every)
+
+
+def initial(
+    config: RunConfig, data: Observed, *, anew: bool = False, parts: OwnParts = own_parts.NONE
+) -> Autoencoder:
+    """The model before the first step: that of `start_from`, if there is one, or built `anew`.
+
+    A model of one's own is what it is, and its parameters are those of `start_from`.
+    """
+    model = cast(Autoencoder | None, parts.model)
+    if model is None:
+        model = eqx.filter_jit(build)(
+            config.model,
+            kind=data.seen.model_kind,
+            mean=data.dataset.mean(),
+            spread=data.dataset.std(),
+            key=gradient_step.stream(config.seed, gradient_step.INIT),
+            k=config.objective.k,
+            own=parts.likelihood,
+        )
     if anew or config.training.start_from is None:
         return model
     file = Path(config.training.start_from) / MODEL
@@ -435,7 +555,9 @@ def initial(config: RunConfig, data: Observed, *, anew: bool = False) -> Autoenc
             f"that `iwae train --out` made."
         )
     stored = read_model(file.parent)[0]
-    arrays, static = eqx.partition(as_kept(model, stored.arrays.keys()), eqx.is_array)
+    if isinstance(model, Autoencoder):
+        model = as_kept(model, stored.arrays.keys())
+    arrays, static = eqx.partition(model, eqx.is_array)
     return eqx.combine(fitted(stored, arrays), static)
 
 
@@ -461,7 +583,7 @@ def _signals() -> Iterator[list[int]]:
     received: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: object) -> None:
         received.append(number)
         for name, handler in previous.items():  # a terminal that goes says so more than once
             signal.signal(name, signal.SIG_IGN if name in _hangup() else handler)
