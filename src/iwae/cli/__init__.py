@@ -1,19 +1,20 @@
 """The command line: `iwae COMMAND`, one module for each group of commands."""
 
+import importlib
 import sys
 
 from iwae._utils.extras import COMMAND_LINE, missing
 
+try:
+    for library in COMMAND_LINE:
+        importlib.import_module(library)
+    from iwae.cli.app import main as main
+except ModuleNotFoundError as error:
+    if error.name not in COMMAND_LINE:
+        raise
+    SAID = f"iwae: {missing(error.name, purpose='the command line')}"
 
-def main(argv: list[str] | None = None) -> None:
-    """The console script: runs a command, and exits 0, 2 (unusable input) or 130 (interrupted)."""
-    try:
-        from iwae.cli import app
-
-        app.main(argv)
-    except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        if library not in COMMAND_LINE:
-            raise
-        print(f"iwae: {missing(library, purpose='the command line')}", file=sys.stderr)
-        raise SystemExit(2) from None
+    def main(argv: list[str] | None = None) -> None:
+        """Says what is not installed, and exits 2."""
+        print(SAID, file=sys.stderr)
+        raise SystemExit(2)
