@@ -235,11 +235,11 @@ def test_two_processes_stop_together_and_one_goes_on_alone(tmp_path: Path) -> No
 
 LISTENING = """
 import socket, jax
-from iwae import devices
+from iwae._utils import distributed
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-devices.join(f"127.0.0.1:{port}", 1, 0)
+distributed.join(f"127.0.0.1:{port}", 1, 0)
 socket.create_connection(("127.0.0.1", port), timeout=5).close()
 try:
     socket.create_connection(("127.0.0.2", port), timeout=5).close()

@@ -1,21 +1,24 @@
 """What numbers must be, wherever they are given."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
 from iwae.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 COUNTED = 2**31 - 1
 """What an int32 counts to."""
 
 
-def require(condition: bool, sentence: str) -> None:
-    """`InputError` with this sentence unless the condition holds."""
+def require(condition: bool, message: str) -> None:
+    """`InputError` with this message unless the condition holds."""
     if not condition:
-        raise InputError(sentence)
+        raise InputError(message)
 
 
-def check_counts(section: Any) -> None:
+def check_counts(section: "DataclassInstance") -> None:
     """`InputError` for a whole number in it, or in a list in it, that is not counted to."""
     for f in dataclasses.fields(section):
         for number in _whole_numbers(getattr(section, f.name)):
@@ -26,7 +29,7 @@ def check_counts(section: Any) -> None:
             )
 
 
-def _whole_numbers(value: Any) -> list[int]:
+def _whole_numbers(value: object) -> list[int]:
     if isinstance(value, tuple):
         return [number for part in value for number in _whole_numbers(part)]
     return [value] if type(value) is int else []

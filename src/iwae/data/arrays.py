@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ TINY = float(np.finfo(np.float32).tiny)
 SUFFIXES = (".npy", ".npz", ".csv", ".csv.gz")
 
 
-def from_arrays(source: Any, *, values: str, name: str, where: str) -> Dataset:
+def from_arrays(source: object, *, values: str, name: str, where: str) -> Dataset:
     """The Dataset of one array (or its Rows) or of a mapping with the keys train, valid and test.
 
     `where` begins the sentences of errors. See `iwae.data.load` for the rules.
@@ -109,12 +108,12 @@ def _check_digits(x: Summary, where: str) -> None:
     raise InputError(f"{what}, in digits that float32 does not have: {offset}.")
 
 
-def is_array(source: Any) -> bool:
+def is_array(source: object) -> bool:
     """Whether it is an array, NumPy's or another library's, or a data frame."""
     return hasattr(source, "__array__")
 
 
-def as_rows(source: Any, where: str) -> Rows:
+def as_rows(source: object, where: str) -> Rows:
     """The rows of an array of any library, a data frame's with its names; Rows as they are.
 
     Raises InputError unless they are numbers, and not none.
@@ -153,7 +152,7 @@ def _summary(x: Rows, order: np.ndarray | None, where: str) -> Summary:
     return found
 
 
-def _sources(source: Any, where: str) -> tuple[dict[str, Rows], dict[str, str]]:
+def _sources(source: object, where: str) -> tuple[dict[str, Rows], dict[str, str]]:
     """The rows that are given for each split, and what they are called."""
     if not isinstance(source, Mapping):
         return {"train": _examples(source, where)}, {"train": where}
@@ -172,7 +171,7 @@ def _check_widths(widths: Mapping[str, tuple[int, ...]], where: str) -> None:
         raise InputError(f"{what}: give all splits the same shape after the first axis.")
 
 
-def _examples(source: Any, where: str) -> Rows:
+def _examples(source: object, where: str) -> Rows:
     x = as_rows(source, where)
     if not 2 <= len(x.shape) <= 4:
         what = f"{where} has the shape {x.shape}"

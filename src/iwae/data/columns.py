@@ -1,7 +1,6 @@
 """Names of columns: kept where data have them, and matched by name rather than by position."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,12 +10,12 @@ SHOWN = 5
 """Names that a sentence lists."""
 
 
-def tidy(label: Any) -> str:
+def tidy(label: object) -> str:
     """A label as a name: one line of text without blanks or a byte-order mark at its ends."""
     return " ".join(str(label).replace("\ufeff", "").split())
 
 
-def names_of(source: Any) -> tuple[str, ...]:
+def names_of(source: object) -> tuple[str, ...]:
     """The labels of a data frame's columns, or of a labelled row; empty where there are none."""
     for attribute in ("column_names", "columns"):
         labels = getattr(source, attribute, None)

@@ -13,7 +13,7 @@ from iwae.errors import InputError, nearest
 
 
 def read_examples(
-    source: str | os.PathLike[str] | np.ndarray,
+    source: object,
     *,
     kind: str,
     scale: float,
@@ -57,9 +57,7 @@ def _named(source: str, kind: str, data_dir: str | os.PathLike[str] | None) -> n
     return x / np.float32(dataset.scale) if kind == "intensity" else x
 
 
-def _own(
-    source: str | os.PathLike[str] | np.ndarray, names: Sequence[str], width: int, header: str
-) -> tuple[Rows, str]:
+def _own(source: object, names: Sequence[str], width: int, header: str) -> tuple[Rows, str]:
     if arrays.is_array(source):
         return arrays.as_rows(source, "The array"), "The array"
     if not isinstance(source, str | os.PathLike):

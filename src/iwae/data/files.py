@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -162,9 +161,9 @@ class _Bound:
     def __init__(self, path: Path):
         self.path = path
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
-        if name == "total":  # what the server says beforehand
+        if name == "total" and isinstance(value, int):  # what the server says beforehand
             self._check(value)
 
     def update(self, _: int) -> None:

@@ -6,19 +6,19 @@ probability w̃_i.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from iwae._utils.checks import check_draws
 from iwae.errors import InputError
-from iwae.models.autoencoder import Model, draw
+from iwae.models.autoencoder import Autoencoder, Model, draw
 
 
 def expectation(
-    model: Model, x: Array, f: Callable[[Any], Array], key: PRNGKeyArray, *, k: int
+    model: Model, x: Array, f: Callable[[PyTree], Array], key: PRNGKeyArray, *, k: int
 ) -> Array:
     """E[f(h)|x] ≈ Σ_i w̃_i f(h_i) with K draws from q; f takes ONE draw.
 
@@ -29,10 +29,10 @@ def expectation(
     return jnp.tensordot(jax.nn.softmax(log_w), values, axes=1, precision="highest")
 
 
-def resample(model: Model, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -> Any:
+def resample(model: Model, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -> PyTree:
     """n independent draws h ~ q_EW(h|x), each by importance resampling of K fresh draws from q."""
 
-    def one(key: PRNGKeyArray) -> Any:
+    def one(key: PRNGKeyArray) -> PyTree:
         key_h, key_i = jax.random.split(key)
         h, log_w = _weighted(model, x, key_h, k)
         i = jax.random.categorical(key_i, log_w)
@@ -41,7 +41,9 @@ def resample(model: Model, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -
     return jax.lax.map(one, jax.random.split(key, n), batch_size=100)
 
 
-def _weighted(model: Model, x: Array, key: PRNGKeyArray, k: int) -> tuple[Any, Float[Array, " k"]]:
+def _weighted(
+    model: Model, x: Array, key: PRNGKeyArray, k: int
+) -> tuple[PyTree, Float[Array, " k"]]:
     h, log_q = draw(model, x, k, key)
     return h, model.log_joint(x, h) - log_q
 
@@ -61,7 +63,7 @@ def square(side: float, n: int) -> Float[Array, "n n 2"]:
 
 
 def densities(
-    model: Any,
+    model: Autoencoder,
     x: Float[Array, " d"],
     key: PRNGKeyArray,
     *,

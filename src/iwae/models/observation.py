@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +78,7 @@ class Observation:
 
     def read(
         self,
-        source: Any,
+        source: object,
         data_dir: str | Path | None,
         header: str = "auto",
     ) -> np.ndarray:
