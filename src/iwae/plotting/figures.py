@@ -8,8 +8,8 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,14 @@ from iwae.evaluation.posterior import densities
 from iwae.evaluation.trained import TrainedModel
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MetricsRow = Mapping[str, float]
+"""A line of metrics.jsonl."""
 
 CELL, GAP, SEPARATOR = 64, 2, 128
 """Pixels that the longer side of an image is enlarged to at most, width and grey of separators."""
@@ -43,7 +51,7 @@ INK = "#010203"
 
 COLOURS = ("#3d85c6", "#e07b39", "#3f9f5f", "#cc4f5f", "#8f6cc0", "#a07a50", "#d36ba8", "#85909a")
 
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, str | float | bool] = {
     "svg.fonttype": "none",
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -163,7 +171,7 @@ def reconstruction_rows(trained: TrainedModel) -> tuple[str, ...]:
     return ("the original intensities", SEEN, RECONSTRUCTION) if drawn else (SEEN, RECONSTRUCTION)
 
 
-def training_curves(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> bytes:
+def training_curves(runs: Sequence[tuple[str, Sequence[MetricsRow]]]) -> bytes:
     """Bounds in nats against passes, of (name, rows of metrics.jsonl), as an SVG.
 
     Solid on the validation split, dashed the average over the training steps of a pass.
@@ -188,14 +196,14 @@ def training_curves(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> bytes:
         return _svg(figure)
 
 
-def _curve(axes: Any, rows: list[dict[str, Any]], key: str, **style: Any) -> None:
+def _curve(axes: "Axes", rows: Sequence[MetricsRow], key: str, **style: Any) -> None:
     points = [(row["pass"], row[key]) for row in rows if key in row]
     if points:
         marker = "o" if len(points) < 20 else ""
         axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, **style)
 
 
-def _pass_axis(axes: Any, last: int) -> None:
+def _pass_axis(axes: "Axes", last: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if last > LOG_FROM:
@@ -208,7 +216,7 @@ def _pass_axis(axes: Any, last: int) -> None:
     axes.set_xlabel("passes over the training split")
 
 
-def _legend(figure: Any, handles: list[Any], names: list[str]) -> None:
+def _legend(figure: "Figure", handles: "Sequence[Artist]", names: list[str]) -> None:
     """Names are set afterwards, so that none is read as mathematics or as a wish to be left out."""
     blank = [f"{i}" for i in range(len(names))]
     legend = figure.legend(handles, blank, loc="outside lower left", ncols=2)
@@ -243,7 +251,7 @@ def activity_histogram(runs: Sequence[tuple[str, Sequence[Sequence[float]]]]) ->
         return _svg(figure)
 
 
-def _histogram(axes: Any, values: np.ndarray) -> None:
+def _histogram(axes: "Axes", values: np.ndarray) -> None:
     from matplotlib.ticker import MaxNLocator
 
     log_a = np.log10(np.clip(values[np.isfinite(values)], 10**LOWEST, 10**HIGHEST))
@@ -275,7 +283,7 @@ def snr_curves(measured: Sequence[Measurement]) -> bytes:
             axes.set_title({"theta": "θ, the decoder", "phi": "φ, the encoder"}[part])
             axes.grid(color=INK, alpha=0.12, linewidth=0.6)
         figure.axes[0].set_ylabel("SNR of the gradient")
-        handles = [figure.axes[0].containers[i] for i in range(len(names))]
+        handles: Any = [figure.axes[0].containers[i] for i in range(len(names))]
         _legend(figure, handles, names)
         return _svg(figure)
 
@@ -391,20 +399,20 @@ def _drawing() -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float, layout: Any = "constrained") -> Any:
+def _figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
     """A figure of so many inches, on no screen."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)
 
 
-def _png(figure: Any, dpi: int = 120) -> bytes:
+def _png(figure: "Figure", dpi: int = 120) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _svg(figure: Any) -> bytes:
+def _svg(figure: "Figure") -> bytes:
     """The figure as an SVG without date, whose text and lines take the colour of the page."""
     import matplotlib
 
