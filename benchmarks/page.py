@@ -201,7 +201,7 @@ def _precisions(comparison: dict[str, Any]) -> str:
 
 PRECISION = """\
 The model that training ends in, evaluated in float32 by L_{draws} of {n:,} test images ± standard
-error over images: `iwae compare precisions --dataset {dataset} --epochs {epochs} --draws {draws}
+error over images: `iwae compare precisions --dataset {dataset} --epochs {epochs} --k {draws}
 --limit {n}` (K = {k}, seed {seed}, schedule {schedule}, device {device}; `{source}`). A CPU has
 no TF32 and multiplies in float32 there.
 """

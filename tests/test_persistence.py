@@ -426,7 +426,7 @@ def test_every_field_of_evaluations_is_checked(run: Path, sealed: bool) -> None:
 
     def read() -> list[Any]:
         kept = [e.to_json() for e in run_directory.read_evaluations(run).values()]
-        report._rows(report.Entry("run", run, config, [], kept, None, ""))
+        report._lines(report.Entry("run", run, config, [], kept, None, ""))
         assert all(report.units_in_words(e["active_units"]) for e in kept)
         return kept
 

@@ -1,6 +1,7 @@
 """Tables in files: those of the package, a researcher's own, and files that cannot be read."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,15 @@ def test_a_table_of_ones_own_is_listed_rendered_recorded_and_on_the_page(
     page = results.page(record.parent)
     assert "## mine: a table of one's own\n\nPublished: Mine 2026." in page
     assert "| `digits/iwae-5` | 29.50 (3) | 29.75 ± 0.50 (3) | +0.25 (+0.5 s.e.) |" in page
+
+
+def test_the_example_of_the_documentation_is_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "tables.md").read_text("utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0])
+    table = tables.read(path)
+    assert [cell.name for cell in table.cells if cell.against] == ["digits/iwae-5", "mine/2/iwae-5"]
+    assert len(table.cells) == 5
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

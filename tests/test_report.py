@@ -245,17 +245,19 @@ def test_other_units_and_other_data_of_a_name_are_not_alike(tiny: RunConfig, tmp
 
 def test_the_lowest_nll_is_marked_among_rows_evaluated_alike() -> None:
     kinds = [(3.0, "test", 5), (2.0, "test", 5), (1.0, "test", 50), (9.0, "valid", 5)]
-    table = [{"evaluated": True, "value": v, "alike": (s, k), "best": False} for v, s, k in kinds]
-    report._mark_best([*table, {"evaluated": False}])
-    assert [row["best"] for row in table] == [False, True, False, False]
+    line = report.Line("a", "IWAE", 1, 1, "3")
+    of = lambda v, *alike: replace(line, shown={"nll": f"{v}"}, nll=v, alike=alike)
+    table = [of(*kind) for kind in kinds]
+    marked = report._with_best([*table, line])
+    assert [line.best for line in marked] == [False, True, False, False, False]
 
 
 def test_notes_are_footnotes_given_once(made: tuple[Path, Evaluation]) -> None:
     (entry,) = report._entries([made[0]], None)
     entry.evaluations[:] = [entry.evaluations[0] | {"note": note} for note in ("a", "", "b", "a")]
-    table = report._rows(entry)
-    assert report._number_notes(table) == ["a", "b"]
-    assert [row["footnote"] for row in table] == [1, 0, 2, 1]
+    table, notes = report._with_footnotes(report._lines(entry))
+    assert notes == ["a", "b"]
+    assert [line.footnote for line in table] == [1, 0, 2, 1]
 
 
 def test_pruned_likelihoods_get_a_column(made: tuple[Path, Evaluation], tmp_path: Path) -> None:

@@ -108,12 +108,14 @@ def _widths() -> tyro.constructors.ConstructorRegistry:
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
-    def widths(info: Any) -> Any:
+    def widths(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec | None:
         if info.type not in (tuple[int, ...], tuple[tuple[int, ...], ...]):
             return None
         nested = get_args(info.type)[0] is not int
         row: Callable[[str], tuple[int, ...]] = lambda t: tuple(int(n) for n in t.split(",") if n)
-        text: Callable[[Any], str] = lambda t: ",".join(map(str, t))
+        text: Callable[[tuple[int, ...]], str] = lambda t: ",".join(map(str, t))
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar="N,N/N,N" if nested else "N,N",
@@ -155,7 +157,7 @@ def _one_message(options: list[str]) -> contextlib.AbstractContextManager[None]:
 
 
 def _message(event: Any, options: list[str]) -> str:
-    """What is wrong, in one sentence."""
+    """What is wrong, in one sentence: what was given, what is taken."""
     explained = f"`{event.prog} --help` lists what it takes"
     match type(event).__name__:
         case "UnrecognizedArgs":

@@ -15,10 +15,11 @@ from iwae._utils.formatting import excess_in_words, to_its_error, units_in_words
 from iwae.cli.outputs import StandardError
 from iwae.cli.terminal import visible
 from iwae.data import FileStatus
+from iwae.estimators.diagnostics import Measurement, Slope
 from iwae.evaluation.examples import Progress as Counter
 from iwae.evaluation.trained import Evaluation
 from iwae.experiments import comparisons
-from iwae.experiments.jobs import Failure
+from iwae.experiments.jobs import Failure, Job
 from iwae.experiments.measured import Result
 from iwae.experiments.rows import Row
 from iwae.experiments.tables import Cell, Experiment
@@ -275,13 +276,13 @@ def _published(cell: Cell) -> str:
     return with_error(*cell.published) + (f" ({cell.units})" if cell.units else "")
 
 
-def print_estimate(tasks: dict[str, Any], seconds: dict[Any, float | None], workers: int) -> None:
-    """Which tasks are left, and about how long each and all of them take, where that is known."""
+def print_estimate(jobs: dict[str, Job], seconds: dict[Job, float | None], workers: int) -> None:
+    """Which jobs are left, and about how long each and all of them take, where that is known."""
     table = Table(Column("run", no_wrap=True), "takes about")
-    named = {task: name for name, task in reversed(tasks.items())}
-    for task, each in seconds.items():
+    named = {job: name for name, job in reversed(jobs.items())}
+    for job, each in seconds.items():
         takes = "unknown until its data are here" if each is None else _duration(each)
-        table.add_row(Text(named[task]), takes)
+        table.add_row(Text(named[job]), takes)
     console = _console()
     console.print(table)
     done, known = len(named) - len(seconds), [s for s in seconds.values() if s is not None]
@@ -334,7 +335,7 @@ def print_dependence(rows: list[Any], seeds: int) -> None:
     )
 
 
-def print_gradients(measured: list[Any], slopes: list[Any]) -> None:
+def print_gradients(measured: list[Measurement], slopes: list[Slope]) -> None:
     """SNR, variance and bias of every estimator, then how SNR grows with K."""
     table = Table("estimator", "K", "of", "SNR", "‖E g‖", "tr Cov g", "relative bias²")
     for m in measured:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from iwae.estimators import diagnostics
 from iwae.estimators.diagnostics import Measurement, Slope
 from iwae.evaluation.examples import mean_and_error
 from iwae.evaluation.trained import Evaluation, TrainedModel
+from iwae.experiments.tables import Setting
 from iwae.plotting import report
 from iwae.training import gradient_step
 from iwae.training.callbacks import Callback
@@ -35,7 +36,7 @@ class Cell:
 
     name: str
     folder: str
-    settings: dict[str, Any]
+    settings: Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def demo(out: Path, *, watch: Watchers) -> tuple[list[Result], Path]:
     return results, page
 
 
-def _objective_cell(name: str, objective: str, **shape: Any) -> Cell:
-    unshaped = dict.fromkeys(PARAMETERS.values())
+def _objective_cell(name: str, objective: str, **shape: Setting) -> Cell:
+    unshaped: dict[str, Setting] = dict.fromkeys(PARAMETERS.values())
     return Cell(name, name.lower(), {**unshaped, "objective": objective, **shape})
 
 
@@ -120,8 +121,8 @@ def comparison(name: str, config: RunConfig, start: RunConfig) -> tuple[Cell, ..
     check_own({cell.name: cell.settings for cell in COMPARISONS[name]}, config, start)
     k = config.objective.k
     for cell in COMPARISONS[name]:
-        groups = cell.settings.get("m") or 1
-        if k % groups:
+        groups = cell.settings.get("m")
+        if isinstance(groups, int) and k % groups:
             raise InputError(
                 f"k = {k} was given, but {cell.name} takes the draws in {groups} groups of equal "
                 f"size; give a --train-k that {groups} divides."
@@ -130,7 +131,7 @@ def comparison(name: str, config: RunConfig, start: RunConfig) -> tuple[Cell, ..
 
 
 def check_own(
-    own: Mapping[str, Mapping[str, Any]], config: RunConfig, start: RunConfig, instead: str = ""
+    own: Mapping[str, Mapping[str, Setting]], config: RunConfig, start: RunConfig, instead: str = ""
 ) -> None:
     """`InputError` if `config` differs from the recipe in what some cell has otherwise.
 
@@ -173,9 +174,9 @@ def compare(
     return results
 
 
-def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
+def record(config: RunConfig, results: list[Result]) -> dict[str, object]:
     """The results with all that is needed to have them again."""
-    settings = {n: v for n, v in flatten(config).items() if v is not None}
+    settings = _given(flatten(config))
     own = {name for result in results for name in result.cell.settings}
     others = {name: settings.pop(name) for name in own & settings.keys()}
     return {
@@ -184,7 +185,9 @@ def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
         "cells": [
             {
                 "name": r.name,
-                "settings": {n: v for n, v in (others | r.cell.settings).items() if v is not None},
+                "settings": {
+                    n: v for n, v in {**others, **r.cell.settings}.items() if v is not None
+                },
                 **_kept(r.evaluation),
                 "difference": known(r.difference),
                 "training_seconds": r.seconds,
@@ -192,6 +195,11 @@ def record(config: RunConfig, results: list[Result]) -> dict[str, Any]:
             for r in results
         ],
     }
+
+
+def _given(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings without those that are none."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _kept(evaluation: Evaluation) -> dict[str, object]:
@@ -211,7 +219,7 @@ def gradients(
     seed: int,
     data_dir: str | Path | None = None,
 ) -> tuple[TrainedModel, list[Measurement], list[Slope]]:
-    """The gradient laboratory on the model of a run, or on the untrained one of a configuration."""
+    """Gradient diagnostics of the model of a run, or on the untrained one of a configuration."""
     check_seed(seed)
     if not objectives:
         raise InputError("ks = () was given, but there is nothing to measure; give one K or more.")
@@ -243,20 +251,20 @@ def gradients_record(
     trained: TrainedModel,
     measured: list[Measurement],
     slopes: list[Slope],
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The laboratory's results with all that is needed to have them again."""
+    about: Mapping[str, object],
+) -> dict[str, object]:
+    """Gradient diagnostics with all that is needed to have them again."""
     return {
         **versions(),
         "settings": dict(about),
-        "model": {n: v for n, v in flatten(trained.config).items() if v is not None},
+        "model": _given(flatten(trained.config)),
         "passes": trained.passes,
         "measurements": [_finite(dataclasses.asdict(m)) for m in measured],
         "slopes": [_finite(dataclasses.asdict(s)) for s in slopes],
     }
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
+def _finite(row: Mapping[str, object]) -> dict[str, object]:
     """The row with None for numbers that JSON does not have."""
     lost = lambda v: isinstance(v, float) and not math.isfinite(v)
     return {name: None if lost(value) else value for name, value in row.items()}

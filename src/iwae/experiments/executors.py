@@ -16,7 +16,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_complete
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from iwae._utils.extras import require
 from iwae.config.io import parse
@@ -34,6 +34,11 @@ from iwae.experiments.jobs import (
 from iwae.experiments.measured import Result
 from iwae.storage import persisted
 from iwae.training.callbacks import Callback, StepChunk
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+T = TypeVar("T")
 
 Outcome = Result | Failure
 """What became of a job."""
@@ -118,7 +123,7 @@ def _turns(jobs: Iterable[Job]) -> list[list[Job]]:
     return [anew, [job for job in jobs if job.after is not None]]
 
 
-def _outcome(future: Future) -> Outcome:
+def _outcome(future: Future[Outcome]) -> Outcome:
     try:
         return future.result()
     except Exception as error:  # whatever became of a worker, the other cells go on
@@ -134,7 +139,7 @@ class _Processes(ThreadPoolExecutor):
         super().__init__(workers)
         self.left = threading.Event()
 
-    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:
+    def submit(self, function: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
         return super().submit(function, *args, **kwargs, left=self.left)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -155,11 +160,11 @@ ANSWER = 10.0
 class _Cluster(Executor):
     """Jobs submitted to a Dask client, which is closed with it."""
 
-    def __init__(self, client: Any):
+    def __init__(self, client: "Client"):
         self.client = client
         self.executor = client.get_executor(pure=False, retries=3)
 
-    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:
+    def submit(self, function: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
         return self.executor.submit(function, *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,6 +21,7 @@ from iwae import data, runs
 from iwae._utils import threefry
 from iwae._utils.distributed import computing
 from iwae._utils.files import write_atomic
+from iwae._utils.formatting import Figure
 from iwae.bounds import iwae
 from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
@@ -31,7 +32,7 @@ from iwae.evaluation.trained import Evaluation, TrainedModel
 from iwae.experiments import toy_densities
 from iwae.experiments.comparisons import Watchers, finished, known, versions
 from iwae.experiments.toy_densities import NO_DATA, TARGETS, GaussianProposal, OnTarget
-from iwae.models.autoencoder import draw, draw_log_weights
+from iwae.models.autoencoder import Model, draw, draw_log_weights
 from iwae.models.hierarchical import Heuristic, hierarchical
 from iwae.plotting import figures
 from iwae.plotting.figures import Panel
@@ -89,13 +90,16 @@ def spread(log_w: Float[np.ndarray, "... n k"]) -> Spread:
     )
 
 
-Figure = tuple[float, float]
-"""Mean over seeds with its standard error, nan for a single seed."""
+Index = int | slice | np.ndarray
+"""Of an axis of an array."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A proposal at one K; bounds and NLL in nats, moments of weights relative to p(x)."""
+    """A proposal at one K; bounds and NLL in nats, moments of weights relative to p(x).
+
+    Figures are means over seeds with their standard errors, nan for a single seed.
+    """
 
     dataset: str
     k: int
@@ -139,34 +143,60 @@ def run(
         )
     for dataset in set(datasets or DATASETS) - TARGETS.keys():
         how = {"values": config.data.values, "header": config.data.header}
-        data.load(dataset, data_dir=data_dir, **how)  # or refuse it now
-    heuristic = config.model.proposal_weights
+        data.load(dataset, data_dir=data_dir, **how)  # or say now what is the matter with it
+    trainings = Trainings(config, out, seeds, watch, data_dir)
     rows: list[Row] = []
     pictures: list[Path] = []
     for dataset in datasets or DATASETS:
         for draws in ks:
-            found: dict[str, OnTarget] = {}
-            for name, proposal in KINDS.items():
-                about = f"{dataset}, K = {draws}, {name}"
-                if dataset in TARGETS:
-                    watcher = watch.cell(about, 1)
-                    row, found[name] = _on_target(dataset, draws, name, heuristic, seeds, watcher)
-                    rows.append(row)
-                    continue
-                weights = "uniform" if proposal == "independent" else heuristic
-                own = {"proposal": proposal, "proposal_weights": weights, "k": draws}
-                trained = []
-                for seed in seeds:
-                    settings = override(config, dataset=dataset, seed=seed, **own)
-                    watcher = watch.cell(f"{about}, seed {seed}", config.training.epochs)
-                    place = out / Path(dataset).stem / f"k-{draws}" / proposal / f"seed-{seed}"
-                    trained.append(finished(place, settings, watcher, data_dir))
-                rows.append(_of_models(dataset, draws, name, trained, k, limit))
-            if found and draws <= DRAWN:
-                pictures.append(out / dataset / f"k-{draws}.png")
-                pictures[-1].parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(pictures[-1], picture(dataset, found, draws, seeds[0]))
+            if dataset in TARGETS:
+                some, found = _in_the_plane(dataset, draws, config, seeds, watch)
+                if draws <= DRAWN:
+                    pictures.append(out / dataset / f"k-{draws}.png")
+                    pictures[-1].parent.mkdir(parents=True, exist_ok=True)
+                    write_atomic(pictures[-1], picture(dataset, found, draws, seeds[0]))
+            else:
+                some = [_of_models(trainings, dataset, draws, n, k, limit) for n in KINDS]
+            rows += some
     return rows, pictures
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """How autoencoders are trained, and where they lie."""
+
+    config: RunConfig
+    out: Path
+    seeds: Sequence[int]
+    watch: Watchers
+    data_dir: str | Path | None
+
+    def of(self, dataset: str, k: int, name: str) -> list[TrainedModel]:
+        """A proposal at one K, trained with every seed."""
+        proposal, trained = KINDS[name], list[TrainedModel]()
+        weights = "uniform" if proposal == "independent" else self.config.model.proposal_weights
+        own = {"proposal": proposal, "proposal_weights": weights, "k": k}
+        for seed in self.seeds:
+            settings = override(self.config, dataset=dataset, seed=seed, **own)
+            about = f"{dataset}, K = {k}, {name}, seed {seed}"
+            watcher = self.watch.cell(about, self.config.training.epochs)
+            place = self.out / Path(dataset).stem / f"k-{k}" / proposal / f"seed-{seed}"
+            trained.append(finished(place, settings, watcher, self.data_dir))
+        return trained
+
+
+def _in_the_plane(
+    dataset: str, k: int, config: RunConfig, seeds: Sequence[int], watch: Watchers
+) -> tuple[list[Row], dict[str, OnTarget]]:
+    """Every proposal at one K on a density."""
+    rows: list[Row] = []
+    found: dict[str, OnTarget] = {}
+    heuristic = config.model.proposal_weights
+    for name in KINDS:
+        watcher = watch.cell(f"{dataset}, K = {k}, {name}", 1)
+        row, found[name] = _on_target(dataset, k, name, heuristic, seeds, watcher)
+        rows.append(row)
+    return rows, found
 
 
 def count(datasets: Sequence[str], seeds: Sequence[int], ks: Sequence[int] = KS) -> int:
@@ -175,7 +205,7 @@ def count(datasets: Sequence[str], seeds: Sequence[int], ks: Sequence[int] = KS)
     return sum(each) * len(ks) * len(KINDS)
 
 
-def start(name: str, k: int, heuristic: Heuristic, key: PRNGKeyArray) -> Any:
+def start(name: str, k: int, heuristic: Heuristic, key: PRNGKeyArray) -> PyTree:
     """What a proposal in the plane starts from: N(0, I), or K heads on a z_0 of two units."""
     if name == "IWAE":
         return GaussianProposal(jnp.zeros(2, jnp.float32), jnp.zeros(2, jnp.float32))
@@ -268,9 +298,10 @@ def _on_target(
 
 
 def _of_models(
-    dataset: str, draws: int, name: str, trained: Sequence[TrainedModel], k: int, limit: int | None
+    trainings: Trainings, dataset: str, draws: int, name: str, k: int, limit: int | None
 ) -> Row:
     """Bound, NLL and the moments of weights of the same model under each seed."""
+    trained = trainings.of(dataset, draws, name)
     evaluations = [runs.evaluate(one, k=k, limit=limit) for one in trained]
     pairs = zip(trained, evaluations, strict=True)
     found = [weights_of(one, draws, e) for one, e in pairs]
@@ -303,7 +334,7 @@ def weights_of(trained: TrainedModel, k: int, evaluation: Evaluation) -> Spread:
 
 
 def _estimates(
-    model: Any, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, n: int
+    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, n: int
 ) -> Float[Array, "n k"]:
     one = lambda key: draw_log_weights(model, x, k, key)
     return jax.lax.map(one, repetitions(key, n))
@@ -326,7 +357,8 @@ def picture(dataset: str, models: Mapping[str, OnTarget], k: int, seed: int) -> 
             (z,), z0 = h.latents, h.z0
             hue = np.arctan2(z0[..., 1], z0[..., 0]) / (2 * np.pi)
         noise = np.random.default_rng(seed).gumbel(size=log_w.shape)
-        shown: dict[str, Any] = {f"{name}: draw {j + 1}": (slice(None), j) for j in range(k)}
+        shown: dict[str, tuple[Index, Index]] = {}
+        shown |= {f"{name}: draw {j + 1}": (slice(None), j) for j in range(k)}
         shown["kept by weight"] = np.arange(POINTS), np.argmax(log_w + noise, axis=1)
         of = lambda at, hue=hue: None if hue is None else hue[at]
         rows.append([exact, *(Panel(title, z[at], of(at)) for title, at in shown.items())])
@@ -334,17 +366,17 @@ def picture(dataset: str, models: Mapping[str, OnTarget], k: int, seed: int) -> 
 
 
 @eqx.filter_jit
-def _draws(model: OnTarget, k: int, keys: PRNGKeyArray) -> tuple[Any, Array]:
+def _draws(model: OnTarget, k: int, keys: PRNGKeyArray) -> tuple[PyTree, Array]:
     """(h, log w) of K draws under each key."""
 
-    def one(key: PRNGKeyArray) -> tuple[Any, Array]:
+    def one(key: PRNGKeyArray) -> tuple[PyTree, Array]:
         h, log_q = draw(model, NO_DATA, k, key)
         return h, model.log_joint(NO_DATA, h) - log_q
 
     return jax.vmap(one)(keys)
 
 
-def record(config: RunConfig, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, Any]:
+def record(config: RunConfig, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, object]:
     """The rows with all that is needed to have them again."""
     own = {"dataset", "seed", "k", "proposal"}
     settings = {n: v for n, v in flatten(config).items() if v is not None and n not in own}
@@ -360,5 +392,5 @@ def record(config: RunConfig, rows: Sequence[Row], seeds: Sequence[int]) -> dict
     }
 
 
-def _for_json(value: Any) -> Any:
+def _for_json(value: object) -> object:
     return known(value) if isinstance(value, tuple) else value

@@ -8,9 +8,9 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,12 @@ from iwae.evaluation.trained import TrainedModel
 from iwae.evaluation.units import ACTIVE
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder
+from iwae.storage.metrics import Row
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 needed = partial(require, purpose="a picture")
 """A module of matplotlib or Pillow, or `InputError` where it is not installed."""
@@ -48,7 +54,7 @@ INK = "#010203"
 
 COLOURS = ("#3d85c6", "#e07b39", "#3f9f5f", "#cc4f5f", "#8f6cc0", "#a07a50", "#d36ba8", "#85909a")
 
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, str | float | bool] = {
     "svg.fonttype": "none",
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -167,7 +173,7 @@ def reconstruction_rows(trained: TrainedModel) -> tuple[str, ...]:
     return ("the original intensities", SEEN, RECONSTRUCTION) if drawn else (SEEN, RECONSTRUCTION)
 
 
-def training_curves(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> bytes:
+def training_curves(runs: Sequence[tuple[str, Sequence[Row]]]) -> bytes:
     """Bounds in nats against passes, of (name, rows of metrics.jsonl), as an SVG.
 
     Solid on the validation split, dashed the average over the training steps of a pass.
@@ -192,14 +198,16 @@ def training_curves(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> 
         return _svg(figure)
 
 
-def _curve(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
+def _curve(
+    axes: "Axes", rows: Sequence[Row], key: Literal["train_bound", "valid_bound"], **style: Any
+) -> None:
     points = [(row["pass"], row[key]) for row in rows if key in row]
     if points:
         marker = "o" if len(points) < 20 else ""
         axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, **style)
 
 
-def _pass_axis(axes: Any, last: int) -> None:
+def _pass_axis(axes: "Axes", last: float) -> None:
     ticker = needed("matplotlib.ticker")
     if last > LOG_FROM:
         axes.set_xscale("log")
@@ -211,7 +219,7 @@ def _pass_axis(axes: Any, last: int) -> None:
     axes.set_xlabel("passes over the training split")
 
 
-def _legend(figure: Any, handles: list[Any], names: list[str]) -> None:
+def _legend(figure: "Figure", handles: "Sequence[Artist]", names: list[str]) -> None:
     """Names are set afterwards, so that none is read as mathematics or as a wish to be left out."""
     blank = [f"{i}" for i in range(len(names))]
     legend = figure.legend(handles, blank, loc="outside lower left", ncols=2)
@@ -246,7 +254,7 @@ def activity_histogram(runs: Sequence[tuple[str, Sequence[Sequence[float]]]]) ->
         return _svg(figure)
 
 
-def _histogram(axes: Any, values: np.ndarray) -> None:
+def _histogram(axes: "Axes", values: np.ndarray) -> None:
     ticker = needed("matplotlib.ticker")
     log_a = np.log10(np.clip(values[np.isfinite(values)], 10**LOWEST, 10**HIGHEST))
     bins = np.arange(LOWEST, HIGHEST + BIN, BIN)
@@ -277,7 +285,7 @@ def snr_curves(measured: Sequence[Measurement]) -> bytes:
             axes.set_title({"theta": "θ, the decoder", "phi": "φ, the encoder"}[part])
             axes.grid(color=INK, alpha=0.12, linewidth=0.6)
         figure.axes[0].set_ylabel("SNR of the gradient")
-        handles = [figure.axes[0].containers[i] for i in range(len(names))]
+        handles: Any = [figure.axes[0].containers[i] for i in range(len(names))]
         _legend(figure, handles, names)
         return _svg(figure)
 
@@ -392,18 +400,18 @@ def _drawing() -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float, layout: Any = "constrained") -> Any:
+def _figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
     """A figure of so many inches, on no screen."""
     return needed("matplotlib.figure").Figure(figsize=(width, height), layout=layout)
 
 
-def _png(figure: Any, dpi: int = 120) -> bytes:
+def _png(figure: "Figure", dpi: int = 120) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _svg(figure: Any) -> bytes:
+def _svg(figure: "Figure") -> bytes:
     """The figure as an SVG without date, whose text and lines take the colour of the page."""
     matplotlib = needed("matplotlib")
     buffer = io.BytesIO()

@@ -5,11 +5,12 @@ Everything is derived from the files of the runs; the same files give the same p
 
 import base64
 import contextlib
+import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from iwae import runs
 from iwae._utils.extras import require
@@ -24,14 +25,21 @@ from iwae.evaluation.trained import TERM_DRAWS, TrainedModel
 from iwae.evaluation.units import ACTIVE
 from iwae.models.likelihoods import is_continuous, is_mixed
 from iwae.plotting import figures
+from iwae.storage.metrics import Row
 from iwae.storage.run_directory import read_config, read_evaluations, read_metrics, replicas
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
 
+T = TypeVar("T")
+
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"
 """What the pictures show, and the seed of their draws."""
+
+
+Kept = Mapping[str, Any]
+"""An evaluation as the folder of a run keeps it."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,9 @@ class Entry:
     name: str
     path: Path
     config: RunConfig
-    rows: list[dict[str, Any]]
+    rows: Sequence[Row]
     """The rows of metrics.jsonl."""
-    evaluations: list[dict[str, Any]]
+    evaluations: list[Kept]
     trained: TrainedModel | None
     missing: str
     """Why there is no model, and which files are damaged."""
@@ -53,14 +61,14 @@ class Entry:
         """Passes behind the model, or so far."""
         if self.trained is not None:
             return self.trained.passes
-        return self.rows[-1]["pass"] if self.rows else 0
+        return int(self.rows[-1]["pass"]) if self.rows else 0
 
     @property
     def dataset(self) -> str:
         return self.config.data.dataset if self.trained is None else self.trained.seen.name
 
     @property
-    def latest(self) -> dict[str, Any] | None:
+    def latest(self) -> Kept | None:
         """The evaluation of most passes; among these one on the test split, the largest."""
         order = lambda e: (e["passes"], e["split"] == SPLIT, e["n"], e["k"])
         return max(self.evaluations, key=order, default=None)
@@ -105,7 +113,7 @@ def render(
     """The page of some runs as HTML without references to anything outside it.
 
     A run that has no model or evaluation yet, whose data are gone or of which a file is damaged, is
-    shown with what there is and a sentence. Raises `InputError` for a path that is not a run.
+    shown with what there is and a message. Raises `InputError` for a path that is not a run.
     """
     entries = _entries(paths, data_dir)
     cards = []
@@ -113,14 +121,14 @@ def render(
         cards.append(_card(entry))
         if progress is not None:
             progress(i, len(entries))
-    table = [row for entry in entries for row in _rows(entry)]
-    _mark_best(table)
+    lines = _with_best([line for entry in entries for line in _lines(entry)])
+    table, notes = _with_footnotes(lines)
     return _template().render(
         title=_title(entries),
         single=len(entries) == 1,
         table=table,
-        pruned=any(row.get("pruned") for row in table),
-        notes=_number_notes(table),
+        pruned=any(line.shown.get("pruned") for line in table),
+        notes=notes,
         curves=_curves(entries),
         cards=cards,
         names=[e.name for e in entries],
@@ -153,16 +161,18 @@ def _entries(paths: list[Path], data_dir: str | Path | None) -> list[Entry]:
 def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None) -> Entry:
     said: list[str] = []
 
-    def there(read: Callable[[], Any], otherwise: Any) -> Any:
+    def there(read: Callable[[], T], otherwise: T) -> T:
         try:
             return read()
         except InputError as error:
             said.append(_printable(str(error)))
             return otherwise
 
-    trained = there(lambda: runs.load(path, data_dir=data_dir), None)
-    rows = there(lambda: read_metrics(path), [])
-    evaluations = there(lambda: [e.to_json() for e in read_evaluations(path).values()], [])
+    trained: TrainedModel | None = there(lambda: runs.load(path, data_dir=data_dir), None)
+    rows: Sequence[Row] = there(lambda: read_metrics(path), [])
+    evaluations: list[Kept] = there(
+        lambda: [e.to_json() for e in read_evaluations(path).values()], []
+    )
     missing = " ".join(dict.fromkeys(said))
     return Entry(name, path, config, rows, evaluations, trained, missing)
 
@@ -196,28 +206,61 @@ def _listed(words: list[str]) -> str:
 # The table of likelihoods
 
 
-def _rows(entry: Entry) -> list[dict[str, Any]]:
-    """What the table prints of a run: a row for each evaluation, or one that says there is none."""
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: a run with one evaluation, or that has none."""
+
+    run: str
+    objective: str
+    k: int
+    layers: int
+    passes: str
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """What is printed of the evaluation; empty where there is none."""
+    command: str = ""
+    """What would evaluate the run; empty where it has no model."""
+    nll: float = math.inf
+    alike: tuple[object, ...] = ()
+    """NLLs are compared where this is equal."""
+    note: str = ""
+    best: bool = False
+    footnote: int = 0
+    """The number of its note, 0 of none."""
+
+
+def _lines(entry: Entry) -> list[Line]:
+    """What the table prints of a run: a line for each evaluation, or one that says there is
+    none."""
     model, objective = entry.config.model, entry.config.objective
-    run = {
-        "run": entry.name,
-        "objective": entry.config.label,
-        "k": objective.k,
-        "layers": model.layers,
-        "best": False,
-    }
+    line = Line(
+        run=entry.name,
+        objective=entry.config.label,
+        k=objective.k,
+        layers=model.layers,
+        passes=_count(entry.passes),
+        command=f"iwae evaluate {as_argument(entry.path)}" if entry.trained else "",
+    )
     if not entry.evaluations:
-        command = f"iwae evaluate {as_argument(entry.path)}"
-        hint = {"command": command} if entry.trained else {"unfinished": True}
-        return [run | hint | {"passes": _count(entry.passes), "evaluated": False}]
-    return [run | _figures_of(e) | {"alike": _alike(entry, e)} for e in entry.evaluations]
+        return [line]
+    return [
+        replace(
+            line,
+            passes=_count(e["passes"]),
+            shown=_shown(e),
+            nll=e["nll"],
+            alike=_alike(entry, e),
+            note="; ".join(
+                n for n in (e["note"], "mean weights" * e.get("mean_weights", False)) if n
+            ),
+        )
+        for e in entry.evaluations
+    ]
 
 
-def _figures_of(e: dict[str, Any]) -> dict[str, Any]:
+def _shown(e: Kept) -> dict[str, str]:
+    """What the table prints of an evaluation."""
     pruned = e.get("nll_without_inactive")
     return {
-        "evaluated": True,
-        "passes": _count(e["passes"]),
         "split": e["split"],
         "n": _count(e["n"]),
         "nll": _number(e["nll"]),
@@ -231,14 +274,10 @@ def _figures_of(e: dict[str, Any]) -> dict[str, Any]:
         "draws": _count(e["k"]),
         "seconds": _number(e["seconds"], 1),
         "device": e["device"],
-        "note": "; ".join(
-            n for n in (e["note"], "mean weights" * e.get("mean_weights", False)) if n
-        ),
-        "value": e["nll"],
     }
 
 
-def _alike(entry: Entry, e: dict[str, Any]) -> tuple[Any, ...]:
+def _alike(entry: Entry, e: Kept) -> tuple[object, ...]:
     """NLLs are compared where this is equal: data and their units, binarisation, probabilities or
     densities, split, examples and draws."""
     how = (e["dataset"], e["split"], e["n"], e["k"])
@@ -253,23 +292,22 @@ def _alike(entry: Entry, e: dict[str, Any]) -> tuple[Any, ...]:
     return (*how, digest, seen.kind, seen.scale, seen.binarization, density)
 
 
-def _mark_best(table: list[dict[str, Any]]) -> None:
-    """Marks the lowest NLL among each two or more rows that were evaluated alike."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in table:
-        if row["evaluated"]:
-            groups.setdefault(row["alike"], []).append(row)
-    for rows in groups.values():
-        if len(rows) > 1:
-            min(rows, key=lambda row: row["value"])["best"] = True
+def _with_best(table: Sequence[Line]) -> list[Line]:
+    """The lines, with the lowest NLL among each two or more marked that were evaluated alike."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, line in enumerate(table):
+        if line.shown:
+            groups.setdefault(line.alike, []).append(i)
+    several = [group for group in groups.values() if len(group) > 1]
+    best = {min(group, key=lambda i: table[i].nll) for group in several}
+    return [replace(line, best=i in best) for i, line in enumerate(table)]
 
 
-def _number_notes(table: list[dict[str, Any]]) -> list[str]:
-    """Gives each row the number of its footnote, 0 for none; returns the footnotes."""
-    notes = list(dict.fromkeys(row["note"] for row in table if row.get("note")))
-    for row in table:
-        row["footnote"] = notes.index(row["note"]) + 1 if row.get("note") else 0
-    return notes
+def _with_footnotes(table: Sequence[Line]) -> tuple[list[Line], list[str]]:
+    """(the lines, each with the number of its footnote; the footnotes)."""
+    notes = list(dict.fromkeys(line.note for line in table if line.note))
+    number = {note: i for i, note in enumerate(notes, start=1)}
+    return [replace(line, footnote=number.get(line.note, 0)) for line in table], notes
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -295,23 +333,45 @@ def _curves(entries: list[Entry]) -> dict[str, str] | None:
     return {"source": _uri(figures.training_curves(drawn), "svg+xml"), "alt": alt}
 
 
-def _card(entry: Entry) -> dict[str, Any]:
-    """What the page shows of one run: each figure is a picture with a caption, or a sentence."""
+@dataclass(frozen=True)
+class Figure:
+    """A picture with a caption, or a message in its place."""
+
+    heading: str
+    source: str = ""
+    """As a URI; empty where there is a message."""
+    alt: str = ""
+    caption: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the page shows of one run."""
+
+    name: str
+    summary: str
+    missing: str
+    figures: list[Figure]
+
+
+def _card(entry: Entry) -> Card:
+    """What the page shows of one run."""
     objective, layers = entry.config.objective, entry.config.model.layers
     summary = [
         f"{entry.config.label}, K = {objective.k}",
         f"{layers} stochastic {'layer' if layers == 1 else 'layers'}",
         f"{_count(entry.passes)} of {_count(entry.config.training.epochs)} passes",
     ]
-    return {
-        "name": entry.name,
-        "summary": "; ".join(summary),
-        "missing": _with_code(entry.missing),
-        "figures": [*_pictures(entry), {"heading": "Active units", **_histogram(entry)}],
-    }
+    return Card(
+        name=entry.name,
+        summary="; ".join(summary),
+        missing=_with_code(entry.missing),
+        figures=[*_pictures(entry), _histogram(entry)],
+    )
 
 
-def _pictures(entry: Entry) -> list[dict[str, Any]]:
+def _pictures(entry: Entry) -> list[Figure]:
     if entry.trained is None:
         return []
     return [
@@ -325,20 +385,19 @@ def _picture(
     trained: TrainedModel,
     heading: str,
     draw: Callable[[TrainedModel], tuple[bytes, str, str]],
-) -> dict[str, Any]:
-    """The picture that `draw` makes; its error's sentence if the data are not to be found."""
+) -> Figure:
+    """The picture that `draw` makes; its error's message if the data are not to be found."""
     try:
         picture, alt, caption = draw(trained)
     except InputError as error:
-        return {"heading": heading, "sentence": _with_code(_printable(str(error)))}
-    alt = f"{alt} of {name}"
-    return {"heading": heading, "source": _uri(picture, "png"), "alt": alt, "caption": caption}
+        return Figure(heading, message=_with_code(_printable(str(error))))
+    return Figure(heading, _uri(picture, "png"), f"{alt} of {name}", caption)
 
 
 def _samples(trained: TrainedModel) -> tuple[bytes, str, str]:
     caption = (
         f"{SAMPLES} draws of the latents from the prior (seed {SEED}), each shown as the mean "
-        f"E[x | h₁] given these latents.{_remark(trained)}"
+        f"E[x | h₁] given these latents.{_how_drawn(trained)}"
     )
     return figures.sample_picture(trained, SAMPLES, SEED), f"{SAMPLES} samples", caption
 
@@ -351,12 +410,12 @@ def _reconstructions(trained: TrainedModel) -> tuple[bytes, str, str]:
     order = "From top: " if len(trained.seen.shape) > 1 else "Grey and blue: "
     caption = (
         f"The first {n} examples of the {SPLIT} split. {order}{shown} at one draw of the latents "
-        f"from q(h | x) (seed {SEED}).{_remark(trained)}"
+        f"from q(h | x) (seed {SEED}).{_how_drawn(trained)}"
     )
     return picture, f"{n} {SPLIT} examples and their reconstructions", caption
 
 
-def _remark(trained: TrainedModel) -> str:
+def _how_drawn(trained: TrainedModel) -> str:
     if len(trained.seen.shape) == 1:
         d = trained.seen.shape[0]
         return f" Each line is an example, its {d} values from left to right."
@@ -365,12 +424,13 @@ def _remark(trained: TrainedModel) -> str:
     return ""
 
 
-def _histogram(entry: Entry) -> dict[str, Any]:
-    e = entry.latest
+def _histogram(entry: Entry) -> Figure:
+    e, heading = entry.latest, "Active units"
     if e is None:
-        return {"sentence": "Not evaluated yet."}
+        return Figure(heading, message="Not evaluated yet.")
     if e["active_units"] is None:
-        return {"sentence": "One example alone has no activity; evaluate more."}
+        message = "One example alone has no activity; evaluate more."
+        return Figure(heading, message=message)
     active = units_in_words(e["active_units"])
     known = [[a for a in layer if a is not None] for layer in e["activity"]]
     caption = (
@@ -378,17 +438,15 @@ def _histogram(entry: Entry) -> dict[str, Any]:
         f"examples ({TERM_DRAWS} draws, seed {e['seed']}, after {_count(e['passes'])} passes). "
         f"Units right of the dotted line, A > {ACTIVE:g}, are active."
     )
-    return {
-        "source": _uri(figures.activity_histogram([(entry.name, known)]), "svg+xml"),
-        "alt": f"Histogram of the activity of the latent units of {entry.name}: {active} active",
-        "caption": caption,
-    }
+    alt = f"Histogram of the activity of the latent units of {entry.name}: {active} active"
+    picture = figures.activity_histogram([(entry.name, known)])
+    return Figure(heading, _uri(picture, "svg+xml"), alt, caption)
 
 
-def _with_code(sentence: str) -> "Markup":
-    """A sentence as HTML, with what stands between backticks as code."""
+def _with_code(message: str) -> "Markup":
+    """A message as HTML, with what stands between backticks as code."""
     markup = require("markupsafe", purpose="a report")
-    parts = [markup.escape(part) for part in sentence.split("`")]
+    parts = [markup.escape(part) for part in message.split("`")]
     code = markup.Markup("<code>{}</code>")
     joined: Markup = markup.Markup("").join(
         code.format(p) if i % 2 else p for i, p in enumerate(parts)
@@ -413,7 +471,7 @@ def _differing(configs: list[RunConfig]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _setting(value: Any) -> str:
+def _setting(value: object) -> str:
     """As the command line writes it: 100,50 for latents, 200,200/100,100 for hidden layers."""
     if value is None:
         return "—"
