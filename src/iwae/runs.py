@@ -180,7 +180,7 @@ def _warn_of_watch(*, stacklevel: int) -> None:
 
 def _check_parts(out: str | Path | None, parts: OwnParts) -> None:
     """`InputError` unless the run in `out`, if there is one, has these parts of its own."""
-    if out is not None and is_first() and (Path(out) / CONFIG).exists():
+    if out is not None and is_first() and (Path(out) / CONFIG).is_file():
         own_parts.check_same(out, read_own(Path(out)), parts.names)
 
 
@@ -568,7 +568,7 @@ def load(
     parts, _ = own_parts.of({}, model=model, likelihood=likelihood)
     own = read_own(path)
     part_of_model = lambda names: {n: v for n, v in names.items() if n in ("model", "likelihood")}
-    own_parts.check_same(path, part_of_model(own), parts.names)
+    own_parts.check_same(path, part_of_model(own), parts.names, loading=True)
     if not (path / MODEL).exists():
         finish = f"iwae train --out {as_argument(path)} --resume"
         raise InputError(f"{path} holds no trained model yet; finish it with `{finish}`.")

@@ -1,6 +1,7 @@
 """A trained model with its data: evaluate, score, encode, sample, reconstruct."""
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae import data
+from iwae import bounds, data
 from iwae._utils import threefry
 from iwae._utils.checks import COUNTED, check_draws, check_seed
 from iwae._utils.distributed import computing
@@ -66,11 +67,11 @@ class Evaluation:
     elbo: float
     """E_q[log p(x, h) − log q(h|x)]."""
     reconstruction: float
-    """E_q[log p(x|h_1)]."""
+    """E_q[log p(x|h_1)]; nan of a model that is no `Autoencoder`."""
     kl: list[float]
-    """E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})], per layer."""
+    """E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})], per layer; none of a model without layers."""
     active_units: list[int] | None
-    """Units with A_u > 0.01, per layer; unknown of a single example."""
+    """Units with A_u > 0.01, per layer; unknown of a single example, or without layers."""
     activity: list[list[float]] | None
     """A_u of every unit, per layer."""
     nll_without_inactive: float | None
@@ -251,6 +252,7 @@ class TrainedModel:
         What training binarises dynamically is binarised with `seed`, each example by itself.
         """
         check_seed(seed)
+        self._check_layers("encode")
         layers = len(self.model.latents)
         if not 1 <= layer <= layers:
             raise InputError(
@@ -267,6 +269,7 @@ class TrainedModel:
         mean its `loc` or median stands for it.
         """
         check_seed(seed)
+        self._check_layers("sample")
         if n < 1:
             raise InputError(f"n = {n} was given, but a sample is at least 1; give n = 1 or more.")
         if n > COUNTED:
@@ -293,6 +296,7 @@ class TrainedModel:
     def reconstructed(self, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """`reconstruct` of prepared examples [n, d]."""
         check_seed(seed)
+        self._check_layers("reconstruct")
         seen, again = over_examples(
             _reconstruction, self.model, images, self.seen.observer, seed=seed, draws=1
         )
@@ -300,10 +304,12 @@ class TrainedModel:
 
     def activity(self, images: np.ndarray, *, seed: int = 0) -> Activity:
         """A_u of every unit on prepared examples."""
+        self._check_layers("activity")
         return evaluator.activity(self.model, images, self.seen.observer, seed=seed, k=TERM_DRAWS)
 
     def usage(self, images: np.ndarray, *, seed: int = 0) -> Usage:
         """U_u of every unit on prepared examples."""
+        self._check_layers("usage")
         return evaluator.usage(self.model, images, self.seen.observer, seed=seed)
 
     def without_inactive(self, *, seed: int = 0) -> Autoencoder:
@@ -374,7 +380,8 @@ class TrainedModel:
         values = of.log_likelihoods(images, k=k, seed=seed, memory=memory, progress=progress)
         _mean_of_finite(values, k)
         parts = of._terms(images, seed)
-        active = of.activity(images, seed=seed) if len(images) > 1 else None
+        layered = isinstance(of.model, Autoencoder)
+        active = of.activity(images, seed=seed) if layered and len(images) > 1 else None
         mean, error = mean_and_error(values)
         return Evaluation(
             dataset=self.seen.name,
@@ -386,7 +393,7 @@ class TrainedModel:
             nll_se=error,
             bits_per_dim=-mean / (images.shape[1] * float(np.log(2))),
             elbo=float(parts[0] - parts[1:].sum()),
-            reconstruction=float(parts[0]),
+            reconstruction=float(parts[0]) if layered else math.nan,
             kl=[float(v) for v in parts[1:]],
             active_units=None if active is None else active.counts,
             activity=None if active is None else [a.tolist() for a in active.variance],
@@ -409,11 +416,23 @@ class TrainedModel:
         return f"L_{k} of draws in blocks of {block}, a lower bound of log p(x)"
 
     def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
+        """The terms of the ELBO, or of a model that is no `Autoencoder` the ELBO itself."""
         function = eqx.Partial(evaluator.terms, k=TERM_DRAWS)
+        if not isinstance(self.model, Autoencoder):
+            function = eqx.Partial(evaluator.bound_value, bound=bounds.elbo, k=TERM_DRAWS)
         per_example = over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
         )
-        return per_example.mean(axis=0, dtype=np.float64)
+        return np.atleast_1d(per_example.mean(axis=0, dtype=np.float64))
+
+    def _check_layers(self, what: str) -> None:
+        """`InputError` of a model that is no `Autoencoder`."""
+        if not isinstance(self.model, Autoencoder):
+            raise InputError(
+                f"{what} was asked for, but it is of the layers of an Autoencoder, and this run "
+                f"was trained on a model of its own, a {type(self.model).__name__}; use the "
+                f"methods of the model."
+            )
 
     def _posterior_means(self, images: np.ndarray, seed: int) -> list[tuple[Any, Any]]:
         function = eqx.Partial(evaluator.posterior_means, k=TERM_DRAWS)

@@ -6,8 +6,8 @@ Everything is derived from the files of the runs; the same files give the same p
 import base64
 import contextlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,14 @@ from iwae.evaluation.evaluator import ACTIVE, Progress
 from iwae.evaluation.trained import TERM_DRAWS, TrainedModel
 from iwae.models.likelihoods import is_continuous, is_mixed
 from iwae.plotting import figures
-from iwae.storage.run_directory import read_config, read_evaluations, read_metrics, replicas
+from iwae.storage.run_directory import (
+    read_config,
+    read_evaluations,
+    read_metrics,
+    read_own,
+    replicas,
+)
+from iwae.training.parts import label
 
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"
 """What the pictures show, and the seed of their draws."""
@@ -43,6 +50,8 @@ class Entry:
     trained: TrainedModel | None
     missing: str
     """Why there is no model, and which files are damaged."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Names of the parts of the run that are objects of the user's own."""
 
     @property
     def passes(self) -> int:
@@ -150,7 +159,7 @@ def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None
     rows = there(lambda: read_metrics(path), [])
     evaluations = there(lambda: list(read_evaluations(path).values()), [])
     missing = " ".join(dict.fromkeys(said))
-    return Entry(name, path, config, rows, evaluations, trained, missing)
+    return Entry(name, path, config, rows, evaluations, trained, missing, read_own(path))
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -187,9 +196,9 @@ def _rows(entry: Entry) -> list[dict[str, Any]]:
     model, objective = entry.config.model, entry.config.objective
     run = {
         "run": entry.name,
-        "objective": entry.config.label,
+        "objective": label(entry.config, entry.own),
         "k": objective.k,
-        "layers": model.layers,
+        "layers": "—" if "model" in entry.own else model.layers,
         "best": False,
     }
     if not entry.evaluations:
@@ -284,9 +293,10 @@ def _curves(entries: list[Entry]) -> dict[str, str] | None:
 def _card(entry: Entry) -> dict[str, Any]:
     """What the page shows of one run: each figure is a picture with a caption, or a sentence."""
     objective, layers = entry.config.objective, entry.config.model.layers
+    of_layers = f"{layers} stochastic {'layer' if layers == 1 else 'layers'}"
     summary = [
-        f"{entry.config.label}, K = {objective.k}",
-        f"{layers} stochastic {'layer' if layers == 1 else 'layers'}",
+        f"{label(entry.config, entry.own)}, K = {objective.k}",
+        "a model of its own" if "model" in entry.own else of_layers,
         f"{_count(entry.passes)} of {_count(entry.config.training.epochs)} passes",
     ]
     return {
@@ -356,7 +366,9 @@ def _histogram(entry: Entry) -> dict[str, Any]:
     if e is None:
         return {"sentence": "Not evaluated yet."}
     if e["active_units"] is None:
-        return {"sentence": "One example alone has no activity; evaluate more."}
+        alone = "One example alone has no activity; evaluate more."
+        of_own = "A model of its own has no layers whose units could be counted."
+        return {"sentence": of_own if "model" in entry.own else alone}
     active = units_in_words(e["active_units"])
     known = [[a for a in layer if a is not None] for layer in e["activity"]]
     caption = (
