@@ -66,6 +66,9 @@ from iwae.training.callbacks import Callback, FromWatcher, Watcher
 from iwae.training.parts import OwnParts
 from iwae.training.trainer import Observed, Run, Trainer, initial
 
+Data = Dataset | np.ndarray | Mapping[str, np.ndarray]
+"""Data of one's own: an array, or arrays of splits by name; a data frame is read as an array is."""
+
 Name = TypeVar("Name", int, str)
 """A run among several: by its seed, or by its name."""
 
@@ -74,7 +77,7 @@ Name = TypeVar("Name", int, str)
 def train(
     config: RunConfig | None = None,
     *,
-    data: Dataset | np.ndarray | None = None,
+    data: Data | None = None,
     out: str | Path | None = None,
     resume: bool | None = False,
     data_dir: str | Path | None = None,
@@ -181,7 +184,7 @@ def _warn_of_watch(*, stacklevel: int) -> None:
 
 def _check_parts(out: str | Path | None, parts: OwnParts) -> None:
     """`InputError` unless the run in `out`, if there is one, has these parts of its own."""
-    if out is not None and is_first() and (Path(out) / CONFIG).exists():
+    if out is not None and is_first() and (Path(out) / CONFIG).is_file():
         own_parts.check_same(out, read_own(Path(out)), parts.names)
 
 
@@ -231,7 +234,7 @@ def train_replicas(
     config: RunConfig | None = None,
     *,
     seeds: int | Sequence[int],
-    data: Dataset | np.ndarray | None = None,
+    data: Data | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     data_dir: str | Path | None = None,
@@ -308,7 +311,7 @@ def _each(
 def train_together(
     configs: Mapping[str, RunConfig],
     *,
-    data: Dataset | np.ndarray | None = None,
+    data: Data | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     data_dir: str | Path | None = None,
@@ -345,7 +348,7 @@ def train_together(
 
 def _train_together(
     configs: Mapping[str, RunConfig],
-    data: Dataset | np.ndarray | None,
+    data: Data | None,
     out: str | Path | None,
     data_dir: str | Path | None,
     callbacks: Callable[[str], Iterable[Callback]] | None,
@@ -535,7 +538,7 @@ def load(
     *,
     model: Model | None = None,
     likelihood: AbstractLikelihood | None = None,
-    data: Dataset | np.ndarray | str | Path | None = None,
+    data: Data | str | Path | None = None,
     data_dir: str | Path | None = None,
 ) -> TrainedModel:
     """The trained model in a run directory.
@@ -569,7 +572,7 @@ def load(
     parts, _ = own_parts.of({}, model=model, likelihood=likelihood)
     own = read_own(path)
     part_of_model = lambda names: {n: v for n, v in names.items() if n in ("model", "likelihood")}
-    own_parts.check_same(path, part_of_model(own), parts.names)
+    own_parts.check_same(path, part_of_model(own), parts.names, loading=True)
     if not (path / MODEL).exists():
         finish = f"iwae train --out {as_argument(path)} --resume"
         raise InputError(f"{path} holds no trained model yet; finish it with `{finish}`.")
@@ -609,7 +612,7 @@ def _given_again(
     path: Path,
     config: RunConfig,
     seen: Observation,
-    data: Dataset | np.ndarray | str | Path | None,
+    data: Data | str | Path | None,
     data_dir: str | Path | None,
 ) -> tuple[Observation, Dataset | None]:
     """The data of a run that are given with it; `InputError` if they do not fit the model."""
@@ -658,7 +661,7 @@ class EvaluationOptions(TypedDict, total=False):
 def evaluate(
     run: str | Path | TrainedModel,
     *,
-    data: Dataset | np.ndarray | str | Path | None = None,
+    data: Data | str | Path | None = None,
     data_dir: str | Path | None = None,
     **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
@@ -744,7 +747,7 @@ class OverSeeds:
 def evaluate_replicas(
     path: str | Path,
     *,
-    data: Dataset | np.ndarray | str | Path | None = None,
+    data: Data | str | Path | None = None,
     data_dir: str | Path | None = None,
     **options: Unpack[EvaluationOptions],
 ) -> OverSeeds:

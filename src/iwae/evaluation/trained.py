@@ -1,6 +1,7 @@
 """The fitted model with its data: evaluate, score, encode, sample, reconstruct."""
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae import data
+from iwae import bounds, data
 from iwae._utils import threefry
 from iwae._utils.checks import COUNTED, check_draws, check_seed
 from iwae._utils.distributed import computing
@@ -25,7 +26,7 @@ from iwae.errors import InputError
 from iwae.evaluation import units
 from iwae.evaluation.elbo import posterior_means, terms
 from iwae.evaluation.examples import Progress, mean_and_error, over_examples
-from iwae.evaluation.likelihood import CHUNK, log_likelihood
+from iwae.evaluation.likelihood import CHUNK, bound_value, log_likelihood
 from iwae.evaluation.units import Ablation, Activity
 from iwae.models.autoencoder import Autoencoder, block_of, prune
 from iwae.models.bayesian import UncertainAutoencoder
@@ -244,6 +245,7 @@ class TrainedModel:
         What training binarises dynamically is binarised with `seed`, each example by itself.
         """
         check_seed(seed)
+        self._check_layers("encode")
         layers = len(self.model.latents)
         if not 1 <= layer <= layers:
             raise InputError(
@@ -260,6 +262,7 @@ class TrainedModel:
         mean its `loc` or median stands for it.
         """
         check_seed(seed)
+        self._check_layers("sample")
         if n < 1:
             raise InputError(f"n = {n} was given, but a sample is at least 1; give n = 1 or more.")
         if n > COUNTED:
@@ -286,6 +289,7 @@ class TrainedModel:
     def reconstructed(self, images: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """`reconstruct` of prepared examples [n, d]."""
         check_seed(seed)
+        self._check_layers("reconstruct")
         seen, again = over_examples(
             _reconstruction, self.model, images, self.seen.observer, seed=seed, draws=1
         )
@@ -293,10 +297,12 @@ class TrainedModel:
 
     def activity(self, images: np.ndarray, *, seed: int = 0) -> Activity:
         """A_u of every unit on prepared examples."""
+        self._check_layers("activity")
         return units.activity(self.model, images, self.seen.observer, seed=seed, k=TERM_DRAWS)
 
     def ablation(self, images: np.ndarray, *, seed: int = 0) -> Ablation:
         """U_u of every unit on prepared examples."""
+        self._check_layers("ablation")
         return units.ablation(self.model, images, self.seen.observer, seed=seed)
 
     def usage(self, images: np.ndarray, *, seed: int = 0) -> Ablation:
@@ -387,10 +393,11 @@ class TrainedModel:
     def _parts(self, images: np.ndarray, seed: int) -> "_Parts":
         """The terms of the ELBO and the activity of the units."""
         elbo = self._terms(images, seed)
-        active = self.activity(images, seed=seed) if len(images) > 1 else None
+        layered = isinstance(self.model, Autoencoder)
+        active = self.activity(images, seed=seed) if layered and len(images) > 1 else None
         return {
             "elbo": float(elbo[0] - elbo[1:].sum()),
-            "reconstruction": float(elbo[0]),
+            "reconstruction": float(elbo[0]) if layered else math.nan,
             "kl": [float(v) for v in elbo[1:]],
             "active_units": None if active is None else active.counts,
             "activity": None if active is None else [a.tolist() for a in active.variance],
@@ -411,11 +418,23 @@ class TrainedModel:
         return f"L_{k} of draws in blocks of {block}, a lower bound of log p(x)"
 
     def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
+        """The terms of the ELBO, or of a model that is no `Autoencoder` the ELBO itself."""
         function = eqx.Partial(terms, k=TERM_DRAWS)
+        if not isinstance(self.model, Autoencoder):
+            function = eqx.Partial(bound_value, bound=bounds.elbo, k=TERM_DRAWS)
         per_example = over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
         )
-        return per_example.mean(axis=0, dtype=np.float64)
+        return np.atleast_1d(per_example.mean(axis=0, dtype=np.float64))
+
+    def _check_layers(self, what: str) -> None:
+        """`InputError` of a model that is no `Autoencoder`."""
+        if not isinstance(self.model, Autoencoder):
+            raise InputError(
+                f"{what} was asked for, but it is of the layers of an Autoencoder, and this run "
+                f"was trained on a model of its own, a {type(self.model).__name__}; use the "
+                f"methods of the model."
+            )
 
     def _posterior_means(
         self, images: np.ndarray, seed: int

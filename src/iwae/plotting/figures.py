@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 needed = partial(require, purpose="a picture")
 """A module of matplotlib or Pillow, or `InputError` where it is not installed."""
 
+Bounds = Literal["train_bound", "valid_bound"]
+
 CELL, GAP, SEPARATOR = 64, 2, 128
 """Pixels that the longer side of an image is enlarged to at most, width and grey of separators."""
 

@@ -26,7 +26,14 @@ from iwae.evaluation.units import ACTIVE
 from iwae.models.likelihoods import is_continuous, is_mixed
 from iwae.plotting import figures
 from iwae.storage.metrics import Row
-from iwae.storage.run_directory import read_config, read_evaluations, read_metrics, replicas
+from iwae.storage.run_directory import (
+    read_config,
+    read_evaluations,
+    read_metrics,
+    read_own,
+    replicas,
+)
+from iwae.training.parts import label
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -55,6 +62,8 @@ class Entry:
     trained: TrainedModel | None
     missing: str
     """Why there is no model, and which files are damaged."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Names of the parts of the run that are objects of the user's own."""
 
     @property
     def passes(self) -> int:
@@ -174,7 +183,7 @@ def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None
         lambda: [e.to_json() for e in read_evaluations(path).values()], []
     )
     missing = " ".join(dict.fromkeys(said))
-    return Entry(name, path, config, rows, evaluations, trained, missing)
+    return Entry(name, path, config, rows, evaluations, trained, missing, read_own(path))
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -213,7 +222,7 @@ class Line:
     run: str
     objective: str
     k: int
-    layers: int
+    layers: str
     passes: str
     shown: Mapping[str, str] = field(default_factory=dict)
     """What is printed of the evaluation; empty where there is none."""
@@ -234,9 +243,9 @@ def _lines(entry: Entry) -> list[Line]:
     model, objective = entry.config.model, entry.config.objective
     line = Line(
         run=entry.name,
-        objective=entry.config.label,
+        objective=label(entry.config, entry.own),
         k=objective.k,
-        layers=model.layers,
+        layers="—" if "model" in entry.own else str(model.layers),
         passes=_count(entry.passes),
         command=f"iwae evaluate {as_argument(entry.path)}" if entry.trained else "",
     )
@@ -358,9 +367,10 @@ class Card:
 def _card(entry: Entry) -> Card:
     """What the page shows of one run."""
     objective, layers = entry.config.objective, entry.config.model.layers
+    of_layers = f"{layers} stochastic {'layer' if layers == 1 else 'layers'}"
     summary = [
-        f"{entry.config.label}, K = {objective.k}",
-        f"{layers} stochastic {'layer' if layers == 1 else 'layers'}",
+        f"{label(entry.config, entry.own)}, K = {objective.k}",
+        "a model of its own" if "model" in entry.own else of_layers,
         f"{_count(entry.passes)} of {_count(entry.config.training.epochs)} passes",
     ]
     return Card(
@@ -429,8 +439,9 @@ def _histogram(entry: Entry) -> Figure:
     if e is None:
         return Figure(heading, message="Not evaluated yet.")
     if e["active_units"] is None:
-        message = "One example alone has no activity; evaluate more."
-        return Figure(heading, message=message)
+        alone = "One example alone has no activity; evaluate more."
+        of_own = "A model of its own has no layers whose units could be counted."
+        return Figure(heading, message=of_own if "model" in entry.own else alone)
     active = units_in_words(e["active_units"])
     known = [[a for a in layer if a is not None] for layer in e["activity"]]
     caption = (

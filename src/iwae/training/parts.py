@@ -46,6 +46,21 @@ NONE = OwnParts()
 """A run that its settings say in full."""
 
 
+@dataclass(frozen=True)
+class _Unnamed:
+    """The settings of the objective where a bound of one's own stands in its place."""
+
+    objective: str = "iwae"
+    encoder_objective: None = None
+    m: None = None
+    alpha: None = None
+    beta: None = None
+    order: None = None
+
+
+UNNAMED = _Unnamed()
+
+
 def of(
     settings: Mapping[str, object],
     *,
@@ -77,6 +92,10 @@ def of(
     )
     if own.likelihood is not None:
         named["likelihood"] = described(own.likelihood)
+    if own.bound is not None:
+        named |= vars(UNNAMED)
+    if own.estimator is not None:
+        named["estimator"] = "reparam"
     return own, named
 
 
@@ -119,7 +138,7 @@ def _bound(bound: object, settings: Mapping[str, object]) -> Pair:
             f"A {type(bound).__name__} was given as the bound, which is a function from K "
             f"log-weights to a number, or its name; give one, such as iwae.bounds.iwae."
         )
-    for name in ("objective", "encoder_objective", "m", "alpha", "beta", "order"):
+    for name in vars(UNNAMED):
         if settings.get(name) is not None:
             raise InputError(
                 f"{name} = {settings[name]} was given with a bound of your own, in whose place it "
@@ -183,23 +202,29 @@ def _shape(value: object) -> tuple[int, ...] | str:
     return value.shape if isinstance(value, jax.ShapeDtypeStruct) else type(value).__name__
 
 
-def check_same(path: object, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """`InputError` unless a run is gone on with by the parts that it was begun with."""
+def check_same(
+    path: object, before: Mapping[str, str], now: Mapping[str, str], *, loading: bool = False
+) -> None:
+    """`InputError` unless a run is loaded or gone on with by the parts that it was begun with."""
+    given, otherwise = "{}=…", ", or another out"
+    if loading:
+        given, otherwise = "iwae.load(…, {}=…)", ""
     for part in (f.name for f in dataclasses.fields(OwnParts)):
+        article = "an" if part == "estimator" else "a"
         if part in before and part not in now:
             raise InputError(
-                f"{path} was trained with a {part} of its own, {before[part]}, which it cannot "
-                f"hold; give the same by {part}=…, or another out."
+                f"{path} was trained with {article} {part} of its own, {before[part]}, which it "
+                f"cannot hold; give the same by {given.format(part)}{otherwise}."
             )
         if part in now and part not in before:
             raise InputError(
                 f"{path} was trained with the {part} that its settings name, not {now[part]}; "
-                f"leave {part} out, or give another out."
+                f"leave {part} out{otherwise.replace('or', 'or give')}."
             )
         if before.get(part) != now.get(part):
             raise InputError(
                 f"{path} was trained with the {part} {before[part]}, not {now[part]}; give the "
-                f"same, or another out."
+                f"same{otherwise}."
             )
 
 

@@ -1,0 +1,350 @@
+"""Models, bounds, estimators and likelihoods of one's own, by the door of those that have names."""
+
+from functools import partial
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import iwae
+from callbacks import Interrupting
+from iwae import bounds
+from iwae.config.schema import RunConfig
+from iwae.errors import InputError, Interrupted
+from iwae.estimators.surrogate import ESTIMATORS, Estimator
+from iwae.models.autoencoder import FromFunctions
+from iwae.models.likelihoods import AbstractLikelihood
+from iwae.plotting import report
+from iwae.storage import run_directory
+from iwae.training import parts
+from refusals import refused
+
+D, H = 64, 3
+
+
+class Factors(eqx.Module):
+    """h ~ N(0, I), x ~ Bernoulli(sigmoid(W h + b)), and a Gaussian proposal linear in x."""
+
+    weight: jax.Array
+    bias: jax.Array
+    encoder: jax.Array
+    scale: float = eqx.field(static=True, default=1.0)
+
+    def _moments(self, x):
+        mu, log_sigma = jnp.split(self.encoder @ x, 2)
+        return mu, log_sigma
+
+    def propose(self, x, k, key):
+        mu, log_sigma = self._moments(x)
+        return mu + jnp.exp(log_sigma) * jax.random.normal(key, (k, H))
+
+    def log_proposal(self, x, h):
+        mu, log_sigma = self._moments(x)
+        return dist.Normal(mu, jnp.exp(log_sigma)).log_prob(h).sum(-1)
+
+    def log_joint(self, x, h):
+        logits = h @ self.weight.T + self.bias
+        prior = dist.Normal(0.0, self.scale).log_prob(h).sum(-1)
+        return prior + dist.Bernoulli(logits=logits).log_prob(x).sum(-1)
+
+
+def factors(d: int = D) -> Factors:
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(0.1 * rng.normal(size=shape), jnp.float32)
+    return Factors(draw(d, H), jnp.zeros(d), draw(2 * H, d))
+
+
+def half(log_w):
+    """Between the ELBO and L_K."""
+    return 0.5 * bounds.elbo(log_w) + 0.5 * bounds.iwae(log_w)
+
+
+def other(log_w):
+    return bounds.iwae(log_w)
+
+
+class Binary(AbstractLikelihood):
+    """Bernoulli, written anew."""
+
+    @property
+    def n_parameters(self):
+        return 1
+
+    def distribution(self, parameters):
+        return dist.Bernoulli(logits=parameters[0])
+
+    def log_prob(self, parameters, x):
+        return self.distribution(parameters).log_prob(x).sum()
+
+    def initial_bias(self, mean, spread):
+        return jnp.zeros((1, len(mean)))
+
+
+class Laplace(AbstractLikelihood):
+    """x_j ~ Laplace(z_j, scale), of a scale that is not learned."""
+
+    scale: float = 0.2
+
+    @property
+    def n_parameters(self):
+        return 1
+
+    def distribution(self, parameters):
+        return dist.Laplace(parameters[0], self.scale)
+
+    def log_prob(self, parameters, x):
+        return self.distribution(parameters).log_prob(x).sum()
+
+    def initial_bias(self, mean, spread):
+        return mean[None]
+
+
+def same(a, b) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+# A model
+
+
+@pytest.fixture(scope="module")
+def own_run(tiny: RunConfig, tmp_path_factory):
+    """A model of one's own, trained into a run directory with an interruption, and its callbacks'
+    epochs."""
+    out = tmp_path_factory.mktemp("own") / "run"
+    with pytest.raises(Interrupted):
+        iwae.train(tiny, model=factors(), out=out, callbacks=[Interrupting(70)])
+    return iwae.train(tiny, model=factors(), out=out, resume=True)
+
+
+def test_an_own_model_is_trained_and_resumed_bit_for_bit(own_run, tiny) -> None:
+    whole = iwae.train(tiny, model=factors())
+    same(whole.model, own_run.model)
+    assert isinstance(own_run.model, Factors)
+    assert np.any(whole.model.weight != factors().weight)
+    rows = run_directory.read_metrics(own_run.path)
+    assert rows[-1]["train_bound"] > rows[0]["train_bound"]
+
+
+def test_an_own_model_is_loaded_from_its_structure(own_run) -> None:
+    shapes = eqx.filter_eval_shape(factors)
+    for skeleton in (factors(), shapes):
+        again = iwae.load(own_run.path, model=skeleton)
+        same(again.model, own_run.model)
+        assert again.own == {"model": "test_own_parts.Factors()"}
+    with refused(
+        f"{own_run.path} was trained with a model of its own, test_own_parts.Factors(), which it "
+        f"cannot hold; give the same by iwae.load(…, model=…)."
+    ):
+        iwae.load(own_run.path)
+    with pytest.raises(InputError, match=r"belongs to another model: \.weight is float32\[64, 3\]"):
+        iwae.load(own_run.path, model=factors(5))
+    wide = Factors(*jax.tree.leaves(factors()), scale=2.0)
+    with pytest.raises(InputError, match=r"not test_own_parts\.Factors\(scale=2\.0\)"):
+        iwae.load(own_run.path, model=wide)
+
+
+def test_an_own_model_is_evaluated_without_what_needs_layers(own_run) -> None:
+    result = iwae.evaluate(own_run, k=64, limit=20)
+    assert result.nll <= -result.elbo
+    assert np.isnan(result.reconstruction)
+    assert (result.kl, result.active_units, result.activity) == ([], None, None)
+    (kept,) = run_directory.read_evaluations(own_run.path).values()
+    assert kept["nll"] == result.nll
+    assert kept["reconstruction"] is None
+    scores = own_run.score(own_run.data().test[:20], k=64)
+    np.testing.assert_allclose(-scores.mean(), result.nll, rtol=1e-5)
+    for asked in (
+        lambda: own_run.sample(3),
+        lambda: own_run.encode(own_run.data().test[:3]),
+        lambda: own_run.reconstruct(own_run.data().test[:3]),
+        lambda: own_run.evaluate(k=2, without_inactive=True),
+    ):
+        with pytest.raises(InputError, match="was trained on a model of its own, a Factors"):
+            asked()
+
+
+def test_a_report_tells_of_an_own_model(own_run, tmp_path: Path) -> None:
+    iwae.evaluate(own_run, k=64, limit=20)
+    page = report.render([own_run.path])
+    assert "test_own_parts.Factors()" in page
+    assert "a model of its own" in page
+
+
+def test_an_own_model_is_saved_as_a_run(own_run, tmp_path: Path) -> None:
+    own_run.save(tmp_path / "copy")
+    again = iwae.load(tmp_path / "copy", model=factors())
+    same(again.model, own_run.model)
+    assert again.run == own_run.run
+
+
+def test_functions_make_a_model(tiny) -> None:
+    start = factors()
+    model = FromFunctions(
+        (start.weight, start.bias, start.encoder),
+        propose=lambda params, x, k, key: Factors(*params).propose(x, k, key),
+        log_joint=lambda params, x, h: Factors(*params).log_joint(x, h),
+        log_proposal=lambda params, x, h: Factors(*params).log_proposal(x, h),
+    )
+    trained = iwae.train(tiny, model=model, epochs=1)
+    same(trained.model.params, jax.tree.leaves(iwae.train(tiny, model=start, epochs=1).model))
+
+
+@pytest.mark.parametrize("how", ["missing", "another", "none before"])
+def test_a_run_is_resumed_by_its_own_model_alone(own_run, tiny_run, tiny, how: str) -> None:
+    if how == "missing":
+        with refused(
+            f"{own_run.path} was trained with a model of its own, test_own_parts.Factors(), which "
+            f"it cannot hold; give the same by model=…, or another out."
+        ):
+            iwae.train(out=own_run.path, resume=True)
+    elif how == "another":
+        more = Factors(jnp.zeros((D, H)), jnp.zeros((1, D)), jnp.zeros((2 * H, D)))
+        with pytest.raises(InputError, match="belongs to another model"):
+            iwae.train(tiny, model=more, out=own_run.path, resume=True)
+    else:
+        with refused(
+            f"{tiny_run.path} was trained with the model that its settings name, not "
+            f"test_own_parts.Factors(); leave model out, or give another out."
+        ):
+            iwae.train(out=tiny_run.path, resume=True, model=factors())
+
+
+def test_what_is_no_model_is_refused(tiny) -> None:
+    with pytest.raises(InputError, match=r"^A int was given as the model, which has"):
+        iwae.train(tiny, model=3)
+    with refused(
+        "latents = (4,) was given with a model of your own, whose shape is its own; leave latents "
+        "out."
+    ):
+        iwae.train(tiny, model=factors(), latents=(4,))
+    nothing = dict.fromkeys(("propose", "log_joint", "log_proposal"), lambda *_: 0)
+    bare = FromFunctions(None, **nothing)
+    with pytest.raises(InputError, match="has no arrays of floating point numbers to train"):
+        iwae.train(tiny, model=bare)
+
+
+# A bound and an estimator
+
+
+def test_an_own_bound_is_that_of_the_same_formula(tiny, tmp_path: Path) -> None:
+    """`ciwae` with β = 1/2, whose settings the run would have named."""
+    named = iwae.train(tiny, objective="ciwae", beta=0.5, epochs=1)
+    own = iwae.train(tiny, bound=half, epochs=1, out=tmp_path / "run")
+    for a, b in zip(jax.tree.leaves(named.model), jax.tree.leaves(own.model), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    by_name = parts.of({"k": 5}, bound="vae", estimator="stl", likelihood="gaussian")[1]
+    assert by_name == {"k": 5, "objective": "vae", "estimator": "stl", "likelihood": "gaussian"}
+
+
+def test_a_run_says_by_which_bound_and_estimator_it_was_trained(tiny, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    of = partial(bounds.vr_iwae, alpha=0.5)
+    pulled = Estimator(path=lambda w: w.c, own_phi=True)
+    trained = iwae.train(tiny, bound=of, estimator=pulled, epochs=1, out=out)
+    own = run_directory.read_own(out)
+    assert own["bound"] == "iwae.bounds.vr_iwae(alpha=0.5)"
+    assert own["estimator"].startswith("iwae.estimators.surrogate.Estimator(path=test_own_parts.")
+    again = iwae.load(out)  # a model of its own is another matter: L_K needs no bound
+    assert again.own == own == trained.own
+    assert parts.label(again.config, own).startswith("iwae.bounds.vr_iwae(alpha=0.5) by iwae.")
+    assert "iwae.bounds.vr_iwae(alpha=0.5)" in report.render([out])
+    assert run_directory.read_config(out).objective.objective == "iwae"
+    with refused(
+        f"{out} was trained with the bound iwae.bounds.vr_iwae(alpha=0.5), not "
+        f"iwae.bounds.vr_iwae(alpha=0.6); give the same, or another out."
+    ):
+        iwae.train(out=out, resume=True, bound=partial(bounds.vr_iwae, alpha=0.6), estimator=pulled)
+    with pytest.raises(InputError, match="with an estimator of its own"):
+        iwae.train(out=out, resume=True, bound=of)
+    longer = iwae.train(out=out, resume=True, bound=of, estimator=pulled, epochs=2)
+    assert longer.passes == 2
+
+
+def test_an_edited_note_of_own_parts_is_seen(tiny, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    iwae.train(tiny, bound=half, epochs=1, out=out)
+    file = out / run_directory.CONFIG
+    file.write_text(file.read_text().replace("test_own_parts.half", "test_own_parts.other"))
+    with pytest.raises(InputError, match="is damaged or was edited"):
+        iwae.load(out)
+
+
+def test_an_estimator_that_has_a_name_is_the_named_one() -> None:
+    own, settings = parts.of({}, estimator=ESTIMATORS["dreg"])
+    assert settings == {"estimator": "dreg"}
+    assert own.names == {}
+
+
+def test_what_is_no_bound_or_estimator_is_refused(tiny) -> None:
+    with refused(
+        "The bound test_own_parts.test_what_is_no_bound_or_estimator_is_refused.<locals>.<lambda> "
+        "makes (2,) of K = 2 log-weights, but it is to make a single number of them; sum or "
+        "average over the first axis."
+    ):
+        iwae.train(tiny, bound=lambda log_w: log_w)
+    with refused(
+        "objective = vae was given with a bound of your own, in whose place it would stand; leave "
+        "one of the two out."
+    ):
+        iwae.train(tiny, bound=half, objective="vae")
+    with pytest.raises(InputError, match=r"^A float was given as the bound"):
+        iwae.train(tiny, bound=0.5)
+    with pytest.raises(InputError, match=r"^A float was given as the estimator"):
+        iwae.train(tiny, estimator=0.5)
+
+
+def test_replicas_share_own_parts(tiny, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    both = iwae.train_replicas(tiny, seeds=2, bound=half, epochs=1, out=out)
+    alone = iwae.train(tiny, seed=1, bound=half, epochs=1)
+    for a, b in zip(*map(jax.tree.leaves, (both[1].model, alone.model)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    with pytest.raises(InputError, match=r"with a bound of its own, test_own_parts\.half"):
+        iwae.train_replicas(seeds=2, out=out, resume=True)
+    with pytest.raises(InputError, match="whose replicas would all start from its parameters"):
+        iwae.train_replicas(tiny, seeds=2, model=factors())
+
+
+# A likelihood
+
+
+def test_an_own_likelihood_of_bits_sees_bits(tiny, tmp_path: Path) -> None:
+    trained = iwae.train(tiny, likelihood=Binary(), epochs=1, out=tmp_path / "run")
+    assert trained.seen.binarization == "dynamic"
+    assert trained.config.model.likelihood == "test_own_parts.Binary()"
+    again = iwae.load(tmp_path / "run", likelihood=Binary())
+    same(again.model, trained.model)
+    assert again.sample(2).shape == (2, 8, 8)
+
+
+def test_an_own_likelihood_of_values_sees_values(tiny, tmp_path: Path) -> None:
+    out, wide = tmp_path / "run", Laplace(0.5)
+    with pytest.raises(Interrupted):
+        iwae.train(tiny, likelihood=wide, out=out, callbacks=[Interrupting(70)])
+    trained = iwae.train(out=out, resume=True, likelihood=wide)
+    assert trained.seen.binarization == "none"
+    same(trained.model, iwae.train(tiny, likelihood=wide).model)
+    for narrow, error in ((None, "with a likelihood of its own"), (Laplace(0.2), "not test_own")):
+        given = {} if narrow is None else {"likelihood": narrow}
+        with pytest.raises(InputError, match=error):
+            iwae.load(out, **given)
+        with pytest.raises(InputError, match=error):
+            iwae.train(out=out, resume=True, **given)
+    with pytest.raises(InputError, match=r"^A int was given as the likelihood"):
+        iwae.train(tiny, likelihood=3)
+    with pytest.raises(InputError, match="which has its own; leave one out"):
+        iwae.train(tiny, model=factors(), likelihood=wide)
+
+
+def test_parts_are_described_on_one_line() -> None:
+    assert parts.described(half) == "test_own_parts.half"
+    assert parts.described(bounds.Pair(half, other)) == "test_own_parts.half / test_own_parts.other"
+    assert parts.described(bounds.Pair(half, half)) == "test_own_parts.half"
+    assert parts.described(partial(bounds.miwae, m=2)) == "iwae.bounds.miwae(m=2)"
+    assert parts.described(Laplace(0.5)) == "test_own_parts.Laplace(scale=0.5)"
+    assert parts.described(factors()) == "test_own_parts.Factors()"
