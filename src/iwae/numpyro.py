@@ -19,9 +19,12 @@ from numpyro.infer.util import get_importance_trace
 from numpyro.primitives import Messenger
 from numpyro.util import check_model_guide_match
 
-from iwae.bounds import Bound, Pair, iwae
+from iwae._utils.checks import check_draws
+from iwae.bounds import BoundFunction, Pair, iwae
 from iwae.errors import InputError
-from iwae.estimators.surrogate import ESTIMATORS, Estimator, Weights, check, named, paired
+from iwae.estimators import rules
+from iwae.estimators.estimators import ESTIMATORS, Estimator, Weights, named
+from iwae.estimators.surrogate import paired
 
 Params = dict[str, Any]
 Trace = dict[str, Any]
@@ -50,18 +53,20 @@ class ImportanceELBO(ELBO):
 
     def __init__(
         self,
-        bound: Bound | Pair = iwae,
+        bound: BoundFunction | Pair = iwae,
         estimator: str | Estimator = "reparam",
         num_particles: int = 2,
     ) -> None:
         super().__init__(num_particles=num_particles)
         self.pair, self.estimator = paired(bound), named(estimator)
-        if self.estimator.dreams:
+        if self.estimator.sleep:
             raise InputError(
                 "The sleep phase needs draws (x, h) from the model, which NumPyro's models do not "
                 "give by themselves; use rws for the wake phase, or dreg."
             )
-        check(self.estimator, self.pair, num_particles, self)
+        check_draws(num_particles)
+        two, draws = self.pair.theta is not self.pair.phi, rules.Capabilities()
+        rules.validate(rules.check(self.estimator, k=num_particles, two=two, draws=draws))
 
     def loss(
         self,

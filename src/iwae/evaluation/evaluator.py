@@ -20,15 +20,13 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from iwae._utils import threefry
 from iwae._utils.checks import check_draws
 from iwae._utils.distributed import computing, gathered, json_from_first
-from iwae.bounds import Bound
+from iwae.bounds import BoundFunction
 from iwae.errors import InputError
-from iwae.models.autoencoder import (
-    Autoencoder,
-    Model,
+from iwae.models.base import (
+    AbstractAutoencoder,
+    ModelLike,
     block_of,
-    check_holds,
     draw_log_weights,
-    holds,
     latents_of,
 )
 from iwae.models.observation import Observer
@@ -54,7 +52,7 @@ Progress = Callable[[int, int], None]
 
 
 def log_likelihood(
-    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, chunk: int = CHUNK
+    model: ModelLike, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, chunk: int = CHUNK
 ) -> Float[Array, ""]:
     """L_K = log (1/K) Σ_i w_i of one example, in nats (Burda et al. Eq. 8).
 
@@ -91,34 +89,30 @@ def repetitions(key: PRNGKeyArray, n: int) -> Key[Array, " n"]:
 
 
 def bound_value(
-    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, bound: Bound, k: int
+    model: ModelLike, x: Float[Array, " d"], key: PRNGKeyArray, *, bound: BoundFunction, k: int
 ) -> Float[Array, ""]:
     """A training bound of one example with K draws, in nats."""
     return bound(draw_log_weights(model, x, k, key))
 
 
 def terms(
-    model: Autoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
+    model: AbstractAutoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
 ) -> Float[Array, " terms"]:
     """E_q[log p(x|h_1)] and E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})] for l = 1 … L, in nats.
 
     The first minus the sum of the others is the ELBO. Of a subclass that draws in a way of its own
-    and says nothing of layers, the others are one, of all layers together. `InputError` if it has
-    a `log_joint` of its own, but not the terms of it.
+    and says nothing of layers, the others are one, of all layers together.
     """
-    check_holds(model, "log_observation", "log_prior_terms")
     h = model.propose(x, k, key)
-    priors = model.log_prior_terms(h)
-    if holds(model, "log_proposal_terms"):
-        proposals = model.log_proposal_terms(x, h)
-    else:
-        proposals, priors = [model.log_proposal(x, h)], [sum(priors[1:], priors[0])]
+    priors, proposals = model.log_prior_terms(h), model.log_proposal_terms(x, h)
+    if len(proposals) == 1:
+        priors = [sum(priors[1:], priors[0])]
     kl = [q - p for q, p in zip(proposals, priors, strict=True)]
     return jnp.mean(jnp.stack([model.log_observation(x, h), *kl]), axis=1)
 
 
 def posterior_means(
-    model: Autoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
+    model: AbstractAutoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
 ) -> list[tuple[Array, Array]]:
     """(E_q[h_l|x], squared standard error of it) for l = 1 … L."""
     layers = range(1, len(model.latents) + 1)
@@ -264,7 +258,7 @@ class Usage:
 
 
 def activity(
-    model: Autoencoder,
+    model: AbstractAutoencoder,
     images: np.ndarray | Array,
     observe: Observer,
     *,
@@ -293,7 +287,7 @@ def activity(
 
 
 def held(
-    model: Autoencoder,
+    model: AbstractAutoencoder,
     x: Float[Array, " d"],
     key: PRNGKeyArray,
     *,
@@ -304,12 +298,9 @@ def held(
 
     h_0 = x; from the same k draws for all units.
     """
-    check_holds(model, "log_observation", "log_prior_terms")
     draws = model.propose(x, k, key)
     latents_of(model, draws)
-
-    def latents(h: Any) -> Any:
-        return h.latents if hasattr(h, "latents") else h
+    latents = model.layers
 
     def lost(layer: int) -> Array:
         below = lambda h: [model.log_observation(x, h), *model.log_prior_terms(h)][layer]
@@ -325,7 +316,7 @@ def held(
 
 
 def usage(
-    model: Autoencoder,
+    model: AbstractAutoencoder,
     images: np.ndarray | Array,
     observe: Observer,
     *,

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae._utils.checks import check_draws
 from iwae.errors import InputError
-from iwae.models.autoencoder import Model, draw
+from iwae.models.base import ModelLike, draw
 
 
 def expectation(
-    model: Model, x: Array, f: Callable[[Any], Array], key: PRNGKeyArray, *, k: int
+    model: ModelLike, x: Array, f: Callable[[Any], Array], key: PRNGKeyArray, *, k: int
 ) -> Array:
     """E[f(h)|x] ≈ Σ_i w̃_i f(h_i) with K draws from q; f takes ONE draw.
 
@@ -29,7 +29,7 @@ def expectation(
     return jnp.tensordot(jax.nn.softmax(log_w), values, axes=1, precision="highest")
 
 
-def resample(model: Model, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -> Any:
+def resample(model: ModelLike, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -> Any:
     """n independent draws h ~ q_EW(h|x), each by importance resampling of K fresh draws from q."""
 
     def one(key: PRNGKeyArray) -> Any:
@@ -41,7 +41,9 @@ def resample(model: Model, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -
     return jax.lax.map(one, jax.random.split(key, n), batch_size=100)
 
 
-def _weighted(model: Model, x: Array, key: PRNGKeyArray, k: int) -> tuple[Any, Float[Array, " k"]]:
+def _weighted(
+    model: ModelLike, x: Array, key: PRNGKeyArray, k: int
+) -> tuple[Any, Float[Array, " k"]]:
     h, log_q = draw(model, x, k, key)
     return h, model.log_joint(x, h) - log_q
 

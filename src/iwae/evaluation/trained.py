@@ -28,11 +28,12 @@ from iwae.evaluation.evaluator import (
     mean_and_error,
     over_examples,
 )
-from iwae.models.autoencoder import Autoencoder, block_of, prune
+from iwae.models.base import AbstractAutoencoder, block_of
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.hierarchical import HierarchicalAutoencoder
 from iwae.models.observation import Observation, prepare
+from iwae.models.pruning import prune
 from iwae.storage import checkpoint, persisted
 from iwae.storage.run_directory import identity, opened, read_model
 
@@ -101,7 +102,7 @@ class TrainedModel:
     """A model, the configuration it was trained with, and what it knows of its data."""
 
     config: RunConfig
-    model: Autoencoder
+    model: AbstractAutoencoder
     seen: Observation
     passes: int
     """Passes over the training split behind the model."""
@@ -301,11 +302,11 @@ class TrainedModel:
         """U_u of every unit on prepared examples."""
         return evaluator.usage(self.model, images, self.seen.observer, seed=seed)
 
-    def without_inactive(self, *, seed: int = 0) -> Autoencoder:
+    def without_inactive(self, *, seed: int = 0) -> AbstractAutoencoder:
         """The model without the units that are inactive on training examples."""
         return self._with_only(lambda _, activity: activity.active, seed)
 
-    def only_used(self, *, seed: int = 0) -> Autoencoder:
+    def only_used(self, *, seed: int = 0) -> AbstractAutoencoder:
         """The model with the units that are used on training examples alone."""
         used = lambda images: self.usage(images[:USAGE_EXAMPLES], seed=seed).used
         return self._with_only(lambda images, _: used(images), seed)
@@ -313,7 +314,7 @@ class TrainedModel:
     @computing()
     def _with_only(
         self, chosen: Callable[[np.ndarray, Activity], tuple[np.ndarray, ...]], seed: int
-    ) -> Autoencoder:
+    ) -> AbstractAutoencoder:
         """The units chosen by training examples and their activity; others are held at averages."""
         if isinstance(self.model, HierarchicalAutoencoder):
             raise InputError(
@@ -432,7 +433,7 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct) or eqx.is_array(leaf)
 
 
-def skeleton(config: RunConfig, seen: Observation) -> Autoencoder:
+def skeleton(config: RunConfig, seen: Observation) -> AbstractAutoencoder:
     """The model that a configuration describes, with shapes and types in the place of arrays."""
     d = int(np.prod(seen.shape))
     return eqx.filter_eval_shape(
@@ -458,10 +459,10 @@ def _mean_of_finite(values: np.ndarray, k: int) -> float:
     return float(values.mean(dtype=np.float64))
 
 
-def _reconstruction(model: Autoencoder, x: Any, key: Any) -> tuple[Any, Any]:
+def _reconstruction(model: AbstractAutoencoder, x: Any, key: Any) -> tuple[Any, Any]:
     return x, model.reconstruct(x, key)
 
 
 @eqx.filter_jit
-def _sample(model: Autoencoder, n: int, key: Any, mean: bool) -> Any:
+def _sample(model: AbstractAutoencoder, n: int, key: Any, mean: bool) -> Any:
     return model.sample(n, key, mean=mean)

@@ -20,7 +20,7 @@ from iwae._utils.files import OF_A_RUN, TEMPORARY, locked, write_atomic
 from iwae.config.io import differences, parse, read_text
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.models.autoencoder import Autoencoder
+from iwae.models.base import AbstractAutoencoder
 from iwae.models.observation import Observation
 from iwae.storage import checkpoint, persisted
 from iwae.storage.checkpoint import Stored
@@ -235,7 +235,9 @@ class RunDirectory:
             return False
         return (header["passes"], header.get("step", step)) == (passes, step)
 
-    def save_model(self, model: Autoencoder, seen: Observation, passes: int, step: int) -> None:
+    def save_model(
+        self, model: AbstractAutoencoder, seen: Observation, passes: int, step: int
+    ) -> None:
         if self.path is not None:
             header = {"seen": asdict(seen), "passes": passes, "step": step}
             write_model(self.path, model, header, self.run)
@@ -468,7 +470,7 @@ def read_model(path: Path) -> tuple[Stored, Observation, int]:
     return stored, header["seen"], header["passes"]
 
 
-def write_model(path: Path, model: Autoencoder, header: dict[str, Any], run: str) -> None:
+def write_model(path: Path, model: AbstractAutoencoder, header: dict[str, Any], run: str) -> None:
     """The model of a run folder, with its header."""
     checkpoint.save(path / MODEL, eqx.filter(model, eqx.is_array), header, run=run)
 

@@ -31,7 +31,7 @@ from iwae.errors import InputError, Interrupted
 from iwae.evaluation import evaluator
 from iwae.evaluation.evaluator import over_examples
 from iwae.evaluation.trained import TrainedModel
-from iwae.models.autoencoder import Autoencoder
+from iwae.models.base import AbstractAutoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.observation import Observation
 from iwae.storage.checkpoint import fitted
@@ -265,10 +265,10 @@ class Run:
     def _kept(self) -> Any:
         return self.state.params if self.state.average is None else self.state.average
 
-    def _current(self) -> Autoencoder:
+    def _current(self) -> AbstractAutoencoder:
         return eqx.combine(self.devices.here(self._kept()), self.static)
 
-    def model(self) -> Autoencoder:
+    def model(self) -> AbstractAutoencoder:
         """The model that the run yields: the best on validation, the average, or the last."""
         if self.best is not None and self.progress.best is not None:
             return eqx.combine(self.devices.here(self.best), self.static)
@@ -414,7 +414,7 @@ def _kind(config: RunConfig) -> RunConfig:
     return override(config, seed=0, learning_rate=1.0)
 
 
-def initial(config: RunConfig, data: Observed, *, anew: bool = False) -> Autoencoder:
+def initial(config: RunConfig, data: Observed, *, anew: bool = False) -> AbstractAutoencoder:
     """The model before the first step: that of `start_from`, if there is one, or built `anew`."""
     model = eqx.filter_jit(build)(
         config.model,
