@@ -4,15 +4,15 @@
 the parameters of a model (θ) and of a guide (φ).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Var
-from jaxtyping import Array
-from numpyro.distributions import Delta
+from jaxtyping import Array, PyTree
+from numpyro.distributions import Delta, Distribution
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import ELBO
 from numpyro.infer.util import get_importance_trace
@@ -26,8 +26,15 @@ from iwae.estimators import rules
 from iwae.estimators.estimators import ESTIMATORS, Estimator, Weights, named
 from iwae.estimators.surrogate import paired
 
-Params = dict[str, Any]
-Trace = dict[str, Any]
+Params = dict[str, PyTree]
+"""Parameters, or draws, by the name of their site."""
+Site = dict[str, Any]
+"""What NumPyro notes of a site."""
+Trace = dict[str, Site]
+Program = Callable[..., object]
+"""A model or a guide."""
+Arguments = tuple[object, ...]
+Keywords = Mapping[str, object]
 
 
 class ImportanceELBO(ELBO):
@@ -72,10 +79,10 @@ class ImportanceELBO(ELBO):
         self,
         rng_key: Array,
         param_map: Params,
-        model: Any,
-        guide: Any,
-        *args: Any,
-        **kwargs: Any,
+        model: Program,
+        guide: Program,
+        *args: object,
+        **kwargs: object,
     ) -> Array:
         """−bound, whose gradient is the estimator's."""
         plate_key, rng_key = jax.random.split(rng_key)
@@ -112,7 +119,14 @@ class ImportanceELBO(ELBO):
 
 
 def _weigh(
-    model: Any, guide: Any, params: Params, args: Any, kwargs: Any, key: Array, *, moving: bool
+    model: Program,
+    guide: Program,
+    params: Params,
+    args: Arguments,
+    kwargs: Keywords,
+    key: Array,
+    *,
+    moving: bool,
 ) -> tuple[Array, Any]:
     """(log w of one draw by entry of the common plates, how many entries one of them stands for).
 
@@ -189,12 +203,18 @@ class _OwnKeys(Messenger):
 
     drawn = False
 
-    def process_message(self, msg: Any) -> None:
+    def process_message(self, msg: Site) -> None:
         self.drawn = self.drawn or msg["type"] == "prng_key"
 
 
 def _draw(
-    guide: Any, params: Params, key: Array, args: Any, kwargs: Any, *, moving: bool
+    guide: Program,
+    params: Params,
+    key: Array,
+    args: Arguments,
+    kwargs: Keywords,
+    *,
+    moving: bool,
 ) -> Params:
     """The guide's draws by site, with the key that `_weigh` gives it.
 
@@ -232,12 +252,12 @@ def _draw(
 
 def _check_masses(
     names: list[str],
-    guide: Any,
+    guide: Program,
     params: Params,
     draws: Params,
     key: Array,
-    args: Any,
-    kwargs: Any,
+    args: Arguments,
+    kwargs: Keywords,
 ) -> None:
     """`InputError` if a parameter reaches the value of a point mass but through the draws."""
 
@@ -259,14 +279,14 @@ def _check_masses(
             )
 
 
-def _parts(distribution: Any) -> Iterator[Any]:
+def _parts(distribution: Distribution | None) -> Iterator[Distribution]:
     """A distribution and those that it is made of, from the outside in."""
     while distribution is not None:
         yield distribution
         distribution = getattr(distribution, "base_dist", None)
 
 
-def _check_path(name: str, site: Any) -> None:
+def _check_path(name: str, site: Site) -> None:
     """`InputError` if a gradient does not pass through what the site draws.
 
     Of a mixture the weights choose a component, through which choice none passes, though NumPyro
@@ -281,7 +301,7 @@ def _check_path(name: str, site: Any) -> None:
             )
 
 
-def _check_density(name: str, site: Any) -> None:
+def _check_density(name: str, site: Site) -> None:
     """`InputError` if the site's density is known where it draws only, as of some flows."""
     try:
         jax.eval_shape(site["fn"].log_prob, site["value"])

@@ -283,6 +283,14 @@ def check_backward(
         )
 
 
+def check_chunk(chunk: int | None) -> Iterator[Objection]:
+    """So many draws are weighed at a time."""
+    if chunk is not None and chunk < 1:
+        yield _alike(
+            f"chunk = {chunk} was given, but at least 1 draw is weighed at a time; give 1 or more."
+        )
+
+
 def check_draws_of(rules: Rules, draws: Capabilities) -> Iterator[Objection]:
     """The estimator means something for such draws."""
     if rules.independent and not draws.independent:

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from iwae._utils.checks import check_draws
 from iwae.bounds import BoundFunction, Pair
-from iwae.errors import InputError
 from iwae.estimators import rules
 from iwae.estimators.estimators import ESTIMATORS as ESTIMATORS
 from iwae.estimators.estimators import Estimator as Estimator
@@ -72,10 +71,7 @@ def surrogate_loss(
     """
     pair, chosen = paired(bound), named(estimator)
     few = _fewer(backward_draws, k)
-    if chunk is not None and chunk < 1:
-        raise InputError(
-            f"chunk = {chunk} was given, but at least 1 draw is weighed at a time; give 1 or more."
-        )
+    rules.validate(rules.check_chunk(chunk))
     check(chosen, pair, k, model, backward_draws=few)
     check_path(chosen, model, x, k, key)
     whole = as_model(model)
