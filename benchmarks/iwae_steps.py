@@ -32,13 +32,15 @@ def new_model(layers: int, images: np.ndarray, latents: int | None = None) -> Au
     With `latents`, one layer of so many units.
     """
     intensity = images[:5000] / np.float32(255)
-    return build(
+    built = build(
         ModelConfig(layers=layers, latents=None if latents is None else (latents,)),
         kind="binary",
         mean=intensity.mean(axis=0),
         spread=intensity.std(axis=0),
         key=gradient_step.stream(SEED, gradient_step.INIT),
     )
+    assert isinstance(built, Autoencoder)
+    return built
 
 
 def parameters(model: Autoencoder) -> list[np.ndarray]:

@@ -279,12 +279,12 @@ def test_what_is_asked_of_a_draw_is_answered_at_its_weights() -> None:
             np.testing.assert_allclose(first, other, rtol=1e-5)
 
 
-def test_dreams_and_samples_come_from_weights_of_their_own() -> None:
+def test_joint_draws_and_samples_come_from_weights_of_their_own() -> None:
     model, key = small(1), jax.random.key(7)
 
     @eqx.filter_jit
     def made(model):
-        x, h = model.dream(6, key)
+        x, h = model.sample_joint(6, key)
         log_w = log_weights(model, x[0], jax.tree.map(lambda a: a[:1], h))
         return x, log_w, model.sample(6, key)
 

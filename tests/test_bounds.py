@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import combinations
 from math import comb, factorial
+from typing import get_args, get_type_hints
 
 import equinox as eqx
 import jax
@@ -12,8 +13,21 @@ import pytest
 from scipy.special import digamma, logsumexp, softmax
 
 from iwae import bounds
-from iwae.bounds import ciwae, curvature, elbo, iwae, jackknife, jvi, miwae, named, vr_iwae
+from iwae.bounds import (
+    as_bound,
+    ciwae,
+    curvature,
+    elbo,
+    iwae,
+    jackknife,
+    jvi,
+    miwae,
+    named,
+    vr_iwae,
+)
+from iwae.config.schema import ObjectiveConfig
 from iwae.errors import InputError
+from iwae.estimators.rules import SETTINGS
 from refusals import refused
 from thinned import thinned
 
@@ -39,7 +53,45 @@ every_bound = pytest.mark.parametrize("bound", SHAPED.values(), ids=SHAPED)
 def test_every_bound_by_name_is_among_those_tested():
     tested = {getattr(b, "func", b) for b in SHAPED.values()}
     assert tested == set(bounds.BOUNDS.values())
-    assert tested == set(bounds.CURVATURES)
+    assert all(bound.closed is not None for bound in tested)
+
+
+def test_bounds_are_those_of_the_rules_and_of_the_command_line():
+    objectives = get_args(get_type_hints(ObjectiveConfig)["objective"])
+    assert {*bounds.BOUNDS, "piwae"} == set(objectives)
+    needed = {name: of.needs for name, of in bounds.BOUNDS.items() if of.needs}
+    assert needed | {"piwae": ("m",)} == {name: (s,) for name, s in SETTINGS.items()}
+
+
+def test_a_bound_knows_its_settings_and_its_curvature():
+    shaped = vr_iwae.with_settings(alpha=0.5)
+    assert (shaped.name, dict(shaped.settings), vr_iwae.needs) == (
+        "vr-iwae",
+        {"alpha": 0.5},
+        ("alpha",),
+    )
+    assert shaped == named("vr-iwae", alpha=0.5).phi == as_bound(partial(vr_iwae, alpha=0.5))
+    assert shaped(LOG_W).tolist() == vr_iwae(LOG_W, alpha=0.5).tolist()
+    one = LOG_W[:, 0, 0]
+    assert shaped.curvature(one).tolist() == curvature(partial(vr_iwae, alpha=0.5), one).tolist()
+    with refused("beta was given, but the bound vr-iwae takes alpha."):
+        vr_iwae.with_settings(beta=0.5)
+    assert "Li & Turner 2016" in vr_iwae.__doc__
+
+
+def test_a_bound_of_ones_own_is_one_short_function():
+    @bounds.bound("lowest")
+    def lowest(log_w):
+        """The logarithm of the smallest weight, softly."""
+        return -jax.nn.logsumexp(-log_w, axis=0)
+
+    exact = softmax(-np.asarray(LOG_W[:, 0, 0], np.float64))
+    got = lowest.curvature(LOG_W[:, 0, 0])
+    np.testing.assert_allclose(got, -exact * (1 - exact), atol=1e-6)
+    assert (lowest.name, lowest.needs, lowest.closed) == ("lowest", (), None)
+    assert as_bound(lowest) is lowest
+    with pytest.raises(InputError, match="The log-weights hold nan"):
+        lowest(jnp.array([0.0, jnp.nan]))
 
 
 # --- exact values -----------------------------------------------------------------------------

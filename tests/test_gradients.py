@@ -16,15 +16,24 @@ from scipy.special import softmax
 from iwae.bounds import BOUNDS, Pair, ciwae, curvature, elbo, iwae, jvi, miwae, vr_iwae
 from iwae.config.schema import ModelConfig, ObjectiveConfig
 from iwae.errors import InputError
-from iwae.estimators import diagnostics
-from iwae.estimators.surrogate import ESTIMATORS, TINY, Weighed, Weights, resampled, surrogate_loss
+from iwae.estimators import diagnostics, rules
+from iwae.estimators.surrogate import (
+    ESTIMATORS,
+    TINY,
+    Estimator,
+    Weighed,
+    Weights,
+    capabilities,
+    resampled,
+    surrogate_loss,
+)
 from iwae.models.autoencoder import (
     Autoencoder,
     FromFunctions,
+    as_model,
     draw_log_weights,
     log_normal,
     log_weights,
-    made_from_noise,
 )
 from iwae.models.build import build
 from linear_gaussian import LinearGaussian, generic_chain, orthogonal_chain, random_model
@@ -587,7 +596,7 @@ def test_draws_made_again_from_their_noise_have_the_gradient_of_the_first(estima
         loss = lambda model: surrogate_loss(model, BITS, key, **given)[0]
         return jax.tree.leaves(eqx.filter_jit(eqx.filter_grad(loss))(model))
 
-    assert hasattr(model, "reparametrize")
+    assert model.made_from_noise
     for again, first in zip(gradient(model), gradient(Bare(model)), strict=True):
         np.testing.assert_allclose(again, first, rtol=1e-4, atol=1e-6)
         assert np.any(first)
@@ -595,6 +604,8 @@ def test_draws_made_again_from_their_noise_have_the_gradient_of_the_first(estima
 
 class Wider(Autoencoder):
     """Proposes with twice the standard deviation."""
+
+    own_proposal = True
 
     def propose(self, x, k, key):
         mu, log_sigma = self.encoder[0](x)
@@ -605,7 +616,10 @@ class Wider(Autoencoder):
         return log_normal(h[0], mu, log_sigma + jnp.log(2))
 
 
-class WiderAtOnce(Wider):
+class WiderAtOnce(Autoencoder):
+    own_proposal = True
+    propose, log_proposal = Wider.propose, Wider.log_proposal
+
     def propose_and_log_prob(self, x, k, key):
         h = self.propose(x, k, key)
         return h, self.log_proposal(x, h)
@@ -625,10 +639,10 @@ def test_a_model_that_proposes_in_its_own_way_is_asked_for_its_draws(kind):
             given = {"bound": iwae, "k": 6, "estimator": estimator, "backward_draws": few}
             _, value = surrogate_loss(wider, BITS, key, **given)
             np.testing.assert_allclose(value, iwae(expected), rtol=1e-5)
-    assert made_from_noise(own)
-    assert made_from_noise(small("both"))
-    assert not made_from_noise(wider)
-    assert not made_from_noise(user_model())
+    assert own.made_from_noise
+    assert small("both").made_from_noise
+    assert not wider.made_from_noise
+    assert not as_model(user_model()).made_from_noise
 
 
 @pytest.mark.slow
@@ -840,7 +854,7 @@ def test_combinations_without_meaning_are_refused():
         loss(bound=Pair(iwae, elbo), k=4, estimator="aisle-kl")
     with refused(
         "Estimator rws-sleep needs draws (x, h) from the model, but it has no method "
-        "dream(k, key); write one, or use rws."
+        "sample_joint(n, key); write one, or use rws."
     ):
         loss(bound=iwae, k=4, estimator="rws-sleep")
     with refused(
@@ -896,7 +910,92 @@ def test_combinations_without_meaning_are_refused():
         diagnostics.moments(model, X[None], key, bound=iwae, k=2, repeats=5)
 
 
+def test_what_is_stated_without_a_subclass_is_believed():
+    """As an attribute of the class or of the object, a field or a property."""
+    model = as_model(user_model())
+    assert (model.block, model.in_blocks, model.samples_joint) == (1, False, False)
+    assert model.independent_draws
+    assert model.density_of_draws
+
+    class Stated(LinearGaussian):
+        block: int = eqx.field(static=True, default=3)
+        density_of_draws = False
+
+        @property
+        def independent_draws(self):
+            return False
+
+        def sample_joint(self, n, key):
+            raise AssertionError
+
+    own = user_model()
+    model = as_model(Stated(own.mu, own.e, own.log_s))
+    assert (model.block, model.in_blocks, model.samples_joint) == (3, True, True)
+    assert not model.independent_draws
+    assert not model.density_of_draws
+    with refused(
+        "float was given for a model, but a model has the methods propose, log_joint and "
+        "log_proposal; write those that are missing."
+    ):
+        as_model(1.0)
+
+
+def test_the_former_name_of_joint_draws_is_taken_with_a_warning():
+    class Dreaming(LinearGaussian):
+        def dream(self, n, key):
+            h = self.mu + jax.random.normal(key, (n, 3))
+            return h + jax.random.normal(jax.random.fold_in(key, 1), (n, 3)), h
+
+    class Sampling(LinearGaussian):
+        sample_joint = Dreaming.dream
+
+    own = user_model()
+    given = {"bound": iwae, "k": 4, "estimator": "rws-sleep"}
+    loss = lambda kind: surrogate_loss(
+        kind(own.mu, own.e, own.log_s), X, jax.random.key(0), **given
+    )
+    with pytest.warns(DeprecationWarning, match="dream is sample_joint now"):
+        former = loss(Dreaming)
+    assert former == loss(Sampling)
+    with pytest.warns(DeprecationWarning, match="dream is sample_joint now"):
+        x, _ = small("none").dream(2, jax.random.key(0))
+    assert x.tolist() == small("none").sample_joint(2, jax.random.key(0))[0].tolist()
+
+
+def test_an_estimator_of_ones_own_is_one_line():
+    """Half the score of `reparam`: halfway between `reparam` and `stl`."""
+    halfway = Estimator(path=lambda w: w.c, score=lambda w: -w.c / 2, name="halfway")
+    grads = {
+        name: gradients(user_model(), X, jax.random.key(2), 5, (iwae,), of)[0][1]
+        for name, of in {"halfway": halfway, "reparam": "reparam", "stl": "stl"}.items()
+    }
+    for got, a, b in zip(*(jax.tree.leaves(g) for g in grads.values()), strict=True):
+        np.testing.assert_allclose(got, (a + b) / 2, rtol=1e-5, atol=1e-6)
+    with refused(
+        "Estimator halfway drops the score of the density in the weights, but this model's draws "
+        "have another; give reparam, or uniform weights of the heads."
+    ):
+        rules.validate(rules.check_draws_of(halfway, rules.Capabilities(own_density=False)))
+
+
+def test_every_proposal_of_the_command_line_is_its_model_s():
+    """What the rules say of a configuration's draws, the model that is built of it states."""
+    for proposal in get_args(get_type_hints(ModelConfig)["proposal"]):
+        for weights in get_args(get_type_hints(ModelConfig)["proposal_weights"]):
+            if proposal == "independent" and weights != "uniform":
+                continue
+            config = ModelConfig(
+                1, ((4,),), (3,), "bernoulli", proposal=proposal, proposal_weights=weights
+            )
+            given = {"kind": "binary", "mean": np.full(5, 0.4), "spread": np.ones(5), "k": 2}
+            model = build(config, **given, key=jax.random.key(0))
+            assert capabilities(model) == rules.capabilities(proposal, weights)
+
+
 def test_the_names_of_the_command_line_are_those_of_the_library():
     hints = get_type_hints(ObjectiveConfig)
-    assert set(get_args(hints["estimator"])) == set(ESTIMATORS)
+    assert [*get_args(hints["estimator"])] == [*rules.RULES] == [*ESTIMATORS]
     assert set(get_args(hints["objective"])) == set(BOUNDS) | {"piwae"}
+    for name, estimator in ESTIMATORS.items():
+        stated = {f.name: getattr(rules.RULES[name], f.name) for f in fields(rules.Rules)}
+        assert stated == {f: getattr(estimator, f) for f in stated}

@@ -34,6 +34,10 @@ ORDER = (
 )
 """From the ground up; a package imports from those before it, and from itself."""
 
+ASKED_BY_ALL = "estimators.rules"
+"""States rules, imports nothing of the house but `errors` and `_utils`, and so may be asked from
+anywhere."""
+
 
 def _name(path: Path) -> str:
     """The dotted name of a module within the package, a package's own without `__init__`."""
@@ -64,9 +68,23 @@ def test_every_package_has_its_place() -> None:
 def test_imports_go_one_way(package: str) -> None:
     for name, path in MODULES.items():
         if name.split(".")[0] == package:
-            imported = {other.split(".")[0] for other in _imported(path)}
+            imported = {other.split(".")[0] for other in _imported(path) - {ASKED_BY_ALL}}
             above = {n for n in imported if ORDER.index(n) > ORDER.index(package)}
             assert not above, f"{name} imports from above: {sorted(above)}"
+
+
+def test_what_is_asked_from_anywhere_stands_on_the_ground() -> None:
+    """And its package is run with it, without what else is in there."""
+    imported = {name.split(".")[0] for name in _imported(MODULES[ASKED_BY_ALL])}
+    assert imported <= {"errors", "_utils"}
+    code = (
+        f"import sys, iwae.config, iwae.{ASKED_BY_ALL}; "
+        "loaded = {n for n in sys.modules if n.split('.')[0] in ('jax', 'equinox')}; "
+        "loaded |= {n for n in sys.modules if n.startswith(('iwae.bounds', 'iwae.models'))}; "
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -1,4 +1,4 @@
-"""Subclasses with another posterior or another density: nothing of the base class passes for it."""
+"""Subclasses with a part of their own state it: nothing of the base class passes for it."""
 
 from dataclasses import fields
 
@@ -14,17 +14,13 @@ from iwae.errors import InputError
 from iwae.estimators import diagnostics
 from iwae.estimators.surrogate import surrogate_loss
 from iwae.evaluation.elbo import posterior_means, terms
-from iwae.evaluation.units import ablated, activity
-from iwae.models.autoencoder import (
-    Autoencoder,
-    draw_log_weights,
-    holds,
-    log_standard_normal,
-    prune,
-)
+from iwae.evaluation.units import activity
+from iwae.models import AbstractAutoencoder, Autoencoder, Model, draw_log_weights, prune
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import build
+from iwae.models.hierarchical import HierarchicalAutoencoder
 from iwae.models.networks import Linear
+from iwae.models.normal import log_standard_normal
 from iwae.models.observation import Observer
 from refusals import refused
 
@@ -44,15 +40,10 @@ def flowed(h):
     return h + 0.5 * h**3, jnp.sum(jnp.log1p(1.5 * h**2), axis=-1)
 
 
-class Wide(Autoencoder):
-    """Of noise that is no standard normal variable, whose density the base does not know."""
-
-    def noise(self, k, key):
-        return tuple(2 * epsilon for epsilon in super().noise(k, key))
-
-
 class Flow(Autoencoder):
     """The base Gaussian's draws through a map; their density is that of the draw before it."""
+
+    own_proposal = True
 
     def propose(self, x, k, key):
         (h,), _ = self.reparametrize(x, self.noise(k, key))
@@ -62,27 +53,22 @@ class Flow(Autoencoder):
         before = jnp.zeros_like(h[0])
         for _ in range(40):
             before -= (before + 0.5 * before**3 - h[0]) / (1 + 1.5 * before**2)
-        base = Autoencoder(**{f.name: getattr(self, f.name) for f in fields(self)})
-        return base.log_proposal(x, (before,)) - flowed(before)[1]
+        return self.recognition.log_prob(x, (before,)) - flowed(before)[1]
 
 
 class DeepFlow(Autoencoder):
+    own_proposal = True
+
     def propose_and_log_prob(self, x, k, key):
         (first, top), log_q = self.reparametrize(x, self.noise(k, key))
         top, more = flowed(top)
         return (first, top), log_q - more
 
+    def propose(self, x, k, key):
+        return self.propose_and_log_prob(x, k, key)[0]
+
     def log_proposal(self, x, h):
-        raise AssertionError
-
-
-class ByNoise(Autoencoder):
-    """All of the draw is in `reparametrize`, as the base class asks for it."""
-
-    def reparametrize(self, x, epsilon):
-        (h,), log_q = super().reparametrize(x, epsilon)
-        h, more = flowed(h)
-        return (h,), log_q - more
+        return self.propose_and_log_prob(x, len(h[0]), KEY)[1]  # of these very draws
 
 
 def moved(kind, layers=1):
@@ -92,7 +78,7 @@ def moved(kind, layers=1):
     return eqx.tree_at(top, model, jnp.full(3 if layers == 1 else 2, 0.7))
 
 
-@pytest.mark.parametrize(("kind", "layers"), [(Flow, 1), (ByNoise, 1), (DeepFlow, 2)])
+@pytest.mark.parametrize(("kind", "layers"), [(Flow, 1), (DeepFlow, 2)])
 def test_posterior_means_are_those_of_the_draws(kind, layers):
     model = moved(kind, layers)
     draws = np.asarray(model.propose(BITS, 200_000, jax.random.key(1))[-1], np.float64)
@@ -123,15 +109,7 @@ def test_codes_of_the_same_posterior_in_another_way_are_active_alike():
 
 @pytest.mark.parametrize("kind", [Flow, DeepFlow])
 def test_terms_add_up_to_the_elbo_of_the_same_draws(kind):
-    layers = 2 if kind is DeepFlow else 1
-
-    class Evaluated(kind):
-        def log_proposal(self, x, h):
-            if kind is Flow:
-                return super().log_proposal(x, h)
-            return self.propose_and_log_prob(x, len(h[0]), KEY)[1]  # of these very draws
-
-    model = moved(Evaluated, layers)
+    model = moved(kind, 2 if kind is DeepFlow else 1)
     got = terms(model, BITS, KEY, k=500)
     assert got.shape == (2,)
     expected = elbo(draw_log_weights(model, BITS, 500, KEY))
@@ -146,43 +124,126 @@ def test_reconstructions_start_from_the_draws():
 
 def test_units_cannot_be_taken_out_of_another_posterior():
     with refused(
-        "Flow inherits pruned from Autoencoder, but draws or weighs in a way of its own, of "
-        "which it need not be true; write one, or state that it holds by `pruned = "
-        "Autoencoder.pruned`."
+        "Flow states own_proposal = True, of which Autoencoder.pruned knows nothing; write pruned "
+        "in it."
     ):
         prune(moved(Flow), (jnp.array([True, True, False]),), (jnp.zeros(3),))
 
 
-def test_the_density_of_other_draws_is_refused():
-    """It would be the base Gaussian's, of draws that are not from it."""
+def stated(part, *methods, base=Autoencoder, **more):
+    """A subclass that writes these methods, and states a part (or none) to be its own."""
+    body = dict.fromkeys(methods, lambda self, *given: None) | ({part: True} if part else {})
+    return type("Own", (base,), body | more)
 
-    class OtherDraws(Autoencoder):
+
+@pytest.mark.parametrize(
+    ("part", "methods", "sentence"),
+    [
+        (
+            None,
+            ("propose", "log_proposal"),
+            "Own writes propose, but does not say that this part is its own; state own_proposal = "
+            "True in it, and write propose and log_proposal.",
+        ),
+        (
+            "own_proposal",
+            ("propose",),
+            "Own states own_proposal = True, but does not write log_proposal; write propose and "
+            "log_proposal, or say that the inherited one holds by `log_proposal = "
+            "Autoencoder.log_proposal`.",
+        ),
+        (
+            "own_proposal",
+            ("propose", "log_proposal", "log_prior_terms"),
+            "Own writes log_prior_terms, but does not say that this part is its own; state "
+            "own_prior = True in it, and write log_prior_terms.",
+        ),
+        (
+            "own_observation",
+            ("draw",),
+            "Own states own_observation = True, but does not write log_observation; write "
+            "log_observation, or say that the inherited one holds by `log_observation = "
+            "Autoencoder.log_observation`.",
+        ),
+        (
+            None,
+            ("reparametrize",),
+            "Own writes reparametrize, but cannot; write propose and log_proposal instead.",
+        ),
+        (
+            None,
+            ("noise",),
+            "Own writes noise, but cannot; write propose and log_proposal instead.",
+        ),
+        (
+            "own_prior",
+            ("log_prior_terms", "log_joint"),
+            "Own writes log_joint, but cannot; write log_prior_terms or log_observation instead.",
+        ),
+        (None, ("dream",), "Own writes dream, but cannot; write sample_joint instead."),
+    ],
+)
+def test_a_part_that_is_replaced_in_silence_is_refused_as_the_class_is_made(
+    part, methods, sentence
+):
+    """Its numbers would be those of the part of the base class, of draws that are not from it."""
+    with refused(sentence):
+        stated(part, *methods)
+
+
+def test_a_part_that_comes_from_another_class_is_seen():
+    class Shift:
         def propose(self, x, k, key):
             return (flowed(super().propose(x, k, key)[0])[0],)
 
-    sentence = (
-        "inherits log_proposal from Autoencoder, but draws or weighs in a way of its own, of which "
-        "it need not be true; write one, or state that it holds by `log_proposal = "
-        "Autoencoder.log_proposal`."
-    )
-    with refused(f"OtherDraws {sentence}"):
-        draw_log_weights(built(OtherDraws), BITS, 3, KEY)
-    with refused(f"ByNoise {sentence}"):
-        surrogate_loss(built(ByNoise), BITS, KEY, bound=iwae, k=3, estimator="dreg")
-    assert np.isfinite(draw_log_weights(built(ByNoise), BITS, 3, KEY)).all()
+    with pytest.raises(InputError, match="Own writes propose, but does not say"):
+        type("Own", (Shift, Autoencoder), {})
+    with refused(
+        "Own is a subclass of Flow, but a subclass of Autoencoder is the last of its line; make it "
+        "a subclass of Autoencoder itself."
+    ):
+        stated(None, "propose", base=Flow)
 
+
+@pytest.mark.parametrize("base", [UncertainAutoencoder, HierarchicalAutoencoder])
+def test_compositions_are_final(base):
+    with refused(
+        f"Own is a subclass of {base.__name__}, which is final; write a subclass of "
+        f"iwae.models.Model that holds one in a field."
+    ):
+        stated(None, base=base)
+
+
+def test_a_subclass_without_a_part_of_its_own_is_the_autoencoder():
+    class Named(Autoencoder):
+        name: str = eqx.field(static=True, default="")
+
+        def title(self):
+            return f"model {self.name}"
+
+    model, base = built(Named, name="a"), built()
+    assert model.title() == "model a"
+    assert model.made_from_noise
+    given = {"bound": iwae, "k": 3, "backward_draws": 2}
+    assert surrogate_loss(model, BITS, KEY, **given) == surrogate_loss(base, BITS, KEY, **given)
+    prune(model, (jnp.array([True, True, False]),), (jnp.zeros(3),))
+
+
+def test_an_inherited_method_is_stated_to_hold():
     class Antithetic(Autoencoder):
         """Pairs that mirror each other: the density of each is what it was."""
 
+        own_proposal = True
         independent_draws = False
         log_proposal = Autoencoder.log_proposal
-        log_proposal_terms = Autoencoder.log_proposal_terms
-        posterior_mean = Autoencoder.posterior_mean
 
         def propose(self, x, k, key):
             mu, log_sigma = self.encoder[0](x)
             (e,) = self.noise(k // 2, key)
             return (mu + jnp.exp(log_sigma) * jnp.concatenate([e, -e]),)
+
+        def posterior_mean(self, x, layer, k, key):
+            return self.recognition.mean(x, layer, k, key)
 
     model, base = built(Antithetic), built()
     np.testing.assert_array_equal(
@@ -190,99 +251,97 @@ def test_the_density_of_other_draws_is_refused():
     )
     h = model.propose(BITS, 4, KEY)
     np.testing.assert_array_equal(model.log_proposal(BITS, h), base.log_proposal(BITS, h))
+    log_w = draw_log_weights(model, BITS, 4, KEY)
+    np.testing.assert_allclose(log_w, model.log_joint(BITS, h) - base.log_proposal(BITS, h))
+    with pytest.raises(InputError, match="Estimator dreg needs independent draws"):
+        surrogate_loss(model, BITS, KEY, bound=iwae, k=4, estimator="dreg")
 
 
 class OtherPrior(Autoencoder):
+    own_prior = True
+
     def log_prior_terms(self, h):
         return [log_standard_normal(h[0] - 5.0)]
 
 
 class OtherObservation(Autoencoder):
+    own_observation = True
+
     def log_observation(self, x, h):
         return -jnp.sum((x - 0.3) ** 2) * jnp.ones(len(h[0]))
 
 
-class OtherJoint(Autoencoder):
-    def log_joint(self, x, h):
-        return self.log_observation(x, h) + log_standard_normal(h[0] - 5.0)
-
-
 @pytest.mark.parametrize(
-    ("kind", "method", "use"),
+    ("kind", "part", "method", "use"),
     [
-        (OtherPrior, "prior", lambda m: m.prior(2, KEY)),
-        (OtherPrior, "prior", lambda m: m.sample(2, KEY)),
-        (OtherPrior, "prior", lambda m: m.dream(2, KEY)),
+        (OtherPrior, "own_prior", "prior", lambda m: m.prior(2, KEY)),
+        (OtherPrior, "own_prior", "prior", lambda m: m.sample(2, KEY)),
+        (OtherPrior, "own_prior", "prior", lambda m: m.sample_joint(2, KEY)),
         (
             OtherPrior,
+            "own_prior",
             "prior",
             lambda m: surrogate_loss(m, BITS, KEY, bound=iwae, k=2, estimator="rws-sleep"),
         ),
-        (OtherObservation, "expected", lambda m: m.reconstruct(BITS, KEY)),
-        (OtherObservation, "expected", lambda m: m.sample(2, KEY)),
-        (OtherObservation, "draw", lambda m: m.sample(2, KEY, mean=False)),
-        (OtherJoint, "prior", lambda m: m.sample(2, KEY)),
-        (OtherJoint, "log_observation", lambda m: terms(m, BITS, KEY, k=3)),
-        (
-            OtherJoint,
-            "log_observation",
-            lambda m: ablated(m, BITS, KEY, averages=(jnp.zeros(3),), k=3),
-        ),
-        (Flow, "log_proposal_terms", lambda m: m.log_proposal_terms(BITS, (jnp.zeros((2, 3)),))),
+        (OtherPrior, "own_prior", "pruned", lambda m: prune(m, (jnp.ones(3, bool),), (BITS,))),
+        (OtherObservation, "own_observation", "expected", lambda m: m.reconstruct(BITS, KEY)),
+        (OtherObservation, "own_observation", "expected", lambda m: m.sample(2, KEY)),
+        (OtherObservation, "own_observation", "draw", lambda m: m.sample(2, KEY, mean=False)),
     ],
 )
-def test_what_a_model_does_not_say_is_refused(kind, method, use):
+def test_what_a_model_does_not_say_is_refused(kind, part, method, use):
     with refused(
-        f"{kind.__name__} inherits {method} from Autoencoder, but draws or weighs in a way of its "
-        f"own, of which it need not be true; write one, or state that it holds by `{method} = "
-        f"Autoencoder.{method}`."
+        f"{kind.__name__} states {part} = True, of which Autoencoder.{method} knows nothing; write "
+        f"{method} in it."
     ):
         use(built(kind))
     assert np.isfinite(surrogate_loss(built(kind), BITS, KEY, bound=iwae, k=3)[0])
 
 
-def test_the_density_of_other_noise_is_not_that_of_normal_variables():
-    with pytest.raises(InputError, match="Wide inherits reparametrize from Autoencoder"):
-        draw_log_weights(built(Wide), BITS, 3, KEY)
+def test_another_prior_is_in_every_density():
+    model, base = built(OtherPrior), built()
+    h = base.propose(BITS, 3, KEY)
+    more = log_standard_normal(h[0] - 5.0) - log_standard_normal(h[0])
+    np.testing.assert_allclose(model.log_joint(BITS, h), base.log_joint(BITS, h) + more, rtol=1e-6)
+    got, plain = (terms(m, BITS, KEY, k=3) for m in (model, base))
+    shift = jnp.mean(more)
+    np.testing.assert_allclose(got[1], plain[1] - shift, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_uncertain_subclasses_are_not_taken_for_their_base():
-    """`at`, by which the base class draws, knows nothing of a subclass."""
+class Doubled(Model):
+    """A model of one's own around another: of the double of its latents."""
 
-    class Shifted(UncertainAutoencoder):
-        def log_prior_terms(self, h):
-            return [term - 1.0 for term in super().log_prior_terms(h)]
+    inner: AbstractAutoencoder
 
-        def log_joint(self, x, h):
-            return super().log_joint(x, h) - 1.0
+    def propose(self, x, k, key):
+        return tuple(2 * h for h in self.inner.propose(x, k, key))
 
-        def reparametrize(self, x, epsilon):
-            draws, log_q = super().reparametrize(x, epsilon)
-            return replace_latents(draws, 2.0), log_q - 3 * jnp.log(2.0)
+    def log_joint(self, x, h):
+        return self.inner.log_joint(x, tuple(v / 2 for v in h)) - 3 * jnp.log(2.0)
 
-    def replace_latents(draws, by):
-        return draws._replace(latents=tuple(by * h for h in draws.latents))
+    def log_proposal(self, x, h):
+        return self.inner.log_proposal(x, tuple(v / 2 for v in h)) - 3 * jnp.log(2.0)
 
-    model = built(Shifted, uncertain="both")
-    for use in (
-        lambda: model.sample(2, KEY),
-        lambda: model.dream(2, KEY),
-        lambda: model.reconstruct(BITS, KEY),
-        lambda: model.at_the_mean(),
-        lambda: model.pruned((jnp.ones(3, bool),), (jnp.zeros(3),)),
-        lambda: model.prior(2, KEY),
-    ):
-        with pytest.raises(ValueError, match="in a way of its own, of which it need not be true"):
-            use()
-    mean, _ = model.posterior_mean(BITS, 1, 50_000, KEY)
-    np.testing.assert_allclose(mean, model.propose(BITS, 50_000, KEY).latents[0].mean(0), atol=1e-3)
+
+def test_a_model_of_ones_own_holds_another():
+    model = Doubled(built())
+    expected = draw_log_weights(model.inner, BITS, 4, KEY)
+    np.testing.assert_allclose(draw_log_weights(model, BITS, 4, KEY), expected, rtol=1e-5)
+    with pytest.raises(InputError, match="it has no method sample_joint"):
+        surrogate_loss(model, BITS, KEY, bound=iwae, k=2, estimator="rws-sleep")
+    with refused("Doubled does not say how to draw noise; give it a method noise."):
+        model.noise(2, KEY)
+    with pytest.raises(TypeError, match="abstract"):
+        Model()
 
 
 def test_draws_of_another_form_have_no_layers():
-    class Flat(Flow):
+    class Flat(Autoencoder):
+        own_proposal = True
+        log_proposal = Autoencoder.log_proposal
+
         def propose(self, x, k, key):
-            return super().propose(x, k, key)[0]
+            return self.reparametrize(x, self.noise(k, key))[0][0]
 
     with refused(
         "The draws of Flat are not (h_1, …, h_L) of (3,) units, so its layers cannot be told "
@@ -303,15 +362,18 @@ def test_recognition_parameters_beyond_the_encoder_are_asked_for():
 def test_the_models_of_the_package_say_all_that_they_are_asked():
     config = ModelConfig(1, ((4,),), (3,), "bernoulli", proposal="hierarchical")
     given = {"kind": "binary", "mean": np.full(5, 0.4), "spread": np.ones(5), "key": KEY}
-    each = ("log_proposal", "log_proposal_terms", "posterior_mean", "reconstruct")
-    each += ("log_observation", "log_prior_terms", "sample", "dream")
-    own = ("prior", "draw", "expected")
-    for model, methods in (
-        (built(layers=2), (*each, *own, "pruned")),
-        (built(UncertainAutoencoder, uncertain="both"), (*each, "pruned", "at_the_mean")),
-        (build(config, **given, k=2), (*each[:6], *own)),
+    uncertain = UncertainAutoencoder.around(built(), which="both", sigma=0.1)
+    for model in (built(layers=2), uncertain, build(config, **given, k=2)):
+        assert model.samples_joint
+        assert model.sample(2, KEY).shape == model.sample_joint(2, KEY)[0].shape == (2, 5)
+        assert model.reconstruct(BITS, KEY).shape == (5,)
+        assert model.posterior_mean(BITS, 1, 4, KEY)[0].shape == (3,)
+        assert terms(model, BITS, KEY, k=2).shape == (len(model.latents) + 1,)
+    with refused(
+        "HierarchicalAutoencoder does not say how to take units out; give it a method pruned."
     ):
-        for method in methods:
-            assert holds(model, method), (type(model), method)
-    model = build(config, **given, k=2)
-    assert model.sample(2, KEY).shape == model.dream(2, KEY)[0].shape == (2, 5)
+        prune(build(config, **given, k=2), (jnp.ones(3, bool),), (jnp.zeros(3),))
+    with refused(
+        "UncertainAutoencoder does not say how to draw from its prior; give it a method prior."
+    ):
+        uncertain.prior(2, KEY)

@@ -88,7 +88,7 @@ def log_w(theta, m, log_s):
 
 
 def by_table(of_theta, of_phi):
-    """{estimator: mean of (∂θ, ∂m, ∂log s)}, by the table of `iwae.estimators.surrogate`."""
+    """{estimator: mean of (∂θ, ∂m, ∂log s)}, by the table of `iwae.estimators.estimators`."""
     x, s = log_w(THETA, M, LOG_S), np.exp(LOG_S)
     z, share = M + s * EPS, softmax(x, axis=1)
     (_, c, _), (_, c_phi, h) = of_theta(x), of_phi(x)
@@ -135,7 +135,7 @@ MODEL = FromFunctions(
 def test_every_estimator_has_its_exact_mean(name):
     bound, of_theta, of_phi = BOUNDS[name]
     paired = isinstance(bound, Pair) and bound.theta is not bound.phi
-    usable = [n for n, e in ESTIMATORS.items() if not e.dreams and not (paired and e.own_phi)]
+    usable = [n for n, e in ESTIMATORS.items() if not e.sleep and not (paired and e.own_phi)]
     expected = by_table(of_theta, of_phi)
     given = np.concatenate([np.full((len(EPS), 1), X), EPS], axis=1).astype(np.float32)
 

@@ -4,27 +4,37 @@
 the parameters of a model (θ) and of a guide (φ).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Var
-from jaxtyping import Array
-from numpyro.distributions import Delta
+from jaxtyping import Array, PyTree
+from numpyro.distributions import Delta, Distribution
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import ELBO
 from numpyro.infer.util import get_importance_trace
 from numpyro.primitives import Messenger
 from numpyro.util import check_model_guide_match
 
-from iwae.bounds import Bound, Pair, iwae
+from iwae._utils.checks import check_draws
+from iwae.bounds import BoundFunction, Pair, iwae
 from iwae.errors import InputError
-from iwae.estimators.surrogate import ESTIMATORS, Estimator, Weights, check, named, paired
+from iwae.estimators import rules
+from iwae.estimators.estimators import ESTIMATORS, Estimator, Weights, named
+from iwae.estimators.surrogate import paired
 
-Params = dict[str, Any]
-Trace = dict[str, Any]
+Params = dict[str, PyTree]
+"""Parameters, or draws, by the name of their site."""
+Site = dict[str, Any]
+"""What NumPyro notes of a site."""
+Trace = dict[str, Site]
+Program = Callable[..., object]
+"""A model or a guide."""
+Arguments = tuple[object, ...]
+Keywords = Mapping[str, object]
 
 
 class ImportanceELBO(ELBO):
@@ -50,27 +60,29 @@ class ImportanceELBO(ELBO):
 
     def __init__(
         self,
-        bound: Bound | Pair = iwae,
+        bound: BoundFunction | Pair = iwae,
         estimator: str | Estimator = "reparam",
         num_particles: int = 2,
     ) -> None:
         super().__init__(num_particles=num_particles)
         self.pair, self.estimator = paired(bound), named(estimator)
-        if self.estimator.dreams:
+        if self.estimator.sleep:
             raise InputError(
                 "The sleep phase needs draws (x, h) from the model, which NumPyro's models do not "
                 "give by themselves; use rws for the wake phase, or dreg."
             )
-        check(self.estimator, self.pair, num_particles, self)
+        check_draws(num_particles)
+        two, draws = self.pair.theta is not self.pair.phi, rules.Capabilities()
+        rules.validate(rules.check(self.estimator, k=num_particles, two=two, draws=draws))
 
     def loss(
         self,
         rng_key: Array,
         param_map: Params,
-        model: Any,
-        guide: Any,
-        *args: Any,
-        **kwargs: Any,
+        model: Program,
+        guide: Program,
+        *args: object,
+        **kwargs: object,
     ) -> Array:
         """−bound, whose gradient is the estimator's."""
         plate_key, rng_key = jax.random.split(rng_key)
@@ -107,7 +119,14 @@ class ImportanceELBO(ELBO):
 
 
 def _weigh(
-    model: Any, guide: Any, params: Params, args: Any, kwargs: Any, key: Array, *, moving: bool
+    model: Program,
+    guide: Program,
+    params: Params,
+    args: Arguments,
+    kwargs: Keywords,
+    key: Array,
+    *,
+    moving: bool,
 ) -> tuple[Array, Any]:
     """(log w of one draw by entry of the common plates, how many entries one of them stands for).
 
@@ -184,12 +203,18 @@ class _OwnKeys(Messenger):
 
     drawn = False
 
-    def process_message(self, msg: Any) -> None:
+    def process_message(self, msg: Site) -> None:
         self.drawn = self.drawn or msg["type"] == "prng_key"
 
 
 def _draw(
-    guide: Any, params: Params, key: Array, args: Any, kwargs: Any, *, moving: bool
+    guide: Program,
+    params: Params,
+    key: Array,
+    args: Arguments,
+    kwargs: Keywords,
+    *,
+    moving: bool,
 ) -> Params:
     """The guide's draws by site, with the key that `_weigh` gives it.
 
@@ -227,12 +252,12 @@ def _draw(
 
 def _check_masses(
     names: list[str],
-    guide: Any,
+    guide: Program,
     params: Params,
     draws: Params,
     key: Array,
-    args: Any,
-    kwargs: Any,
+    args: Arguments,
+    kwargs: Keywords,
 ) -> None:
     """`InputError` if a parameter reaches the value of a point mass but through the draws."""
 
@@ -254,14 +279,14 @@ def _check_masses(
             )
 
 
-def _parts(distribution: Any) -> Iterator[Any]:
+def _parts(distribution: Distribution | None) -> Iterator[Distribution]:
     """A distribution and those that it is made of, from the outside in."""
     while distribution is not None:
         yield distribution
         distribution = getattr(distribution, "base_dist", None)
 
 
-def _check_path(name: str, site: Any) -> None:
+def _check_path(name: str, site: Site) -> None:
     """`InputError` if a gradient does not pass through what the site draws.
 
     Of a mixture the weights choose a component, through which choice none passes, though NumPyro
@@ -276,7 +301,7 @@ def _check_path(name: str, site: Any) -> None:
             )
 
 
-def _check_density(name: str, site: Any) -> None:
+def _check_density(name: str, site: Site) -> None:
     """`InputError` if the site's density is known where it draws only, as of some flows."""
     try:
         jax.eval_shape(site["fn"].log_prob, site["value"])

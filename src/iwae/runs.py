@@ -21,7 +21,7 @@ from iwae._utils.checks import check_seed
 from iwae._utils.distributed import Devices, computing, is_first, json_from_first, processes_agree
 from iwae._utils.files import as_argument
 from iwae._utils.programs import keep_programs
-from iwae.bounds import Bound, Pair
+from iwae.bounds import BoundFunction, Pair
 from iwae.config.io import differences, override, parse
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
@@ -30,7 +30,7 @@ from iwae.errors import InputError, unusable
 from iwae.estimators.surrogate import Estimator
 from iwae.evaluation.examples import Progress, mean_and_error
 from iwae.evaluation.trained import Evaluation, TrainedModel, skeleton
-from iwae.models.autoencoder import Autoencoder, Model
+from iwae.models.base import AbstractAutoencoder, ModelLike
 from iwae.models.build import as_kept
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.observation import Observation, observation, prepare
@@ -84,8 +84,8 @@ def train(
     callbacks: Iterable[Callback] = (),
     progress: bool | None = None,
     devices: int = 1,
-    model: Model | None = None,
-    bound: str | Bound | Pair | None = None,
+    model: ModelLike | None = None,
+    bound: str | BoundFunction | Pair | None = None,
     estimator: str | Estimator | None = None,
     likelihood: str | AbstractLikelihood | None = None,
     watch: Callback | Watcher | None = None,
@@ -239,7 +239,7 @@ def train_replicas(
     resume: bool = False,
     data_dir: str | Path | None = None,
     callbacks: Callable[[int], Iterable[Callback]] | None = None,
-    bound: str | Bound | Pair | None = None,
+    bound: str | BoundFunction | Pair | None = None,
     estimator: str | Estimator | None = None,
     likelihood: str | AbstractLikelihood | None = None,
     watch: Callable[[int], Callback | Watcher] | None = None,
@@ -536,7 +536,7 @@ def made_with(trained: TrainedModel) -> list[str]:
 def load(
     path: str | Path,
     *,
-    model: Model | None = None,
+    model: ModelLike | None = None,
     likelihood: AbstractLikelihood | None = None,
     data: Data | str | Path | None = None,
     data_dir: str | Path | None = None,
@@ -597,7 +597,7 @@ def load(
 
 def _with_arrays(
     stored: Stored, config: RunConfig, seen: Observation, parts: OwnParts
-) -> Autoencoder:
+) -> AbstractAutoencoder:
     """The model of a run with its arrays, by the settings or by parts of one's own."""
     described = parts.model
     if described is None:

@@ -1,19 +1,30 @@
 """Bounds on log p(x), as functions of K log-weights.
 
-Each takes an array whose leading axis is K and returns one value per example, in nats. What shapes
-a bound is given by keyword: `partial(vr_iwae, alpha=0.5)` is again a bound. Each knows its diagonal
-second derivatives (`curvature`), from which `iwae.estimators` builds the doubly reparametrised
-gradient.
+A `Bound` takes an array whose leading axis is K and returns one value per example, in nats. It
+knows its diagonal second derivatives (`Bound.curvature`), from which `iwae.estimators` builds the
+doubly reparametrised gradient, and its settings: `vr_iwae.with_settings(alpha=0.5)` and
+`partial(vr_iwae, alpha=0.5)` are again bounds. So is any function of log-weights.
+
+A new one is one short function:
+
+    @bound("median")
+    def median(log_w: LogWeights) -> Float[Array, "*batch"]:
+        return jnp.median(log_w, axis=0)
+
+Its curvature is then taken by K Hessian-vector products, unless `@bound("median", curvature=…)`
+gives it in closed form. Which settings a bound needs, and their ranges, stand in
+`iwae.estimators.rules`.
 
 Concrete log-weights that are nan, +inf, or -inf for all draws of an example raise `InputError`;
 inside `jit` or `vmap`, where values are not known, such an example's bound is nan or infinite.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial, wraps
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,39 +32,105 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+import iwae.estimators.rules as rules
 from iwae.bounds import jackknife
 from iwae.errors import InputError, nearest
 
 LogWeights = Float[Array, "k *batch"]
-Bound = Callable[[LogWeights], Float[Array, "*batch"]]
+
+BoundFunction = Callable[[LogWeights], Float[Array, "*batch"]]
+"""What everything that takes a bound accepts: a `Bound`, or any function of log-weights."""
+
+Setting = float | int
 
 
 class Pair(NamedTuple):
     """A bound for the generative parameters θ and one for the recognition parameters φ."""
 
-    theta: Bound
-    phi: Bound
+    theta: BoundFunction
+    phi: BoundFunction
 
 
-CURVATURES: dict[Any, Callable[..., Array]] = {}
-"""Diagonal second derivatives by bound, with the bound's own keywords."""
+@dataclass(frozen=True)
+class Bound:
+    """A bound on log p(x): its value and its curvature at K log-weights, and its settings."""
+
+    name: str
+    value: Callable[..., Array]
+    """From log-weights [K, *batch], and settings by keyword, to the bound [*batch], in nats."""
+    closed: Callable[..., Array] | None = None
+    """From the same to H_ii = ∂²bound / ∂(log w_i)², [K, *batch], where it is known."""
+    given: tuple[tuple[str, Setting], ...] = ()
+    """Settings by name."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.value.__doc__)
+        object.__setattr__(self, "__wrapped__", self.value)  # whose signature `help` shows
+
+    def __call__(self, log_w: LogWeights, **settings: Setting) -> Float[Array, "*batch"]:
+        """The bound [*batch] of log-weights [K, *batch], in nats.
+
+        `InputError` for concrete log-weights of which there is no bound, and settings out of range.
+        """
+        log_w = jnp.asarray(log_w)
+        if not isinstance(log_w, jax.core.Tracer):
+            _check(np.asarray(log_w))
+        return self.value(log_w, **{**self.settings, **settings})
+
+    def curvature(self, log_w: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
+        """H_ii = ∂²bound / ∂(log w_i)², [K].
+
+        In closed form where it is known; else by K Hessian-vector products, one after the other, so
+        that no K × K array is held.
+        """
+        if self.closed is not None:
+            return self.closed(log_w, **self.settings)
+        return _diagonal(self, log_w)
+
+    def with_settings(self, **settings: Setting) -> "Bound":
+        """The bound with these settings, beside those that it has; `InputError` for others."""
+        for name in settings:
+            if name not in self.needs:
+                takes = f"takes {' and '.join(self.needs) or 'no setting'}"
+                raise InputError(f"{name} was given, but the bound {self.name} {takes}.")
+        return replace(self, given=tuple({**self.settings, **settings}.items()))
+
+    @property
+    def settings(self) -> Mapping[str, Setting]:
+        """What shapes it, such as alpha=0.5."""
+        return dict(self.given)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the settings that it takes."""
+        parameters = signature(self.value).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
-def _bound(curvature: Callable[..., Array]) -> Callable[[Any], Any]:
-    """Check concrete log-weights before the bound, and note its diagonal second derivatives."""
+def bound(
+    name: str, *, curvature: Callable[..., Array] | None = None
+) -> Callable[[Callable[..., Array]], Bound]:
+    """Make a function of log-weights [K, *batch] a `Bound` of this name.
 
-    def decorate(function: Callable[..., Array]) -> Callable[..., Array]:
-        @wraps(function)
-        def checked(log_w: LogWeights, **shape: Any) -> Float[Array, "*batch"]:
-            log_w = jnp.asarray(log_w)
-            if not isinstance(log_w, jax.core.Tracer):
-                _check(np.asarray(log_w))
-            return function(log_w, **shape)
+    `curvature` takes the same arguments as the function and returns H_ii in closed form.
+    """
+    return lambda value: Bound(name, value, curvature)
 
-        CURVATURES[checked] = curvature
-        return checked
 
-    return decorate
+def as_bound(function: BoundFunction) -> Bound:
+    """The `Bound` that a function of log-weights is, with the settings that it was given.
+
+    `partial`s and `eqx.Partial`s of a `Bound` by keyword keep its curvature in closed form; any
+    other function is one whose curvature is not known.
+    """
+    settings: dict[str, Setting] = {}
+    inner: object = function
+    while isinstance(inner, partial | eqx.Partial) and not inner.args:
+        outer: partial[Array] | eqx.Partial = inner
+        inner, settings = outer.func, {**outer.keywords, **settings}
+    if isinstance(inner, Bound):
+        return inner.with_settings(**settings) if settings else inner
+    return Bound("of your own", function)
 
 
 def _check(log_w: np.ndarray) -> None:
@@ -74,28 +151,22 @@ def _check(log_w: np.ndarray) -> None:
         )
 
 
-def curvature(bound: Bound, log_w: Float[Array, " k"]) -> Float[Array, " k"]:
-    """H_ii = ∂²bound / ∂(log w_i)², [K].
+def curvature(bound: BoundFunction, log_w: Float[Array, " k"]) -> Float[Array, " k"]:
+    """H_ii = ∂²bound / ∂(log w_i)², [K]: `Bound.curvature` of whatever function was given."""
+    known = as_bound(bound)
+    return _diagonal(bound, log_w) if known.closed is None else known.curvature(log_w)
 
-    In closed form for the bounds of this module and their `partial`s or `eqx.Partial`s; for any
-    other bound by K Hessian-vector products, one after the other, so that no K × K array is held.
-    """
-    function: Any = bound
-    shape: dict[str, Any] = {}
-    while isinstance(function, partial | eqx.Partial) and not function.args:
-        function, shape = function.func, {**function.keywords, **shape}
-    for known, closed in CURVATURES.items():
-        if known is function:  # which need not have a hash
-            return closed(log_w, **shape)
+
+def _diagonal(function: BoundFunction, log_w: Float[Array, " k"]) -> Float[Array, " k"]:
     unit = lambda i: jax.nn.one_hot(i, len(log_w), dtype=log_w.dtype)
-    diagonal = lambda i: jax.jvp(jax.grad(bound), (log_w,), (unit(i),))[1][i]
+    diagonal = lambda i: jax.jvp(jax.grad(function), (log_w,), (unit(i),))[1][i]
     return jax.lax.map(diagonal, jnp.arange(len(log_w)))
 
 
 # --- means of log-weights and powers of weights -----------------------------------------------
 
 
-@_bound(lambda log_w: jnp.zeros_like(log_w))
+@bound("vae", curvature=lambda log_w: jnp.zeros_like(log_w))
 def elbo(log_w: LogWeights) -> Float[Array, "*batch"]:
     """The evidence lower bound, (1/K) Σ_i log w_i (Kingma & Welling 2014; Burda et al. §2)."""
     return jnp.mean(log_w, axis=0)
@@ -113,21 +184,20 @@ def _spread(log_w: LogWeights, power: float = 1.0) -> LogWeights:
     return power * v * (1 - v)
 
 
-@_bound(_spread)
+@bound("iwae", curvature=_spread)
 def iwae(log_w: LogWeights) -> Float[Array, "*batch"]:
     """L_K = log (1/K) Σ_i w_i (Burda, Grosse & Salakhutdinov 2016, Eq. 8)."""
     return jax.nn.logsumexp(log_w, axis=0) - math.log(len(log_w))
 
 
-@_bound(lambda log_w, *, alpha: _spread(log_w, 1 - alpha))
+@bound("vr-iwae", curvature=lambda log_w, *, alpha: _spread(log_w, 1 - alpha))
 def vr_iwae(log_w: LogWeights, *, alpha: float) -> Float[Array, "*batch"]:
     """1/(1−α) · log (1/K) Σ_i w_i^(1−α) (Li & Turner 2016; Daudel et al. 2023, VR-IWAE).
 
     α = 0 is L_K, α → 1 the ELBO. It falls as α rises, so it is a lower bound for all α ≥ 0, while
     a negative α can exceed log p(x). `InputError` if α is not finite.
     """
-    if not math.isfinite(alpha):
-        raise InputError(f"alpha = {alpha} was given, but α must be finite; give 1 for the ELBO.")
+    rules.validate(rules.check_alpha(alpha))
     a = 1 - alpha
     return elbo(log_w) if a == 0 else _log_power_mean(log_w, a)
 
@@ -160,7 +230,7 @@ def _miwae_curvature(log_w: LogWeights, *, m: int) -> LogWeights:
     return jax.vmap(_spread)(groups).reshape(log_w.shape) / m
 
 
-@_bound(_miwae_curvature)
+@bound("miwae", curvature=_miwae_curvature)
 def miwae(log_w: LogWeights, *, m: int) -> Float[Array, "*batch"]:
     """(1/M) Σ_m L_{K/M}, over M groups of successive draws (Rainforth et al. 2018, MIWAE).
 
@@ -171,28 +241,20 @@ def miwae(log_w: LogWeights, *, m: int) -> Float[Array, "*batch"]:
 
 def _groups(log_w: LogWeights, m: int) -> Float[Array, "m per_group *batch"]:
     k = len(log_w)
-    if m < 1 or k % m:
-        raise InputError(
-            f"m = {m} was given with K = {k} draws, but MIWAE needs M groups of equal size; "
-            f"give an m that divides {k}."
-        )
+    rules.validate(rules.check_m(m, k))
     return log_w.reshape(m, k // m, *log_w.shape[1:])
 
 
-@_bound(lambda log_w, *, beta: (1 - beta) * _spread(log_w))
+@bound("ciwae", curvature=lambda log_w, *, beta: (1 - beta) * _spread(log_w))
 def ciwae(log_w: LogWeights, *, beta: float) -> Float[Array, "*batch"]:
     """β · ELBO + (1 − β) · L_K (Rainforth et al. 2018, CIWAE); `InputError` unless 0 ≤ β ≤ 1."""
-    if not 0 <= beta <= 1:
-        raise InputError(
-            f"beta = {beta} was given, but CIWAE's β is a weight between 0 (IWAE) and 1 (ELBO); "
-            f"give one in [0, 1]."
-        )
+    rules.validate(rules.check_beta(beta))
     if beta in (0, 1):
         return elbo(log_w) if beta == 1 else iwae(log_w)
     return beta * elbo(log_w) + (1 - beta) * iwae(log_w)
 
 
-@_bound(jackknife.curvature)
+@bound("jvi", curvature=jackknife.curvature)
 def jvi(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
     """The jackknife of L_K, Σ_{j=0..m} c_j · mean over subsets of size K−j of L_{K−j}.
 
@@ -208,34 +270,39 @@ def jvi(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
 
 # --- by name ----------------------------------------------------------------------------------
 
-BOUNDS: dict[str, Callable[..., Array]] = {
-    "vae": elbo,
-    "iwae": iwae,
-    "miwae": miwae,
-    "ciwae": ciwae,
-    "vr-iwae": vr_iwae,
-    "jvi": jvi,
-}
+BOUNDS: dict[str, Bound] = {of.name: of for of in (elbo, iwae, miwae, ciwae, vr_iwae, jvi)}
 """Bounds by the name that `--objective` takes, beside "piwae", which is a pair."""
 
 
-def named(name: str, **settings: Any) -> Pair:
+def named(name: str, **settings: Setting | None) -> Pair:
     """The bounds for θ and for φ that `--objective name` stands for; mostly one and the same.
 
-    Of `settings` (m, alpha, beta, order) it takes what it needs. PIWAE(M, K) has L_MK for θ and
-    MIWAE(M, K) for φ (Rainforth et al. 2018). `InputError` for a name that there is not, or a
-    setting that is missing.
+    PIWAE(M, K) has L_MK for θ and MIWAE(M, K) for φ (Rainforth et al. 2018).
+
+    Args:
+        name: vae, iwae, miwae, ciwae, piwae, vr-iwae or jvi.
+        settings: m, alpha, beta and order, of which the bound takes what it needs.
+
+    Returns:
+        A `Pair` of bounds.
+
+    Raises:
+        InputError: for a name that there is not, or a setting that is missing.
+
+    Example:
+        >>> named("vr-iwae", alpha=0.5).theta.settings
+        {'alpha': 0.5}
     """
     if name == "piwae":
         return Pair(iwae, named("miwae", **settings).phi)
     if name not in BOUNDS:
         raise InputError(f"There is no bound {name!r}; {nearest(name, [*BOUNDS, 'piwae'])}.")
-    bound = BOUNDS[name]
-    needed = [p.name for p in signature(bound).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for setting in needed:
-        if setting not in settings:
-            raise InputError(
-                f"The bound {name} has a setting {setting}, but none was given; give one."
-            )
-    bound = partial(bound, **{n: settings[n] for n in needed}) if needed else bound
-    return Pair(bound, bound)
+    chosen = BOUNDS[name]
+    taken: dict[str, Setting] = {}
+    for setting in chosen.needs:
+        value = settings.get(setting)
+        if value is None:
+            raise InputError(rules.missing(name).keyword)
+        taken[setting] = value
+    chosen = chosen.with_settings(**taken) if taken else chosen
+    return Pair(chosen, chosen)

@@ -9,22 +9,18 @@ how far each is from the sum over all draws: with T_S = log Σ_S w and T = log �
 import math
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from iwae.errors import InputError
+import iwae.estimators.rules as rules
 
 LogWeights = Float[Array, "k *batch"]
 
 ZERO = -1e30
 """The logarithm of 0 here: sums of it keep finite derivatives, which those of -inf do not."""
-
-MOST_SUBSETS = 20_000
-"""Subsets that orders 3 and more may enumerate."""
 
 
 def value(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
@@ -46,7 +42,9 @@ def _value(log_w: LogWeights, order: int) -> Float[Array, "*batch"]:
 
 
 @_value.defjvp
-def _value_and_tangent(order: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _value_and_tangent(
+    order: int, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
     """∂value/∂log w_i = Σ_j c_j · mean over subsets S of v_i, v = w / Σ_S w."""
     (log_w,), (tangent,) = primals, tangents
     return _value(log_w, order), jnp.sum(_shares(log_w, order, 1) * tangent, axis=0)
@@ -82,17 +80,7 @@ def _centred(log_w: LogWeights) -> tuple[LogWeights, Float[Array, "*batch"]]:
 
 def coefficients(k: int, m: int) -> list[float]:
     """c_0 … c_m, which sum to 1."""
-    if not 0 <= m < k:
-        raise InputError(
-            f"order = {m} was given with K = {k} draws, but JVI leaves out up to m of them and "
-            f"needs one to stay; give an order from 0 to {k - 1}."
-        )
-    subsets = max((math.comb(k, j) for j in range(3, m + 1)), default=0)
-    if subsets > MOST_SUBSETS:
-        raise InputError(
-            f"order = {m} was given with K = {k} draws, which takes up to {subsets:,} subsets of "
-            f"them; give an order of at most 2, or fewer draws."
-        )
+    rules.validate(rules.check_order(m, k))
     return [
         (-1) ** j * (k - j) ** m / (math.factorial(m - j) * math.factorial(j)) for j in range(m + 1)
     ]

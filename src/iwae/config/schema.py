@@ -5,10 +5,11 @@ A run is a pure function of its `RunConfig`. Recipes, `config.toml` in a run fol
 """
 
 import dataclasses
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+import iwae.estimators.rules as rules
 from iwae._utils.checks import check_at_least_one, check_counts, check_seed, require
 
 PRESETS: dict[int, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
@@ -131,7 +132,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 
 Objective = Literal["vae", "iwae", "miwae", "ciwae", "piwae", "vr-iwae", "jvi"]
 
-PARAMETERS = {"miwae": "m", "piwae": "m", "ciwae": "beta", "vr-iwae": "alpha", "jvi": "order"}
+PARAMETERS = rules.SETTINGS
 """What shapes an objective, beside k."""
 
 
@@ -146,9 +147,7 @@ class ObjectiveConfig:
     jvi: the jackknife of iwae of order --order."""
     encoder_objective: Objective | None = None
     """The encoder's objective, where it is another than the decoder's."""
-    estimator: Literal[
-        "reparam", "stl", "dreg", "rws", "rws-sleep", "rws-dreg", "aisle-kl", "aisle-chi2"
-    ] = "reparam"
+    estimator: rules.EstimatorName = "reparam"
     """How the bound's gradient reaches the encoder; dreg suits every objective."""
     k: int = 50
     """Number of draws K per image, in all groups together."""
@@ -170,87 +169,39 @@ class ObjectiveConfig:
             self.k >= 1,
             f"k = {self.k} was given, but a bound needs at least 1 draw; give --k 1 or more.",
         )
-        require(
-            self.encoder_objective != "piwae",
-            "encoder_objective = piwae was given, but piwae is a pair itself; give "
-            "--encoder-objective miwae.",
+        rules.validate_flags(self._objections())
+
+    def _objections(self) -> Iterator[rules.Objection]:
+        """What `rules` says of the objective, its settings, its estimator and its draws."""
+        draws = rules.Capabilities()
+        yield from rules.check_pair(self.objective, self.encoder_objective)
+        yield from rules.check_settings(
+            self._objectives,
+            k=self.k,
+            m=self.m,
+            alpha=self.alpha,
+            beta=self.beta,
+            order=self.order,
         )
-        require(
-            self.objective != "piwae" or self.encoder_objective is None,
-            f"encoder_objective = {self.encoder_objective} was given with objective = piwae, whose "
-            f"encoder follows miwae; leave it out, or give --objective iwae.",
-        )
-        self._check_parameters()
-        self._check_estimator()
-        self._check_backward()
+        two = self.objective == "piwae" or self.encoder_objective is not None
+        of = rules.rules_of(self.estimator)
+        yield from rules.check_bounds(of, k=self.k, two=two, draws=draws)
+        yield from rules.check_backward(self.backward_draws, two=two, draws=draws)
+
+    @property
+    def _objectives(self) -> tuple[Objective, ...]:
+        """That of the decoder, and that of the encoder if it has one of its own."""
+        own = self.encoder_objective
+        return (self.objective,) if own is None else (self.objective, own)
 
     @property
     def label(self) -> str:
         """What was maximised, and how if not plainly: IWAE, MIWAE-5, IWAE / VAE, IWAE by dreg."""
-        names = [n for n in (self.objective, self.encoder_objective) if n]
-        shape = {n: f"-{getattr(self, PARAMETERS[n]):g}" for n in names if n in PARAMETERS}
+        names = self._objectives
+        values = {"m": self.m, "alpha": self.alpha, "beta": self.beta, "order": self.order}
+        shape = {n: f"-{values[PARAMETERS[n]]:g}" for n in names if n in PARAMETERS}
         how = "" if self.estimator == "reparam" else f" by {self.estimator}"
         return " / ".join(n.upper() + shape.get(n, "") for n in names) + how
-
-    def _check_parameters(self) -> None:
-        names = [n for n in (self.objective, self.encoder_objective) if n is not None]
-        needed = {PARAMETERS[n]: n for n in names if n in PARAMETERS}
-        for parameter in sorted(set(PARAMETERS.values())):
-            value = getattr(self, parameter)
-            require(
-                parameter in needed or value is None,
-                f"{parameter} = {value} was given, but {' and '.join(names)} takes no {parameter}; "
-                f"leave it out, or choose another objective.",
-            )
-            require(
-                parameter not in needed or value is not None,
-                f"objective = {needed.get(parameter)} needs {parameter}; give --{parameter}.",
-            )
-        require(
-            self.m is None or (self.m >= 1 and self.k % self.m == 0),
-            f"m = {self.m} was given with k = {self.k}, but the draws form m groups of equal size; "
-            f"give an m that divides {self.k}.",
-        )
-        require(
-            self.alpha is None or math.isfinite(self.alpha),
-            f"alpha = {self.alpha} was given, but α must be finite; give 1 for the ELBO.",
-        )
-        require(
-            self.beta is None or 0 <= self.beta <= 1,
-            f"beta = {self.beta} was given, but β is a weight; give one from 0 to 1.",
-        )
-        require(
-            self.order is None or 0 <= self.order < self.k,
-            f"order = {self.order} was given with k = {self.k}, but a jackknife leaves out fewer "
-            f"draws than there are; give an order from 0 to {self.k - 1}.",
-        )
-
-    def _check_backward(self) -> None:
-        few = self.backward_draws
-        require(
-            few is None or few >= 1,
-            f"backward_draws = {few} was given, but a gradient passes through at least 1 draw; "
-            f"give 1 or more.",
-        )
-        require(
-            few is None or (self.objective != "piwae" and self.encoder_objective is None),
-            f"backward_draws = {few} was given with an objective for the encoder, but draws are "
-            f"resampled by the weights of one objective; leave it out.",
-        )
-
-    def _check_estimator(self) -> None:
-        own = self.estimator.startswith(("rws", "aisle"))
-        require(
-            not own or (self.objective != "piwae" and self.encoder_objective is None),
-            f"estimator = {self.estimator} was given with an objective for the encoder, but it "
-            f"updates the encoder by a divergence of its own; give --estimator reparam, stl or "
-            f"dreg, or one objective for both.",
-        )
-        require(
-            self.estimator not in ("rws", "rws-dreg") or self.k >= 2,
-            f"estimator = {self.estimator} was given with k = {self.k}, where the encoder's "
-            f"gradient has mean zero; give --k 2 or more, or --estimator dreg.",
-        )
 
 
 @dataclass(frozen=True)
@@ -353,22 +304,27 @@ class RunConfig:
             f"weight_kl = {self.training.weight_kl} was given, but the model's weights are fixed; "
             f"leave it out, or give --uncertain-weights both.",
         )
-        plain = ObjectiveConfig(k=self.objective.k)
-        allowed = {plain, dataclasses.replace(plain, estimator="stl")}
-        if self.model.proposal_weights != "uniform":
-            allowed = {plain}
-        elif self.model.proposal == "hierarchical-independent":
-            allowed.add(dataclasses.replace(plain, estimator="dreg"))
+        self._check_proposal()
+
+    def _check_proposal(self) -> None:
+        """Draws by heads are for the bound `iwae`, and the estimators that suit such draws."""
+        proposal, weights = self.model.proposal, self.model.proposal_weights
+        if proposal == "independent":
+            return
+        draws = rules.capabilities(proposal, weights)
+        few = self.objective.backward_draws
         require(
-            self.model.proposal == "independent" or self.objective.backward_draws is None,
-            f"backward_draws = {self.objective.backward_draws} was given with proposal = "
-            f"{self.model.proposal}, whose draws are weighed together; leave it out.",
+            not any(rules.check_backward(few, two=False, draws=draws)),
+            f"backward_draws = {few} was given with proposal = {proposal}, whose draws are weighed "
+            f"together; leave it out.",
         )
+        plain = ObjectiveConfig(k=self.objective.k)
+        suited = [e for e in rules.estimators_for(draws) if rules.RULES[e].least_k <= plain.k]
+        allowed = [dataclasses.replace(plain, estimator=name) for name in suited]
         require(
-            self.model.proposal == "independent" or self.objective in allowed,
-            f"{self.objective.label} was given with proposal = {self.model.proposal} and "
-            f"proposal_weights = {self.model.proposal_weights}, which take "
-            f"{', '.join(sorted(o.label for o in allowed))}; give one.",
+            self.objective in allowed,
+            f"{self.objective.label} was given with proposal = {proposal} and proposal_weights = "
+            f"{weights}, which take {', '.join(sorted(o.label for o in allowed))}; give one.",
         )
 
     @property
@@ -390,7 +346,7 @@ class RunConfig:
         return tomli_w.dumps(_without_none(dataclasses.asdict(self)))
 
 
-def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+def _without_none(table: dict[str, object]) -> dict[str, object]:
     return {
         key: _without_none(value) if isinstance(value, dict) else value
         for key, value in table.items()

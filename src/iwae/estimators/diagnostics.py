@@ -13,34 +13,30 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from iwae._utils import threefry
-from iwae.bounds import Bound, Pair
+from iwae.bounds import BoundFunction, Pair
 from iwae.errors import InputError
-from iwae.estimators import surrogate
+from iwae.estimators import rules, surrogate
 from iwae.estimators.surrogate import surrogate_loss
-from iwae.models.autoencoder import Autoencoder, holds
+from iwae.models.base import AbstractAutoencoder, HasEncoder, ModelLike
 
 BLOCKS = 10
 """Blocks of repeats, between which standard errors are taken."""
-
-REFERENCE = "dreg"
-"""Unbiased for every smooth bound: its mean stands for ∇bound, where the draws are independent."""
 
 CLEAR = 10.0
 """How many times its squared error a reference must measure for a bias relative to it."""
 
 PARTS = ("theta", "phi")
 
-Where = Callable[[Any], Any]
+Where = Callable[[PyTree], PyTree]
 
 
 @dataclass(frozen=True)
@@ -152,17 +148,17 @@ class Slope:
     """Numbers of draws K behind it."""
 
 
-def encoder(model: Any) -> Any:
+def encoder(model: PyTree) -> PyTree:
     """φ of the built-in autoencoder.
 
     `InputError` for a model without an `encoder`, or a subclass that draws in a way of its own.
     """
-    if not hasattr(model, "encoder"):
+    if not isinstance(model, HasEncoder):
         raise InputError(
             f"{type(model).__name__} has no encoder to tell φ from θ; give phi=, a function from "
             f"the model to its recognition parameters."
         )
-    if isinstance(model, Autoencoder) and not holds(model, "posterior_mean"):
+    if isinstance(model, AbstractAutoencoder) and model.own_proposal:
         raise InputError(
             f"{type(model).__name__} draws in a way of its own, so that φ may be more than its "
             f"encoder; give phi=, a function from the model to its recognition parameters."
@@ -171,11 +167,11 @@ def encoder(model: Any) -> Any:
 
 
 def moments(
-    model: Any,
+    model: ModelLike,
     x: Float[Array, "n d"],
     key: PRNGKeyArray,
     *,
-    bound: Bound | Pair,
+    bound: BoundFunction | Pair,
     k: int,
     estimator: str = "reparam",
     repeats: int = 1000,
@@ -200,11 +196,11 @@ def moments(
 
 
 def _gradient(
-    model: Any,
+    model: ModelLike,
     x: Array,
     key: PRNGKeyArray,
     *,
-    bound: Bound | Pair,
+    bound: BoundFunction | Pair,
     k: int,
     estimator: str,
     phi: Where,
@@ -212,7 +208,7 @@ def _gradient(
     """One draw of the gradient of the bound, mean over x: (θ, φ), flat."""
     keys = jax.random.split(key, len(x))
 
-    def loss(model: Any) -> Array:
+    def loss(model: ModelLike) -> Array:
         one = partial(surrogate_loss, model, bound=bound, k=k, estimator=estimator)
         return -jnp.mean(jax.vmap(lambda x, key: one(x, key)[0])(x, keys))
 
@@ -223,13 +219,17 @@ def _gradient(
 
 @eqx.filter_jit
 def _streamed(
-    draw: Any, model: Any, x: Array, key: PRNGKeyArray, each: Array
+    draw: Callable[[ModelLike, Array, PRNGKeyArray], tuple[Array, Array]],
+    model: ModelLike,
+    x: Array,
+    key: PRNGKeyArray,
+    each: Array,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Welford's means and sums of squares of `each` draws in every block."""
     sizes = jax.eval_shape(lambda: draw(model, x, key))
     start = jax.tree.map(lambda s: (jnp.zeros_like(s), jnp.zeros((), s.dtype)), sizes)
 
-    def add(state: Any, count: Array, key: PRNGKeyArray) -> Any:
+    def add(state: PyTree, count: Array, key: PRNGKeyArray) -> PyTree:
         def one(moments: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
             mean, square = moments
             apart = g - mean
@@ -238,7 +238,7 @@ def _streamed(
 
         return tuple(one(m, g) for m, g in zip(state, draw(model, x, key), strict=True))
 
-    def block(key: PRNGKeyArray) -> Any:
+    def block(key: PRNGKeyArray) -> PyTree:
         step = lambda count, state: add(state, count, jax.random.fold_in(key, count))
         return jax.lax.fori_loop(0, each, step, start)
 
@@ -247,10 +247,10 @@ def _streamed(
 
 
 def measure(
-    model: Any,
+    model: ModelLike,
     x: Float[Array, "n d"],
     *,
-    bounds: Callable[[int], Bound | Pair],
+    bounds: Callable[[int], BoundFunction | Pair],
     estimators: Iterable[str],
     ks: Iterable[int],
     repeats: int = 1000,
@@ -266,8 +266,7 @@ def measure(
     for k in ks:
         for name in estimators:
             surrogate.check(surrogate.named(name), surrogate.paired(bounds(k)), k, model)
-    usual = all(getattr(model, name, True) for name in ("independent_draws", "density_of_draws"))
-    reference_estimator = REFERENCE if usual else "reparam"
+    reference_estimator = rules.reference_for(surrogate.capabilities(model))
     results: list[Measurement] = []
     for number, k in enumerate(ks):
         draw = partial(moments, model, x, bound=bounds(k), k=k, phi=phi)

@@ -4,31 +4,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iwae.models.autoencoder import Autoencoder, check_holds, holds
+from iwae.models.base import AbstractAutoencoder
 
 
 def terms(
-    model: Autoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
+    model: AbstractAutoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
 ) -> Float[Array, " terms"]:
     """E_q[log p(x|h_1)] and E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})] for l = 1 … L, in nats.
 
     The first minus the sum of the others is the ELBO. Of a subclass that draws in a way of its own
-    and says nothing of layers, the others are one, of all layers together. `InputError` if it has
-    a `log_joint` of its own, but not the terms of it.
+    and says nothing of layers, the others are one, of all layers together.
     """
-    check_holds(model, "log_observation", "log_prior_terms")
     h = model.propose(x, k, key)
-    priors = model.log_prior_terms(h)
-    if holds(model, "log_proposal_terms"):
-        proposals = model.log_proposal_terms(x, h)
-    else:
-        proposals, priors = [model.log_proposal(x, h)], [sum(priors[1:], priors[0])]
+    priors, proposals = model.log_prior_terms(h), model.log_proposal_terms(x, h)
+    if len(proposals) == 1:
+        priors = [sum(priors[1:], priors[0])]
     kl = [q - p for q, p in zip(proposals, priors, strict=True)]
     return jnp.mean(jnp.stack([model.log_observation(x, h), *kl]), axis=1)
 
 
 def posterior_means(
-    model: Autoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
+    model: AbstractAutoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
 ) -> list[tuple[Array, Array]]:
     """(E_q[h_l|x], squared standard error of it) for l = 1 … L."""
     layers = range(1, len(model.latents) + 1)

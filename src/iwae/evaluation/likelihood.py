@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from iwae._utils.checks import check_draws
-from iwae.bounds import Bound
-from iwae.models.autoencoder import Model, block_of, draw_log_weights
+from iwae.bounds import BoundFunction
+from iwae.models.base import ModelLike, block_of, draw_log_weights
 
 CHUNK = 250
 """Draws of one example per step of the stream over K."""
@@ -16,7 +16,7 @@ REPETITIONS = 2**32 - 4
 
 
 def log_likelihood(
-    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, chunk: int = CHUNK
+    model: ModelLike, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, chunk: int = CHUNK
 ) -> Float[Array, ""]:
     """L_K = log (1/K) Σ_i w_i of one example, in nats (Burda et al. Eq. 8).
 
@@ -49,7 +49,7 @@ def repetitions(key: PRNGKeyArray, n: int) -> Key[Array, " n"]:
 
 
 def bound_value(
-    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, bound: Bound, k: int
+    model: ModelLike, x: Float[Array, " d"], key: PRNGKeyArray, *, bound: BoundFunction, k: int
 ) -> Float[Array, ""]:
     """A training bound of one example with K draws, in nats."""
     return bound(draw_log_weights(model, x, k, key))

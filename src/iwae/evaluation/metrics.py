@@ -16,7 +16,7 @@ from iwae._utils.formatting import UNKNOWN, Figure
 from iwae.evaluation.examples import mean_and_error, over_examples
 from iwae.evaluation.likelihood import repetitions
 from iwae.evaluation.trained import TrainedModel
-from iwae.models.autoencoder import Autoencoder, Model, draw_log_weights
+from iwae.models.base import AbstractAutoencoder, ModelLike, draw_log_weights
 
 Figures = dict[str, Figure]
 """A value in nats with its standard error, by name."""
@@ -58,7 +58,7 @@ def _used(trained: TrainedModel, k: int, l_k: LogLikelihoods) -> Figures:
 
 
 def _of_part(
-    trained: TrainedModel, part: Autoencoder, k: int, l_k: LogLikelihoods
+    trained: TrainedModel, part: AbstractAutoencoder, k: int, l_k: LogLikelihoods
 ) -> tuple[Figure, Figure]:
     """The NLL of a model with some of the units, and how much more it is than with all."""
     images = trained.data().split("test")[: len(l_k)]
@@ -79,7 +79,7 @@ ORDERS = {"ELBO": bounds.elbo, "IWAE": bounds.iwae} | {
 
 
 def jackknives(
-    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
+    model: ModelLike, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
 ) -> Float[Array, " estimators"]:
     """Every estimate of `ORDERS` from the same k draws."""
     log_w = draw_log_weights(model, x, k, key)
@@ -100,7 +100,7 @@ REPEATS, REPEATED = 200, 200
 
 
 def repeated(
-    model: Model, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, repeats: int
+    model: ModelLike, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, repeats: int
 ) -> Float[Array, " repeats"]:
     """Independent estimates log p̂(x) = log (1/K) Σ_i w_i, none by draws of `log_likelihood`."""
     one = lambda key: bounds.iwae(draw_log_weights(model, x, k, key))

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from iwae._utils.checks import check_draws
 from iwae.errors import InputError
-from iwae.models.autoencoder import Autoencoder, Model, draw
+from iwae.models.base import AbstractAutoencoder, ModelLike, draw
 
 
 def expectation(
-    model: Model, x: Array, f: Callable[[PyTree], Array], key: PRNGKeyArray, *, k: int
+    model: ModelLike, x: Array, f: Callable[[PyTree], Array], key: PRNGKeyArray, *, k: int
 ) -> Array:
     """E[f(h)|x] ≈ Σ_i w̃_i f(h_i) with K draws from q; f takes ONE draw.
 
@@ -29,7 +29,7 @@ def expectation(
     return jnp.tensordot(jax.nn.softmax(log_w), values, axes=1, precision="highest")
 
 
-def resample(model: Model, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -> PyTree:
+def resample(model: ModelLike, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -> PyTree:
     """n independent draws h ~ q_EW(h|x), each by importance resampling of K fresh draws from q."""
 
     def one(key: PRNGKeyArray) -> PyTree:
@@ -42,7 +42,7 @@ def resample(model: Model, x: Array, key: PRNGKeyArray, *, k: int, n: int = 1) -
 
 
 def _weighted(
-    model: Model, x: Array, key: PRNGKeyArray, k: int
+    model: ModelLike, x: Array, key: PRNGKeyArray, k: int
 ) -> tuple[PyTree, Float[Array, " k"]]:
     h, log_q = draw(model, x, k, key)
     return h, model.log_joint(x, h) - log_q
@@ -63,7 +63,7 @@ def square(side: float, n: int) -> Float[Array, "n n 2"]:
 
 
 def densities(
-    model: Autoencoder,
+    model: AbstractAutoencoder,
     x: Float[Array, " d"],
     key: PRNGKeyArray,
     *,

@@ -28,12 +28,13 @@ from iwae.evaluation.elbo import posterior_means, terms
 from iwae.evaluation.examples import Progress, mean_and_error, over_examples
 from iwae.evaluation.likelihood import CHUNK, bound_value, log_likelihood
 from iwae.evaluation.units import Ablation, Activity
-from iwae.models.autoencoder import Autoencoder, block_of, prune
+from iwae.models.base import AbstractAutoencoder, block_of
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.hierarchical import HierarchicalAutoencoder
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.observation import Observation, prepare
+from iwae.models.pruning import prune
 from iwae.storage import checkpoint
 from iwae.storage.evaluations import Evaluation as Evaluation
 from iwae.storage.metrics import History
@@ -54,7 +55,7 @@ class TrainedModel:
     """A model, the configuration it was trained with, and what it knows of its data."""
 
     config: RunConfig
-    model: Autoencoder
+    model: AbstractAutoencoder
     seen: Observation
     epochs: int
     """Passes over the training split behind the model."""
@@ -309,11 +310,11 @@ class TrainedModel:
         """`ablation`, under its former name."""
         return self.ablation(images, seed=seed)
 
-    def without_inactive(self, *, seed: int = 0) -> Autoencoder:
+    def without_inactive(self, *, seed: int = 0) -> AbstractAutoencoder:
         """The model without the units that are inactive on training examples."""
         return self._with_only(lambda _, activity: activity.active, seed)
 
-    def only_used(self, *, seed: int = 0) -> Autoencoder:
+    def only_used(self, *, seed: int = 0) -> AbstractAutoencoder:
         """The model with the units that are used on training examples alone."""
         used = lambda images: self.ablation(images[:ABLATION_EXAMPLES], seed=seed).used
         return self._with_only(lambda images, _: used(images), seed)
@@ -321,7 +322,7 @@ class TrainedModel:
     @computing()
     def _with_only(
         self, chosen: Callable[[np.ndarray, Activity], tuple[np.ndarray, ...]], seed: int
-    ) -> Autoencoder:
+    ) -> AbstractAutoencoder:
         """The units chosen by training examples and their activity; others are held at averages."""
         if isinstance(self.model, HierarchicalAutoencoder):
             raise InputError(
@@ -393,7 +394,7 @@ class TrainedModel:
     def _parts(self, images: np.ndarray, seed: int) -> "_Parts":
         """The terms of the ELBO and the activity of the units."""
         elbo = self._terms(images, seed)
-        layered = isinstance(self.model, Autoencoder)
+        layered = isinstance(self.model, AbstractAutoencoder)
         active = self.activity(images, seed=seed) if layered and len(images) > 1 else None
         return {
             "elbo": float(elbo[0] - elbo[1:].sum()),
@@ -404,7 +405,13 @@ class TrainedModel:
         }
 
     def _nll(
-        self, part: Autoencoder, images: np.ndarray, *, k: int, seed: int, memory: int | None
+        self,
+        part: AbstractAutoencoder,
+        images: np.ndarray,
+        *,
+        k: int,
+        seed: int,
+        memory: int | None,
     ) -> float:
         """−L_k of a model with some of the units, in nats; `InputError` if it is not finite."""
         smaller = dataclasses.replace(self, model=part)
@@ -420,7 +427,7 @@ class TrainedModel:
     def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
         """The terms of the ELBO, or of a model that is no `Autoencoder` the ELBO itself."""
         function = eqx.Partial(terms, k=TERM_DRAWS)
-        if not isinstance(self.model, Autoencoder):
+        if not isinstance(self.model, AbstractAutoencoder):
             function = eqx.Partial(bound_value, bound=bounds.elbo, k=TERM_DRAWS)
         per_example = over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
@@ -429,7 +436,7 @@ class TrainedModel:
 
     def _check_layers(self, what: str) -> None:
         """`InputError` of a model that is no `Autoencoder`."""
-        if not isinstance(self.model, Autoencoder):
+        if not isinstance(self.model, AbstractAutoencoder):
             raise InputError(
                 f"{what} was asked for, but it is of the layers of an Autoencoder, and this run "
                 f"was trained on a model of its own, a {type(self.model).__name__}; use the "
@@ -477,7 +484,7 @@ def _is_array(leaf: object) -> bool:
 
 def skeleton(
     config: RunConfig, seen: Observation, own: AbstractLikelihood | None = None
-) -> Autoencoder:
+) -> AbstractAutoencoder:
     """The model that a configuration describes, with shapes and types in the place of arrays.
 
     An `own` likelihood stands in the place of the one that is named.
@@ -508,11 +515,11 @@ def _mean_of_finite(values: np.ndarray, k: int) -> float:
 
 
 def _reconstruction(
-    model: Autoencoder, x: Float[Array, " d"], key: PRNGKeyArray
+    model: AbstractAutoencoder, x: Float[Array, " d"], key: PRNGKeyArray
 ) -> tuple[Array, Array]:
     return x, model.reconstruct(x, key)
 
 
 @eqx.filter_jit
-def _sample(model: Autoencoder, n: int, key: PRNGKeyArray, mean: bool) -> Array:
+def _sample(model: AbstractAutoencoder, n: int, key: PRNGKeyArray, mean: bool) -> Array:
     return model.sample(n, key, mean=mean)

@@ -7,12 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae.errors import InputError
 from iwae.evaluation.elbo import posterior_means
 from iwae.evaluation.examples import over_examples
-from iwae.models.autoencoder import Autoencoder, check_holds, latents_of
+from iwae.models.base import AbstractAutoencoder, latents_of
 from iwae.models.observation import Observer
 
 ACTIVE = 1e-2
@@ -55,7 +55,7 @@ class Ablation:
 
 
 def activity(
-    model: Autoencoder,
+    model: AbstractAutoencoder,
     images: np.ndarray | Array,
     observe: Observer,
     *,
@@ -84,7 +84,7 @@ def activity(
 
 
 def ablated(
-    model: Autoencoder,
+    model: AbstractAutoencoder,
     x: Float[Array, " d"],
     key: PRNGKeyArray,
     *,
@@ -95,12 +95,9 @@ def ablated(
 
     h_0 = x; from the same k draws for all units.
     """
-    check_holds(model, "log_observation", "log_prior_terms")
     draws = model.propose(x, k, key)
     latents_of(model, draws)
-
-    def latents(h: PyTree) -> PyTree:
-        return h.latents if hasattr(h, "latents") else h
+    latents = model.layers
 
     def lost(layer: int) -> Array:
         below = lambda h: [model.log_observation(x, h), *model.log_prior_terms(h)][layer]
@@ -116,7 +113,7 @@ def ablated(
 
 
 def ablation(
-    model: Autoencoder,
+    model: AbstractAutoencoder,
     images: np.ndarray | Array,
     observe: Observer,
     *,

@@ -5,15 +5,14 @@ They stand for the posterior of one example: a proposal is tried on them without
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from iwae.models.autoencoder import log_normal, log_standard_normal
-from iwae.models.hierarchical import ByProposal, HierarchicalProposal
+from iwae.models.hierarchical import ByProposal, HierarchicalProposal, Proposal
+from iwae.models.normal import log_normal, log_standard_normal
 
 Point = Float[Array, " 2"]
 NO_DATA = jnp.zeros(1, jnp.float32)
@@ -104,13 +103,11 @@ def slides_ring_log_prob(x: Float[Array, "n 2"]) -> Float[Array, " n"]:
     return jnp.log(r) - 0.5 * r**2 + jnp.log(10) - jnp.log(2 * jnp.pi * radius)
 
 
-class GaussianProposal(eqx.Module):
+class GaussianProposal(Proposal):
     """K independent draws from one Gaussian with diagonal covariance."""
 
     mu: Float[Array, " d"]
     log_sigma: Float[Array, " d"]
-    independent_draws: ClassVar[bool] = True
-    density_of_draws: ClassVar[bool] = True
 
     def propose(self, x: Array, k: int, key: PRNGKeyArray) -> Float[Array, "k d"]:
         epsilon = jax.random.normal(key, (k, len(self.mu)), jnp.float32)
@@ -126,7 +123,10 @@ class OnTarget(ByProposal):
     proposal: GaussianProposal | HierarchicalProposal
     target: Callable[[Point], Float[Array, ""]] = eqx.field(static=True)
 
-    def log_joint(self, x: Array, h: Any) -> Float[Array, " k"]:
+    def drawn_by(self) -> GaussianProposal | HierarchicalProposal:
+        return self.proposal
+
+    def log_joint(self, x: Array, h: PyTree) -> Float[Array, " k"]:
         """log p(z), and log r(z_0|z) of a hierarchical proposal."""
         if isinstance(self.proposal, GaussianProposal):
             return jax.vmap(self.target)(h)

@@ -11,19 +11,23 @@ bounded. Not the weights are drawn but what they make of a vector v, by local re
 (Kingma et al. 2015): W v + b is Gaussian with mean μ_W v + μ_b and variance σ_W² v² + σ_b².
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import ClassVar, Literal, NamedTuple, TypedDict, TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
-from iwae.models.autoencoder import Autoencoder, Latents, check_holds, holds, mean_of_draws
+from iwae.models.autoencoder import Autoencoder
+from iwae.models.base import Conditional, Latents, final
+from iwae.models.chains import Recognition
+from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.networks import Linear
+from iwae.models.pruning import HasSlots, Keep, prune_parts
 
 Part = TypeVar("Part")
+Out = TypeVar("Out")
 
 TINY = 1e-30
 """Variance that is added, so that the square root of zero has a derivative."""
@@ -86,32 +90,63 @@ class Draws(NamedTuple):
     weights: Key[Array, " k"]
 
 
-class UncertainAutoencoder(Autoencoder):
-    """An autoencoder whose uncertain weights are drawn anew for every draw; these are `Draws`."""
+class Slots(TypedDict):
+    """The parts of an `Autoencoder` by name, in whose order its uncertain maps are numbered."""
+
+    encoder: tuple[Conditional, ...]
+    decoder: tuple[Conditional, ...]
+    observation: Callable[[Array], Array]
+    likelihood: AbstractLikelihood
+    latents: tuple[int, ...]
+
+
+def _slots(model: "Autoencoder | UncertainAutoencoder") -> Slots:
+    return {
+        "encoder": model.encoder,
+        "decoder": model.decoder,
+        "observation": model.observation,
+        "likelihood": model.likelihood,
+        "latents": model.latents,
+    }
+
+
+class UncertainAutoencoder(HasSlots):
+    """An autoencoder whose uncertain weights are drawn anew for every draw; these are `Draws`.
+
+    It is made of the `Autoencoder`s that its slots are at one draw of all weights (`at`).
+    """
+
+    encoder: tuple[Conditional, ...]
+    decoder: tuple[Conditional, ...]
+    observation: Callable[[Array], Array]
+    likelihood: AbstractLikelihood
+    latents: tuple[int, ...] = eqx.field(static=True)
+
+    made_from_noise: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **given: object) -> None:
+        raise final(cls, "UncertainAutoencoder")
 
     @staticmethod
     def around(
         model: Autoencoder, *, which: Literal["encoder", "decoder", "both"], sigma: float
     ) -> "UncertainAutoencoder":
         """The model with the weights of these networks uncertain, its own as their means."""
-        fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+        slots = _slots(model)
         if which != "decoder":
-            fields["encoder"] = _uncertain(model.encoder, sigma)
+            slots["encoder"] = _uncertain(model.encoder, sigma)
         if which != "encoder":
-            fields["decoder"] = _uncertain(model.decoder, sigma)
-            fields["observation"] = _uncertain(model.observation, sigma)
-        return UncertainAutoencoder(**fields)
+            slots["decoder"] = _uncertain(model.decoder, sigma)
+            slots["observation"] = _uncertain(model.observation, sigma)
+        return UncertainAutoencoder(**slots)
 
     def at(self, key: PRNGKeyArray) -> Autoencoder:
         """The autoencoder of one draw of all weights."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Autoencoder(**_drawn(fields, key))
+        return Autoencoder(**_drawn(_slots(self), key))
 
     def at_the_mean(self) -> Autoencoder:
         """The autoencoder whose weights are the means."""
-        check_holds(self, "at_the_mean")
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Autoencoder(**_replaced(fields, lambda u: u.mean))
+        return Autoencoder(**_replaced(_slots(self), lambda u: u.mean))
 
     def weight_kl(self, prior_sigma: float) -> Float[Array, ""]:
         """KL(q(θ, φ) ‖ N(0, s² I)), in nats.
@@ -124,51 +159,54 @@ class UncertainAutoencoder(Autoencoder):
         """
         return sum((u.kl(prior_sigma) for u in _uncertain_parts(self)), jnp.zeros((), jnp.float32))
 
-    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Any:
+    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Draws:
         return self.propose_and_log_prob(x, k, key)[0]
 
     def propose_and_log_prob(
         self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
-    ) -> tuple[Any, Float[Array, " k"]]:
+    ) -> tuple[Draws, Float[Array, " k"]]:
         """K draws, each from weights of its own, and log q(h_i|x; φ_i)."""
         return self.reparametrize(x, self.noise(k, key))
 
-    def noise(self, k: int, key: PRNGKeyArray) -> Any:
+    def noise(self, k: int, key: PRNGKeyArray) -> Draws:
         """ε of K draws, each with the key of weights of its own."""
         weights = jax.random.split(jax.random.fold_in(key, WEIGHTS), k)
-        return Draws(super().noise(k, key), weights)
+        return Draws(Recognition(self.encoder, self.latents).noise(k, key), weights)
 
-    def reparametrize(self, x: Float[Array, " d"], epsilon: Any) -> tuple[Any, Float[Array, " k"]]:
+    def reparametrize(
+        self, x: Float[Array, " d"], epsilon: Draws
+    ) -> tuple[Draws, Float[Array, " k"]]:
         """(h, log q(h_i|x; φ_i)) of the draws that ε and its weights stand for."""
         latents, log_q = self._each(lambda model, noise: model.reparametrize(x, noise), epsilon)
         return Draws(latents, epsilon.weights), log_q
 
-    def log_joint(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+    def log_joint(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
         """log p(x|h_i; θ_i) p(h_i), per draw."""
         return self._each(lambda model, latents: model.log_joint(x, latents), h)
 
-    def log_proposal(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+    def log_proposal(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
         """log q(h_i|x; φ_i), per draw, at the weights that it was drawn with."""
         return self._each(lambda model, latents: model.log_proposal(x, latents), h)
 
-    def log_observation(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+    def log_observation(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
         """log p(x|h_1; θ_i), per draw."""
         return self._each(lambda model, latents: model.log_observation(x, latents), h)
 
-    def log_prior_terms(self, h: Any) -> list[Float[Array, " k"]]:
+    def log_prior_terms(self, h: Draws) -> list[Float[Array, " k"]]:
         """log p(h_l|h_{l+1}; θ_i) for l = 1 … L, per draw."""
         return self._each(lambda model, latents: model.log_prior_terms(latents), h)
 
-    def log_proposal_terms(self, x: Float[Array, " d"], h: Any) -> list[Float[Array, " k"]]:
+    def log_proposal_terms(self, x: Float[Array, " d"], h: Draws) -> list[Float[Array, " k"]]:
         """log q(h_l|h_{l−1}; φ_i) for l = 1 … L, per draw."""
         return self._each(lambda model, latents: model.log_proposal_terms(x, latents), h)
+
+    def layers(self, h: Draws) -> Latents:
+        return h.latents
 
     def posterior_mean(
         self, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
     ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
         """E[h_l|x] under q, over weights as well, and the squared standard error of it."""
-        if not holds(self, "posterior_mean"):
-            return mean_of_draws(self, x, layer, k, key)
 
         def mean(model: Autoencoder, latents: Latents) -> Array:
             below = x if layer == 1 else latents[layer - 2][0]
@@ -177,46 +215,45 @@ class UncertainAutoencoder(Autoencoder):
         mu = self._each(mean, self.propose(x, k, key))
         return jnp.mean(mu, axis=0), jnp.var(mu, axis=0, ddof=1) / k
 
-    def dream(self, n: int, key: PRNGKeyArray) -> tuple[Float[Array, "n d"], Any]:
+    def sample_joint(self, n: int, key: PRNGKeyArray) -> tuple[Float[Array, "n d"], Draws]:
         """n draws (x, h), each from weights of its own."""
-        check_holds(self, "dream")
         keys = jax.random.split(key, (2, n))
-        dreamt = lambda weights, key: self.at(weights).dream(1, key)
-        x, latents = jax.tree.map(lambda a: a[:, 0], jax.vmap(dreamt)(*keys))
+        drawn = lambda weights, key: self.at(weights).sample_joint(1, key)
+        x, latents = jax.tree.map(lambda a: a[:, 0], jax.vmap(drawn)(*keys))
         return x, Draws(latents, keys[0])
 
     def sample(self, n: int, key: PRNGKeyArray, *, mean: bool = True) -> Float[Array, "n d"]:
         """n images, each from weights of its own."""
-        check_holds(self, "sample")
         drawn = lambda weights, key: self.at(weights).sample(1, key, mean=mean)[0]
         return jax.vmap(drawn)(*jax.random.split(key, (2, n)))
 
     def reconstruct(self, x: Float[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """E[x'|h_1; θ] at one draw of weights and h_1."""
-        check_holds(self, "reconstruct")
         return self.at(jax.random.fold_in(key, WEIGHTS)).reconstruct(x, key)
 
-    pruned = Autoencoder.pruned
+    def pruned(self, keep: Keep, fill: tuple[Array, ...]) -> "UncertainAutoencoder":
+        """The model with the units outside `keep` taken out of p and q, and held at `fill`."""
+        return prune_parts(self, keep, fill)
 
-    def _each(self, run: Callable[[Autoencoder, Latents], Any], h: Draws) -> Any:
+    def _each(self, run: Callable[[Autoencoder, Latents], Out], h: Draws) -> Out:
         """What `run` makes of each draw at its own weights, stacked."""
 
-        def one(key: PRNGKeyArray, latents: Any) -> Any:
+        def one(key: PRNGKeyArray, latents: PyTree) -> Out:
             alone = jax.tree.map(lambda a: a[None], latents)
             return jax.tree.map(lambda a: a[0], run(self.at(key), alone))
 
         return jax.vmap(one)(h.weights, h.latents)
 
 
-def _is_uncertain(part: Any) -> bool:
+def _is_uncertain(part: object) -> TypeGuard[UncertainLinear]:
     return isinstance(part, UncertainLinear)
 
 
-def _uncertain_parts(tree: Any) -> list[UncertainLinear]:
+def _uncertain_parts(tree: PyTree) -> list[UncertainLinear]:
     return [p for p in jax.tree.leaves(tree, is_leaf=_is_uncertain) if _is_uncertain(p)]
 
 
-def _replaced(tree: Part, replace: Callable[[UncertainLinear], Any]) -> Part:
+def _replaced(tree: Part, replace: Callable[[UncertainLinear], Linear]) -> Part:
     one = lambda part: replace(part) if _is_uncertain(part) else part
     return jax.tree.map(one, tree, is_leaf=_is_uncertain)
 

@@ -1,7 +1,7 @@
 """From a configuration to a model: which parts it has, and where its parameters start."""
 
-import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -11,13 +11,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae.config.schema import ModelConfig
 from iwae.models.autoencoder import Autoencoder
+from iwae.models.base import AbstractAutoencoder
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder, hierarchical
 from iwae.models.likelihoods import AbstractLikelihood, Numpyro, likelihood
 from iwae.models.networks import MLP, Gaussian, Linear, Readout, Standardize, glorot_linear
 
+Built = TypeVar("Built", bound=AbstractAutoencoder)
 
-def as_kept(model: Autoencoder, leaves: Collection[str]) -> Autoencoder:
+
+def as_kept(model: Built, leaves: Collection[str]) -> Built:
     """The model as a file has it that holds these leaves, by their tree paths.
 
     In files of early versions a decoder gives the parameters of numpyro's families on a part of
@@ -40,23 +43,67 @@ def build(
     key: PRNGKeyArray,
     k: int = 1,
     own: AbstractLikelihood | None = None,
-) -> Autoencoder:
-    """The autoencoder that `config` describes, for data of a kind with these moments [d].
+) -> AbstractAutoencoder:
+    """The autoencoder that `config` describes, as it is before training.
 
     Weights and biases start as `initialization` says, by default Glorot uniform and zero, with the
     output bias of the likelihood. Real values are standardised in front of the encoder. Uncertain
-    weights start from these as their means. A hierarchical proposal has `k` heads. An `own`
-    likelihood stands in the place of the one that is named.
+    weights start from these as their means.
+
+    Args:
+        config: layers, widths, likelihood, proposal.
+        kind: "binary" or "real", what the model sees of the data.
+        mean: of the training examples, [d].
+        spread: their standard deviations, [d].
+        key: of the parameters.
+        k: heads of a hierarchical proposal.
+        own: a likelihood in the place of the one that is named.
+
+    Returns:
+        An `Autoencoder`, `UncertainAutoencoder` or `HierarchicalAutoencoder`.
+
+    Raises:
+        InputError: for a likelihood that there is not, or that does not fit this kind of values.
+
+    Example:
+        >>> model = build(
+        ...     ModelConfig(hidden=((8,),), latents=(2,)),
+        ...     kind="binary",
+        ...     mean=np.full(5, 0.4),
+        ...     spread=np.ones(5),
+        ...     key=jax.random.key(0),
+        ... )
     """
     mean, spread = jnp.asarray(mean, jnp.float32), jnp.asarray(spread, jnp.float32)
-    if own is None:
-        own = likelihood(config.likelihood, kind=kind, mean=mean, spread=spread)
+    parts = 2 * config.layers + 1 + (config.proposal != "independent")
+    keys = iter(jax.random.split(key, parts))
     observed = own
+    if observed is None:
+        observed = likelihood(config.likelihood, kind=kind, mean=mean, spread=spread)
+    plain, first = _plain(config, observed, kind, mean, spread, keys)
+    if config.initialization == "fan-in":
+        plain = _by_fan_in(plain, key)
+    if config.proposal != "independent":
+        return _hierarchical(plain, first, config, k, key=next(keys))
+    if config.uncertain_weights == "none":
+        return plain
+    return UncertainAutoencoder.around(
+        plain, which=config.uncertain_weights, sigma=config.weight_sigma
+    )
+
+
+def _plain(
+    config: ModelConfig,
+    observed: AbstractLikelihood,
+    kind: str,
+    mean: Float[Array, " d"],
+    spread: Float[Array, " d"],
+    keys: Iterator[PRNGKeyArray],
+) -> tuple[Autoencoder, Gaussian]:
+    """The autoencoder with independent draws and fixed weights, and its q(h_1|x)."""
     bias = observed.initial_bias(mean, spread)
     spread = jnp.where(spread > 0, spread, 1.0)
     hidden, latents = config.widths
-    parts = 2 * config.layers + 1 + (config.proposal != "independent")
-    keys = iter(jax.random.split(key, parts))
     inputs = (mean.shape[0], *latents[:-1])
     encoder = [
         gaussian(n, widths, out, key=next(keys))
@@ -76,15 +123,7 @@ def build(
         likelihood=observed,
         latents=latents,
     )
-    if config.initialization == "fan-in":
-        plain = _by_fan_in(plain, key)
-    if config.proposal != "independent":
-        return _hierarchical(plain, encoder[0], config, k, key=next(keys))
-    if config.uncertain_weights == "none":
-        return plain
-    return UncertainAutoencoder.around(
-        plain, which=config.uncertain_weights, sigma=config.weight_sigma
-    )
+    return plain, encoder[0]
 
 
 def _by_fan_in(model: Autoencoder, key: PRNGKeyArray) -> Autoencoder:
@@ -128,8 +167,13 @@ def _hierarchical(
         heuristic=config.proposal_weights,
         key=key,
     )
-    fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
-    return HierarchicalAutoencoder(**fields | {"encoder": (proposal,)})
+    return HierarchicalAutoencoder(
+        encoder=(proposal,),
+        decoder=(),
+        observation=plain.observation,
+        likelihood=plain.likelihood,
+        latents=plain.latents,
+    )
 
 
 def _output(

@@ -14,25 +14,20 @@ Since E[w_j | z_0] = r_j(z_0|x) p(x) / q(z_0|x) under uniform weights, one r for
 Cov(w_i, w_j) ≥ 0: by reverse models of their own can heads take turns.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from iwae.models.autoencoder import (
-    Autoencoder,
-    Conditional,
-    block_of,
-    check_holds,
-    holds,
-    log_normal,
-    log_standard_normal,
-    mean_of_draws,
-)
+from iwae.models.base import AbstractAutoencoder, Conditional, Latents, Model, final
+from iwae.models.chains import Generation
+from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.networks import MLP, Gaussian, Linear, glorot_linear
+from iwae.models.normal import log_normal
 
 Heuristic = Literal["uniform", "balance", "power"]
 
@@ -90,7 +85,24 @@ class Draws(NamedTuple):
     z0: Float[Array, "k d0"]
 
 
-class HierarchicalProposal(eqx.Module):
+class Proposal(eqx.Module):
+    """q(h|x) by itself: draws, the density that divides in their weights, and what they allow."""
+
+    block: ClassVar[int] = 1
+    in_blocks: ClassVar[bool] = False
+    independent_draws: ClassVar[bool] = True
+    density_of_draws: ClassVar[bool] = True
+
+    @abstractmethod
+    def propose(self, x: Array, k: int, key: PRNGKeyArray) -> PyTree:
+        """K draws h ~ q(h|x)."""
+
+    @abstractmethod
+    def log_prob(self, x: Array, h: PyTree) -> Float[Array, " k"]:
+        """What divides in the weight of each draw, in nats."""
+
+
+class HierarchicalProposal(Proposal):
     """q(z_0|x), the heads q_j(z|z_0, x) and the reverse model r(z_0|z, x), on features of x.
 
     Draws come in blocks of J, one of each head.
@@ -103,19 +115,21 @@ class HierarchicalProposal(eqx.Module):
     reverse: Conditional
     """From (features of x, e_j, z) to the moments of z_0; e_j, which is 1 for head j and 0 for the
     others, is left out unless the weights are uniform."""
-    block: int = eqx.field(static=True)
+    block: int = eqx.field(static=True)  # type: ignore[misc]
     """J, draws of a block."""
     shared: bool = eqx.field(static=True)
     """Whether the draws of a block have one z_0 in common, or each its own."""
     heuristic: Heuristic = eqx.field(static=True)
     """π_j: uniform is 1/J, balance q_j / Σ_i q_i, power q_j² / Σ_i q_i²."""
 
+    in_blocks: ClassVar[bool] = True
+
     @property
-    def independent_draws(self) -> bool:
+    def independent_draws(self) -> bool:  # type: ignore[override]
         return not self.shared
 
     @property
-    def density_of_draws(self) -> bool:
+    def density_of_draws(self) -> bool:  # type: ignore[override]
         """Whether the density in the weights is that of the draws, as partial gradients need."""
         return self.heuristic == "uniform"
 
@@ -215,77 +229,106 @@ def hierarchical(
     )
 
 
-class ByProposal(eqx.Module):
-    """A model whose draws, and what they allow, are those of its `proposal`."""
+class ByProposal(Model):
+    """A model whose draws, and what they allow, are those of a `Proposal`."""
 
-    proposal: eqx.AbstractVar[Any]
-
-    @property
-    def block(self) -> int:
-        return block_of(self.proposal)
+    @abstractmethod
+    def drawn_by(self) -> Proposal:
+        """q(h|x)."""
 
     @property
-    def independent_draws(self) -> bool:
-        return self.proposal.independent_draws
+    def block(self) -> int:  # type: ignore[override]
+        return self.drawn_by().block
 
     @property
-    def density_of_draws(self) -> bool:
-        return self.proposal.density_of_draws
+    def in_blocks(self) -> bool:  # type: ignore[override]
+        return self.drawn_by().in_blocks
 
-    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Any:
-        return self.proposal.propose(x, k, key)
+    @property
+    def independent_draws(self) -> bool:  # type: ignore[override]
+        return self.drawn_by().independent_draws
 
-    def log_proposal(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
-        return self.proposal.log_prob(x, h)
+    @property
+    def density_of_draws(self) -> bool:  # type: ignore[override]
+        return self.drawn_by().density_of_draws
+
+    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> PyTree:
+        return self.drawn_by().propose(x, k, key)
+
+    def log_proposal(self, x: Float[Array, " d"], h: PyTree) -> Float[Array, " k"]:
+        return self.drawn_by().log_prob(x, h)
 
 
-class HierarchicalAutoencoder(ByProposal, Autoencoder):
-    """An autoencoder of one stochastic layer whose `encoder` holds a `HierarchicalProposal`.
+class HierarchicalAutoencoder(ByProposal, AbstractAutoencoder):
+    """An autoencoder of one stochastic layer, of a `HierarchicalProposal` and a `Generation`.
 
     Its draws h are `Draws`. For any K, L_K is a lower bound of log p(x).
     """
 
-    encoder: tuple[Any, ...]
+    encoder: tuple[HierarchicalProposal]
     """The proposal alone."""
+    decoder: tuple[()]
+    """Nothing, with one layer."""
+    observation: Callable[[Array], Array]
+    likelihood: AbstractLikelihood
+    latents: tuple[int, ...] = eqx.field(static=True)
 
-    @property  # type: ignore[misc]  # it fills the AbstractVar
+    def __init_subclass__(cls, **given: object) -> None:
+        raise final(cls, "HierarchicalAutoencoder")
+
+    @property
     def proposal(self) -> HierarchicalProposal:
+        """q(z_0|x), the heads and the reverse model."""
         return self.encoder[0]
 
-    def propose_and_log_prob(
-        self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
-    ) -> tuple[Any, Float[Array, " k"]]:
-        h = self.propose(x, k, key)
-        return h, self.log_proposal(x, h)
+    def drawn_by(self) -> HierarchicalProposal:
+        return self.proposal
 
-    def log_joint(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
+    @property
+    def generation(self) -> Generation:
+        """p(x, z)."""
+        return Generation(self.decoder, self.observation, self.likelihood, self.latents)
+
+    def log_joint(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
         """log p(x, z) + log r(z_0|z, x), per draw."""
-        joint = self.log_observation(x, h) + sum(self.log_prior_terms(h))
-        return joint + self.proposal.log_reverse(x, h)
+        return super().log_joint(x, h) + self.proposal.log_reverse(x, h)
 
-    def log_observation(self, x: Float[Array, " d"], h: Any) -> Float[Array, " k"]:
-        return super().log_observation(x, h.latents)
+    def log_observation(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
+        """log p(x|z), per draw."""
+        return self.generation.log_observation(x, h.latents)
 
-    def log_prior_terms(self, h: Any) -> list[Float[Array, " k"]]:
-        return [log_standard_normal(h.latents[0])]
+    def log_prior_terms(self, h: Draws) -> list[Float[Array, " k"]]:
+        """[log p(z)], per draw."""
+        return self.generation.prior_terms(h.latents)
 
-    def log_proposal_terms(self, x: Float[Array, " d"], h: Any) -> list[Float[Array, " k"]]:
+    def log_proposal_terms(self, x: Float[Array, " d"], h: Draws) -> list[Float[Array, " k"]]:
         """[log q(z_0, z|x) − log J π_j − log r(z_0|z, x)], an upper bound of log q(z|x) in mean."""
-        check_holds(self, "log_proposal_terms")
         return [self.log_proposal(x, h) - self.proposal.log_reverse(x, h)]
+
+    def layers(self, h: Draws) -> Latents:
+        return h.latents
 
     def posterior_mean(
         self, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
     ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
-        if not holds(self, "posterior_mean"):
-            return mean_of_draws(self, x, layer, k, key)
+        """E[z|x] under the mean of the heads, and its squared standard error."""
         return self.proposal.mean(x, k, key)
+
+    def prior(self, n: int, key: PRNGKeyArray) -> Latents:
+        """n draws z ~ N(0, I)."""
+        return self.generation.prior(n, key)
+
+    def draw(self, h1: Float[Array, " d1"], key: PRNGKeyArray) -> Float[Array, " d"]:
+        """x ~ p(x|z)."""
+        return self.generation.draw(h1, key)
+
+    def expected(self, h1: Float[Array, " d1"]) -> Float[Array, " d"]:
+        """E[x|z]."""
+        return self.generation.expected(h1)
 
     def reconstruct(self, x: Float[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """E[x'|z] at one draw of the first head."""
         return self.expected(self.propose(x, self.block, key).latents[0][0])
-
-    prior, draw, expected = Autoencoder.prior, Autoencoder.draw, Autoencoder.expected
 
 
 def _own(moments: Float[Array, "b c j d"]) -> Float[Array, "b j d"]:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from iwae.config.schema import Precision
+
+Part = TypeVar("Part")
 
 
 class Linear(eqx.Module):
@@ -43,9 +45,10 @@ the leading one. Processors without TF32 multiply in float32 there."""
 def at_precision(model: PyTree, precision: Precision) -> PyTree:
     """The model with every `Linear` at this precision."""
 
-    def lowered(part: Any) -> Any:
-        linear = isinstance(part, Linear)
-        return Linear(part.weight, part.bias, precision) if linear else part
+    def lowered(part: Part) -> Part | Linear:
+        if isinstance(part, Linear):
+            return Linear(part.weight, part.bias, precision)
+        return part
 
     return jax.tree.map(lowered, model, is_leaf=lambda part: isinstance(part, Linear))
 
@@ -127,27 +130,3 @@ class Standardize(eqx.Module):
     def __call__(self, v: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
         center, spread = jax.lax.stop_gradient((self.center, self.spread))
         return self.network((v - center) / spread)
-
-
-class PrunedInput(eqx.Module):
-    """`network` for a vector of which only the units `kept` are given; the others are at `fill`."""
-
-    network: Callable[[Array], Any]
-    kept: Int[Array, " n_kept"]
-    fill: Float[Array, " n_in"]
-
-    def __call__(self, v: Float[Array, " n_kept"]) -> Any:
-        return self.network(self.fill.at[self.kept].set(v))
-
-
-class PrunedOutput(eqx.Module):
-    """A Gaussian conditional of which only the output units `kept` are left."""
-
-    conditional: Callable[[Array], tuple[Array, Array]]
-    kept: Int[Array, " n_kept"]
-
-    def __call__(
-        self, v: Float[Array, " n_in"]
-    ) -> tuple[Float[Array, " n_kept"], Float[Array, " n_kept"]]:
-        mu, log_sigma = self.conditional(v)
-        return mu[self.kept], log_sigma[self.kept]

@@ -20,7 +20,7 @@ from iwae._utils.files import TEMPORARY, locked, write_atomic
 from iwae.config.io import differences
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.models.autoencoder import Autoencoder
+from iwae.models.base import AbstractAutoencoder
 from iwae.models.observation import Observation
 from iwae.storage import checkpoint, persisted
 from iwae.storage.checkpoint import Stored
@@ -186,7 +186,9 @@ class RunDirectory:
             return False
         return header.passes == passes and header.step in (None, step)
 
-    def save_model(self, model: Autoencoder, seen: Observation, passes: int, step: int) -> None:
+    def save_model(
+        self, model: AbstractAutoencoder, seen: Observation, passes: int, step: int
+    ) -> None:
         if self.path is not None:
             write_model(self.path, model, ModelHeader(passes, seen, step), self.run)
 
@@ -349,7 +351,7 @@ def read_model(path: Path) -> tuple[Stored, Observation, int]:
     return stored, header.seen, header.passes
 
 
-def write_model(path: Path, model: Autoencoder, header: ModelHeader, run: str) -> None:
+def write_model(path: Path, model: AbstractAutoencoder, header: ModelHeader, run: str) -> None:
     """The model of a run directory, with its header."""
     arrays = eqx.filter(model, eqx.is_array)
     of = None if header.seen is None else asdict(header.seen)

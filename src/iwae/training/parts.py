@@ -16,12 +16,12 @@ import numpy as np
 from numpyro.distributions import constraints
 
 from iwae._utils.distributed import computing
-from iwae.bounds import Bound, Pair
+from iwae.bounds import BoundFunction, Pair
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
 from iwae.errors import InputError
 from iwae.estimators.surrogate import ESTIMATORS, Estimator, paired
-from iwae.models.autoencoder import Model, draw_log_weights
+from iwae.models.base import ModelLike, draw_log_weights
 from iwae.models.likelihoods import AbstractLikelihood
 
 
@@ -29,7 +29,7 @@ from iwae.models.likelihoods import AbstractLikelihood
 class OwnParts:
     """What of a run is an object of the user's own; None where its settings say it."""
 
-    model: Model | None = None
+    model: ModelLike | None = None
     bound: Pair | None = None
     estimator: Estimator | None = None
     likelihood: AbstractLikelihood | None = None
@@ -64,8 +64,8 @@ UNNAMED = _Unnamed()
 def of(
     settings: Mapping[str, object],
     *,
-    model: Model | None = None,
-    bound: str | Bound | Pair | None = None,
+    model: ModelLike | None = None,
+    bound: str | BoundFunction | Pair | None = None,
     estimator: str | Estimator | None = None,
     likelihood: str | AbstractLikelihood | None = None,
 ) -> tuple[OwnParts, dict[str, object]]:
@@ -99,9 +99,9 @@ def of(
     return own, named
 
 
-def _model(model: object, settings: Mapping[str, object]) -> Model:
+def _model(model: object, settings: Mapping[str, object]) -> ModelLike:
     """A model with its arrays on the device."""
-    if not isinstance(model, Model):
+    if not isinstance(model, ModelLike):
         raise InputError(
             f"A {type(model).__name__} was given as the model, which has the methods propose, "
             f"log_joint and log_proposal; write them, or give iwae.models.FromFunctions of three "
@@ -116,7 +116,7 @@ def _model(model: object, settings: Mapping[str, object]) -> Model:
         )
     with computing(model):
         on_device = lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a
-        whole: Model = jax.tree.map(on_device, model)
+        whole: ModelLike = jax.tree.map(on_device, model)
     if not jax.tree.leaves(eqx.filter(whole, _is_trained)):
         raise InputError(
             f"The model that was given, a {type(model).__name__}, has no arrays of floating point "
@@ -156,7 +156,7 @@ def _estimator(estimator: object) -> Estimator:
     return estimator
 
 
-def _likelihood(likelihood: object, model: Model | None) -> AbstractLikelihood:
+def _likelihood(likelihood: object, model: ModelLike | None) -> AbstractLikelihood:
     if not isinstance(likelihood, AbstractLikelihood):
         raise InputError(
             f"A {type(likelihood).__name__} was given as the likelihood, which is an object of a "

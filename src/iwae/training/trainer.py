@@ -32,7 +32,7 @@ from iwae.errors import InputError, Interrupted
 from iwae.evaluation.examples import over_examples
 from iwae.evaluation.likelihood import bound_value
 from iwae.evaluation.trained import TrainedModel
-from iwae.models.autoencoder import Autoencoder
+from iwae.models.base import AbstractAutoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.observation import Observation
 from iwae.storage.checkpoint import fitted
@@ -176,7 +176,7 @@ class Run:
             anew = folder.begun or not is_first()
             start = initial(self.config, self.data, anew=anew, parts=self.parts)
             leaves = json_from_first(folder.leaves)
-            if leaves and isinstance(start, Autoencoder):
+            if leaves and isinstance(start, AbstractAutoencoder):
                 start = as_kept(start, leaves)
         params, static = eqx.partition(start, eqx.is_inexact_array)
         transform = gradient_step.first_optimizer(gradient_step.shaping(t))
@@ -350,10 +350,10 @@ class Run:
     def _kept(self) -> PyTree:
         return self.state.params if self.state.average is None else self.state.average
 
-    def _current(self) -> Autoencoder:
+    def _current(self) -> AbstractAutoencoder:
         return eqx.combine(self.devices.here(self._kept()), self.static)
 
-    def model(self) -> Autoencoder:
+    def model(self) -> AbstractAutoencoder:
         """The model that the run yields: the best on validation, the average, or the last."""
         if self.best is not None and self.progress.best is not None:
             return eqx.combine(self.devices.here(self.best), self.static)
@@ -530,12 +530,12 @@ def _of_settings(config: TrainingConfig) -> Iterator[Callback]:
 
 def initial(
     config: RunConfig, data: Observed, *, anew: bool = False, parts: OwnParts = own_parts.NONE
-) -> Autoencoder:
+) -> AbstractAutoencoder:
     """The model before the first step: that of `start_from`, if there is one, or built `anew`.
 
     A model of one's own is what it is, and its parameters are those of `start_from`.
     """
-    model = cast(Autoencoder | None, parts.model)
+    model = cast(AbstractAutoencoder | None, parts.model)
     if model is None:
         model = eqx.filter_jit(build)(
             config.model,
@@ -555,7 +555,7 @@ def initial(
             f"that `iwae train --out` made."
         )
     stored = read_model(file.parent)[0]
-    if isinstance(model, Autoencoder):
+    if isinstance(model, AbstractAutoencoder):
         model = as_kept(model, stored.arrays.keys())
     arrays, static = eqx.partition(model, eqx.is_array)
     return eqx.combine(fitted(stored, arrays), static)

@@ -179,7 +179,7 @@ class Numpyro(AbstractLikelihood):
         return len(self._arguments())
 
     @property
-    def _support(self) -> Any:
+    def _support(self) -> constraints.Constraint:
         return getattr(dist, self.family).support
 
     def _arguments(self) -> dict[str, transforms.Transform]:

@@ -5,7 +5,6 @@ Some of numpyro's samplers take JAX's own Threefry only, and some lose their dig
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +19,14 @@ NARROW = 1e4
 
 
 @functools.cache
-def drawable(family: str) -> Any:
+def drawable(family: str) -> type[dist.Distribution]:
     """The class of numpyro, whose `sample` takes any key."""
     theirs = getattr(dist, family)
     draw = SAMPLERS.get(family, theirs.sample)
 
-    def sample(self: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(
+        self: dist.Distribution, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()
+    ) -> Array:
         return draw(self, plain_key(key), sample_shape)
 
     return type(family, (theirs,), {"sample": sample, "__doc__": theirs.__doc__})
@@ -35,22 +36,28 @@ LARGE = 1e8
 """A rate from which on counts are normal to float32, which has no larger one to the unit."""
 
 
-def _poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+def _poisson(of: dist.Poisson, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
     return _counts(key, jnp.broadcast_to(of.rate, (*sample_shape, *of.batch_shape)))
 
 
-def _gamma_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+def _gamma_poisson(
+    of: dist.GammaPoisson, key: PRNGKeyArray, sample_shape: tuple[int, ...]
+) -> Array:
     key_gamma, key_poisson = jax.random.split(key)
     return _counts(key_poisson, of._gamma.sample(key_gamma, sample_shape))
 
 
-def _beta_negative_binomial(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+def _beta_negative_binomial(
+    of: dist.BetaNegativeBinomial, key: PRNGKeyArray, sample_shape: tuple[int, ...]
+) -> Array:
     key_beta, key_count = jax.random.split(key)
     probs = of._beta.sample(key_beta, sample_shape)
     return _gamma_poisson(dist.NegativeBinomialProbs(of.n, probs), key_count, ())
 
 
-def _zero_inflated_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+def _zero_inflated_poisson(
+    of: dist.ZeroInflatedPoisson, key: PRNGKeyArray, sample_shape: tuple[int, ...]
+) -> Array:
     key_gate, key_count = jax.random.split(key)
     shape = (*sample_shape, *of.batch_shape)
     some = _counts(key_count, jnp.broadcast_to(of.base_dist.rate, shape))
@@ -64,7 +71,9 @@ def _counts(key: PRNGKeyArray, rate: Array) -> Array:
     return jnp.where(rate > LARGE, jnp.round(many), few)
 
 
-def _hurdle_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+def _hurdle_poisson(
+    of: dist.HurdlePoisson, key: PRNGKeyArray, sample_shape: tuple[int, ...]
+) -> Array:
     """Counts above 0 by the time of the first, so that none is drawn again however small the rate.
 
     Of events at rate λ in a unit of time, given that there is one, the first comes at
@@ -78,14 +87,14 @@ def _hurdle_poisson(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -
     return jnp.where(jax.random.bernoulli(key_gate, of.gate, shape), 0, some)
 
 
-def _kumaraswamy(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+def _kumaraswamy(of: dist.Kumaraswamy, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
     """(1 − u^(1/b))^(1/a) with u uniform."""
     exponential = jax.random.exponential(key, (*sample_shape, *of.batch_shape))
     w = jnp.log(exponential) - jnp.log(of.concentration0)
     return jnp.exp(log_rise(w) / of.concentration1)
 
 
-def _von_mises(of: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+def _von_mises(of: dist.VonMises, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
     shape = (*sample_shape, *of.batch_shape)
     wide = dist.VonMises(of.loc, jnp.minimum(of.concentration, NARROW)).sample(key, sample_shape)
     narrow = of.loc + jax.random.normal(key, shape) / jnp.sqrt(of.concentration)

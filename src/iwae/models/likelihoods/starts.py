@@ -7,7 +7,6 @@ at constant mean its shape by a factor of e. So training does not depend on the 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,8 @@ OVERDISPERSED = 0.05
 beyond Poisson have no maximum."""
 
 Moments = tuple[Bool[Array, " d"], Array, Array]
-Rows = tuple[Sequence[Any], Sequence[Sequence[Any]]]
+Entry = Array | float | int
+Rows = tuple[Sequence[Entry], Sequence[Sequence[Entry]]]
 
 
 def start(
@@ -141,7 +141,7 @@ def _beta_negative_binomial(mean: Array, spread: Array) -> Rows:
     ratio = spread / jnp.sqrt(mean) - 1
     b = jnp.maximum(mean / ratio**2, 1.5)
     n = jnp.log(mean * b) / 2
-    matrix: list[list[Any]] = [[_unit(mean, spread), 1, -1], [0, 1, 0], [0, 0, 1]]
+    matrix: list[list[Entry]] = [[_unit(mean, spread), 1, -1], [0, 1, 0], [0, 0, 1]]
     return [n, jnp.log1p(b), n], matrix
 
 
@@ -190,7 +190,7 @@ def _dagum(mean: Array, spread: Array) -> Rows:
     """With concentration 1 it is log-logistic: log x has the scale 1 / sharpness."""
     sharpness = jnp.maximum(jnp.pi / (3**0.5 * _log_sd(mean, spread)), 1.5)
     scale = jnp.log(mean) + jnp.log(jnp.sinc(1 / sharpness))
-    rows = [0, jnp.log(sharpness), scale]
+    rows: list[Entry] = [0, jnp.log(sharpness), scale]
     return rows, [[1, 0, 0], [0, 1, 0], [0, 0, _unit(mean, spread)]]
 
 
@@ -206,7 +206,7 @@ def _hurdle_gamma(mean: Array, spread: Array) -> Rows:
     """Half of the squared relative spread c² from zeros, c² / 2 from what is above."""
     gate, above, c = _halves(mean, spread)
     a = -2 * jnp.log(c)
-    matrix: list[list[Any]] = [[1, 0, 0], [0, 1, 0], [0, 1, _unit(mean, spread)]]
+    matrix: list[list[Entry]] = [[1, 0, 0], [0, 1, 0], [0, 1, _unit(mean, spread)]]
     return [gate, a, a - above], matrix
 
 
@@ -286,7 +286,7 @@ def _von_mises(mean: Array, spread: Array) -> Rows:
     return [mean, -2 * jnp.log(spread)], [[jnp.minimum(spread, 1.0), 0], [0, 1]]
 
 
-def _followed(by: Array) -> Sequence[Sequence[Any]]:
+def _followed(by: Array) -> Sequence[Sequence[Entry]]:
     """Units where the second parameter goes with the first in this proportion."""
     slow = 1 / (1 + jnp.abs(by))
     return [[slow, 0], [slow * by, 1]]
