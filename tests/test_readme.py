@@ -46,9 +46,19 @@ def test_every_extension_is_short_and_does_what_it_says() -> None:
     plain, wrapped = (surrogate_loss(m, x, key, **given)[1] for m in (model, one_mode))
     np.testing.assert_allclose(wrapped, plain, rtol=1e-6)
 
+
+@pytest.mark.slow
+def test_the_estimator_that_is_shown_lies_halfway() -> None:
+    names: dict[str, Any] = {}
+    for code in examples(EXTENDING)[:3]:
+        exec(code, names)
+    model, x, key = names["model"], names["x"], names["key"]
+
     @eqx.filter_jit
     def gradient(by: Any) -> Any:
-        return eqx.filter_grad(lambda m: surrogate_loss(m, x, key, **given, estimator=by)[0])(model)
+        return eqx.filter_grad(
+            lambda m: surrogate_loss(m, x, key, bound=bounds.iwae, k=8, estimator=by)[0]
+        )(model)
 
     each = [jax.tree.leaves(gradient(by)) for by in (names["halfway"], "dreg", "reparam")]
     for half, dreg, reparam in zip(*each, strict=True):
