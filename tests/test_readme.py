@@ -129,7 +129,8 @@ def test_changes_are_kept_by_kind() -> None:
 
 @pytest.mark.slow
 def test_the_examples_of_gradients_train_to_the_maximum() -> None:
-    values, own, interop = examples((ROOT / "docs" / "gradients.md").read_text())
+    text = (ROOT / "docs" / "gradients.md").read_text()
+    values, own, posterior, one_line_each, interop = examples(text)
     exec(values, {})
     names: dict = {}
     exec(own, names)
@@ -137,6 +138,10 @@ def test_the_examples_of_gradients_train_to_the_maximum() -> None:
     np.testing.assert_allclose(params["prior"], names["x"].mean(0), atol=0.15)
     np.testing.assert_allclose(params["gain"], 0.5, atol=0.1)
     np.testing.assert_allclose(params["log_s"], np.log(0.5) / 2, atol=0.1)
+    exec(posterior, names)
+    assert names["Wider"].own_proposal
+    exec(one_line_each, names)
+    assert names["median"].name == "median"
     exec(interop, names)
     fitted = names["result"].params
     assert fitted["prior"] == pytest.approx(0.9, abs=0.1)
