@@ -73,10 +73,11 @@ def estimate(
         if _is_missing(job.config.data.dataset, data_dir):
             seconds[job] = None
             continue
-        seconds[job] = costs.of_training(job) + costs.of_evaluations(job)
+        cost = costs.of_training(job) + costs.of_evaluations(job)
         if job.after is not None and job.after not in counted:
             counted.add(job.after)
-            seconds[job] += costs.of_training(job.after)
+            cost += costs.of_training(job.after)
+        seconds[job] = cost
     return seconds
 
 
