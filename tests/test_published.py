@@ -9,7 +9,7 @@ import pytest
 from iwae.cli.app import main
 from iwae.config.io import recipe
 from iwae.errors import InputError
-from iwae.experiments import jobs, plan, records, results, tables
+from iwae.experiments import jobs, plan, records, reproduce, results, tables
 from iwae.experiments.measured import Result
 from iwae.experiments.papers import TABLES
 from iwae.experiments.tables import FOLDER
@@ -160,6 +160,12 @@ def test_the_example_of_the_documentation_is_read(tmp_path: Path) -> None:
     table = tables.read(path)
     assert [cell.name for cell in table.cells if cell.against] == ["digits/iwae-5", "mine/2/iwae-5"]
     assert len(table.cells) == 5
+
+
+def test_a_file_is_not_called_like_an_experiment_of_the_package(own: Path) -> None:
+    other = own.rename(own.with_name("ring.toml"))
+    with refused(f"{other} was given, but ring is an experiment of this package; rename the file."):
+        reproduce.find(str(other))
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class Reproduce:
         if self.dry_run:
             seconds = reproduce.estimated(plan, self.out, data_dir=self.data_dir)
             return print_estimate(plan.named, seconds, self.workers)
-        self._joinable(experiment)  # a record of other settings is refused before hours of work
+        self._joinable(experiment)  # what a record of other settings says, before hours of work
         failures = {} if self.render else self._make(plan)
         return self._show(plan, failures)
 

@@ -64,33 +64,7 @@ def estimate(
     the first of them is charged for what is compiled. The first job that begins with a run outside
     of `jobs` is charged for training it. Nothing is downloaded.
     """
-    kinds: dict[Job, Cost] = {}
-    compiled: set[tuple[Job, str]] = set()
-
-    def kind_of(job: Job) -> Job:
-        return dataclasses.replace(job, config=override(job.config, seed=0), after=None)
-
-    def of_kind(job: Job) -> Cost:
-        kind = kind_of(job)
-        if kind not in kinds:
-            kinds[kind] = Cost(*_seconds(kind, data_dir))
-        return kinds[kind]
-
-    def once(job: Job, what: str) -> float:
-        if (kind_of(job), what) in compiled:
-            return 0.0
-        compiled.add((kind_of(job), what))
-        return getattr(of_kind(job), what)
-
-    def training(job: Job) -> float:
-        t = job.config.training
-        left = max(0, t.epochs - passes(job, out))
-        if state(job, out) in ("done", "trained") or left == 0:
-            return 0.0
-        steps = left * of_kind(job).epoch
-        steps = steps if t.minutes is None else min(steps, 60 * t.minutes)
-        return steps + once(job, "step")
-
+    costs = _Costs(out, data_dir)
     seconds: dict[Job, float | None] = {}
     counted = set(jobs)
     for job in jobs:
@@ -99,17 +73,55 @@ def estimate(
         if _is_missing(job.config.data.dataset, data_dir):
             seconds[job] = None
             continue
-        left = [measure for measure in job.measures if not measured(job, out, measure)]
-        evaluations = sum(MEASURES[measure].evaluations for measure in left)
-        needed = ("", LIKELIHOODS) if left else ("",)
-        evaluations += not all(measured(job, out, part) for part in needed)
-        cost = training(job) + of_kind(job).evaluation * evaluations
-        cost += once(job, "program") if evaluations else 0.0
+        cost = costs.of_training(job) + costs.of_evaluations(job)
         if job.after is not None and job.after not in counted:
             counted.add(job.after)
-            cost += training(job.after)
+            cost += costs.of_training(job.after)
         seconds[job] = cost
     return seconds
+
+
+class _Costs:
+    """What jobs have left, by the `Cost` of their kind; what is compiled counts once."""
+
+    def __init__(self, out: Path, data_dir: str | Path | None):
+        self.out, self.data_dir = out, data_dir
+        self.kinds: dict[Job, Cost] = {}
+        self.stepped: set[Job] = set()
+        self.evaluated: set[Job] = set()
+
+    def of_training(self, job: Job) -> float:
+        """Seconds of the epochs that are left, and to compile the step."""
+        t = job.config.training
+        left = max(0, t.epochs - passes(job, self.out))
+        if state(job, self.out) in ("done", "trained") or left == 0:
+            return 0.0
+        kind, cost = self._kind(job)
+        steps = left * cost.epoch
+        steps = steps if t.minutes is None else min(steps, 60 * t.minutes)
+        compiling = 0.0 if kind in self.stepped else cost.step
+        self.stepped.add(kind)
+        return steps + compiling
+
+    def of_evaluations(self, job: Job) -> float:
+        """Seconds of what is not yet measured, and to compile an evaluation."""
+        left = [measure for measure in job.measures if not measured(job, self.out, measure)]
+        evaluations = sum(MEASURES[measure].evaluations for measure in left)
+        needed = ("", LIKELIHOODS) if left else ("",)
+        evaluations += not all(measured(job, self.out, part) for part in needed)
+        kind, cost = self._kind(job)
+        if not evaluations:
+            return 0.0
+        compiling = 0.0 if kind in self.evaluated else cost.program
+        self.evaluated.add(kind)
+        return evaluations * cost.evaluation + compiling
+
+    def _kind(self, job: Job) -> tuple[Job, Cost]:
+        """The job whatever its seed and its start, and what such jobs take."""
+        kind = dataclasses.replace(job, config=override(job.config, seed=0), after=None)
+        if kind not in self.kinds:
+            self.kinds[kind] = Cost(*_seconds(kind, self.data_dir))
+        return kind, self.kinds[kind]
 
 
 def _is_missing(dataset: str, data_dir: str | Path | None) -> bool:

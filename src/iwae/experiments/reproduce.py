@@ -24,7 +24,17 @@ from iwae.experiments.results import page as page
 from iwae.experiments.rows import Row, rows
 from iwae.experiments.tables import Experiment
 
-__all__ = ["Choice", "carried_out", "estimated", "find", "listed", "page", "planned", "rendered"]
+__all__ = [
+    "Choice",
+    "carried_out",
+    "estimated",
+    "find",
+    "listed",
+    "missing",
+    "page",
+    "planned",
+    "rendered",
+]
 
 
 def listed() -> dict[str, tuple[str, int | None]]:
@@ -41,12 +51,21 @@ def find(name: str | None) -> Experiment | None:
     if name in OTHERS:
         return None
     if name is not None and name.endswith(".toml"):
-        return tables.read(Path(name))
+        return _own(Path(name))
     if name is None or name not in EXPERIMENTS:
         given = "No name" if name is None else repr(name)
         known = nearest(name or "", sorted({*EXPERIMENTS, *OTHERS}))
         raise InputError(f"{given} was given as the experiment to reproduce; {known}.")
     return EXPERIMENTS[name]
+
+
+def _own(path: Path) -> Experiment:
+    """The table in a file, whose records have its name."""
+    if path.stem in {*EXPERIMENTS, *OTHERS}:
+        raise InputError(
+            f"{path} was given, but {path.stem} is an experiment of this package; rename the file."
+        )
+    return tables.read(path)
 
 
 def estimated(
