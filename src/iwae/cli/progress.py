@@ -15,6 +15,7 @@ from iwae._utils.formatting import excess_in_words, units_in_words
 from iwae.cli.outputs import StandardError
 from iwae.cli.terminal import visible
 from iwae.data import FileStatus
+from iwae.estimators.diagnostics import Measurement, Slope
 from iwae.evaluation.evaluator import Progress as Counter
 from iwae.evaluation.trained import Evaluation
 from iwae.experiments.tables import Experiment
@@ -341,7 +342,7 @@ def print_dependence(rows: list[Any], seeds: int) -> None:
     )
 
 
-def print_gradients(measured: list[Any], slopes: list[Any]) -> None:
+def print_gradients(measured: list[Measurement], slopes: list[Slope]) -> None:
     """SNR, variance and bias of every estimator, then how SNR grows with K."""
     table = Table("estimator", "K", "of", "SNR", "‖E g‖", "tr Cov g", "relative bias²")
     for m in measured:

@@ -82,19 +82,23 @@ def runs_among(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def write(
-    paths: list[Path],
+    paths: Sequence[Path | TrainedModel],
     out: Path,
     *,
     data_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the page of some runs to `out`; `InputError` if it exists or a path is no run."""
+    """Write the page of some runs to `out`; `InputError` if it exists or a path is no run.
+
+    A run that was loaded with parts of its own, which its directory does not hold, is given as
+    loaded.
+    """
     refuse_existing(out, overwrite=overwrite)
     write_atomic(out, render(paths, data_dir=data_dir))
 
 
 def render(
-    paths: list[Path],
+    paths: Sequence[Path | TrainedModel],
     *,
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
@@ -137,15 +141,29 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _entries(paths: list[Path], data_dir: str | Path | None) -> list[Entry]:
-    if not paths:
+def _entries(given: Sequence[Path | TrainedModel], data_dir: str | Path | None) -> list[Entry]:
+    if not given:
         raise InputError("No run was given; name at least one folder of `iwae train`.")
-    unique = list({Path(path).resolve(): Path(path) for path in paths}.values())
+    loaded = {of.path: of for of in given if isinstance(of, TrainedModel)}
+    if None in loaded:
+        raise InputError(
+            "A run in memory was given for a report, which is of the files of runs; train it with "
+            "out=…."
+        )
+    paths = [of.path if isinstance(of, TrainedModel) else Path(of) for of in given]
+    unique = list({path.resolve(): path for path in paths if path is not None}.values())
     configs = [read_config(path) for path in unique]
-    return [_entry(*run, data_dir) for run in zip(_names(unique), unique, configs, strict=True)]
+    each = zip(_names(unique), unique, configs, map(loaded.get, unique), strict=True)
+    return [_entry(*run, data_dir) for run in each]
 
 
-def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None) -> Entry:
+def _entry(
+    name: str,
+    path: Path,
+    config: RunConfig,
+    loaded: TrainedModel | None,
+    data_dir: str | Path | None,
+) -> Entry:
     said: list[str] = []
 
     def there(read: Callable[[], Any], otherwise: Any) -> Any:
@@ -155,7 +173,7 @@ def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None
             said.append(_printable(str(error)))
             return otherwise
 
-    trained = there(lambda: runs.load(path, data_dir=data_dir), None)
+    trained = loaded or there(lambda: runs.load(path, data_dir=data_dir), None)
     rows = there(lambda: read_metrics(path), [])
     evaluations = there(lambda: list(read_evaluations(path).values()), [])
     missing = " ".join(dict.fromkeys(said))
