@@ -1,5 +1,6 @@
 """Models, bounds, estimators and likelihoods of one's own, by the door of those that have names."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -173,6 +174,14 @@ def test_a_report_tells_of_an_own_model(own_run, tmp_path: Path) -> None:
     page = report.render([own_run.path])
     assert "test_own_parts.Factors()" in page
     assert "a model of its own" in page
+    loaded = report.render([iwae.load(own_run.path, model=factors())])
+    assert "give the same by iwae.load(…, model=…)" in page
+    assert "give the same" not in loaded
+    with refused(
+        "A run in memory was given for a report, which is of the files of runs; train it with "
+        "out=…."
+    ):
+        report.render([replace(own_run, path=None)])
 
 
 def test_an_own_model_is_saved_as_a_run(own_run, tmp_path: Path) -> None:

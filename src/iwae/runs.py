@@ -239,6 +239,7 @@ def train_replicas(
     resume: bool = False,
     data_dir: str | Path | None = None,
     callbacks: Callable[[int], Iterable[Callback]] | None = None,
+    progress: bool | None = None,
     bound: str | BoundFunction | Pair | None = None,
     estimator: str | Estimator | None = None,
     likelihood: str | AbstractLikelihood | None = None,
@@ -252,7 +253,8 @@ def train_replicas(
         out: replica s lies in out/seed-s.
         callbacks: gives each seed its callbacks.
         watch: the former name of `callbacks`, for one each.
-        config, data, resume, data_dir, bound, estimator, likelihood, settings: as for `train`.
+        config, data, resume, data_dir, progress, bound, estimator, likelihood, settings: as for
+            `train`.
 
     Returns:
         The trained models, in the order of the seeds.
@@ -283,7 +285,15 @@ def train_replicas(
     of = None if of_seed is None else lambda name: of_seed(named[name].seed)
     asked = "batch_size" in settings
     trained = _train_together(
-        named, data, out, data_dir, of, resume=resume, asked=asked, parts=parts
+        named,
+        data,
+        out,
+        data_dir,
+        of,
+        resume=resume,
+        asked=asked,
+        progress=progress,
+        parts=parts,
     )
     return list(trained.values())
 
@@ -316,6 +326,7 @@ def train_together(
     resume: bool = False,
     data_dir: str | Path | None = None,
     callbacks: Callable[[str], Iterable[Callback]] | None = None,
+    progress: bool | None = None,
     watch: Callable[[str], Callback | Watcher] | None = None,
 ) -> dict[str, TrainedModel]:
     """`train` for several configurations in one compiled program.
@@ -330,7 +341,7 @@ def train_together(
         resume: continues the runs that are there and starts the others.
         callbacks: gives each run its callbacks, by its name.
         watch: the former name of `callbacks`, for one each.
-        data, data_dir: as for `train`.
+        data, data_dir, progress: as for `train`.
 
     Returns:
         The trained models by name.
@@ -343,7 +354,7 @@ def train_together(
         >>> both = iwae.train_together({"k5": a, "k50": b}, data=x)  # doctest: +SKIP
     """
     of = _each(callbacks, watch, stacklevel=5)
-    return _train_together(configs, data, out, data_dir, of, resume=resume)
+    return _train_together(configs, data, out, data_dir, of, resume=resume, progress=progress)
 
 
 def _train_together(
@@ -355,6 +366,7 @@ def _train_together(
     *,
     resume: bool,
     asked: bool = False,
+    progress: bool | None = None,
     parts: OwnParts = own_parts.NONE,
 ) -> dict[str, TrainedModel]:
     """`train_together`; `asked` says whether the size of batches was asked for."""
@@ -366,10 +378,13 @@ def _train_together(
     keep_programs()
     observed = _observed_together(configs, data, data_dir, asked=asked, parts=parts)
     configs = {name: config for name, (config, _) in observed.items()}
-    told = {name: [] if callbacks is None else callbacks(name) for name in configs}
+    told = {
+        name: _told(() if callbacks is None else callbacks(name), None, progress, name)
+        for name in configs
+    }
     with open_runs(out, configs, resume=resume) as folders:
         together = {
-            name: Run(config, data, folders[name], watching.checked(told[name]), parts=parts)
+            name: Run(config, data, folders[name], told[name], parts=parts)
             for name, (config, data) in observed.items()
         }
         Trainer(list(together.values()), None if out is None else Path(out)).train()

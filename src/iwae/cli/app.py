@@ -74,14 +74,14 @@ class Train:
             "out": self.out,
             "resume": self.resume,
             "data_dir": self.data_dir,
+            "progress": False,
         }
         if "batch_size" in self.given:
             where["batch_size"] = self.config.training.batch_size
         with TrainingBars() as bars:
             if seeds is None:
-                where |= {"devices": self.devices, "progress": False}
                 shown = [bars.one("training")] if first else []
-                made = [runs.train(self.config, callbacks=shown, **where)]
+                made = [runs.train(self.config, callbacks=shown, devices=self.devices, **where)]
             else:
                 each = lambda seed: [bars.one(f"seed {seed}")]
                 made = runs.train_replicas(self.config, seeds=seeds, callbacks=each, **where)

@@ -94,13 +94,17 @@ def runs_among(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def write(
-    paths: list[Path],
+    paths: Sequence[Path | TrainedModel],
     out: Path,
     *,
     data_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the page of some runs to `out`; `InputError` if it exists or a path is no run."""
+    """Write the page of some runs to `out`; `InputError` if it exists or a path is no run.
+
+    A run that was loaded with parts of its own, which its directory does not hold, is given as
+    loaded.
+    """
     check_installed()
     refuse_existing(out, overwrite=overwrite)
     write_atomic(out, render(paths, data_dir=data_dir))
@@ -114,7 +118,7 @@ def check_installed() -> None:
 
 @reading_once()
 def render(
-    paths: list[Path],
+    paths: Sequence[Path | TrainedModel],
     *,
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
@@ -159,15 +163,29 @@ def _template() -> "Template":
     return template
 
 
-def _entries(paths: list[Path], data_dir: str | Path | None) -> list[Entry]:
-    if not paths:
+def _entries(given: Sequence[Path | TrainedModel], data_dir: str | Path | None) -> list[Entry]:
+    if not given:
         raise InputError("No run was given; name at least one folder of `iwae train`.")
-    unique = list({Path(path).resolve(): Path(path) for path in paths}.values())
+    loaded = {of.path: of for of in given if isinstance(of, TrainedModel)}
+    if None in loaded:
+        raise InputError(
+            "A run in memory was given for a report, which is of the files of runs; train it with "
+            "out=…."
+        )
+    paths = [of.path if isinstance(of, TrainedModel) else Path(of) for of in given]
+    unique = list({path.resolve(): path for path in paths if path is not None}.values())
     configs = [read_config(path) for path in unique]
-    return [_entry(*run, data_dir) for run in zip(_names(unique), unique, configs, strict=True)]
+    each = zip(_names(unique), unique, configs, map(loaded.get, unique), strict=True)
+    return [_entry(*run, data_dir) for run in each]
 
 
-def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None) -> Entry:
+def _entry(
+    name: str,
+    path: Path,
+    config: RunConfig,
+    loaded: TrainedModel | None,
+    data_dir: str | Path | None,
+) -> Entry:
     said: list[str] = []
 
     def there(read: Callable[[], T], otherwise: T) -> T:
@@ -177,7 +195,7 @@ def _entry(name: str, path: Path, config: RunConfig, data_dir: str | Path | None
             said.append(_printable(str(error)))
             return otherwise
 
-    trained: TrainedModel | None = there(lambda: runs.load(path, data_dir=data_dir), None)
+    trained = loaded or there(lambda: runs.load(path, data_dir=data_dir), None)
     rows: Sequence[Row] = there(lambda: read_metrics(path), [])
     evaluations: list[Kept] = there(
         lambda: [e.to_json() for e in read_evaluations(path).values()], []

@@ -11,3 +11,6 @@ from iwae.training.callbacks import StepChunk as StepChunk
 from iwae.training.callbacks import Stop as Stop
 from iwae.training.callbacks import TrainerState as TrainerState
 from iwae.training.callbacks import Validation as Validation
+from iwae.training.loggers import MLflow as MLflow
+from iwae.training.loggers import TensorBoard as TensorBoard
+from iwae.training.loggers import WeightsAndBiases as WeightsAndBiases

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from operator import itemgetter
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -168,8 +167,14 @@ def chunk_size(examples: int, draws: int, rows: int = ROWS) -> int | None:
     return chunk if chunk < draws else None
 
 
-Replicas = tuple[Any, ...]
+Replicas = tuple[PyTree, ...]
 """Something of each replica."""
+
+Loss = Callable[[PyTree, Array, Array, Array], tuple[Array, Array]]
+"""Of parameters, examples, their keys and the step: (loss, value of the bound)."""
+
+Gradient = Callable[[PyTree, Array, Array, Array], tuple[tuple[Array, Array], PyTree]]
+"""The same, with the loss's gradient: ((loss, value), gradient)."""
 
 Step = Callable[..., TrainState]
 Advance = Callable[..., Replicas]
@@ -237,7 +242,7 @@ class _Structure:
         return isinstance(other, _Structure) and self.key == other.key
 
 
-def _identity(leaf: Any) -> Hashable:
+def _identity(leaf: Hashable) -> Hashable:
     if eqx.is_array_like(leaf):
         array = np.asarray(leaf)
         return type(leaf), array.dtype, array.shape, array.tobytes()
@@ -288,44 +293,14 @@ def make_step(
     stands for it, so that replicas with their own can share the step. `devices` share the batch. A
     `bound` or `estimator` of one's own stands in the place of the one that `objective` names.
     """
-    pair = objective_bounds(objective) if bound is None else bound
     batch = config.batch_size
     group, chunk = batch, None
     if devices.mesh is None and jax.default_backend() == "cpu":
         group = group_size(batch, min(objective.k, objective.backward_draws or objective.k))
         chunk = chunk_size(group, objective.k)
-
-    def loss(
-        params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array
-    ) -> tuple[Array, Array]:
-        model = at_precision(eqx.combine(params, static), config.precision)
-        losses, values = jax.vmap(
-            lambda x, key: surrogate_loss(
-                model,
-                x,
-                key,
-                bound=pair,
-                k=objective.k,
-                estimator=objective.estimator if estimator is None else estimator,
-                backward_draws=objective.backward_draws,
-                chunk=chunk,
-            )
-        )(x, keys)
-        penalty = _weight_penalty(model, config, step / steps_per_pass) / (batch * steps_per_pass)
-        return jnp.mean(losses) + penalty, jnp.mean(values)
-
-    of_group = jax.value_and_grad(loss, has_aux=True)
-
-    def of_batch(params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array) -> Any:
-        """((loss, value), gradient), means over groups of equal size."""
-        if group == batch:
-            return of_group(params, x, keys, step)
-        x, keys = (a.reshape(batch // group, group, *a.shape[1:]) for a in (x, keys))
-        one = lambda given: of_group(params, *given, step)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, (x[0], keys[0])))
-        add = lambda total, given: (jax.tree.map(jnp.add, total, one(given)), None)
-        total, _ = jax.lax.scan(add, zeros, (x, keys))
-        return jax.tree.map(lambda a: a * (group / batch), total)
+    pair = objective_bounds(objective) if bound is None else bound
+    loss = _loss(static, objective, config, steps_per_pass, pair, estimator, chunk)
+    of_batch = _in_groups(jax.value_and_grad(loss, has_aux=True), batch, group)
 
     def step(
         state: TrainState,
@@ -355,6 +330,61 @@ def make_step(
         )
 
     return step
+
+
+def _loss(
+    static: PyTree,
+    objective: ObjectiveConfig,
+    config: TrainingConfig,
+    steps_per_pass: int,
+    bound: Pair,
+    estimator: Estimator | None,
+    chunk: int | None,
+) -> Loss:
+    """`loss(params, x, keys, step)`: (loss, value of the bound), means over the examples in nats.
+
+    The gradient of the loss is that of the step.
+    """
+    scale = config.batch_size * steps_per_pass
+
+    def loss(
+        params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array
+    ) -> tuple[Array, Array]:
+        model = at_precision(eqx.combine(params, static), config.precision)
+        losses, values = jax.vmap(
+            lambda x, key: surrogate_loss(
+                model,
+                x,
+                key,
+                bound=bound,
+                k=objective.k,
+                estimator=objective.estimator if estimator is None else estimator,
+                backward_draws=objective.backward_draws,
+                chunk=chunk,
+            )
+        )(x, keys)
+        penalty = _weight_penalty(model, config, step / steps_per_pass) / scale
+        return jnp.mean(losses) + penalty, jnp.mean(values)
+
+    return loss
+
+
+def _in_groups(of_group: Gradient, batch: int, group: int) -> Gradient:
+    """((loss, value), gradient) of a batch, means over groups of equal size that go one by one."""
+    if group == batch:
+        return of_group
+
+    def of_batch(
+        params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array
+    ) -> tuple[tuple[Array, Array], PyTree]:
+        x, keys = (a.reshape(batch // group, group, *a.shape[1:]) for a in (x, keys))
+        one = lambda given: of_group(params, given[0], given[1], step)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, (x[0], keys[0])))
+        add = lambda total, given: (jax.tree.map(jnp.add, total, one(given)), None)
+        total, _ = jax.lax.scan(add, zeros, (x, keys))
+        return jax.tree.map(lambda a: a * (group / batch), total)
+
+    return of_batch
 
 
 def make_advance(*, vectorized: bool = False) -> Advance:
@@ -419,7 +449,7 @@ def _mapped(step: Step, replicas: int) -> Step:
     return step if replicas == 1 else jax.vmap(step, in_axes=(0, 0, 0, 0, None, None))
 
 
-def _weight_penalty(model: Any, config: TrainingConfig, passes: Array) -> Array | float:
+def _weight_penalty(model: PyTree, config: TrainingConfig, passes: Array) -> Array | float:
     """The KL divergence of uncertain weights at its weight after so many passes, in nats."""
     if config.weight_kl == 0:
         return 0.0
@@ -435,6 +465,6 @@ def _averaged(average: PyTree, params: PyTree, step: Array, decay: float | None)
     return optax.incremental_update(params, average, rate)
 
 
-def all_finite(tree: Any) -> bool:
+def all_finite(tree: PyTree) -> bool:
     """Whether every number in the tree is finite."""
     return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))

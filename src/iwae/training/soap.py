@@ -17,12 +17,13 @@ and m is held to that, so that no step is longer than Adam's can be.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 REVISION = 2
 """Counts how often equal settings came to take other steps."""
@@ -70,7 +71,7 @@ def soap(
     the QR decomposition of L Q_L.
     """
 
-    def init(params: Any) -> SoapState:
+    def init(params: PyTree) -> SoapState:
         arrays = tuple(_start(p) for p in jax.tree.leaves(params))
         return SoapState(jnp.zeros((), jnp.int32), arrays)
 
@@ -90,7 +91,9 @@ def soap(
         step = _out_of(mu_hat / (jnp.sqrt(nu_hat) + eps), bases)
         return step, Turned(mu, nu, moments, bases)
 
-    def update(gradient: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
+    def update(
+        gradient: PyTree, state: SoapState, params: PyTree = None
+    ) -> tuple[PyTree, SoapState]:
         leaves, tree = jax.tree.flatten(gradient)
         t = state.steps + 1
         with jax.default_matmul_precision("highest"):
@@ -124,7 +127,7 @@ def _squares(g: Array) -> tuple[Array, ...]:
     return (g @ g.T, g.T @ g) if g.ndim == 2 else ()
 
 
-def _each(function: Any, sides: Sides, *others: Any) -> Sides:
+def _each(function: Callable[..., Array], sides: Sides, *others: Sides) -> Sides:
     """function of what belongs to each side that is turned."""
     given = zip(sides, *others, strict=True)
     return tuple(None if side is None else function(side, *more) for side, *more in given)

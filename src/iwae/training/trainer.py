@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from types import FrameType
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -161,6 +162,7 @@ class Run:
         start, self.static = self._first()
         (state, best), self.progress = self._restored(start)
         self.state, self.best = devices.everywhere(from_first((state, best)))
+        self.step = int(self.state.step)
         if not _is_over(self.progress, t):
             self.progress = replace(self.progress, finished="")
         self.rates = devices.everywhere(self.rates)
@@ -203,10 +205,6 @@ class Run:
         progress = replace(progress, **json_from_first(asdict(progress)))
         here = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
         return saved, replace(progress.made_on(here), data=examples, names=data.dataset.names)
-
-    @property
-    def step(self) -> int:
-        return int(self.state.step)
 
     @property
     def end_of_pass(self) -> int:
@@ -267,7 +265,8 @@ class Run:
         `NonFiniteError` if the bound is not finite, or at the end of an epoch a parameter.
         """
         self.state, t = state, self.config.training
-        bound, step = float(state.value), self.step
+        self.step = step = int(state.step)
+        bound = float(state.value)
         if not np.isfinite(bound):
             raise NonFiniteError(self._non_finite_message("The bound is"))
         self.progress = replace(self.progress, seconds=self.progress.seconds + took)
@@ -288,20 +287,27 @@ class Run:
             self.end(self.progress.finished)
 
     def end(self, reason: str) -> None:
-        """Tell the callbacks, once, that the session has ended."""
-        if self.begun and not self.ended:
-            self.ended = True
-            self._tell(lambda callback: callback.on_end(End(self.facts, reason)))
+        """Tell all callbacks, once, that the session has ended, whatever one of them raises."""
+        if not self.begun or self.ended:
+            return
+        self.ended = True
+        ended = End(self.facts, reason)
+        with contextlib.ExitStack() as stack:
+            for callback in reversed(self.callbacks):
+                stack.callback(self._tell_one, callback, lambda callback: callback.on_end(ended))
 
     def _tell(self, event: Callable[[Callback], Request]) -> None:
         """Tell every callback of an event, and note what it asks for."""
         for callback in self.callbacks:
-            try:
-                self.requests = self.requests.with_(event(callback), callback)
-            except Exception as error:
-                kept = f"; the last checkpoint is in {self.folder.path}" * self.folder.begun
-                error.add_note(f"Raised by the callback {type(callback).__name__}{kept}.")
-                raise
+            self._tell_one(callback, event)
+
+    def _tell_one(self, callback: Callback, event: Callable[[Callback], Request]) -> None:
+        try:
+            self.requests = self.requests.with_(event(callback), callback)
+        except Exception as error:
+            kept = f"; the last checkpoint is in {self.folder.path}" * self.folder.begun
+            error.add_note(f"Raised by the callback {type(callback).__name__}{kept}.")
+            raise
 
     def _heed_stop(self) -> None:
         """Finish if a callback has asked for it, here or in another process."""
@@ -576,12 +582,16 @@ def _hangup() -> list[signal.Signals]:
     return [] if number is None or signal.getsignal(number) is signal.SIG_IGN else [number]
 
 
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""What is done on a signal."""
+
+
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
     """A list that fills when Ctrl-C, SIGTERM or, unless it is ignored (nohup), SIGHUP arrives; a
     second one acts at once."""
     received: list[int] = []
-    previous: dict[signal.Signals, Any] = {}
+    previous: dict[signal.Signals, Handler] = {}
 
     def note(number: int, frame: object) -> None:
         received.append(number)
