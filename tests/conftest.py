@@ -47,5 +47,5 @@ def tiny() -> RunConfig:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
-    """The tiny configuration, evaluation.trained on digits into a folder."""
+    """The tiny configuration, trained on digits into a folder."""
     return iwae.train(TINY, out=tmp_path_factory.mktemp("runs") / "tiny")
