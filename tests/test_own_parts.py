@@ -25,6 +25,7 @@ from iwae.training import parts
 from refusals import refused
 
 D, H = 64, 3
+FACTORS = "test_own_parts.Factors(scale=1.0)"
 
 
 class Factors(eqx.Module):
@@ -138,8 +139,8 @@ def test_an_own_model_is_loaded_from_its_structure(own_run) -> None:
         same(again.model, own_run.model)
         assert again.own == {"model": "test_own_parts.Factors(scale=1.0)"}
     with refused(
-        f"{own_run.path} was trained with a model of its own, test_own_parts.Factors(scale=1.0), which it "
-        f"cannot hold; give the same by iwae.load(…, model=…)."
+        f"{own_run.path} was trained with a model of its own, {FACTORS}, which it cannot hold; "
+        f"give the same by iwae.load(…, model=…)."
     ):
         iwae.load(own_run.path)
     with pytest.raises(InputError, match=r"belongs to another model: \.weight is float32\[64, 3\]"):
@@ -207,8 +208,8 @@ def test_functions_make_a_model(tiny) -> None:
 def test_a_run_is_resumed_by_its_own_model_alone(own_run, tiny_run, tiny, how: str) -> None:
     if how == "missing":
         with refused(
-            f"{own_run.path} was trained with a model of its own, test_own_parts.Factors(scale=1.0), which "
-            f"it cannot hold; give the same by model=…, or another out."
+            f"{own_run.path} was trained with a model of its own, {FACTORS}, which it cannot hold; "
+            f"give the same by model=…, or another out."
         ):
             iwae.train(out=own_run.path, resume=True)
     elif how == "another":
