@@ -25,6 +25,7 @@ from iwae.training import parts
 from refusals import refused
 
 D, H = 64, 3
+FACTORS = "test_own_parts.Factors(scale=1.0)"
 
 
 class Factors(eqx.Module):
@@ -136,10 +137,10 @@ def test_an_own_model_is_loaded_from_its_structure(own_run) -> None:
     for skeleton in (factors(), shapes):
         again = iwae.load(own_run.path, model=skeleton)
         same(again.model, own_run.model)
-        assert again.own == {"model": "test_own_parts.Factors()"}
+        assert again.own == {"model": "test_own_parts.Factors(scale=1.0)"}
     with refused(
-        f"{own_run.path} was trained with a model of its own, test_own_parts.Factors(), which it "
-        f"cannot hold; give the same by iwae.load(…, model=…)."
+        f"{own_run.path} was trained with a model of its own, {FACTORS}, which it cannot hold; "
+        f"give the same by iwae.load(…, model=…)."
     ):
         iwae.load(own_run.path)
     with pytest.raises(InputError, match=r"belongs to another model: \.weight is float32\[64, 3\]"):
@@ -172,7 +173,7 @@ def test_an_own_model_is_evaluated_without_what_needs_layers(own_run) -> None:
 def test_a_report_tells_of_an_own_model(own_run, tmp_path: Path) -> None:
     iwae.evaluate(own_run, k=64, limit=20)
     page = report.render([own_run.path])
-    assert "test_own_parts.Factors()" in page
+    assert "test_own_parts.Factors(scale=1.0)" in page
     assert "a model of its own" in page
     loaded = report.render([iwae.load(own_run.path, model=factors())])
     assert "give the same by iwae.load(…, model=…)" in page
@@ -207,8 +208,8 @@ def test_functions_make_a_model(tiny) -> None:
 def test_a_run_is_resumed_by_its_own_model_alone(own_run, tiny_run, tiny, how: str) -> None:
     if how == "missing":
         with refused(
-            f"{own_run.path} was trained with a model of its own, test_own_parts.Factors(), which "
-            f"it cannot hold; give the same by model=…, or another out."
+            f"{own_run.path} was trained with a model of its own, {FACTORS}, which it cannot hold; "
+            f"give the same by model=…, or another out."
         ):
             iwae.train(out=own_run.path, resume=True)
     elif how == "another":
@@ -218,7 +219,7 @@ def test_a_run_is_resumed_by_its_own_model_alone(own_run, tiny_run, tiny, how: s
     else:
         with refused(
             f"{tiny_run.path} was trained with the model that its settings name, not "
-            f"test_own_parts.Factors(); leave model out, or give another out."
+            f"test_own_parts.Factors(scale=1.0); leave model out, or give another out."
         ):
             iwae.train(out=tiny_run.path, resume=True, model=factors())
 
@@ -301,6 +302,8 @@ def test_what_is_no_bound_or_estimator_is_refused(tiny) -> None:
         "one of the two out."
     ):
         iwae.train(tiny, bound=half, objective="vae")
+    with pytest.raises(InputError, match="another name of the same setting"):
+        iwae.train(tiny, bound="vae", objective="vae")
     with pytest.raises(InputError, match=r"^A float was given as the bound"):
         iwae.train(tiny, bound=0.5)
     with pytest.raises(InputError, match=r"^A float was given as the estimator"):
@@ -356,4 +359,8 @@ def test_parts_are_described_on_one_line() -> None:
     assert parts.described(bounds.Pair(half, half)) == "test_own_parts.half"
     assert parts.described(partial(bounds.miwae, m=2)) == "iwae.bounds.miwae(m=2)"
     assert parts.described(Laplace(0.5)) == "test_own_parts.Laplace(scale=0.5)"
-    assert parts.described(factors()) == "test_own_parts.Factors()"
+    assert parts.described(Laplace()) == parts.described(Laplace(0.2))
+    assert parts.described(Estimator(path=half, least_k=2)) == (
+        "iwae.estimators.surrogate.Estimator(path=test_own_parts.half, least_k=2)"
+    )
+    assert parts.described(factors()) == "test_own_parts.Factors(scale=1.0)"

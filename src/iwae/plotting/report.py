@@ -315,7 +315,9 @@ def _alike(entry: Entry, e: Kept) -> tuple[object, ...]:
         with contextlib.suppress(InputError):
             digest = entry.trained.data().whole_digest
     name = entry.config.model.likelihood
-    density = "mixed" if is_mixed(name) else is_continuous(name, seen.model_kind)
+    density: str | bool = "mixed" if is_mixed(name) else is_continuous(name, seen.model_kind)
+    if entry.own.keys() & {"model", "likelihood"} and seen.model_kind != "binary":
+        density = f"of its own, {entry.own}"
     return (*how, digest, seen.kind, seen.scale, seen.binarization, density)
 
 

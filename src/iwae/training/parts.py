@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import constraints
 
+from iwae._utils import threefry
 from iwae._utils.distributed import computing
 from iwae.bounds import BoundFunction, Pair
 from iwae.config.io import override
@@ -76,6 +77,11 @@ def of(
     """
     named = dict(settings)
     if isinstance(bound, str):
+        if "objective" in named:
+            raise InputError(
+                f"objective = {named['objective']} was given with bound = {bound}, which is "
+                f"another name of the same setting; leave one of the two out."
+            )
         named["objective"] = bound
     if isinstance(estimator, Estimator):
         known = (name for name, other in ESTIMATORS.items() if other == estimator)
@@ -186,7 +192,7 @@ def check_shapes(own: OwnParts, d: int, k: int) -> None:
                 f"make a single number of them; sum or average over the first axis."
             )
     if own.model is not None:
-        given = (own.model, jax.ShapeDtypeStruct((d,), jnp.float32), jax.random.key(0))
+        given = (own.model, jax.ShapeDtypeStruct((d,), jnp.float32), threefry.key(0))
         weigh = lambda model, x, key: draw_log_weights(model, x, k, key)
         shape = _shape(eqx.filter_eval_shape(weigh, *given))
         if shape != (k,):
@@ -256,11 +262,16 @@ def described(part: object) -> str:
         shaping = [*map(_value, part.args), *_settings(part.keywords)]
         return f"{described(part.func)}({', '.join(shaping)})"
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        default = {f.name: f.default for f in dataclasses.fields(part)}
-        own = {n: v for n, v in vars(part).items() if n in default and v is not default[n]}
-        kept = {n: v for n, v in own.items() if _is_plain(v)}
-        return f"{_name(type(part))}({', '.join(_settings(kept))})"
+        fields = {f.name: vars(part)[f.name] for f in dataclasses.fields(part)}
+        said = {n: v for n, v in fields.items() if _is_plain(v)}
+        if isinstance(part, Estimator):
+            said = {n: v for n, v in said.items() if v != vars(PLAIN)[n]}
+        return f"{_name(type(part))}({', '.join(_settings(said))})"
     return _name(part if callable(part) and _is_named(part) else type(part))
+
+
+PLAIN = Estimator()
+"""What an estimator is that says nothing."""
 
 
 def _settings(given: Mapping[str, object]) -> list[str]:
