@@ -3,11 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
-
-Evaluated = Mapping[str, Any]
-"""What is recorded of an evaluation, by name."""
 
 Figure = tuple[float, float]
 """A value with its standard error; nan where none is known."""
@@ -20,7 +16,7 @@ def units_in_words(counts: Sequence[float] | None, plus: str = " + ") -> str:
     return "—" if counts is None else plus.join(f"{round(n, 1):g}" for n in counts)
 
 
-def mean_units(evaluations: Sequence[Evaluated]) -> list[float] | None:
+def mean_units(evaluations: Sequence[Mapping[str, Any]]) -> list[float] | None:
     """Mean active units of each layer, unknown where they are of any evaluation."""
     counts = [e["active_units"] for e in evaluations]
     return (
@@ -28,7 +24,7 @@ def mean_units(evaluations: Sequence[Evaluated]) -> list[float] | None:
     )
 
 
-def excess(runs: Sequence[Evaluated], published: Figure) -> Figure:
+def excess(runs: Sequence[Mapping[str, Any]], published: Figure) -> Figure:
     """How much more the mean NLL of our runs is than the published one, and its standard error.
 
     Runs have `nll` and, over test images, `nll_se`. The error is of both figures, of ours over
@@ -42,13 +38,7 @@ def excess(runs: Sequence[Evaluated], published: Figure) -> Figure:
     return statistics.mean(values) - published[0], math.hypot(*errors) if errors else UNKNOWN
 
 
-def excess_in_words(runs: Sequence[Evaluated], published: Figure) -> str:
+def excess_in_words(runs: Sequence[Mapping[str, Any]], published: Figure) -> str:
     """As +0.46 (+2.0 s.e.)."""
     apart, error = excess(runs, published)
     return f"{apart:+.2f}" + (f" ({apart / error:+.1f} s.e.)" if error > 0 else "")
-
-
-def html_table(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and what stands beside them, for a notebook; both are text, not HTML."""
-    line = "<tr><th style='text-align: left'>{}</th><td style='text-align: left'>{}</td></tr>"
-    return f"<table>{''.join(line.format(escape(a), escape(b)) for a, b in rows)}</table>"

@@ -1,7 +1,9 @@
 """What a run is: the settings in its config.toml, and the identity that all of its files carry."""
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from iwae._utils.files import OF_A_RUN
@@ -10,6 +12,7 @@ from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.models.observation import Observation
 from iwae.storage import checkpoint, persisted
+from iwae.storage.persisted import MistypedError
 
 CONFIG, METRICS, CHECKPOINT, MODEL, EVALUATION = OF_A_RUN
 
@@ -27,27 +30,33 @@ FIRST_LINE = re.compile(r"# iwae: run ([0-9a-f]{64}), sha256 of the settings ([0
 """The identity of the run, and a digest of it and the settings."""
 
 
-def identity(config: RunConfig, seen: Observation) -> str:
-    """A digest of what a run is: its data, and its settings but for those that say where the data
-    lie, when it is saved, or how long it runs.
+OWN = re.compile(r"# parts of its own: (\{.*\})\n")
+"""The names of parts that are objects of the user's own, by what they stand for."""
+
+
+def identity(config: RunConfig, seen: Observation, own: Mapping[str, str] | None = None) -> str:
+    """A digest of what a run is: its data, its settings but for those that say where the data
+    lie, when it is saved, or how long it runs, and the names of parts of one's own.
 
     Only settings that are not the default count, so that it outlives the settings to come.
     """
     free = {*SAVING, *MOVED, "minutes"}
     if config.training.schedule == "constant":
         free.add("epochs")
-    own = {n: v for n, v, _ in differences(config, RunConfig()) if n not in free}
+    settings = {n: v for n, v, _ in differences(config, RunConfig()) if n not in free}
     begun = config.training.start_from is not None
     data = [seen.kind, seen.scale, list(seen.shape), seen.binarization, seen.digest]
-    return persisted.digest([own, begun, data])
+    return persisted.digest([settings, begun, data, *([dict(own)] if own else [])])
 
 
-def config_text(config: RunConfig, run: str) -> str:
+def config_text(config: RunConfig, run: str, own: Mapping[str, str] | None = None) -> str:
     """The text of config.toml: a comment with the identity of the run and a digest, which are left
-    out while that is not known, and the settings."""
+    out while that is not known, one with the names of parts of one's own, and the settings."""
     text = config.to_toml()
     if not run:
         return text
+    if own:
+        text = f"# parts of its own: {json.dumps(dict(own))}\n{text}"
     return f"# iwae: run {run}, sha256 of the settings {_sha256(run, text)}\n{text}"
 
 
@@ -74,6 +83,21 @@ def read_config_and_identity(path: Path) -> tuple[RunConfig, str]:
     if found[2] != _sha256(found[1], settings):
         raise _edited(file, "its digest is not that of its settings")
     return parse(settings, str(file)), found[1]
+
+
+def read_own(path: Path) -> dict[str, str]:
+    """Names of the parts of a run that are objects of the user's own, by what they stand for:
+    model, bound, estimator, likelihood; raises what `read_config_and_identity` raises."""
+    read_config_and_identity(path)
+    text = read_text(path / CONFIG)
+    first = FIRST_LINE.match(text)
+    found = None if first is None else OWN.match(text, first.end())
+    if found is None:
+        return {}
+    try:
+        return persisted.typed(persisted.parsed(found[1]), dict[str, str])
+    except MistypedError as error:
+        raise _edited(path / CONFIG, "its parts of its own cannot be read") from error
 
 
 def replicas(path: Path) -> list[Path]:

@@ -41,6 +41,7 @@ from iwae.storage.run_config import config_text as config_text
 from iwae.storage.run_config import identity as identity
 from iwae.storage.run_config import read_config as read_config
 from iwae.storage.run_config import read_config_and_identity as read_config_and_identity
+from iwae.storage.run_config import read_own as read_own
 from iwae.storage.run_config import replicas as replicas
 
 LOCK = ".lock"
@@ -107,6 +108,8 @@ class RunDirectory:
         """The identity of the run; empty while it is not known."""
         self.verified = True
         """Whether all of the run was saved with digests."""
+        self.own: Mapping[str, str] = {}
+        """Names of the parts of the run that are objects of the user's own."""
         self.rows: list[Row] = []
 
     @property
@@ -144,7 +147,7 @@ class RunDirectory:
 
     def save_config(self, config: RunConfig) -> None:
         if self.path is not None:
-            write_atomic(self.path / CONFIG, config_text(config, self.run))
+            write_atomic(self.path / CONFIG, config_text(config, self.run, self.own))
 
     def save(self, tree: PyTree, progress: Progress) -> None:
         if self.path is not None:
