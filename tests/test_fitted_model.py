@@ -18,7 +18,7 @@ from iwae.data import Dataset, arrays
 from iwae.errors import InputError
 from iwae.evaluation import Evaluation, TrainedModel
 from iwae.plotting import report
-from iwae.storage import run_directory
+from iwae.storage import run_config, run_directory
 from iwae.storage.metrics import History
 from test_data import aged
 
@@ -196,3 +196,15 @@ def test_commands_read_the_data_once(file: Path, tmp_path: Path, counted: Counte
     assert taken(counted) == ONCE
     report.render(run_directory.replicas(tmp_path / "s"))
     assert taken(counted) == ONCE
+
+
+def test_a_configuration_names_the_parts_that_are_ones_own(tmp_path: Path, tiny) -> None:
+    own = {"bound": "mine.power"}
+    for parts in (own, None):
+        text = run_config.config_text(tiny, "0" * 64, parts)
+        (tmp_path / run_config.CONFIG).write_text(text)
+        assert run_config.read_config_and_identity(tmp_path) == (tiny, "0" * 64)
+        assert run_config.read_own(tmp_path) == (parts or {})
+    (tmp_path / run_config.CONFIG).write_text(text.replace("seed = 0", "seed = 1"))
+    with pytest.raises(InputError, match="was edited"):
+        run_config.read_own(tmp_path)

@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Sequence
-from html import escape
 from typing import Protocol
 
 Figure = tuple[float, float]
@@ -72,9 +71,3 @@ def excess_in_words(runs: Sequence[Evaluated], published: Figure) -> str:
     """As +0.46 (+2.0 s.e.)."""
     apart, error = excess(runs, published)
     return f"{apart:+.2f}" + (f" ({apart / error:+.1f} s.e.)" if error > 0 else "")
-
-
-def html_table(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and what stands beside them, for a notebook; both are text, not HTML."""
-    line = "<tr><th style='text-align: left'>{}</th><td style='text-align: left'>{}</td></tr>"
-    return f"<table>{''.join(line.format(escape(a), escape(b)) for a, b in rows)}</table>"

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from iwae._utils.extras import require
-from iwae.data import files, in_use
+from iwae.data import files
 from iwae.data.characters import read_characters
 from iwae.data.dataset import Dataset
 from iwae.data.files import File, FileStatus
+from iwae.data.in_use import shared
 from iwae.data.readers import read_amat, read_chardata, read_idx
 from iwae.errors import InputError, nearest
 
@@ -43,7 +44,7 @@ def load_named(name: str, data_dir: Path | None) -> Dataset:
         return entry.build(*[files.read(file, entry.folders, roots) for file in entry.files])
 
     found = [files.find(file, entry.folders, roots) for file in entry.files]
-    return in_use.shared(found, read, entry)
+    return shared(found, read, entry)
 
 
 def status(

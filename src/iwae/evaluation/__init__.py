@@ -15,3 +15,5 @@ from iwae.evaluation.units import Ablation as Ablation
 from iwae.evaluation.units import Activity as Activity
 from iwae.evaluation.units import ablation as ablation
 from iwae.evaluation.units import activity as activity
+from iwae.storage.metrics import EpochMetrics as EpochMetrics
+from iwae.storage.metrics import History as History

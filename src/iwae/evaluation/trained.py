@@ -19,7 +19,7 @@ from iwae import bounds, data
 from iwae._utils import threefry
 from iwae._utils.checks import COUNTED, check_draws, check_seed
 from iwae._utils.distributed import computing
-from iwae._utils.formatting import html_table
+from iwae._utils.notebook import html_table
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
@@ -79,19 +79,25 @@ class TrainedModel:
         return self.epochs
 
     def __repr__(self) -> str:
-        model, k = self.config.label, self.config.objective.k
-        units = " + ".join(map(str, self.model.latents))
-        place = "" if self.path is None else f", {str(self.path)!r}"
-        return (
-            f"TrainedModel({model}, K = {k}, {units} latent units, {self.seen.name}, "
-            f"{self.epochs:,} epochs{place})"
-        )
+        units = self._units()
+        parts = [
+            f"{self.config.label}, K = {self.config.objective.k}",
+            *([f"{units} latent units"] if units else []),
+            f"{self.seen.name}, {self.epochs:,} epochs",
+            *([] if self.path is None else [repr(str(self.path))]),
+        ]
+        return f"TrainedModel({', '.join(parts)})"
+
+    def _units(self) -> str:
+        """Latent units, layer by layer; empty of a model that is no `Autoencoder`."""
+        layered = isinstance(self.model, AbstractAutoencoder)
+        return " + ".join(map(str, self.model.latents)) if layered else ""
 
     def _repr_html_(self) -> str:
         """What it is, as a table for a notebook."""
         rows = [
             ("model", f"{self.config.label}, K = {self.config.objective.k}"),
-            ("latent units", " + ".join(map(str, self.model.latents))),
+            *([("latent units", self._units())] if self._units() else []),
             ("likelihood", self.config.model.likelihood),
             ("data", f"{self.seen.name}, {self.seen.kind}, {_times(self.seen.shape)}"),
             ("epochs", f"{self.epochs:,}"),

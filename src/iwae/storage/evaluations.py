@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from iwae._utils.files import one_at_a_time, write_atomic
-from iwae._utils.formatting import html_table, units_in_words
+from iwae._utils.formatting import units_in_words
+from iwae._utils.notebook import html_table
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.storage import persisted

@@ -31,7 +31,7 @@ FIRST_LINE = re.compile(r"# iwae: run ([0-9a-f]{64}), sha256 of the settings ([0
 
 
 OWN = re.compile(r"# parts of its own: (\{.*\})\n")
-"""The second line where parts of the run are objects of the user's own: their names."""
+"""The names of parts that are objects of the user's own, by what they stand for."""
 
 
 def identity(config: RunConfig, seen: Observation, own: Mapping[str, str] | None = None) -> str:
@@ -95,8 +95,8 @@ def read_own(path: Path) -> dict[str, str]:
     if found is None:
         return {}
     try:
-        return persisted.typed(json.loads(found[1]), dict[str, str])
-    except (ValueError, MistypedError) as error:
+        return persisted.typed(persisted.parsed(found[1]), dict[str, str])
+    except MistypedError as error:
         raise _edited(path / CONFIG, "its parts of its own cannot be read") from error
 
 

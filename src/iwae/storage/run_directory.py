@@ -61,7 +61,7 @@ class Progress:
     """How far a run is; saved in the checkpoint's header."""
 
     passes: int = 0
-    """Completed passes."""
+    """Completed epochs."""
     seconds: float = 0.0
     """Training time so far, over all sessions."""
     best: Unbounded | None = None
@@ -119,10 +119,11 @@ class RunDirectory:
 
     def append(self, row: Mapping[str, object]) -> None:
         """Add the `Row` of an epoch that has ended."""
-        self.rows.append(cast("Row", dict(row)))
+        own = dict(row)
+        self.rows.append(cast("Row", own))
         if self.path is not None:
             with (self.path / METRICS).open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(own) + "\n")
 
     @property
     def progress(self) -> Progress:
