@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,19 +51,21 @@ def modules(root: Path) -> dict[str, Module]:
 def imports(all_modules: Mapping[str, Module]) -> dict[str, set[str]]:
     """Modules that each imports, at the top or within functions, but not for types alone."""
     return {
-        name: (set(_imported(module.tree)) & all_modules.keys()) - {name}
+        name: set(_imported(module.tree, all_modules.keys())) - {name}
         for name, module in all_modules.items()
     }
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
+def _imported(tree: ast.Module, known: Set[str]) -> Iterator[str]:
+    """Of `known` modules those that are named; of `from package import module` the module alone."""
     for node in _run(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "iwae":
             module = (node.module or "").removeprefix("iwae").lstrip(".")
-            yield module
-            yield from (f"{module}.{alias.name}".lstrip(".") for alias in node.names)
+            for alias in node.names:
+                within = f"{module}.{alias.name}".lstrip(".")
+                yield from {within if within in known else module} & known
         elif isinstance(node, ast.Import):
-            yield from (alias.name.removeprefix("iwae.") for alias in node.names)
+            yield from {alias.name.removeprefix("iwae.") for alias in node.names} & known
 
 
 def _run(node: ast.AST) -> Iterator[ast.AST]:
