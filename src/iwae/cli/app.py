@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
 
 import tyro
 from tyro.conf import Positional
@@ -26,6 +26,10 @@ from iwae.cli.terminal import say, speak_plainly, visible
 from iwae.config.io import recipe_names
 from iwae.config.schema import RunConfig
 from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest, unusable
+
+if TYPE_CHECKING:
+    from iwae.evaluation.trained import Evaluation
+    from iwae.runs import OverSeeds
 
 
 class Command(Protocol):
@@ -181,20 +185,23 @@ class Evaluate:
                 unkept, result = error, error.result
         if first:
             try:
-                self._print(result, several=bool(several))
+                self._print(result)
             finally:  # also where nobody reads what is printed
                 if self.per_example is not None:
                     write_scores(self.per_example, result.log_likelihoods)
         if unkept is not None:  # the figures are out first, whatever cannot be written
             raise unkept
 
-    def _print(self, result: Any, *, several: bool) -> None:
+    def _print(self, result: "Evaluation | OverSeeds") -> None:
         from iwae.cli.progress import print_evaluation, print_replicas
+        from iwae.runs import OverSeeds
 
         if self.json:
             print(json.dumps(result.to_json(), allow_nan=False))
+        elif isinstance(result, OverSeeds):
+            print_replicas(result)
         else:
-            (print_replicas if several else print_evaluation)(result)
+            print_evaluation(result)
 
 
 @dataclass(frozen=True)
