@@ -380,7 +380,7 @@ class TrainedModel:
         values = of.log_likelihoods(images, k=k, seed=seed, memory=memory, progress=progress)
         _mean_of_finite(values, k)
         parts = of._terms(images, seed)
-        layered = isinstance(of.model, Autoencoder)
+        layered = _has_layers(of.model)
         active = of.activity(images, seed=seed) if layered and len(images) > 1 else None
         mean, error = mean_and_error(values)
         return Evaluation(
@@ -418,7 +418,7 @@ class TrainedModel:
     def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
         """The terms of the ELBO, or of a model that is no `Autoencoder` the ELBO itself."""
         function = eqx.Partial(evaluator.terms, k=TERM_DRAWS)
-        if not isinstance(self.model, Autoencoder):
+        if not _has_layers(self.model):
             function = eqx.Partial(evaluator.bound_value, bound=bounds.elbo, k=TERM_DRAWS)
         per_example = over_examples(
             function, self.model, images, self.seen.observer, seed=seed, draws=TERM_DRAWS
@@ -427,7 +427,7 @@ class TrainedModel:
 
     def _check_layers(self, what: str) -> None:
         """`InputError` of a model that is no `Autoencoder`."""
-        if not isinstance(self.model, Autoencoder):
+        if not _has_layers(self.model):
             raise InputError(
                 f"{what} was asked for, but it is of the layers of an Autoencoder, and this run "
                 f"was trained on a model of its own, a {type(self.model).__name__}; use the "
@@ -450,6 +450,11 @@ def _without_number(scores: np.ndarray, examples: np.ndarray) -> str:
         f"example {at[0]} ({scores[at[0]]:g}), whose values reach {size:g}: it lies too far from "
         f"the training data for float32, or where the model has no density; look at its values."
     )
+
+
+def _has_layers(model: object) -> bool:
+    """Whether a model says of its layers what an `Autoencoder` does."""
+    return isinstance(model, Autoencoder)
 
 
 def _is_array(leaf: Any) -> bool:
