@@ -178,7 +178,7 @@ class Run:
             anew = folder.begun or not is_first()
             start = initial(self.config, self.data, anew=anew, parts=self.parts)
             leaves = json_from_first(folder.leaves)
-            if leaves and isinstance(start, AbstractAutoencoder):
+            if leaves and self.parts.model is None:
                 start = as_kept(start, leaves)
         params, static = eqx.partition(start, eqx.is_inexact_array)
         transform = gradient_step.first_optimizer(gradient_step.shaping(t))
@@ -561,7 +561,7 @@ def initial(
             f"that `iwae train --out` made."
         )
     stored = read_model(file.parent)[0]
-    if isinstance(model, AbstractAutoencoder):
+    if parts.model is None:
         model = as_kept(model, stored.arrays.keys())
     arrays, static = eqx.partition(model, eqx.is_array)
     return eqx.combine(fitted(stored, arrays), static)
