@@ -230,6 +230,7 @@ def test_the_likelihood_is_that_of_the_mixture_over_the_decoders_weights() -> No
     plain = compiled(
         config, kind="real", mean=np.zeros(3), spread=np.ones(3), key=jax.random.key(0)
     )
+    assert isinstance(plain, Autoencoder)
     linear = cast(Readout, plain.observation).linear
     weight = jnp.concatenate([jnp.asarray([[0.8], [-0.5], [0.3]]), jnp.zeros((3, 1))])
     plain = eqx.tree_at(lambda m: m.observation.linear.weight, plain, weight)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,31 +172,32 @@ def test_what_is_no_callback_is_refused(tiny: RunConfig) -> None:
         "A int was given among the callbacks, which are of classes derived from "
         "iwae.training.Callback; derive its class from that."
     ):
-        iwae.train(tiny, callbacks=[3])
-    assert iwae.train(tiny, epochs=1, callbacks=Callback()).passes == 1
+        iwae.train(tiny, callbacks=[3])  # type: ignore[list-item]
+    alone = Callback()
+    assert iwae.train(tiny, epochs=1, callbacks=alone).passes == 1  # type: ignore[arg-type]
 
 
 def test_what_watched_before_still_does(tiny: RunConfig) -> None:
     class Watcher:
         def __init__(self) -> None:
             self.steps: list[int] = []
-            self.rows: list[dict] = []
+            self.rows: list[Mapping[str, float]] = []
 
         def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
             self.steps.append(step)
 
-        def on_pass(self, row: dict) -> None:
+        def on_pass(self, row: Mapping[str, float]) -> None:
             self.rows.append(row)
 
-    alone, both = Watcher(), {0: Watcher(), 1: Recorded()}
+    alone, first, second = Watcher(), Watcher(), Recorded()
     with pytest.warns(DeprecationWarning, match="^watch is callbacks now, which takes several"):
         iwae.train(tiny, epochs=1, watch=alone)
     with pytest.warns(DeprecationWarning, match="^watch is callbacks now"):
-        iwae.train_replicas(tiny, seeds=2, epochs=1, watch=both.get)
-    for watcher in (alone, both[0]):
+        iwae.train_replicas(tiny, seeds=2, epochs=1, watch=lambda seed: second if seed else first)
+    for watcher in (alone, first):
         assert watcher.steps[-1] == 64
         assert [row["pass"] for row in watcher.rows] == [1]
-    assert both[1].names[-1] == "end"
+    assert second.names[-1] == "end"
 
 
 # Bars

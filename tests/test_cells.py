@@ -18,6 +18,7 @@ from iwae.config.schema import RunConfig
 from iwae.errors import Interrupted
 from iwae.experiments import executors, jobs
 from iwae.experiments.jobs import Failure, Job
+from iwae.experiments.measured import Result
 from iwae.storage import run_directory
 from iwae.training import soap
 from iwae.training.callbacks import Callback
@@ -26,6 +27,11 @@ from refusals import refused
 
 def small(tiny: RunConfig, **settings) -> Job:
     return Job(override(tiny, **{"epochs": 1, **settings}), k=5, limit=20)
+
+
+def result_of(outcome: Result | Failure) -> Result:
+    assert isinstance(outcome, Result), outcome
+    return outcome
 
 
 def test_an_address_is_that_of_what_the_run_becomes(tiny: RunConfig) -> None:
@@ -58,13 +64,13 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
         tasks, tmp_path / "out", watch=Quiet(), made=lambda name, result: told.append(name)
     )
     results = make()
-    seeds = [results[tasks[name]].seed for name in ("a", "b")]
+    seeds = [result_of(results[tasks[name]]).seed for name in ("a", "b")]
     assert seeds == [0, 1]
     assert told == ["a", "lost", "b"]
     failure = results[tasks["lost"]]
     assert isinstance(failure, Failure)
     assert str(lost) in failure.message
-    a = results[tasks["a"]]
+    a = result_of(results[tasks["a"]])
     assert (a.k, a.n, a.passes) == (5, 20, 1)
     assert [jobs.state(t, tmp_path / "out") for t in tasks.values()] == [
         "done",
@@ -103,8 +109,8 @@ def test_a_run_begins_where_another_ended(
         made=lambda name, result: told.append(name),
     )
     assert told == ["first", "second"]
-    assert results[second].nll == pytest.approx(results[first].nll, abs=1e-4)
-    assert results[second].figures["gap"].keys() == {"train NLL", "test − train"}
+    assert result_of(results[second]).nll == pytest.approx(result_of(results[first]).nll, abs=1e-4)
+    assert result_of(results[second]).figures["gap"].keys() == {"train NLL", "test − train"}
     assert jobs.recorded(second, out) == results[second]
     assert not jobs.recorded(replace(second, measures=()), out).figures
     other = replace(second, measures=("gap", "bound"))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iwae.cli.app import COMMANDS, main, parse
+from iwae.cli.app import COMMANDS, Train, main, parse
+from iwae.cli.research import Compare
 from iwae.config.io import override, recipe
 from iwae.evaluation.trained import TrainedModel
 from iwae.storage import run_directory
@@ -356,19 +357,21 @@ def test_a_reader_that_has_had_enough_is_no_error() -> None:
 def test_former_flags_are_understood_with_a_note(tmp_path: Path, capsys) -> None:
     """Where --draws is given, --k is the K that models are trained with, as it was."""
     said = parse("compare", ["objectives", "--out", "x", "--k", "10", "--draws", "7"])
+    assert isinstance(said, Compare)
     assert (said.k, said.draws, said.config.objective.k) == (7, None, 10)
     assert capsys.readouterr().err == (
         "Note: --draws is called --k, and the K that models are trained with --train-k now; the "
         "former name goes with the next version.\n"
     )
     said = parse("compare", ["objectives", "--out", "x", "--k", "7", "--train-k", "10"])
+    assert isinstance(said, Compare)
     assert (said.k, said.config.objective.k, said.given) == (7, 10, {"k"})
     assert capsys.readouterr().err == ""
-    said = refusal_lines(capsys, "train", "--out", tmp_path / "x", "--hosts", "2")
-    assert said[0] == (
+    lines = refusal_lines(capsys, "train", "--out", tmp_path / "x", "--hosts", "2")
+    assert lines[0] == (
         "Note: --hosts is called --processes now; the former name goes with the next version."
     )
-    assert said[1].startswith("iwae: processes = 2 and process = 0 were given, but not where the")
+    assert lines[1].startswith("iwae: processes = 2 and process = 0 were given, but not where the")
 
 
 def refusal_lines(capsys: pytest.CaptureFixture, *arguments: str | Path) -> list[str]:
@@ -381,10 +384,10 @@ def refusal_lines(capsys: pytest.CaptureFixture, *arguments: str | Path) -> list
 def test_the_number_of_importance_samples_is_checked_before_any_work(
     k: str, trained: Path, tmp_path: Path, capsys
 ) -> None:
-    out = ["--out", tmp_path / "x"]
+    out = ["--out", str(tmp_path / "x")]
     for form in (
-        ["evaluate", trained],
-        ["score", trained, "digits", "--out", tmp_path / "s.npy"],
+        ["evaluate", str(trained)],
+        ["score", str(trained), "digits", "--out", str(tmp_path / "s.npy")],
         ["compare", "objectives", "--recipe", "smoke", *out],
         ["reproduce", "table1", "--recipe", "smoke", *out],
         ["reproduce", "ring", *out],
@@ -393,17 +396,23 @@ def test_the_number_of_importance_samples_is_checked_before_any_work(
     assert not (tmp_path / "x").exists()
 
 
+def parse_train(*flags: str) -> Train:
+    command = parse("train", list(flags))
+    assert isinstance(command, Train)
+    return command
+
+
 def test_only_settings_that_are_given_replace_those_of_the_start(trained: Path) -> None:
     """Whatever the order of flags, and also where a value is one of a flag's names."""
     fast = recipe("fast")
-    said = parse("train", ["--epochs", "3", "--recipe", "fast", "--out", "paper"])
+    said = parse_train("--epochs", "3", "--recipe", "fast", "--out", "paper")
     assert said.config == override(fast, epochs=3)
     assert (said.out, said.given) == (Path("paper"), {"epochs"})
-    said = parse("train", ["--batch_size", "7", "--minutes", "None", "--out", "x"])
+    said = parse_train("--batch_size", "7", "--minutes", "None", "--out", "x")
     assert said.given == {"batch_size", "minutes"}
-    resumed = parse("train", ["--resume", "--out", str(trained), "--epochs", "9"])
+    resumed = parse_train("--resume", "--out", str(trained), "--epochs", "9")
     assert resumed.config == override(run_directory.read_config(trained), epochs=9)
-    assert parse("train", ["--out", "x", "--seed", "0"]).given == {"seed"}
+    assert parse_train("--out", "x", "--seed", "0").given == {"seed"}
 
 
 def test_help_shows_the_settings_of_the_start(trained: Path, capsys) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ from iwae.errors import InputError
 from iwae.evaluation import Evaluation, TrainedModel
 from iwae.plotting import report
 from iwae.storage import run_config, run_directory
-from iwae.storage.metrics import History
+from iwae.storage.metrics import History, Row
 from test_data import aged
 
 GOLDEN = Path(__file__).parent / "golden" / "finished"
-SMALL = {"hidden": ((4,),), "latents": (2,), "k": 2, "epochs": 1, "batch_size": 20}
+SMALL: dict[str, Any] = {"hidden": ((4,),), "latents": (2,), "k": 2, "epochs": 1, "batch_size": 20}
 
 
 # History
@@ -45,7 +46,7 @@ def test_the_history_of_a_run_is_that_of_its_directory(tiny_run: TrainedModel) -
 
 
 def test_a_history_grows_no_longer_and_may_be_empty() -> None:
-    row = {"pass": 1, "step": 7, "seconds": 1.0, "learning_rate": 0.1, "train_bound": -2.0}
+    row: Row = {"pass": 1, "step": 7, "seconds": 1.0, "learning_rate": 0.1, "train_bound": -2.0}
     rows = [row]
     history = History.of(rows)
     rows.append(row)
@@ -129,7 +130,7 @@ def test_an_evaluation_is_written_as_it_was(tmp_path: Path) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often a file of data is read, and a digest taken of all examples."""
     counts: Counter[str] = Counter()
-    read, digest = arrays.read_file, Dataset.whole_digest.func
+    read, digest = arrays.read_file, vars(Dataset)["whole_digest"].func
 
     def read_file(path: Path, **how):
         counts["read"] += 1

@@ -55,7 +55,9 @@ class FakeClient:
     """What of MLflow's client is called."""
 
     def __init__(self) -> None:
-        self.metrics, self.params, self.ended = [], {}, []
+        self.metrics: list[tuple[str, str, float, int]] = []
+        self.params: dict[str, object] = {}
+        self.ended: list[tuple[str, str]] = []
 
     def get_experiment_by_name(self, name: str) -> None:
         return None
@@ -93,12 +95,18 @@ def test_mlflow_has_every_figure_and_the_settings(monkeypatch, tmp_path: Path) -
 
 
 def test_tensorboard_has_every_figure(monkeypatch, tmp_path: Path) -> None:
-    written, folders = [], []
+    written: list[object] = []
+    folders: list[str] = []
     writer = SimpleNamespace(
         add_scalar=lambda name, value, step: written.append((name, value, step)),
         close=lambda: written.append("closed"),
     )
-    fake = SimpleNamespace(SummaryWriter=lambda folder: folders.append(folder) or writer)
+
+    def open_writer(folder: str) -> SimpleNamespace:
+        folders.append(folder)
+        return writer
+
+    fake = SimpleNamespace(SummaryWriter=open_writer)
     monkeypatch.setitem(sys.modules, "tensorboardX", fake)
     followed(loggers.TensorBoard(), path=tmp_path)
     expected = [(n, v, step) for figures, step in LOGGED for n, v in figures.items()]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -127,6 +128,7 @@ def test_an_own_model_is_trained_and_resumed_bit_for_bit(own_run, tiny) -> None:
     whole = iwae.train(tiny, model=factors())
     same(whole.model, own_run.model)
     assert isinstance(own_run.model, Factors)
+    assert isinstance(whole.model, Factors)
     assert np.any(whole.model.weight != factors().weight)
     rows = run_directory.read_metrics(own_run.path)
     assert rows[-1]["train_bound"] > rows[0]["train_bound"]
@@ -145,7 +147,7 @@ def test_an_own_model_is_loaded_from_its_structure(own_run) -> None:
         iwae.load(own_run.path)
     with pytest.raises(InputError, match=r"belongs to another model: \.weight is float32\[64, 3\]"):
         iwae.load(own_run.path, model=factors(5))
-    wide = Factors(*jax.tree.leaves(factors()), scale=2.0)
+    wide = replace(factors(), scale=2.0)
     with pytest.raises(InputError, match=r"not test_own_parts\.Factors\(scale=2\.0\)"):
         iwae.load(own_run.path, model=wide)
 
@@ -201,6 +203,7 @@ def test_functions_make_a_model(tiny) -> None:
         log_proposal=lambda params, x, h: Factors(*params).log_proposal(x, h),
     )
     trained = iwae.train(tiny, model=model, epochs=1)
+    assert isinstance(trained.model, FromFunctions)
     same(trained.model.params, jax.tree.leaves(iwae.train(tiny, model=start, epochs=1).model))
 
 
@@ -226,13 +229,13 @@ def test_a_run_is_resumed_by_its_own_model_alone(own_run, tiny_run, tiny, how: s
 
 def test_what_is_no_model_is_refused(tiny) -> None:
     with pytest.raises(InputError, match=r"^A int was given as the model, which has"):
-        iwae.train(tiny, model=3)
+        iwae.train(tiny, model=3)  # type: ignore[arg-type]
     with refused(
         "latents = (4,) was given with a model of your own, whose shape is its own; leave latents "
         "out."
     ):
         iwae.train(tiny, model=factors(), latents=(4,))
-    nothing = dict.fromkeys(("propose", "log_joint", "log_proposal"), lambda *_: 0)
+    nothing: dict[str, Any] = dict.fromkeys(("propose", "log_joint", "log_proposal"), lambda *_: 0)
     bare = FromFunctions(None, **nothing)
     with pytest.raises(InputError, match="has no arrays of floating point numbers to train"):
         iwae.train(tiny, model=bare)
@@ -305,9 +308,9 @@ def test_what_is_no_bound_or_estimator_is_refused(tiny) -> None:
     with pytest.raises(InputError, match="another name of the same setting"):
         iwae.train(tiny, bound="vae", objective="vae")
     with pytest.raises(InputError, match=r"^A float was given as the bound"):
-        iwae.train(tiny, bound=0.5)
+        iwae.train(tiny, bound=0.5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^A float was given as the estimator"):
-        iwae.train(tiny, estimator=0.5)
+        iwae.train(tiny, estimator=0.5)  # type: ignore[arg-type]
 
 
 def test_replicas_share_own_parts(tiny, tmp_path: Path) -> None:
@@ -342,13 +345,13 @@ def test_an_own_likelihood_of_values_sees_values(tiny, tmp_path: Path) -> None:
     assert trained.seen.binarization == "none"
     same(trained.model, iwae.train(tiny, likelihood=wide).model)
     for narrow, error in ((None, "with a likelihood of its own"), (Laplace(0.2), "not test_own")):
-        given = {} if narrow is None else {"likelihood": narrow}
+        given: dict[str, Any] = {} if narrow is None else {"likelihood": narrow}
         with pytest.raises(InputError, match=error):
             iwae.load(out, **given)
         with pytest.raises(InputError, match=error):
             iwae.train(out=out, resume=True, **given)
     with pytest.raises(InputError, match=r"^A int was given as the likelihood"):
-        iwae.train(tiny, likelihood=3)
+        iwae.train(tiny, likelihood=3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="which has its own; leave one out"):
         iwae.train(tiny, model=factors(), likelihood=wide)
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,9 @@ from iwae.cli.app import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
-from iwae.evaluation.trained import TrainedModel
+from iwae.evaluation.trained import Evaluation, TrainedModel
 from iwae.experiments import cost, jobs, records, results
-from iwae.experiments.measured import LIKELIHOODS, Result
+from iwae.experiments.measured import LIKELIHOODS, Entry, Result
 from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.plan import jobs_of, placed
 from iwae.experiments.records import TableRecord
@@ -425,7 +425,9 @@ def test_every_field_of_evaluations_is_checked(run: Path, sealed: bool) -> None:
     config = run_directory.read_config(run)
 
     def read() -> list[Any]:
-        kept = [e.to_json() for e in run_directory.read_evaluations(run).values()]
+        kept: list[Mapping[str, Any]] = [
+            e.to_json() for e in run_directory.read_evaluations(run).values()
+        ]
         report._lines(report.Entry("run", run, config, [], kept, None, ""))
         assert all(report.units_in_words(e["active_units"]) for e in kept)
         return kept
@@ -568,15 +570,14 @@ def test_a_table_is_printed_beside_the_sentence_of_a_damaged_cell(tmp_path: Path
     def form(*more: str) -> list[str]:
         return ["reproduce", "table1", "--recipe", "smoke", "--cells", "*/1/*ae-5", *more]
 
-    result = {"passes": 1, "k": 100, "n": 50, "nll_se": 1.0, "active_units": [3], "seed": 0}
     start = iwae.config.io.recipe("smoke")
     cells = placed(EXPERIMENTS["table1"], (), "digits")
     tasks = jobs_of(cells, start, start, seeds=(0,), k=100, limit=None)
     for name, nll in {"vae": 9.5, "iwae": 8.5}.items():
         (task,) = tasks[f"digits/1/{name}-5"]
-        jobs.write_result(
-            task, tmp_path, Result(result | {"device": "cpu", "note": "", "nll": nll})
-        )
+        entry: Entry = {"seed": 0, "passes": 1, "k": 100, "n": 50, "nll": nll, "nll_se": 1.0}
+        entry |= {"active_units": [3], "device": "cpu", "note": ""}
+        jobs.write_result(task, tmp_path, Result(entry))
     files = sorted(tmp_path.rglob("L_100.json"))
     assert len(files) == 2
     content = json.loads(files[0].read_text())
@@ -793,4 +794,5 @@ def test_figures_are_printed_before_they_cannot_be_written(run: Path, capsys, mo
     assert said.err.strip() == f"iwae: {run / run_directory.EVALUATION} could not be written."
     with pytest.raises(runs.NotKeptError) as lost:
         iwae.evaluate(run, k=5, limit=20)
+    assert isinstance(lost.value.result, Evaluation)
     assert lost.value.result.k == 5

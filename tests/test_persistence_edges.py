@@ -20,6 +20,7 @@ from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation.trained import TrainedModel
+from iwae.experiments.measured import Result
 from iwae.plotting import report
 from iwae.storage import checkpoint, run_directory
 from iwae.training import trainer
@@ -59,7 +60,9 @@ def test_a_terminal_that_goes_saves_the_run(tiny: RunConfig, tmp_path: Path) -> 
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert 0 < checkpoint.read_header(tmp_path / "run" / run_directory.CHECKPOINT)["passes"] < 3
+    passes = checkpoint.read_header(tmp_path / "run" / run_directory.CHECKPOINT)["passes"]
+    assert isinstance(passes, int)
+    assert 0 < passes < 3
 
 
 def test_what_nohup_ignores_stays_ignored(tiny: RunConfig) -> None:
@@ -88,7 +91,7 @@ def test_a_standard_error_that_is_gone_ends_nothing(stream, tiny, monkeypatch, c
     monkeypatch.setattr(sys, "stderr", lost)
     with TrainingBars(1) as bars:
         assert iwae.train(tiny, callbacks=[bars.cell("one", 3)]).passes == 3
-        bars.made("one", {"nll": 1.0})
+        bars.made("one", Result({"seed": 0, "k": 1, "n": 1, "nll": 1.0}))
     with pytest.raises(SystemExit) as left:
         main(["evaluate", "/nowhere"])
     assert left.value.code == 2

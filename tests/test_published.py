@@ -10,7 +10,7 @@ from iwae.cli.app import main
 from iwae.config.io import recipe
 from iwae.errors import InputError
 from iwae.experiments import jobs, plan, records, reproduce, results, tables
-from iwae.experiments.measured import Result
+from iwae.experiments.measured import Entry, Result
 from iwae.experiments.papers import TABLES
 from iwae.experiments.tables import FOLDER
 from refusals import refused
@@ -133,8 +133,8 @@ def test_a_table_of_ones_own_is_listed_rendered_recorded_and_on_the_page(
     assert "30.50 ± 0.25" in said
     start = recipe("smoke")
     (job,) = plan.plan(tables.read(own), plan.Choice(k=9), start, start).jobs["digits/iwae-5"]
-    entry = {"seed": 0, "passes": 1, "k": 9, "n": 50, "nll": 29.75, "nll_se": 0.5, "note": ""}
-    entry |= {"active_units": [3], "device": "cpu", "iwae": "0.3.0"}
+    entry: Entry = {"seed": 0, "passes": 1, "k": 9, "n": 50, "nll": 29.75, "nll_se": 0.5}
+    entry |= {"note": "", "active_units": [3], "device": "cpu", "iwae": "0.3.0"}
     gap = {"gap": {"test − train": (0.25, None)}}
     jobs.write_result(job, out, Result(entry, gap))
     main([*form, "--k", "9", "--render", "--record", str(record)])

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from iwae.cli import progress
 from iwae.cli.app import parse
 from iwae.config.io import override, recipe
 from iwae.experiments import executors, jobs, records
-from iwae.experiments.measured import Result
+from iwae.experiments.measured import Entry, Result
 from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.records import RecordedCell, TableRecord
 from iwae.training import soap
@@ -31,8 +32,8 @@ def measured(monkeypatch):
         for name, task in tasks.items():
             c = task.config
             value = nll.get(name, 90.0 + c.objective.k + c.seed / 4)
-            result = {"passes": 1, "k": 100, "n": 50, "nll": value, "nll_se": 1.0, "elbo": -99.0}
-            result |= {"active_units": [3], "seed": c.seed, "device": "cpu", "note": ""}
+            result: Entry = {"seed": c.seed, "k": 100, "n": 50, "nll": value, "nll_se": 1.0}
+            result |= {"passes": 1, "elbo": -99.0, "active_units": [3], "device": "cpu", "note": ""}
             result |= {"iwae": "0.1.0", "jax": "0.10"}
             values = np.array([-value - 1, -value + 1])
             jobs.write_result(task, out, Result(result, log_likelihoods=values))
@@ -204,7 +205,8 @@ def test_a_setting_that_came_later_stood_at_its_default(tmp_path: Path, measured
 def test_cells_of_another_optimiser_do_not_join(tmp_path: Path) -> None:
     path, config = tmp_path / "record.json", recipe("fast")
     table = EXPERIMENTS["table1"]
-    content = records.of_table(table, config, ()).to_json() | {"cells": [entry("a/1/vae-5", 1.0)]}
+    content: dict[str, Any] = records.of_table(table, config, ()).to_json()
+    content["cells"] = [entry("a/1/vae-5", 1.0)]
     path.write_text(json.dumps(content))
     assert records.joinable(path, table, config).to_json() == content
     unknown = {n: v for n, v in content["settings"].items() if n != "soap_revision"}

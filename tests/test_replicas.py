@@ -21,6 +21,7 @@ from iwae.config.io import override
 from iwae.config.schema import ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation.trained import TrainedModel
+from iwae.models.autoencoder import Autoencoder
 from iwae.models.networks import Readout
 from iwae.models.observation import Observer
 from iwae.storage import checkpoint, run_directory
@@ -235,6 +236,7 @@ def test_a_replica_that_is_not_finite_leaves_the_others_to_their_end(
         model = real(config, data, **how)
         if config.seed != 7:
             return model
+        assert isinstance(model, Autoencoder)
         bias = cast(Readout, model.observation).linear.bias
         return eqx.tree_at(lambda m: m.observation.linear.bias, model, bias * jnp.nan)
 

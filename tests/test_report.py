@@ -25,6 +25,7 @@ from iwae.models.build import build
 from iwae.models.observation import observation
 from iwae.plotting import figures, report
 from iwae.storage import run_directory
+from iwae.storage.metrics import Row
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 NASTY = '<script>alert("&$a_b$") -->'
@@ -238,14 +239,14 @@ def test_other_units_and_other_data_of_a_name_are_not_alike(tiny: RunConfig, tmp
     for i, (mine, way) in enumerate(ways):
         iwae.train(override(tiny, **settings, **way), data=mine, out=tmp_path / f"{i}")
     paths = [tmp_path / f"{i}" for i in range(3)]
-    entries = [report._entry(p.name, p, run_directory.read_config(p), None) for p in paths]
+    entries = [report._entry(p.name, p, run_directory.read_config(p), None, None) for p in paths]
     e = {"dataset": "array", "split": "test", "n": 20, "k": 5}
     assert len({report._alike(entry, e) for entry in entries}) == 3
 
 
 def test_the_lowest_nll_is_marked_among_rows_evaluated_alike() -> None:
     kinds = [(3.0, "test", 5), (2.0, "test", 5), (1.0, "test", 50), (9.0, "valid", 5)]
-    line = report.Line("a", "IWAE", 1, 1, "3")
+    line = report.Line("a", "IWAE", 1, "1", "3")
     of = lambda v, *alike: replace(line, shown={"nll": f"{v}"}, nll=v, alike=alike)
     table = [of(*kind) for kind in kinds]
     marked = report._with_best([*table, line])
@@ -254,7 +255,7 @@ def test_the_lowest_nll_is_marked_among_rows_evaluated_alike() -> None:
 
 def test_notes_are_footnotes_given_once(made: tuple[Path, Evaluation]) -> None:
     (entry,) = report._entries([made[0]], None)
-    entry.evaluations[:] = [entry.evaluations[0] | {"note": note} for note in ("a", "", "b", "a")]
+    entry.evaluations[:] = [{**entry.evaluations[0], "note": note} for note in ("a", "", "b", "a")]
     table, notes = report._with_footnotes(report._lines(entry))
     assert notes == ["a", "b"]
     assert [line.footnote for line in table] == [1, 0, 2, 1]
@@ -427,8 +428,18 @@ def test_a_reconstruction_picture_shows_intensities_over_pixels_over_means(tiny_
 # Plots
 
 
-def rows_of(passes: int) -> list[dict[str, float]]:
-    return [{"pass": p, "train_bound": -9 / p, "valid_bound": -9.5 / p} for p in range(1, passes)]
+def rows_of(passes: int) -> list[Row]:
+    return [
+        {
+            "pass": p,
+            "step": p,
+            "seconds": 1.0,
+            "learning_rate": 1e-3,
+            "train_bound": -9 / p,
+            "valid_bound": -9.5 / p,
+        }
+        for p in range(1, passes)
+    ]
 
 
 def words(svg: bytes) -> list[str]:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,13 @@ import pytest
 import iwae
 from iwae._utils.formatting import excess, excess_in_words
 from iwae.cli.app import main, parse
+from iwae.cli.published import Reproduce
 from iwae.config.io import override, recipe, recipe_names
 from iwae.config.schema import RunConfig
 from iwae.experiments import cost, executors, figures, jobs, plan, toy_densities
 from iwae.experiments.comparisons import COMPARISONS
 from iwae.experiments.jobs import Job
-from iwae.experiments.measured import Result
+from iwae.experiments.measured import Entry, Result
 from iwae.experiments.papers import EXPERIMENTS, OTHERS, PICTURED
 from iwae.experiments.rows import Row
 from refusals import refused
@@ -249,7 +249,7 @@ def test_the_smoke_recipe_says_that_it_shows_nothing_of_the_paper(tmp_path: Path
 def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
     cell = EXPERIMENTS["iwaeu"].cells[1]
     result = lambda nll, apart=1.0: Result(
-        {"nll": nll, "nll_se": 0.5, "active_units": [20, 3], "seed": 0},
+        {"nll": nll, "nll_se": 0.5, "active_units": [20, 3], "seed": 0, "k": 5000, "n": 2},
         log_likelihoods=np.array([-nll - apart, -nll + apart]),
     )
     one = Row(cell, "done", [result(94.0)], [result(95.0, 1.5)], [])
@@ -258,7 +258,8 @@ def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
     assert cell.published is not None
     expected = pytest.approx((94.0 - 94.709, np.hypot(0.5, 0.025)))
     assert excess(one.results, cell.published) == expected
-    unsure = [Result({"nll": 94.5, "nll_se": None})]
+    bare = lambda nll: Result({"nll": nll, "nll_se": None, "seed": 0, "k": 5000, "n": 2})
+    unsure = [bare(94.5)]
     assert excess_in_words(unsure, (94.0, np.nan)) == "+0.50"
     over_seeds = [result(94.0), result(94.5)]
     assert excess_in_words(over_seeds, (93.25, np.nan)) == "+1.00 (+1.8 s.e.)"
@@ -268,7 +269,7 @@ def test_the_figures_of_a_row_are_those_worked_out_by_hand() -> None:
     assert Row(cell, "done", [result(94.0)], [older], []).difference == unknown
     same = Row(cell, "done", [result(94.0)], [result(94.0)], []).difference
     assert same == pytest.approx((0, np.nan), nan_ok=True), "one run has no error"
-    single = Row(cell, "done", [Result({"nll": 94.0, "nll_se": None})], [], []).nll
+    single = Row(cell, "done", [bare(94.0)], [], []).nll
     assert single == pytest.approx((94.0, np.nan), nan_ok=True)
     assert one.figures == {}
     with_figures = lambda value: dataclasses.replace(
@@ -346,8 +347,10 @@ def test_a_replication_has_its_initial_weights_its_table_and_its_pictures(
 
 def test_the_recipe_is_that_of_the_experiment_and_not_of_a_flags_value() -> None:
     said = parse("reproduce", ["--out", "table1", "iwaeu"])
+    assert isinstance(said, Reproduce)
     assert (said.name, said.config.model.latents) == ("iwaeu", (40,))
     said = parse("reproduce", ["--overwrite", "hiwae", "--datasets=ring"])
+    assert isinstance(said, Reproduce)
     assert (said.name, said.config.model.proposal) == ("hiwae", "hierarchical")
 
 
@@ -355,7 +358,8 @@ def test_what_is_finished_is_put_down_though_another_cell_failed(
     tmp_path: Path, monkeypatch
 ) -> None:
     out, record = tmp_path / "runs", tmp_path / "record.json"
-    evaluation: dict[str, Any] = {
+    evaluation: Entry = {
+        "seed": 0,
         "passes": 1,
         "k": 100,
         "n": 50,
@@ -363,7 +367,7 @@ def test_what_is_finished_is_put_down_though_another_cell_failed(
         "nll_se": 1.0,
         "elbo": -91.0,
     }
-    evaluation |= {"active_units": [3], "seed": 0, "device": "cpu", "note": ""}
+    evaluation |= {"active_units": [3], "device": "cpu", "note": ""}
 
     def some(tasks, out: Path, **_):
         first, second = dict.fromkeys(tasks.values())

@@ -128,6 +128,7 @@ def test_units_are_counted_layer_by_layer() -> None:
     assert units_in_words([1234, 20.333, 5]) == "1234 + 20.3 + 5"
     assert units_in_words([20.0, 4.0], "+") == "20+4"
     assert units_in_words(None) == "—"
-    runs = [Result({"active_units": [20, 4]}), Result({"active_units": [21, 4]})]
+    of = lambda units: Result({"seed": 0, "k": 5, "n": 20, "nll": 90.0, "active_units": units})
+    runs = [of([20, 4]), of([21, 4])]
     assert mean_units(runs) == [20.5, 4]
-    assert mean_units([*runs, Result({"active_units": None})]) is None
+    assert mean_units([*runs, of(None)]) is None

@@ -180,7 +180,9 @@ def test_killed_at_random(long_run: tuple[Path, Path], tmp_path: Path, times: in
 
 def _passes(out: Path) -> int:
     path = out / run_directory.CHECKPOINT
-    return checkpoint.read_header(path)["passes"] if path.exists() else 0
+    passes = checkpoint.read_header(path)["passes"] if path.exists() else 0
+    assert isinstance(passes, int)
+    return passes
 
 
 @pytest.mark.parametrize("write", thinned((1, 2, 3, 4), 3))
@@ -590,6 +592,7 @@ def test_the_budget_in_minutes_ends_a_run(tiny: RunConfig, tmp_path: Path) -> No
     assert trained.passes < 10_000
     header = checkpoint.read_header(tmp_path / "run" / run_directory.CHECKPOINT)
     assert header["finished"] == "minutes"
+    assert isinstance(header["seconds"], float)
     assert header["seconds"] >= 0.6
 
 

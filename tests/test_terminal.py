@@ -93,7 +93,7 @@ def test_what_steers_a_terminal_is_escaped(capsys, tiny_run: TrainedModel, tmp_p
     app.main(["score", str(tiny_run.path), str(x), "--out", out, "--k", "2"])
     progress._console().print(progress.Text(NASTY))
     bar = progress.TrainingBars(1)
-    bar.made(f"[bold]{NASTY}", Result({"nll": 1.0}))
+    bar.made(f"[bold]{NASTY}", Result({"seed": 0, "k": 1, "n": 1, "nll": 1.0}))
     said = "".join(capsys.readouterr())
     assert not set("\x1b\u202e\x07\u2028\x9b") & set(said)
     assert "\\x1b[31m" in said

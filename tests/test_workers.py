@@ -24,9 +24,9 @@ from iwae.errors import InputError, Interrupted
 from iwae.experiments import executors, jobs
 from iwae.experiments.comparisons import Watchers
 from iwae.experiments.jobs import Failure, Job
-from iwae.experiments.measured import Result
+from iwae.experiments.measured import Entry, Result
 from refusals import refused
-from test_cells import small
+from test_cells import result_of, small
 
 
 def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypatch) -> None:
@@ -39,16 +39,21 @@ def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypa
     monkeypatch.setattr(executors, "in_a_process", far)
     pool = executors.processes(2)
     there = executors.make_all(tasks, tmp_path / "there", elsewhere=pool, watch=Quiet())
-    for name, value in here[measured].entry.items():
-        assert name.endswith("seconds") or there[measured].entry[name] == value
-    assert here[measured].figures == there[measured].figures != {}
+    mine, sent = result_of(here[measured]), result_of(there[measured])
+    sent_entry = dict(sent.entry)
+    for name, value in mine.entry.items():
+        assert name.endswith("seconds") or sent_entry[name] == value
+    assert mine.figures == sent.figures != {}
     assert there[tasks["lost"]] == here[tasks["lost"]]
     assert jobs.recorded(measured, tmp_path / "there") == there[measured]
+    other = Result({"seed": 0, "k": 5, "n": 20, "nll": 1.0})
     with pytest.raises(InputError, match=r"trained the same run to 1\.0; let workers share"):
-        jobs.write_result(measured, tmp_path / "there", Result({"nll": 1.0}))
-    kept = [jobs.log_likelihoods(measured, tmp_path / name) for name in ("here", "there")]
-    np.testing.assert_array_equal(*kept)
-    assert -kept[0].mean() == pytest.approx(there[measured].nll)
+        jobs.write_result(measured, tmp_path / "there", other)
+    kept, kept_there = [
+        jobs.log_likelihoods(measured, tmp_path / name) for name in ("here", "there")
+    ]
+    np.testing.assert_array_equal(kept, kept_there)
+    assert -kept.mean() == pytest.approx(sent.nll)
 
 
 def test_an_interrupted_table_says_that_the_same_command_goes_on(tiny, tmp_path: Path) -> None:
@@ -131,8 +136,9 @@ def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Pa
             raise RuntimeError(message)
         return whole
 
-    whole = {"seed": 1, "passes": 3, "k": 5, "n": 20, "nll": 1.0, "nll_se": 0.1}
-    whole = Result(whole | {"active_units": [2], "device": "cpu", "note": ""})
+    entry: Entry = {"seed": 1, "passes": 3, "k": 5, "n": 20, "nll": 1.0, "nll_se": 0.1}
+    entry |= {"active_units": [2], "device": "cpu", "note": ""}
+    whole = Result(entry)
     monkeypatch.setattr(jobs, "make", breaking)
     message = "RESOURCE_EXHAUSTED: out of memory"
     results = executors.make_all(tasks, tmp_path, watch=Quiet())
@@ -208,7 +214,7 @@ def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_
         thread.join()
     assert all(isinstance(results[t], Result) for t in tasks.values())
     alone = executors.make_all({"0": tasks["0"]}, tmp_path / "alone", watch=Quiet())
-    assert results[tasks["0"]].nll == alone[tasks["0"]].nll
+    assert results[tasks["0"]].nll == result_of(alone[tasks["0"]]).nll
 
 
 SBATCH = """#!/usr/bin/env bash
