@@ -89,7 +89,8 @@ def test_every_page_is_in_the_index() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_what_a_page_links_to_or_names_is_there(page: Path) -> None:
     text = page.read_text()
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)#:]+)\)", prose):
         assert (page.parent / link).exists(), link
     code = "".join(re.findall(r"`[^`]+`|^```python\n.*?^```", text, flags=re.DOTALL | re.MULTILINE))
     if page.name == "CHANGELOG.md":  # which tells of what was

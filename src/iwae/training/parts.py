@@ -17,7 +17,7 @@ from numpyro.distributions import constraints
 
 from iwae._utils import threefry
 from iwae._utils.distributed import computing
-from iwae.bounds import BoundFunction, Pair
+from iwae.bounds import Bound, BoundFunction, Pair
 from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
 from iwae.errors import InputError
@@ -258,6 +258,9 @@ def described(part: object) -> str:
     if isinstance(part, Pair):
         names = dict.fromkeys(map(described, part))
         return " / ".join(names)
+    if isinstance(part, Bound):
+        shaping = _settings(part.settings)
+        return _name(part.value) + (f"({', '.join(shaping)})" if shaping else "")
     if isinstance(part, partial | eqx.Partial):
         shaping = [*map(_value, part.args), *_settings(part.keywords)]
         return f"{described(part.func)}({', '.join(shaping)})"
@@ -266,6 +269,7 @@ def described(part: object) -> str:
         said = {n: v for n, v in fields.items() if _is_plain(v)}
         if isinstance(part, Estimator):
             said = {n: v for n, v in said.items() if v != vars(PLAIN)[n]}
+            return f"iwae.estimators.Estimator({', '.join(_settings(said))})"
         return f"{_name(type(part))}({', '.join(_settings(said))})"
     return _name(part if callable(part) and _is_named(part) else type(part))
 
