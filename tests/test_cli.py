@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iwae.cli.app import COMMANDS, Train, main, parse
+from iwae.cli.app import COMMANDS, main, parse
+from iwae.cli.everyday import Train
 from iwae.cli.research import Compare
 from iwae.config.io import override, recipe
 from iwae.evaluation.trained import TrainedModel

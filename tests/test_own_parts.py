@@ -261,7 +261,9 @@ def test_a_run_says_by_which_bound_and_estimator_it_was_trained(tiny, tmp_path: 
     trained = iwae.train(tiny, bound=of, estimator=pulled, epochs=1, out=out)
     own = run_directory.read_own(out)
     assert own["bound"] == "iwae.bounds.vr_iwae(alpha=0.5)"
-    assert own["estimator"].startswith("iwae.estimators.Estimator(own_phi=True, path=test_own_parts.")
+    assert own["estimator"].startswith(
+        "iwae.estimators.Estimator(own_phi=True, path=test_own_parts."
+    )
     again = iwae.load(out)  # a model of its own is another matter: L_K needs no bound
     assert again.own == own == trained.own
     assert parts.label(again.config, own).startswith("iwae.bounds.vr_iwae(alpha=0.5) by iwae.")

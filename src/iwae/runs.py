@@ -122,41 +122,38 @@ def train(
     Example:
         >>> trained = iwae.train(data=x, k=50, epochs=20, out="runs/mine")  # doctest: +SKIP
     """
+    keep_programs()
     parts, settings = own_parts.of(
         settings, model=model, bound=bound, estimator=estimator, likelihood=likelihood
     )
     told = _told(callbacks, watch, progress)
-    return _train(config, data, out, resume, data_dir, told, devices, parts, settings)
+    config = _agreed(config, out, resume, parts, settings)
+    with processes_agree():
+        asked = "batch_size" in settings
+        config, observed = _observed(config, data, data_dir, asked=asked, parts=parts)
+        where = Devices.of(devices, config.training.batch_size)
+    _check_same_in_processes(observed.dataset)
+    with _opened_by_first(out, config, resume=resume) as folder:
+        run = Run(config, observed, folder, told, where, parts)
+        Trainer([run], None if out is None else Path(out)).train()
+    return replace(run.trained(), data_dir=data_dir)
 
 
-def _train(
+def _agreed(
     config: RunConfig | None,
-    given: object,
     out: str | Path | None,
     resume: bool | None,
-    data_dir: str | Path | None,
-    callbacks: Sequence[Callback],
-    devices: int,
     parts: OwnParts,
     settings: Mapping[str, object],
-) -> TrainedModel:
-    """`train`, with the parts of one's own apart from the settings."""
-    keep_programs()
+) -> RunConfig:
+    """The settings of a run as the first process has them."""
     with processes_agree():
         if resume is not False:
             _check_parts(out, parts)
         config = override(_started(config, out, resume=resume), **settings)
-    if jax.process_count() > 1:
-        config = parse(json_from_first(config.to_toml()), "the first process's settings")
-    with processes_agree():
-        asked = "batch_size" in settings
-        config, observed = _observed(config, given, data_dir, asked=asked, parts=parts)
-        where = Devices.of(devices, config.training.batch_size)
-    _check_same_in_processes(observed.dataset)
-    with _opened_by_first(out, config, resume=resume) as folder:
-        run = Run(config, observed, folder, callbacks, where, parts)
-        Trainer([run], None if out is None else Path(out)).train()
-    return replace(run.trained(), data_dir=data_dir)
+    if jax.process_count() == 1:
+        return config
+    return parse(json_from_first(config.to_toml()), "the first process's settings")
 
 
 def _told(
