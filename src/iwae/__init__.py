@@ -6,9 +6,10 @@ and `training`; all compose freely. What is named here is imported when it is fi
 """
 
 import importlib
-from typing import TYPE_CHECKING
 
 from iwae import _moved
+
+TYPE_CHECKING = False  # what typing has, which takes longer to import than this package
 
 if TYPE_CHECKING:
     from iwae import bounds as bounds

@@ -1,11 +1,9 @@
 """Modules under the names that version 0.2 had for them, for one version and with a warning."""
 
 import importlib
-import importlib.abc
-import importlib.machinery
 import sys
-import warnings
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MODULES = {
@@ -62,18 +60,26 @@ MODULES = {
 """Where each module of 0.2 is now."""
 
 
-class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds `iwae.OLD`, and gives a module whose attributes are those of the present one."""
+class _Moved:
+    """Finds `iwae.OLD`, and gives a module whose attributes are those of the present one.
+
+    A finder and loader by its methods alone: `importlib.abc` takes longer to import than iwae.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
         if package != "iwae" or name not in MODULES:
             return None
-        return importlib.machinery.ModuleSpec(fullname, self)
+        return ModuleSpec(fullname, self)  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """The module is a plain one."""
 
     def exec_module(self, module: ModuleType) -> None:
+        import warnings
+
         here = f"iwae.{MODULES[module.__name__.partition('.')[2]]}"
         warnings.warn(
             f"{module.__name__} is {here} now; the former name goes with the next version.",
