@@ -298,7 +298,7 @@ def test_flags_that_do_not_fit_are_one_sentence(trained: Path, tmp_path: Path, c
     cases: list[tuple[list[Any], str]] = [
         (
             ["--k", "0", *out],
-            "k = 0 was given, but a bound needs at least 1 draw; give --k 1 or more.",
+            "k = 0 was given, but a bound needs at least 1 importance sample; give --k 1 or more.",
         ),
         (["--kk", "5", *out], f"iwae train does not take --kk; did you mean --k? {helped}"),
         (["--lr", "1"], f"iwae train does not take --lr; did you mean --learning-rate? {helped}"),

@@ -48,7 +48,7 @@ dataset = iwae.data.load("digits")
 seen = observation(dataset, config.data, config.model)
 observed = Observed(prepare(dataset, seen), seen)
 run = Run(config, observed, RunDirectory(None), (), Devices.of(4, 20))
-step, order, images = run.make_step(), run.order_of_pass(), run.devices.everywhere(dataset.train)
+step, order, images = run.make_step(), run.order_of_epoch(), run.devices.everywhere(dataset.train)
 key = run.devices.everywhere(jax.random.key_data(jax.random.key(0)))
 compiled = jax.jit(
     lambda state, key: step(state, order, jax.random.wrap_key_data(key), run.rates, images, 0)
@@ -90,7 +90,7 @@ def test_devices_that_are_not_there_are_refused(tmp_path: Path) -> None:
 def test_processes_with_other_examples_than_the_first_are_refused(monkeypatch, tiny_run) -> None:
     monkeypatch.setattr(runs, "json_from_first", lambda own: f"not {own}")
     with refused(
-        "The examples of digits in this process are others than those of the first; give every "
+        "The examples of digits in this process differ from those of the first process; give every "
         "process the same data."
     ):
         runs.train(tiny_run.config)

@@ -37,7 +37,7 @@ from refusals import refused
 from thinned import thinned
 
 GOLDEN = Path(__file__).parent / "golden"
-"""Runs of 0.2.3: one finished, one interrupted within its second pass, and the files of a cell."""
+"""Runs of 0.2.3: one finished, one interrupted within its second epoch, and the files of a cell."""
 
 FIXED = ("nll", "nll_se", "bits_per_dim", "elbo", "reconstruction", "kl", "activity")
 
@@ -346,11 +346,11 @@ def test_lost_rows_of_metrics_are_missed(run: Path, tiny: RunConfig) -> None:
             runs.training_seconds(iwae.load(run))
     assert "metrics.jsonl is damaged" in report.render([run])
     file.unlink()
-    with pytest.raises(InputError, match="lacks the row of pass 1"):
+    with pytest.raises(InputError, match="lacks the row of epoch 1"):
         run_directory.read_metrics(run)
     (run / run_directory.CHECKPOINT).unlink()
     with refused(
-        f"{file} has 0 of the 3 passes behind the model, so it is not known how long they took; "
+        f"{file} has rows for 0 of the model's 3 epochs, so their training time is unknown; "
         f"restore it from a copy."
     ):
         runs.training_seconds(iwae.load(run))
@@ -762,10 +762,10 @@ READERS: dict[str, Callable[[Path], object]] = {
 def test_a_pipe_in_the_place_of_a_file_does_not_hang(run: Path, tiny: RunConfig, name: str) -> None:
     (run / name).unlink()
     os.mkfifo(run / name)
-    with pytest.raises(InputError, match=r"is no file|is not the folder of a run"):
+    with pytest.raises(InputError, match=r"is not a file|is not a run directory"):
         READERS[name](run)
     if name != run_directory.EVALUATION:
-        with pytest.raises(InputError, match=r"is no file"):
+        with pytest.raises(InputError, match=r"is not a file"):
             iwae.train(tiny, out=run, resume=True)
 
 
@@ -777,7 +777,7 @@ def test_a_pipe_in_the_place_of_a_result_does_not_hang(task, tmp_path: Path) -> 
     os.mkfifo(tmp_path / "record.json")
     assert records.read(tmp_path / "record.json") is None
     os.mkfifo(tmp_path / "recipe.toml")
-    with refused(f"The configuration {tmp_path / 'recipe.toml'} cannot be read: it is no file."):
+    with refused(f"The configuration {tmp_path / 'recipe.toml'} cannot be read: it is not a file."):
         iwae.config.io.recipe(tmp_path / "recipe.toml")
 
 

@@ -128,8 +128,8 @@ def test_what_is_no_run_is_not_evaluated(in_memory: TrainedModel, rows: np.ndarr
     for given in wrong:
         name = type(given).__name__
         with refused(
-            f"{name} was given to iwae.evaluate, which takes a run: its folder, or what iwae.train "
-            f"and iwae.load return; of a model alone map iwae.evaluation.log_likelihood over your "
+            f"{name} was given to iwae.evaluate, which takes a run directory or what iwae.train "
+            f"and iwae.load return; for a bare model, map iwae.evaluation.log_likelihood over your "
             f"examples."
         ):
             iwae.evaluate(given)
