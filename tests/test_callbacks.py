@@ -112,7 +112,7 @@ def test_a_callback_stops_within_an_epoch(tiny: RunConfig, tmp_path: Path, monke
 
 @pytest.mark.parametrize("reason", ["", "epochs", "minutes"])
 def test_reasons_of_the_trainer_are_its_own(reason: str) -> None:
-    with pytest.raises(InputError, match="give one other than epochs and minutes"):
+    with pytest.raises(InputError, match="give a text other than epochs and minutes"):
         Stop(reason)
 
 
@@ -224,7 +224,7 @@ def test_a_notebook_shows_a_bar_by_itself(tiny: RunConfig, notebook: list[str]) 
     assert notebook == []
     iwae.train(tiny, epochs=2)
     assert "<progress" in notebook[0]
-    assert "pass" in notebook[0]
+    assert "epoch" in notebook[0]
     assert "loss" in notebook[0]
     assert "2/2 epochs" in notebook[-1]
     assert "validation bound" in notebook[-1]

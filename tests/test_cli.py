@@ -176,11 +176,11 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (
             ("evaluate", trained, "--k", "0"),
-            "k = 0 was given, but at least 1 draw is needed; give k = 1 or more.",
+            "k = 0 was given, but it must be at least 1; give k = 1 or more.",
         ),
         (
             ("evaluate", trained, "--k", "99999999999"),
-            "k = 99999999999 was given, but draws are counted up to 2,147,483,647; give fewer.",
+            "k = 99999999999 was given, but it can be at most 2,147,483,647; give fewer.",
         ),
         (("evaluate", trained, "--split", "tests"), None),
         (
@@ -312,8 +312,8 @@ def test_flags_that_do_not_fit_are_one_sentence(trained: Path, tmp_path: Path, c
         ),
         (
             ["--warmup", str(10**25), *out],
-            f"warmup = {10**25} was given, but whole numbers go up to 2,147,483,647; give a "
-            f"smaller one.",
+            f"warmup = {10**25} was given, but whole numbers can be at most 2,147,483,647; "
+            f"give a smaller one.",
         ),
         (["--k", "five", *out], f"--k takes INT, not 'five'; {helped}"),
         ([*out, "--k"], f"--k was given without a value; {helped}"),

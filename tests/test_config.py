@@ -101,8 +101,8 @@ def test_names_of_settings_are_unique() -> None:
         ),
         (
             {"backward_draws": 2, "proposal": "hierarchical"},
-            "backward_draws = 2 was given with proposal = hierarchical, whose draws are weighed "
-            "together; leave it out.",
+            "backward_draws = 2 was given with proposal = hierarchical, whose importance "
+            "samples are weighted jointly; leave it out.",
         ),
         (
             {"epochs": 0},

@@ -109,14 +109,14 @@ def test_processes_without_a_coordinator_are_refused(capsys) -> None:
 def test_processes_that_cannot_come_together_are_refused(monkeypatch) -> None:
     for coordinator in ("first-machine", "127.0.0.1:abc", "127.0.0.1:99999"):
         with refused(
-            f"coordinator = {coordinator} was given, but it is where the first process listens; "
-            f"give HOST:PORT, as first-machine:9911, or auto."
+            f"coordinator = {coordinator} was given, but it must be the address at which the first "
+            f"process listens; give HOST:PORT, such as first-machine:9911, or auto."
         ):
             distributed.join(coordinator, 2, 0)
     for processes, process in ((2, 2), (0, 0), (2, -1)):
         with refused(
             f"process = {process} was given with processes = {processes}, but processes are "
-            f"counted from 0, and are at least 1; give a number less than how many there are."
+            f"numbered from 0, and there is at least 1; give a number from 0 to processes - 1."
         ):
             distributed.join("127.0.0.1:9911", processes, process)
     with socket.socket() as taken:
@@ -125,13 +125,13 @@ def test_processes_that_cannot_come_together_are_refused(monkeypatch) -> None:
         port = taken.getsockname()[1]
         with refused(
             f"coordinator = 127.0.0.1:{port} was given, but this machine cannot listen there; give "
-            f"an address of its own, and another port if this one is taken."
+            f"one of its own addresses, and another port if this one is taken."
         ):
             distributed.join(f"127.0.0.1:{port}", 2, 0)
     monkeypatch.setattr(distributed, "PATIENCE", 0.3)
     with refused(
-        f"coordinator = 127.0.0.1:{port} was given, but nobody listens there; start the first "
-        f"process as well, with number 0."
+        f"coordinator = 127.0.0.1:{port} was given, but no process listens there; also start the "
+        f"first process, with number 0."
     ):
         distributed.join(f"127.0.0.1:{port}", 2, 1)
 
@@ -148,7 +148,7 @@ SMALL = ["--dataset", "digits", "--hidden", "8", "--latents", "3", "--k", "2", "
 
 
 def free_port(ports: Iterable[int] = (0,)) -> int:
-    """The first of these that nobody listens at; 0 stands for any."""
+    """The first of these at which no process listens; 0 stands for any."""
     for port in ports:
         with contextlib.suppress(OSError), socket.socket() as free:
             free.bind(("127.0.0.1", port))
@@ -199,7 +199,7 @@ def test_two_processes_train_and_evaluate_one_run(tmp_path: Path) -> None:
     again = ended(together([*train, str(both)]))
     assert [code for code, *_ in again] == [2, 2]
     assert f"{both} holds a run already; give --resume to continue it" in again[0][2]
-    assert "Another process could not go on, and none goes on without it" in again[1][2]
+    assert "Another process failed, so all were stopped" in again[1][2]
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_a_coordinator_without_an_address_is_refused(monkeypatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with refused(
-        "coordinator = nowhere:9911 was given, but nowhere is the name of no machine here; give "
-        "the first machine's own name or address."
+        "coordinator = nowhere:9911 was given, but nowhere cannot be resolved here; give the "
+        "first machine's own name or address."
     ):
         distributed.join("nowhere:9911", 2, 0)
