@@ -172,7 +172,8 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (
             ("evaluate", tmp_path / "nowhere"),
-            f"{tmp_path / 'nowhere'} does not exist; give a folder that `iwae train --out` made.",
+            f"{tmp_path / 'nowhere'} does not exist; give a directory written by "
+            "`iwae train --out`.",
         ),
         (
             ("evaluate", trained, "--k", "0"),

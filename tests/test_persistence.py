@@ -173,7 +173,7 @@ def test_a_model_that_is_damaged_is_neither_evaluated_nor_begun_with(run, tiny) 
     content[-10] ^= 1
     (run / run_directory.MODEL).write_bytes(content)
     sentence = (
-        f"{run / run_directory.MODEL} is damaged (its digest is not that of its content); restore "
+        f"{run / run_directory.MODEL} is damaged (its digest does not match its content); restore "
         f"it from a copy or train again."
     )
     with refused(sentence):
@@ -244,7 +244,7 @@ def test_a_configuration_that_was_cut_or_edited_is_refused(run: Path) -> None:
             run_directory.read_config(run)
     file.write_text(text.replace("seed = 0", "seed = 1"))
     with refused(
-        f"{file} is damaged or was edited (its digest is not that of its settings); put it back as "
+        f"{file} is damaged or was edited (its digest does not match its settings); restore it as "
         f"`iwae train` wrote it, or train with other settings into another --out."
     ):
         iwae.evaluate(run, k=5)

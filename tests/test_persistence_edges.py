@@ -233,7 +233,7 @@ def test_a_report_leaves_out_the_page_that_a_pattern_takes_along(
     )
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path / "report.html"), "--out", str(tmp_path / "other.html")])
-    assert "is not the folder of a run" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
     assert report.runs_among([tmp_path]) == ([tmp_path], [])
 
 

@@ -309,12 +309,12 @@ def test_existing_folders_are_not_touched(
         iwae.train(override(tiny, k=7), out=path, resume=True)
     (tmp_path / "thesis.tex").write_text("precious")
     with refused(
-        f"{tmp_path} exists and is not a run of iwae; give the name of a folder that does not "
+        f"{tmp_path} exists and is not a run of iwae; give the name of a directory that does not "
         f"exist yet."
     ):
         iwae.train(tiny, out=tmp_path)
     with refused(
-        f"{tmp_path} is not the folder of a run; give a folder that `iwae train --out` made."
+        f"{tmp_path} is not a run directory; give a directory written by `iwae train --out`."
     ):
         iwae.train(tiny, out=tmp_path, resume=True)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
