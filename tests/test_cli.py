@@ -217,7 +217,7 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (
             ("sample", trained, "--n", "99999999999", "--out", tmp_path / "e.npy"),
-            "n = 99999999999 was given, but images are counted up to 2,147,483,647; give fewer.",
+            "n = 99999999999 was given, but it can be at most 2,147,483,647; give fewer.",
         ),
         (
             ("gradients", trained, "--ks", ""),
@@ -257,7 +257,7 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (
             ("posterior", trained, "--out", tmp_path / "p.png"),
-            "The model has 3 latent units, but densities are drawn of exactly 2; train one with "
+            "The model has 3 latent units, but densities need exactly 2; train a model with "
             "--layers 1 --latents 2.",
         ),
     ]

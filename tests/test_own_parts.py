@@ -168,7 +168,7 @@ def test_an_own_model_is_evaluated_without_what_needs_layers(own_run) -> None:
         lambda: own_run.reconstruct(own_run.data().test[:3]),
         lambda: own_run.evaluate(k=2, without_inactive=True),
     ):
-        with pytest.raises(InputError, match="was trained on a model of its own, a Factors"):
+        with pytest.raises(InputError, match="was trained with a model of your own, a Factors"):
             asked()
 
 

@@ -173,8 +173,8 @@ def test_a_run_in_memory_is_saved(in_memory: TrainedModel, rows, tmp_path: Path)
         iwae.train(data=rows, out=out, resume=True)
     other = replace(in_memory, config=override(in_memory.config, latents=(3,)))
     with refused(
-        "The model is not the one that its configuration describes, from which it is built when it "
-        "is loaded; save the one that was trained."
+        "The model is not the one that its configuration describes, so it could not be loaded "
+        "again; save the model that was trained."
     ):
         other.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -64,7 +64,7 @@ def test_densities_on_a_grid():
 
 def test_densities_need_two_latent_units():
     with refused(
-        "The model has 3 + 2 latent units, but densities are drawn of exactly 2; train one with "
+        "The model has 3 + 2 latent units, but densities need exactly 2; train a model with "
         "--layers 1 --latents 2."
     ):
         posterior.densities(generic_chain((3, 2)).model, jnp.zeros(6), jax.random.key(0), k=2, n=4)
@@ -81,7 +81,10 @@ def test_densities_need_two_latent_units():
         ),
         ({"n": 0}, "n = 0 was given, but at least 1 is needed; give 1 or more."),
         ({"repeats": 0}, "repeats = 0 was given, but at least 1 is needed; give 1 or more."),
-        ({"side": 0.0}, "side = 0.0 was given, but the square has a size; give one above 0."),
+        (
+            {"side": 0.0},
+            "side = 0.0 was given, but it must be positive; give one above 0.",
+        ),
     ],
 )
 def test_densities_of_nothing_are_refused(given, sentence):

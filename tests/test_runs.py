@@ -415,7 +415,7 @@ def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monk
     assert iwae.load(tmp_path / "run").evaluate(k=5).nll == nll
     np.save(tmp_path / "mine.npy", 1 - rows)
     with refused(
-        f"{tmp_path / 'mine.npy'} has changed since the run was trained: its examples are others; "
+        f"{tmp_path / 'mine.npy'} has changed since the run was trained: its examples differ; "
         f"put the original data back, or give arrays with iwae.load(…, data=…)."
     ):
         iwae.load(tmp_path / "run").evaluate(k=5)
@@ -427,7 +427,7 @@ def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monk
     with refused(
         f"The data that were given hold intensity values of shape (9,) on a scale of 255, but "
         f"{tmp_path / 'run'} was trained on intensity values of shape (9,) on a scale of 1; give "
-        f"such data."
+        f"data of that kind."
     ):
         iwae.load(tmp_path / "run", data=np.rint(255 * rows))
     with refused(
@@ -709,8 +709,8 @@ def test_a_single_example_has_neither_error_nor_activity(tiny_run, tmp_path, cap
     assert "evaluate more" in report.render([path])
     for n, k in ((1, 2), (2, 1)):
         with refused(
-            f"The activity of units was asked for of n = {n} examples with k = {k} draws, but a "
-            f"variance is of at least 2 of each; give more."
+            f"The activity of units was requested for n = {n} examples with k = {k} draws, but "
+            f"it needs at least 2 of each; give more."
         ):
             images = tiny_run.data().test[:n]
             evaluation.activity(tiny_run.model, images, tiny_run.seen.observer, k=k)

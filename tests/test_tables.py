@@ -472,7 +472,7 @@ def test_a_score_that_is_no_number_is_not_given_without_a_word(run, tmp_path, ca
     np.save(tmp_path / "far.npy", far)
     out = tmp_path / "s.csv"
     main(["score", str(run), str(tmp_path / "far.npy"), "--k", "5", "--out", str(out)])
-    assert "Note: 1 of 3 log-likelihoods are no finite numbers" in capsys.readouterr().err
+    assert "Note: 1 of 3 log-likelihoods are not finite" in capsys.readouterr().err
     assert len(out.read_text().splitlines()) == 4
     with warnings.catch_warnings():
         warnings.simplefilter("error")

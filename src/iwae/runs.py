@@ -725,7 +725,7 @@ def evaluate(
     result = run.evaluate(**options)
     if path is not None and is_first() and os.access(path, os.W_OK):
         try:
-            if run.is_in_its_folder():
+            if run.is_stored():
                 keep_evaluation(result, path, run.run)
         except (InputError, OSError) as error:
             message = unusable(error) if isinstance(error, OSError) else str(error)
