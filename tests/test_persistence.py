@@ -725,9 +725,9 @@ def test_an_nll_that_is_no_number_is_an_error(run: Path, capsys, monkeypatch) ->
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err == (
-            "iwae: L_6 is -inf for 2 of 3 examples, the first of them number 1, so the NLL is no "
-            "number; check that the examples fit the likelihood, and that the training ended in a "
-            "model that is finite.\n"
+            "iwae: L_6 is -inf for 2 of 3 examples, the first of them number 1, so the NLL is not "
+            "finite; check that the examples fit the likelihood, and that the model's parameters are "
+            "finite.\n"
         )
     assert (run / run_directory.EVALUATION).read_text() == before
 

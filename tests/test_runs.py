@@ -369,8 +369,8 @@ def test_a_model_without_a_checkpoint_is_not_made_anew(tiny_run, tiny, tmp_path:
     (path / run_directory.CHECKPOINT).unlink()
     before = {p.name: p.read_bytes() for p in path.iterdir()}
     with refused(
-        f"{path} holds a trained model but no checkpoint.safetensors, from which it could be "
-        f"trained on; give another --out."
+        f"{path} holds a trained model but no checkpoint.safetensors to train it further "
+        f"from; give another --out."
     ):
         iwae.train(tiny, out=path, resume=True)
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before
@@ -523,8 +523,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(files.os, "fsync", full)
     with refused(
-        f"{path} could not be written: No space left on device; what was there before is "
-        f"unharmed. Free some space or choose another place, then run the command again."
+        f"{path} could not be written: No space left on device; the previous content is "
+        f"unchanged. Free some space or choose another place, then run the command again."
     ):
         files.write_atomic(path, "after")
     assert path.read_text() == "before"
@@ -735,7 +735,7 @@ def test_a_run_on_arrays_in_memory_asks_for_them_again(tmp_path: Path) -> None:
     assert (first.n, first.dataset) == (8, "array")
     with refused(
         "The run was trained on array, which is neither a registered data set nor a file here; put "
-        "the file back, or give its examples again, by iwae evaluate --data FILE or iwae.load(…, "
+        "the file back, or give its examples again, with iwae evaluate --data FILE or iwae.load(…, "
         "data=…)."
     ):
         iwae.evaluate(tmp_path / "run", k=3)
