@@ -726,8 +726,8 @@ def test_an_nll_that_is_no_number_is_an_error(run: Path, capsys, monkeypatch) ->
         assert said.out == ""
         assert said.err == (
             "iwae: L_6 is -inf for 2 of 3 examples, the first of them number 1, so the NLL is not "
-            "finite; check that the examples fit the likelihood, and that the model's parameters are "
-            "finite.\n"
+            "finite; check that the examples fit the likelihood, and that the model's parameters "
+            "are finite.\n"
         )
     assert (run / run_directory.EVALUATION).read_text() == before
 
