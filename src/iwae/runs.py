@@ -128,19 +128,19 @@ def train(
         settings, model=model, bound=bound, estimator=estimator, likelihood=likelihood
     )
     collected = _all_callbacks(callbacks, watch, progress)
-    config = _agreed(config, out, resume, parts, settings)
+    config = _resolved_config(config, out, resume, parts, settings)
     with processes_agree():
         asked = "batch_size" in settings
         config, observed = _observed(config, data, data_dir, asked=asked, parts=parts)
-        where = Devices.of(devices, config.training.batch_size)
+        placement = Devices.of(devices, config.training.batch_size)
     _check_same_in_processes(observed.dataset)
-    with _opened_by_first(out, config, resume=resume) as folder:
-        run = Run(config, observed, folder, collected, where, parts)
+    with _opened_by_first(out, config, resume=resume) as directory:
+        run = Run(config, observed, directory, collected, placement, parts)
         Trainer([run], None if out is None else Path(out)).train()
     return replace(run.trained(), data_dir=data_dir)
 
 
-def _agreed(
+def _resolved_config(
     config: RunConfig | None,
     out: str | Path | None,
     resume: bool | None,
@@ -151,7 +151,7 @@ def _agreed(
     with processes_agree():
         if resume is not False:
             _check_parts(out, parts)
-        config = override(_started(config, out, resume=resume), **settings)
+        config = override(_base_config(config, out, resume=resume), **settings)
     if jax.process_count() == 1:
         return config
     return parse(json_from_first(config.to_toml()), "the first process's settings")
@@ -186,7 +186,7 @@ def _check_parts(out: str | Path | None, parts: OwnParts) -> None:
         own_parts.check_same(out, read_own(Path(out)), parts.names)
 
 
-def _started(
+def _base_config(
     config: RunConfig | None, out: str | Path | None = None, *, resume: bool | None = False
 ) -> RunConfig:
     """The configuration that was given, that of the run to resume, or the default.
@@ -222,11 +222,11 @@ def _opened_by_first(
 ) -> Iterator[RunDirectory]:
     """`open_run` in the first process; the others have no run directory."""
     with contextlib.ExitStack() as stack:
-        folder = RunDirectory(None)
+        directory = RunDirectory(None)
         with processes_agree():
             if is_first():
-                folder = stack.enter_context(open_run(out, config, resume=resume))
-        yield folder
+                directory = stack.enter_context(open_run(out, config, resume=resume))
+        yield directory
 
 
 @computing()
@@ -277,19 +277,19 @@ def train_replicas(
     if resume and out is not None:
         for path in replicas(Path(out)):
             _check_parts(path, parts)
-    config = override(_started(config, out, resume=resume), **settings)
+    config = override(_base_config(config, out, resume=resume), **settings)
     named = {f"{REPLICA}{seed}": override(config, seed=seed) for seed in which}
     if resume and out is not None and not replicas(Path(out)):
         raise InputError(f"{out} holds no replicas to resume; leave out --resume to start them.")
-    of_seed = _each(callbacks, watch, stacklevel=5)
-    of = None if of_seed is None else lambda name: of_seed(named[name].seed)
+    of_seed = _callbacks_by_run(callbacks, watch, stacklevel=5)
+    callbacks_of = None if of_seed is None else lambda name: of_seed(named[name].seed)
     asked = "batch_size" in settings
     trained = _train_together(
         named,
         data,
         out,
         data_dir,
-        of,
+        callbacks_of,
         resume=resume,
         asked=asked,
         progress=progress,
@@ -298,7 +298,7 @@ def train_replicas(
     return list(trained.values())
 
 
-def _each(
+def _callbacks_by_run(
     callbacks: Callable[[Name], Iterable[Callback]] | None,
     watch: Callable[[Name], Callback | Watcher] | None,
     *,
@@ -352,8 +352,10 @@ def train_together(
         >>> a, b = override(c, k=5), override(c, k=50)  # doctest: +SKIP
         >>> both = iwae.train_together({"k5": a, "k50": b}, data=x)  # doctest: +SKIP
     """
-    of = _each(callbacks, watch, stacklevel=5)
-    return _train_together(configs, data, out, data_dir, of, resume=resume, progress=progress)
+    callbacks_of = _callbacks_by_run(callbacks, watch, stacklevel=5)
+    return _train_together(
+        configs, data, out, data_dir, callbacks_of, resume=resume, progress=progress
+    )
 
 
 def _train_together(
@@ -381,9 +383,9 @@ def _train_together(
         name: _all_callbacks(() if callbacks is None else callbacks(name), None, progress, name)
         for name in configs
     }
-    with open_runs(out, configs, resume=resume) as folders:
+    with open_runs(out, configs, resume=resume) as directories:
         together = {
-            name: Run(config, data, folders[name], callbacks_of[name], parts=parts)
+            name: Run(config, data, directories[name], callbacks_of[name], parts=parts)
             for name, (config, data) in observed.items()
         }
         Trainer(list(together.values()), None if out is None else Path(out)).train()
@@ -404,12 +406,12 @@ def _observed_together(
     """
     _check_names(configs)
     first, config = next(iter(configs.items()))
-    own, dataset = _found(config, given, data_dir, asked=asked)
-    observed = _as_seen(own, dataset, parts)
+    own, dataset = _resolved_data(config, given, data_dir, asked=asked)
+    observed = _prepared(own, dataset, parts)
     shared = {"dataset": own.data.dataset, "batch_size": own.training.batch_size}
     for name, other in configs.items():
         apart = [n for n, *_ in differences(config, other) if n in SHARED]
-        if not apart and _seen(override(other, **shared), dataset, parts) != observed.seen:
+        if not apart and _observation(override(other, **shared), dataset, parts) != observed.seen:
             apart = ["likelihood"]
         if apart:
             raise InputError(
@@ -460,21 +462,21 @@ def _observed(
     asked: bool = False,
     parts: OwnParts = own_parts.NONE,
 ) -> tuple[RunConfig, Observed]:
-    """The configuration with its data as the model observes them (see `_found`).
+    """The configuration with its data as the model observes them (see `_resolved_data`).
 
     `InputError` if the user's own parts do not fit the data.
     """
-    config, dataset = _found(config, given, data_dir, asked=asked)
+    config, dataset = _resolved_data(config, given, data_dir, asked=asked)
     own_parts.check_shapes(parts, math.prod(dataset.shape), config.objective.k)
-    return config, _as_seen(config, dataset, parts)
+    return config, _prepared(config, dataset, parts)
 
 
-def _as_seen(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observed:
-    seen = _seen(config, dataset, parts)
+def _prepared(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observed:
+    seen = _observation(config, dataset, parts)
     return Observed(prepare(dataset, seen), seen)
 
 
-def _seen(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observation:
+def _observation(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observation:
     """The observation, with a note if the batches are smaller than the default."""
     seen = observation(dataset, config.data, own_parts.observed_as(config, parts))
     n = len(dataset.train)
@@ -483,7 +485,7 @@ def _seen(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observation:
     return noted(seen, f"trained in batches of all {n} training examples")
 
 
-def _found(
+def _resolved_data(
     config: RunConfig, given: object, data_dir: str | Path | None, *, asked: bool
 ) -> tuple[RunConfig, Dataset]:
     """The configuration, with the name of its data and absolute paths, and the data.
@@ -603,7 +605,7 @@ def load(
     if not stored.verified:
         seen = noted(seen, UNVERIFIED)
     restored = _with_arrays(stored, config, seen, parts)
-    seen, dataset = _given_again(path, config, seen, data, data_dir)
+    seen, dataset = _given_data(path, config, seen, data, data_dir)
     return TrainedModel(
         config,
         restored,
@@ -631,7 +633,7 @@ def _with_arrays(
     return eqx.combine(checkpoint.fitted(stored, arrays), static)
 
 
-def _given_again(
+def _given_data(
     path: Path,
     config: RunConfig,
     seen: Observation,

@@ -124,11 +124,11 @@ class TrainedModel:
                 "The model is not the one that its configuration describes, so it could not be "
                 "loaded again; save the model that was trained."
             )
-        with open_run(out, self.config, resume=False) as folder:
-            folder.own = self.own
-            folder.run = identity(self.config, self.seen, self.own)
-            folder.save_config(self.config)
-            folder.save_model(self.model, self.seen, self.epochs, step=0)
+        with open_run(out, self.config, resume=False) as directory:
+            directory.own = self.own
+            directory.run = identity(self.config, self.seen, self.own)
+            directory.save_config(self.config)
+            directory.save_model(self.model, self.seen, self.epochs, step=0)
 
     def is_stored(self) -> bool:
         """Whether this model, rather than a modified one, is stored in the run directory.

@@ -248,12 +248,12 @@ def open_runs(
     if parent is not None and (parent / CONFIG).exists():
         raise InputError(f"{parent} holds a single run; give another --out for replicas.")
     with contextlib.ExitStack() as stack:
-        folders = {}
+        directories = {}
         for name, config in configs.items():
             path = None if parent is None else parent / name
             again = resume and path is not None and path.exists()
-            folders[name] = stack.enter_context(open_run(path, config, resume=again))
-        yield folders
+            directories[name] = stack.enter_context(open_run(path, config, resume=again))
+        yield directories
 
 
 def _is_blank(path: Path) -> bool:

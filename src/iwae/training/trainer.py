@@ -140,17 +140,17 @@ class Run:
         self,
         config: RunConfig,
         data: Observed,
-        folder: RunDirectory,
+        directory: RunDirectory,
         callbacks: Sequence[Callback] = (),
         devices: Devices = gradient_step.DEFAULT,
         parts: OwnParts = own_parts.NONE,
     ):
         t = config.training
         with processes_agree():
-            data = data.in_order(json_from_first(_names_before(config, folder)))
-        self.config, self.data, self.folder = config, data, folder
+            data = data.in_order(json_from_first(_names_before(config, directory)))
+        self.config, self.data, self.directory = config, data, directory
         self.devices, self.parts = devices, parts
-        self.callbacks = (MetricsFile(folder.append), *_of_settings(t), *callbacks)
+        self.callbacks = (MetricsFile(directory.append), *_of_settings(t), *callbacks)
         self.requests = Requests()
         self.begun = self.ended = False
         self.n = len(data.dataset.train)
@@ -160,8 +160,8 @@ class Run:
         self.bound_function = eqx.Partial(
             bound_value, bound=self.bounds.theta, k=config.objective.k
         )
-        folder.own = parts.names
-        folder.run = identity(config, data.seen, folder.own)
+        directory.own = parts.names
+        directory.run = identity(config, data.seen, directory.own)
         start, self.static = self._first()
         (state, best), self.progress = self._restored(start)
         self.state, self.best = devices.everywhere(from_first((state, best)))
@@ -171,16 +171,16 @@ class Run:
         self.rates = devices.everywhere(self.rates)
         self.seed = devices.everywhere(jnp.uint32(config.seed))
         self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
-        if self.progress.finished and not folder.has_model(self.progress.passes, self.step):
+        if self.progress.finished and not directory.has_model(self.progress.passes, self.step):
             self._save_model()  # it was killed between the checkpoint and the model
 
     def _first(self) -> tuple[Saved, PyTree]:
         """The state before the first step, and the part of the model that is not trained."""
-        t, folder = self.config.training, self.folder
+        t, directory = self.config.training, self.directory
         with processes_agree():
-            anew = folder.begun or not is_first()
+            anew = directory.begun or not is_first()
             start = initial(self.config, self.data, anew=anew, parts=self.parts)
-            leaves = json_from_first(folder.leaves)
+            leaves = json_from_first(directory.leaves)
             if leaves and self.parts.model is None:
                 start = as_kept(start, leaves)
         params, static = eqx.partition(start, eqx.is_inexact_array)
@@ -194,16 +194,16 @@ class Run:
 
         `InputError` if the run was started on other examples.
         """
-        data, folder = self.data, self.folder
+        data, directory = self.data, self.directory
         examples = data.dataset.digest
         with processes_agree():
-            if folder.progress.data not in ("", examples) or folder.is_of_others():
+            if directory.progress.data not in ("", examples) or directory.is_of_others():
                 raise InputError(
-                    f"{folder.path} was started on other examples than those of "
+                    f"{directory.path} was started on other examples than those of "
                     f"{data.dataset.name}; resume it with its own, or give another --out."
                 )
-            saved, progress = folder.restore(start)
-        if not folder.verified:
+            saved, progress = directory.restore(start)
+        if not directory.verified:
             self.data = replace(data, seen=noted(data.seen, UNVERIFIED))
         progress = replace(progress, **json_from_first(asdict(progress)))
         here = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
@@ -232,7 +232,7 @@ class Run:
             seconds=p.seconds,
             best=p.best,
             stale=p.stale,
-            path=self.folder.path,
+            path=self.directory.path,
         )
 
     def order_of_epoch(self) -> Array:
@@ -309,7 +309,7 @@ class Run:
         try:
             self.requests = self.requests.with_(event(callback), callback)
         except Exception as error:
-            kept = f"; the last checkpoint is in {self.folder.path}" * self.folder.begun
+            kept = f"; the last checkpoint is in {self.directory.path}" * self.directory.begun
             error.add_note(f"Raised by the callback {type(callback).__name__}{kept}.")
             raise
 
@@ -375,22 +375,22 @@ class Run:
             self.model(),
             self.data.seen,
             self.progress.passes,
-            path=self.folder.path,
+            path=self.directory.path,
             dataset=self.data.dataset,
-            run=self.folder.run,
-            history=History.of(self.folder.rows),
-            own=self.folder.own,
+            run=self.directory.run,
+            history=History.of(self.directory.rows),
+            own=self.directory.own,
         )
 
     def save(self) -> None:
         """Write a checkpoint; if the parameters are not finite, raise and keep the last one."""
         self._check_finite()
-        self.folder.save(self.devices.here((self.state, self.best)), self.progress)
+        self.directory.save(self.devices.here((self.state, self.best)), self.progress)
         self.requests = replace(self.requests, save=False)
         self._notify(lambda callback: callback.on_checkpoint(Checkpoint(self.facts)))
 
     def _save_model(self) -> None:
-        self.folder.save_model(self.model(), self.data.seen, self.progress.passes, self.step)
+        self.directory.save_model(self.model(), self.data.seen, self.progress.passes, self.step)
 
     def _check_finite(self) -> None:
         if not gradient_step.all_finite(self.devices.here(self.state.params)):
@@ -398,8 +398,8 @@ class Run:
 
     def _non_finite_message(self, what: str) -> str:
         epoch = 1 + (self.step - 1) // self.steps_per_epoch
-        there = f"the last good checkpoint is kept in {self.folder.path}"
-        kept = there if self.folder.begun else "nothing was saved"
+        there = f"the last good checkpoint is kept in {self.directory.path}"
+        kept = there if self.directory.begun else "nothing was saved"
         return (
             f"{what} not finite at step {self.step} (epoch {epoch}); {kept}. Try a smaller "
             f"--learning-rate or --clip 10, and check that the data fit the likelihood."
@@ -423,7 +423,7 @@ class Trainer:
                     "with different orders; resume them one by one."
                 )
             for run in self.runs:
-                run.folder.save_config(run.config)
+                run.directory.save_config(run.config)
         self.devices = runs[0].devices
         self.images = self.devices.everywhere(jnp.asarray(runs[0].data.dataset.train))
         kinds = {_kind(run): run for run in runs}
@@ -508,10 +508,10 @@ class Trainer:
         raise Interrupted(f"Interrupted after {progress.passes} of {epochs} epochs; {kept}.")
 
 
-def _names_before(config: RunConfig, folder: RunDirectory) -> tuple[str, ...]:
+def _names_before(config: RunConfig, directory: RunDirectory) -> tuple[str, ...]:
     """Column names of the run to resume, or of the model in `start_from`; empty if unknown."""
-    if folder.begun or config.training.start_from is None:
-        return folder.progress.names
+    if directory.begun or config.training.start_from is None:
+        return directory.progress.names
     begin = Path(config.training.start_from)
     return read_model(begin)[1].names if (begin / MODEL).exists() else ()
 
