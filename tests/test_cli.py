@@ -422,9 +422,7 @@ def test_help_shows_the_settings_of_the_start(trained: Path, capsys) -> None:
         assert run(*arguments, "--help") == 0
         return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
-    assert "Passes over the training split. (default: 100)" in shown("train")
-    assert "Passes over the training split. (default: 3280)" in shown("reproduce", "table1")
-    assert "Passes over the training split. (default: 3)" in shown(
-        "train", "--out", str(trained), "--resume"
-    )
+    assert "Epochs to train for. (default: 100)" in shown("train")
+    assert "Epochs to train for. (default: 3280)" in shown("reproduce", "table1")
+    assert "Epochs to train for. (default: 3)" in shown("train", "--out", str(trained), "--resume")
     assert "--train-k INT" in shown("compare")

@@ -262,7 +262,7 @@ def test_a_coordinator_that_no_other_machine_reaches_is_refused(monkeypatch) -> 
     monkeypatch.setattr(socket, "getaddrinfo", found)
     with refused(
         "coordinator = first:9911 was given, but on this machine first is 127.0.1.1, where no "
-        "other reaches it; give the address by which the others know it."
+        "other machine can reach it; give the address by which the others know it."
     ):
         distributed.join("first:9911", 2, 0)
 
