@@ -431,8 +431,8 @@ def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monk
     ):
         iwae.load(tmp_path / "run", data=np.rint(255 * rows))
     with refused(
-        "values = real was given, but the data are a Dataset of intensity values; leave values out, "
-        "or give the array."
+        "values = real was given, but the data are a Dataset of intensity values; leave values "
+        "out, or give the array."
     ):
         iwae.train(tiny, data=iwae.data.load("digits"), values="real")
 

@@ -65,7 +65,7 @@ def soap(
     decay: float = 0.95,
     every: int = 10,
 ) -> optax.GradientTransformation:
-    """The optimiser; `decay` is β, and the bases are updated `every` so many steps.
+    """The optimiser; `decay` is β, and the bases are updated every `every` steps.
 
     The first basis is the exact eigenbasis; each update is a step of orthogonal iteration, Q of the
     QR decomposition of L Q_L.
