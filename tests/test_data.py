@@ -716,14 +716,14 @@ def test_mapping_of_splits():
         ),
         (
             np.arange(60).reshape(20, 3) % 17,
-            "The array holds integers from 0 to 16, which may be dark 8-bit intensities, or "
+            "The array holds integers from 0 to 16, which may be dark 8-bit intensities or "
             "other values: divide intensities by their largest value, or pass values='intensity' "
             "(of 0..255) or values='real' (as they are).",
         ),
         (
             np.array([0, 1.7e9, 4.0]) + 10 * X,
-            f"The array varies in column 1 by {10 * np.ptp(X[:, 1]):g} about 1.7e+09, in digits "
-            f"that float32 does not have: subtract an offset from that column.",
+            f"The array varies in column 1 by {10 * np.ptp(X[:, 1]):g} about 1.7e+09, which "
+            f"float32 cannot resolve: subtract an offset from that column.",
         ),
         (
             np.zeros(20),
