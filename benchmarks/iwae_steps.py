@@ -70,14 +70,14 @@ class TrainingLoop:
     ):
         config = config or TrainingConfig(batch_size=batch)
         objectives = together or [objective or ObjectiveConfig(k=k)] * replicas
-        self.steps_per_pass, self.step = len(images) // config.batch_size, 0
+        self.steps_per_epoch, self.step = len(images) // config.batch_size, 0
         params, static = eqx.partition(model, eqx.is_inexact_array)
         rates = jnp.asarray(gradient_step.rates(config))
-        transform = gradient_step.optimizer(config, self.steps_per_pass, rates)
-        self.chunk = chunk or self.steps_per_pass
+        transform = gradient_step.optimizer(config, self.steps_per_epoch, rates)
+        self.chunk = chunk or self.steps_per_epoch
         steps = {
             o: gradient_step.make_step(
-                static, o, config, self.steps_per_pass, Observer(255, dynamic=True)
+                static, o, config, self.steps_per_epoch, Observer(255, dynamic=True)
             )
             for o in objectives
         }
@@ -108,17 +108,17 @@ class TrainingLoop:
 
     def orders_of_pass(self, number: int) -> tuple[jax.Array, ...]:
         return tuple(
-            gradient_step.order_of_pass(int(s), number, len(self.images)) for s in self.seeds
+            gradient_step.order_of_epoch(int(s), number, len(self.images)) for s in self.seeds
         )
 
     def __call__(self, steps: int) -> None:
         until = self.step + steps
         while self.step < until:
-            number = self.step // self.steps_per_pass
-            start = number * self.steps_per_pass
+            number = self.step // self.steps_per_epoch
+            start = number * self.steps_per_epoch
             if self.step == start:
                 self.orders = self.orders_of_pass(number)
-            self.step = min(until, start + self.steps_per_pass, self.step + self.chunk)
+            self.step = min(until, start + self.steps_per_epoch, self.step + self.chunk)
             self.states = self.advance(*self.given, start, self.step)
         state = self.states[0]
         if int(state.step) != self.step or not np.isfinite(float(state.value)):

@@ -388,7 +388,7 @@ def test_uncertain_weights_are_evaluated_as_drawn_or_at_their_means(
     drawn, mean = iwae.storage.run_directory.read_evaluations(out).values()
     assert (drawn.mean_weights, mean.mean_weights) == (False, True)
     assert drawn.nll != mean.nll
-    with refused("mean_weights was asked for, but the model's weights are fixed; leave it out."):
+    with refused("mean_weights was requested, but no weights are uncertain; leave it out."):
         tiny_run.evaluate(k=2, limit=3, mean_weights=True)
 
 

@@ -112,7 +112,7 @@ def test_a_callback_stops_within_an_epoch(tiny: RunConfig, tmp_path: Path, monke
 
 @pytest.mark.parametrize("reason", ["", "epochs", "minutes"])
 def test_reasons_of_the_trainer_are_its_own(reason: str) -> None:
-    with pytest.raises(InputError, match="give one other than epochs and minutes"):
+    with pytest.raises(InputError, match="give a text other than epochs and minutes"):
         Stop(reason)
 
 
@@ -169,8 +169,8 @@ def test_what_is_no_callback_is_refused(tiny: RunConfig) -> None:
     ):
         iwae.train(tiny, callbacks=[Answering()])
     with refused(
-        "A int was given among the callbacks, which are of classes derived from "
-        "iwae.training.Callback; derive its class from that."
+        "A int was given among the callbacks, which must be instances of iwae.training.Callback; "
+        "derive its class from that."
     ):
         iwae.train(tiny, callbacks=[3])  # type: ignore[list-item]
     alone = Callback()
@@ -190,9 +190,9 @@ def test_what_watched_before_still_does(tiny: RunConfig) -> None:
             self.rows.append(row)
 
     alone, first, second = Watcher(), Watcher(), Recorded()
-    with pytest.warns(DeprecationWarning, match="^watch is callbacks now, which takes several"):
+    with pytest.warns(DeprecationWarning, match="^watch is deprecated and will be removed"):
         iwae.train(tiny, epochs=1, watch=alone)
-    with pytest.warns(DeprecationWarning, match="^watch is callbacks now"):
+    with pytest.warns(DeprecationWarning, match="^watch is deprecated"):
         iwae.train_replicas(tiny, seeds=2, epochs=1, watch=lambda seed: second if seed else first)
     for watcher in (alone, first):
         assert watcher.steps[-1] == 64
@@ -224,7 +224,7 @@ def test_a_notebook_shows_a_bar_by_itself(tiny: RunConfig, notebook: list[str]) 
     assert notebook == []
     iwae.train(tiny, epochs=2)
     assert "<progress" in notebook[0]
-    assert "pass" in notebook[0]
+    assert "epoch" in notebook[0]
     assert "loss" in notebook[0]
     assert "2/2 epochs" in notebook[-1]
     assert "validation bound" in notebook[-1]
@@ -234,7 +234,7 @@ def test_a_terminal_shows_a_bar_where_it_is_asked_for(tiny, capsys, monkeypatch)
     iwae.train(tiny, epochs=1)
     assert capsys.readouterr().err == ""
     iwae.train(tiny, epochs=1, progress=True)
-    assert "training: pass 1/1  train bound" in capsys.readouterr().err
+    assert "training: epoch 1/1  train bound" in capsys.readouterr().err
     assert not progress.in_notebook()
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with pytest.raises(InputError, match="needs rich, which is not installed; pip install rich"):

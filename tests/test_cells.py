@@ -189,11 +189,9 @@ def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_trained(
 ) -> None:
     with refused("limit = 0 was given, but an evaluation needs at least 1; give 1 or more."):
         Job(tiny, k=5, limit=0)
-    with refused("k = 0 was given, but at least 1 draw is needed; give k = 1 or more."):
+    with refused("k = 0 was given, but it must be at least 1; give k = 1 or more."):
         Job(tiny, k=0)
-    with refused(
-        "k = 2147483648 was given, but draws are counted up to 2,147,483,647; give fewer."
-    ):
+    with refused("k = 2147483648 was given, but it can be at most 2,147,483,647; give fewer."):
         Job(tiny, k=2**31)
 
 

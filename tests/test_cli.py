@@ -172,15 +172,16 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (
             ("evaluate", tmp_path / "nowhere"),
-            f"{tmp_path / 'nowhere'} does not exist; give a folder that `iwae train --out` made.",
+            f"{tmp_path / 'nowhere'} does not exist; give a directory written by "
+            "`iwae train --out`.",
         ),
         (
             ("evaluate", trained, "--k", "0"),
-            "k = 0 was given, but at least 1 draw is needed; give k = 1 or more.",
+            "k = 0 was given, but it must be at least 1; give k = 1 or more.",
         ),
         (
             ("evaluate", trained, "--k", "99999999999"),
-            "k = 99999999999 was given, but draws are counted up to 2,147,483,647; give fewer.",
+            "k = 99999999999 was given, but it can be at most 2,147,483,647; give fewer.",
         ),
         (("evaluate", trained, "--split", "tests"), None),
         (
@@ -216,7 +217,7 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (
             ("sample", trained, "--n", "99999999999", "--out", tmp_path / "e.npy"),
-            "n = 99999999999 was given, but images are counted up to 2,147,483,647; give fewer.",
+            "n = 99999999999 was given, but it can be at most 2,147,483,647; give fewer.",
         ),
         (
             ("gradients", trained, "--ks", ""),
@@ -256,7 +257,7 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (
             ("posterior", trained, "--out", tmp_path / "p.png"),
-            "The model has 3 latent units, but densities are drawn of exactly 2; train one with "
+            "The model has 3 latent units, but densities need exactly 2; train a model with "
             "--layers 1 --latents 2.",
         ),
     ]
@@ -298,7 +299,7 @@ def test_flags_that_do_not_fit_are_one_sentence(trained: Path, tmp_path: Path, c
     cases: list[tuple[list[Any], str]] = [
         (
             ["--k", "0", *out],
-            "k = 0 was given, but a bound needs at least 1 draw; give --k 1 or more.",
+            "k = 0 was given, but a bound needs at least 1 importance sample; give --k 1 or more.",
         ),
         (["--kk", "5", *out], f"iwae train does not take --kk; did you mean --k? {helped}"),
         (["--lr", "1"], f"iwae train does not take --lr; did you mean --learning-rate? {helped}"),
@@ -312,8 +313,8 @@ def test_flags_that_do_not_fit_are_one_sentence(trained: Path, tmp_path: Path, c
         ),
         (
             ["--warmup", str(10**25), *out],
-            f"warmup = {10**25} was given, but whole numbers go up to 2,147,483,647; give a "
-            f"smaller one.",
+            f"warmup = {10**25} was given, but whole numbers can be at most 2,147,483,647; "
+            f"give a smaller one.",
         ),
         (["--k", "five", *out], f"--k takes INT, not 'five'; {helped}"),
         ([*out, "--k"], f"--k was given without a value; {helped}"),
@@ -421,9 +422,7 @@ def test_help_shows_the_settings_of_the_start(trained: Path, capsys) -> None:
         assert run(*arguments, "--help") == 0
         return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
-    assert "Passes over the training split. (default: 100)" in shown("train")
-    assert "Passes over the training split. (default: 3280)" in shown("reproduce", "table1")
-    assert "Passes over the training split. (default: 3)" in shown(
-        "train", "--out", str(trained), "--resume"
-    )
+    assert "Epochs to train for. (default: 100)" in shown("train")
+    assert "Epochs to train for. (default: 3280)" in shown("reproduce", "table1")
+    assert "Epochs to train for. (default: 3)" in shown("train", "--out", str(trained), "--resume")
     assert "--train-k INT" in shown("compare")

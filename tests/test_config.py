@@ -85,7 +85,10 @@ def test_names_of_settings_are_unique() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"k": 0}, "k = 0 was given, but a bound needs at least 1 draw; give --k 1 or more."),
+        (
+            {"k": 0},
+            "k = 0 was given, but a bound needs at least 1 importance sample; give --k 1 or more.",
+        ),
         (
             {"backward_draws": 0},
             "backward_draws = 0 was given, but a gradient passes through at least 1 draw; give 1 "
@@ -98,8 +101,8 @@ def test_names_of_settings_are_unique() -> None:
         ),
         (
             {"backward_draws": 2, "proposal": "hierarchical"},
-            "backward_draws = 2 was given with proposal = hierarchical, whose draws are weighed "
-            "together; leave it out.",
+            "backward_draws = 2 was given with proposal = hierarchical, whose importance "
+            "samples are weighted jointly; leave it out.",
         ),
         (
             {"epochs": 0},
@@ -117,7 +120,7 @@ def test_names_of_settings_are_unique() -> None:
         ),
         (
             {"latents": (3, 4)},
-            "latents describes 2 stochastic layers where layers = 1; give one entry for each "
+            "latents describes 2 stochastic layers, but layers = 1; give one entry for each "
             "layer, from the image up, or --layers 2.",
         ),
         (
@@ -197,7 +200,7 @@ def test_refusals(changes: dict, sentence: str) -> None:
             "r.toml, [model]: hidden = 3 was given, but it must be a list of whole numbers (one "
             "list for each stochastic layer).",
         ),
-        ("data = 3", "r.toml gives data = 3, but [data] is a table."),
+        ("data = 3", "r.toml gives data = 3, but [data] must be a table."),
         (
             "[objective]\nk = '5'",
             "r.toml, [objective]: k = '5' was given, but it must be a whole number.",

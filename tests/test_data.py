@@ -136,7 +136,7 @@ def test_binarize_draws_ones_with_the_intensity_as_probability():
 
 def test_binarize_refuses_values_beyond_the_scale():
     with says(
-        "Values from 0 to 17 are no intensities on the scale 16: give values between 0 and 16."
+        "Values from 0 to 17 are not intensities on the scale 16: give values between 0 and 16."
     ):
         data.binarize(np.array([0, 17]), 16.0, seed=0)
 
@@ -215,7 +215,7 @@ def test_a_damaged_file_is_not_passed_over(tmp_path, mnist, cache):
     store(cache / "mnist", mnist[1])
     path = put(tmp_path / "mine" / f"{TRAIN}.gz", gzip.compress(mnist[1][0])[:-9])
     with says(
-        f"{path} cannot be used, for its gzip stream is damaged or ends early: "
+        f"{path} cannot be used: its gzip stream is damaged or ends early; "
         f"delete it and fetch it again from {MNIST_HOST}/{TRAIN}.gz."
     ):
         data.load("mnist", data_dir=tmp_path / "mine")
@@ -228,7 +228,7 @@ def test_a_wrong_checksum_is_named(tmp_path, mnist):
     given = hashlib.sha256(other).hexdigest()[:12]
     wanted = hashlib.sha256(mnist[1][0]).hexdigest()[:12]
     with says(
-        f"{tmp_path / TRAIN} cannot be used, for its SHA-256 is {given}… and not {wanted}…: "
+        f"{tmp_path / TRAIN} cannot be used: its SHA-256 is {given}… and not {wanted}…; "
         f"delete it and fetch it again from {MNIST_HOST}/{TRAIN}.gz."
     ):
         data.load("mnist", data_dir=tmp_path)
@@ -250,7 +250,7 @@ def test_an_unreadable_file_is_named(tmp_path, mnist, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with says(
-        f"{tmp_path / TRAIN} cannot be used, for it cannot be read (Permission denied): "
+        f"{tmp_path / TRAIN} cannot be used: it cannot be read (Permission denied); "
         f"delete it and fetch it again from {MNIST_HOST}/{TRAIN}.gz."
     ):
         data.load("mnist", data_dir=tmp_path)
@@ -425,7 +425,7 @@ def test_omniglot_of_another_blob(tmp_path):
     path = put(tmp_path / "chardata.mat", b"something else")
     given = readers.git_blob(b"something else")[:12]
     with says(
-        f"{path} cannot be used, for its git blob id is {given}… and not 016a3536ffe5…: delete it "
+        f"{path} cannot be used: its git blob id is {given}… and not 016a3536ffe5…; delete it "
         "and fetch it again from "
         "https://raw.githubusercontent.com/yburda/iwae/master/datasets/OMNIGLOT/chardata.mat."
     ):
@@ -534,7 +534,7 @@ def test_other_characters_are_refused_and_not_cached(tmp_path, raw, cache):
     path = put(tmp_path / "omniglot" / "images_evaluation.zip", drawings(5))
     host = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
     with says(
-        f"{path} cannot be used, for its images are not the published ones: "
+        f"{path} cannot be used: its images are not the published ones; "
         f"delete it and fetch it again from {host}/images_evaluation.zip."
     ):
         data.load("omniglot-raw", data_dir=tmp_path)
@@ -716,14 +716,14 @@ def test_mapping_of_splits():
         ),
         (
             np.arange(60).reshape(20, 3) % 17,
-            "The array holds integers from 0 to 16, which may be dark 8-bit intensities, or "
-            "others: divide intensities by their largest value, or pass values='intensity' (of "
-            "0..255) or values='real' (as they are).",
+            "The array holds integers from 0 to 16, which may be dark 8-bit intensities or "
+            "other values: divide intensities by their largest value, or pass values='intensity' "
+            "(of 0..255) or values='real' (as they are).",
         ),
         (
             np.array([0, 1.7e9, 4.0]) + 10 * X,
-            f"The array varies in column 1 by {10 * np.ptp(X[:, 1]):g} about 1.7e+09, in digits "
-            f"that float32 does not have: subtract an offset from that column.",
+            f"The array varies in column 1 by {10 * np.ptp(X[:, 1]):g} about 1.7e+09, which "
+            f"float32 cannot resolve: subtract an offset from that column.",
         ),
         (
             np.zeros(20),
@@ -759,16 +759,17 @@ def test_mapping_of_splits():
         ),
         (
             "minst",
-            "'minst' is no data set and no .npy, .npz or .csv file: "
+            "'minst' is neither a data set nor a .npy, .npz or .csv file: "
             f"did you mean 'mnist'? Known are {NAMES}.",
         ),
         (
             Path("there/data.txt"),
-            f"'there/data.txt' is no data set and no .npy, .npz or .csv file: known are {NAMES}.",
+            f"'there/data.txt' is neither a data set nor a .npy, .npz or .csv file: known are "
+            f"{NAMES}.",
         ),
         (
             "lost.npy",
-            "lost.npy is not an existing file: check its name and its folder.",
+            "lost.npy is not an existing file: check its name and directory.",
         ),
     ],
 )
@@ -1023,7 +1024,7 @@ def test_a_model_of_one_channel_takes_images_without_it():
         (
             "digit:test",
             EIGHT_BIT,
-            "'digit:test' is no data set and no .npy, .npz or .csv file: "
+            "'digit:test' is neither a data set nor a .npy, .npz or .csv file: "
             f"did you mean 'digits'? Known are {NAMES}.",
         ),
     ],
@@ -1126,7 +1127,7 @@ def test_arrays_of_other_libraries_are_arrays() -> None:
 def test_digits_that_float32_lacks_are_missed_in_every_kind(kind) -> None:
     stamps = np.stack([17 * 10**8 + np.arange(30), np.arange(30)], axis=1).astype(kind)
     with says(
-        "The array varies in column 0 by 29 about 1.7e+09, in digits that float32 does not have: "
+        "The array varies in column 0 by 29 about 1.7e+09, which float32 cannot resolve: "
         "subtract an offset from that column."
     ):
         data.load(stamps)

@@ -159,8 +159,8 @@ def test_the_comparison_from_the_command_line(
         ),
         (
             ["hiwae", "--datasets", "mixture,digit"],
-            "'digit' is no data set and no .npy, .npz or .csv file: did you mean 'digits'? Known "
-            "are digits, mnist, mnist-fixed, omniglot, omniglot-raw.",
+            "'digit' is neither a data set nor a .npy, .npz or .csv file: did you mean 'digits'? "
+            "Known are digits, mnist, mnist-fixed, omniglot, omniglot-raw.",
         ),
         (
             ["ring", "--ks", "2"],

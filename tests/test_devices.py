@@ -48,7 +48,7 @@ dataset = iwae.data.load("digits")
 seen = observation(dataset, config.data, config.model)
 observed = Observed(prepare(dataset, seen), seen)
 run = Run(config, observed, RunDirectory(None), (), Devices.of(4, 20))
-step, order, images = run.make_step(), run.order_of_pass(), run.devices.everywhere(dataset.train)
+step, order, images = run.make_step(), run.order_of_epoch(), run.devices.everywhere(dataset.train)
 key = run.devices.everywhere(jax.random.key_data(jax.random.key(0)))
 compiled = jax.jit(
     lambda state, key: step(state, order, jax.random.wrap_key_data(key), run.rates, images, 0)
@@ -90,7 +90,7 @@ def test_devices_that_are_not_there_are_refused(tmp_path: Path) -> None:
 def test_processes_with_other_examples_than_the_first_are_refused(monkeypatch, tiny_run) -> None:
     monkeypatch.setattr(runs, "json_from_first", lambda own: f"not {own}")
     with refused(
-        "The examples of digits in this process are others than those of the first; give every "
+        "The examples of digits in this process differ from those of the first process; give every "
         "process the same data."
     ):
         runs.train(tiny_run.config)
@@ -109,14 +109,14 @@ def test_processes_without_a_coordinator_are_refused(capsys) -> None:
 def test_processes_that_cannot_come_together_are_refused(monkeypatch) -> None:
     for coordinator in ("first-machine", "127.0.0.1:abc", "127.0.0.1:99999"):
         with refused(
-            f"coordinator = {coordinator} was given, but it is where the first process listens; "
-            f"give HOST:PORT, as first-machine:9911, or auto."
+            f"coordinator = {coordinator} was given, but it must be the address at which the first "
+            f"process listens; give HOST:PORT, such as first-machine:9911, or auto."
         ):
             distributed.join(coordinator, 2, 0)
     for processes, process in ((2, 2), (0, 0), (2, -1)):
         with refused(
             f"process = {process} was given with processes = {processes}, but processes are "
-            f"counted from 0, and are at least 1; give a number less than how many there are."
+            f"numbered from 0, and there is at least 1; give a number from 0 to processes - 1."
         ):
             distributed.join("127.0.0.1:9911", processes, process)
     with socket.socket() as taken:
@@ -125,13 +125,13 @@ def test_processes_that_cannot_come_together_are_refused(monkeypatch) -> None:
         port = taken.getsockname()[1]
         with refused(
             f"coordinator = 127.0.0.1:{port} was given, but this machine cannot listen there; give "
-            f"an address of its own, and another port if this one is taken."
+            f"one of its own addresses, and another port if this one is taken."
         ):
             distributed.join(f"127.0.0.1:{port}", 2, 0)
     monkeypatch.setattr(distributed, "PATIENCE", 0.3)
     with refused(
-        f"coordinator = 127.0.0.1:{port} was given, but nobody listens there; start the first "
-        f"process as well, with number 0."
+        f"coordinator = 127.0.0.1:{port} was given, but no process listens there; also start the "
+        f"first process, with number 0."
     ):
         distributed.join(f"127.0.0.1:{port}", 2, 1)
 
@@ -148,7 +148,7 @@ SMALL = ["--dataset", "digits", "--hidden", "8", "--latents", "3", "--k", "2", "
 
 
 def free_port(ports: Iterable[int] = (0,)) -> int:
-    """The first of these that nobody listens at; 0 stands for any."""
+    """The first of these at which no process listens; 0 stands for any."""
     for port in ports:
         with contextlib.suppress(OSError), socket.socket() as free:
             free.bind(("127.0.0.1", port))
@@ -199,7 +199,7 @@ def test_two_processes_train_and_evaluate_one_run(tmp_path: Path) -> None:
     again = ended(together([*train, str(both)]))
     assert [code for code, *_ in again] == [2, 2]
     assert f"{both} holds a run already; give --resume to continue it" in again[0][2]
-    assert "Another process could not go on, and none goes on without it" in again[1][2]
+    assert "Another process failed, so all were stopped" in again[1][2]
 
 
 @pytest.mark.slow
@@ -262,7 +262,7 @@ def test_a_coordinator_that_no_other_machine_reaches_is_refused(monkeypatch) -> 
     monkeypatch.setattr(socket, "getaddrinfo", found)
     with refused(
         "coordinator = first:9911 was given, but on this machine first is 127.0.1.1, where no "
-        "other reaches it; give the address by which the others know it."
+        "other machine can reach it; give the address by which the others know it."
     ):
         distributed.join("first:9911", 2, 0)
 
@@ -273,7 +273,7 @@ def test_a_coordinator_without_an_address_is_refused(monkeypatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with refused(
-        "coordinator = nowhere:9911 was given, but nowhere is the name of no machine here; give "
-        "the first machine's own name or address."
+        "coordinator = nowhere:9911 was given, but nowhere cannot be resolved here; give the "
+        "first machine's own name or address."
     ):
         distributed.join("nowhere:9911", 2, 0)

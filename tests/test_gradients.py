@@ -884,7 +884,7 @@ def test_combinations_without_meaning_are_refused():
         "more."
     ):
         loss(bound=iwae, k=4, backward_draws=0)
-    with refused("k = 0 was given, but at least 1 draw is needed; give k = 1 or more."):
+    with refused("k = 0 was given, but it must be at least 1; give k = 1 or more."):
         loss(bound=iwae, k=0)
     with refused("chunk = 0 was given, but at least 1 draw is weighed at a time; give 1 or more."):
         loss(bound=iwae, k=4, backward_draws=2, chunk=0)

@@ -113,7 +113,7 @@ def test_tensorboard_has_every_figure(monkeypatch, tmp_path: Path) -> None:
     assert written == [*expected, "closed"]
     assert folders == [str(tmp_path / "tensorboard")]
     with refused(
-        "TensorBoard() was given for a run in memory, which has no directory to write into; give "
+        "TensorBoard() was given for a run in memory, which has no directory to write to; give "
         "TensorBoard(folder), or train with out=…."
     ):
         followed(loggers.TensorBoard())

@@ -141,8 +141,8 @@ def test_an_own_model_is_loaded_from_its_structure(own_run) -> None:
         same(again.model, own_run.model)
         assert again.own == {"model": "test_own_parts.Factors(scale=1.0)"}
     with refused(
-        f"{own_run.path} was trained with a model of its own, {FACTORS}, which it cannot hold; "
-        f"give the same by iwae.load(…, model=…)."
+        f"{own_run.path} was trained with a model of your own, {FACTORS}, which its files cannot "
+        f"store; give it again as iwae.load(…, model=…)."
     ):
         iwae.load(own_run.path)
     with pytest.raises(InputError, match=r"belongs to another model: \.weight is float32\[64, 3\]"):
@@ -168,7 +168,7 @@ def test_an_own_model_is_evaluated_without_what_needs_layers(own_run) -> None:
         lambda: own_run.reconstruct(own_run.data().test[:3]),
         lambda: own_run.evaluate(k=2, without_inactive=True),
     ):
-        with pytest.raises(InputError, match="was trained on a model of its own, a Factors"):
+        with pytest.raises(InputError, match="was trained with a model of your own, a Factors"):
             asked()
 
 
@@ -178,7 +178,7 @@ def test_a_report_tells_of_an_own_model(own_run, tmp_path: Path) -> None:
     assert "test_own_parts.Factors(scale=1.0)" in page
     assert "a model of its own" in page
     loaded = report.render([iwae.load(own_run.path, model=factors())])
-    assert "give the same by iwae.load(…, model=…)" in page
+    assert "give it again as iwae.load(…, model=…)" in page
     assert "give the same" not in loaded
     with refused(
         "A run in memory was given for a report, which is of the files of runs; train it with "
@@ -211,8 +211,8 @@ def test_functions_make_a_model(tiny) -> None:
 def test_a_run_is_resumed_by_its_own_model_alone(own_run, tiny_run, tiny, how: str) -> None:
     if how == "missing":
         with refused(
-            f"{own_run.path} was trained with a model of its own, {FACTORS}, which it cannot hold; "
-            f"give the same by model=…, or another out."
+            f"{own_run.path} was trained with a model of your own, {FACTORS}, which its files "
+            f"cannot store; give it again as model=…, or another out."
         ):
             iwae.train(out=own_run.path, resume=True)
     elif how == "another":
@@ -228,10 +228,10 @@ def test_a_run_is_resumed_by_its_own_model_alone(own_run, tiny_run, tiny, how: s
 
 
 def test_what_is_no_model_is_refused(tiny) -> None:
-    with pytest.raises(InputError, match=r"^A int was given as the model, which has"):
+    with pytest.raises(InputError, match=r"^A int was given as the model, which must have"):
         iwae.train(tiny, model=3)  # type: ignore[arg-type]
     with refused(
-        "latents = (4,) was given with a model of your own, whose shape is its own; leave latents "
+        "latents = (4,) was given with a model of your own, which it cannot change; leave latents "
         "out."
     ):
         iwae.train(tiny, model=factors(), latents=(4,))
@@ -274,7 +274,7 @@ def test_a_run_says_by_which_bound_and_estimator_it_was_trained(tiny, tmp_path: 
         f"iwae.bounds.vr_iwae(alpha=0.6); give the same, or another out."
     ):
         iwae.train(out=out, resume=True, bound=partial(bounds.vr_iwae, alpha=0.6), estimator=pulled)
-    with pytest.raises(InputError, match="with an estimator of its own"):
+    with pytest.raises(InputError, match="with an estimator of your own"):
         iwae.train(out=out, resume=True, bound=of)
     longer = iwae.train(out=out, resume=True, bound=of, estimator=pulled, epochs=2)
     assert longer.passes == 2
@@ -298,12 +298,12 @@ def test_an_estimator_that_has_a_name_is_the_named_one() -> None:
 def test_what_is_no_bound_or_estimator_is_refused(tiny) -> None:
     with refused(
         "The bound test_own_parts.test_what_is_no_bound_or_estimator_is_refused.<locals>.<lambda> "
-        "makes (2,) of K = 2 log-weights, but it is to make a single number of them; sum or "
-        "average over the first axis."
+        "returns (2,) for K = 2 log-weights, but it must return a single number; sum or average "
+        "over the first axis."
     ):
         iwae.train(tiny, bound=lambda log_w: log_w)
     with refused(
-        "objective = vae was given with a bound of your own, in whose place it would stand; leave "
+        "objective = vae was given with a bound of your own, which replaces the objective; leave "
         "one of the two out."
     ):
         iwae.train(tiny, bound=half, objective="vae")
@@ -321,9 +321,9 @@ def test_replicas_share_own_parts(tiny, tmp_path: Path) -> None:
     alone = iwae.train(tiny, seed=1, bound=half, epochs=1)
     for a, b in zip(*map(jax.tree.leaves, (both[1].model, alone.model)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    with pytest.raises(InputError, match=r"with a bound of its own, test_own_parts\.half"):
+    with pytest.raises(InputError, match=r"with a bound of your own, test_own_parts\.half"):
         iwae.train_replicas(seeds=2, out=out, resume=True)
-    with pytest.raises(InputError, match="whose replicas would all start from its parameters"):
+    with pytest.raises(InputError, match="all replicas would then start from the same parameters"):
         iwae.train_replicas(tiny, seeds=2, model=factors())
 
 
@@ -346,7 +346,7 @@ def test_an_own_likelihood_of_values_sees_values(tiny, tmp_path: Path) -> None:
     trained = iwae.train(out=out, resume=True, likelihood=wide)
     assert trained.seen.binarization == "none"
     same(trained.model, iwae.train(tiny, likelihood=wide).model)
-    for narrow, error in ((None, "with a likelihood of its own"), (Laplace(0.2), "not test_own")):
+    for narrow, error in ((None, "with a likelihood of your own"), (Laplace(0.2), "not test_own")):
         given: dict[str, Any] = {} if narrow is None else {"likelihood": narrow}
         with pytest.raises(InputError, match=error):
             iwae.load(out, **given)
@@ -354,7 +354,7 @@ def test_an_own_likelihood_of_values_sees_values(tiny, tmp_path: Path) -> None:
             iwae.train(out=out, resume=True, **given)
     with pytest.raises(InputError, match=r"^A int was given as the likelihood"):
         iwae.train(tiny, likelihood=3)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="which has its own; leave one out"):
+    with pytest.raises(InputError, match="which defines its own likelihood"):
         iwae.train(tiny, model=factors(), likelihood=wide)
 
 

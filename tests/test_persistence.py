@@ -37,7 +37,7 @@ from refusals import refused
 from thinned import thinned
 
 GOLDEN = Path(__file__).parent / "golden"
-"""Runs of 0.2.3: one finished, one interrupted within its second pass, and the files of a cell."""
+"""Runs of 0.2.3: one finished, one interrupted within its second epoch, and the files of a cell."""
 
 FIXED = ("nll", "nll_se", "bits_per_dim", "elbo", "reconstruction", "kl", "activity")
 
@@ -173,7 +173,7 @@ def test_a_model_that_is_damaged_is_neither_evaluated_nor_begun_with(run, tiny) 
     content[-10] ^= 1
     (run / run_directory.MODEL).write_bytes(content)
     sentence = (
-        f"{run / run_directory.MODEL} is damaged (its digest is not that of its content); restore "
+        f"{run / run_directory.MODEL} is damaged (its digest does not match its content); restore "
         f"it from a copy or train again."
     )
     with refused(sentence):
@@ -244,7 +244,7 @@ def test_a_configuration_that_was_cut_or_edited_is_refused(run: Path) -> None:
             run_directory.read_config(run)
     file.write_text(text.replace("seed = 0", "seed = 1"))
     with refused(
-        f"{file} is damaged or was edited (its digest is not that of its settings); put it back as "
+        f"{file} is damaged or was edited (its digest does not match its settings); restore it as "
         f"`iwae train` wrote it, or train with other settings into another --out."
     ):
         iwae.evaluate(run, k=5)
@@ -346,11 +346,11 @@ def test_lost_rows_of_metrics_are_missed(run: Path, tiny: RunConfig) -> None:
             runs.training_seconds(iwae.load(run))
     assert "metrics.jsonl is damaged" in report.render([run])
     file.unlink()
-    with pytest.raises(InputError, match="lacks the row of pass 1"):
+    with pytest.raises(InputError, match="lacks the row of epoch 1"):
         run_directory.read_metrics(run)
     (run / run_directory.CHECKPOINT).unlink()
     with refused(
-        f"{file} has 0 of the 3 passes behind the model, so it is not known how long they took; "
+        f"{file} has rows for 0 of the model's 3 epochs, so their training time is unknown; "
         f"restore it from a copy."
     ):
         runs.training_seconds(iwae.load(run))
@@ -725,9 +725,9 @@ def test_an_nll_that_is_no_number_is_an_error(run: Path, capsys, monkeypatch) ->
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err == (
-            "iwae: L_6 is -inf for 2 of 3 examples, the first of them number 1, so the NLL is no "
-            "number; check that the examples fit the likelihood, and that the training ended in a "
-            "model that is finite.\n"
+            "iwae: L_6 is -inf for 2 of 3 examples, the first of them number 1, so the NLL is not "
+            "finite; check that the examples fit the likelihood, and that the model's parameters "
+            "are finite.\n"
         )
     assert (run / run_directory.EVALUATION).read_text() == before
 
@@ -762,10 +762,10 @@ READERS: dict[str, Callable[[Path], object]] = {
 def test_a_pipe_in_the_place_of_a_file_does_not_hang(run: Path, tiny: RunConfig, name: str) -> None:
     (run / name).unlink()
     os.mkfifo(run / name)
-    with pytest.raises(InputError, match=r"is no file|is not the folder of a run"):
+    with pytest.raises(InputError, match=r"is not a file|is not a run directory"):
         READERS[name](run)
     if name != run_directory.EVALUATION:
-        with pytest.raises(InputError, match=r"is no file"):
+        with pytest.raises(InputError, match=r"is not a file"):
             iwae.train(tiny, out=run, resume=True)
 
 
@@ -777,7 +777,7 @@ def test_a_pipe_in_the_place_of_a_result_does_not_hang(task, tmp_path: Path) -> 
     os.mkfifo(tmp_path / "record.json")
     assert records.read(tmp_path / "record.json") is None
     os.mkfifo(tmp_path / "recipe.toml")
-    with refused(f"The configuration {tmp_path / 'recipe.toml'} cannot be read: it is no file."):
+    with refused(f"The configuration {tmp_path / 'recipe.toml'} cannot be read: it is not a file."):
         iwae.config.io.recipe(tmp_path / "recipe.toml")
 
 

@@ -128,8 +128,8 @@ def test_what_is_no_run_is_not_evaluated(in_memory: TrainedModel, rows: np.ndarr
     for given in wrong:
         name = type(given).__name__
         with refused(
-            f"{name} was given to iwae.evaluate, which takes a run: its folder, or what iwae.train "
-            f"and iwae.load return; of a model alone map iwae.evaluation.log_likelihood over your "
+            f"{name} was given to iwae.evaluate, which takes a run directory or what iwae.train "
+            f"and iwae.load return; for a bare model, map iwae.evaluation.log_likelihood over your "
             f"examples."
         ):
             iwae.evaluate(given)
@@ -173,8 +173,8 @@ def test_a_run_in_memory_is_saved(in_memory: TrainedModel, rows, tmp_path: Path)
         iwae.train(data=rows, out=out, resume=True)
     other = replace(in_memory, config=override(in_memory.config, latents=(3,)))
     with refused(
-        "The model is not the one that its configuration describes, from which it is built when it "
-        "is loaded; save the one that was trained."
+        "The model is not the one that its configuration describes, so it could not be loaded "
+        "again; save the model that was trained."
     ):
         other.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -233,7 +233,7 @@ def test_a_report_leaves_out_the_page_that_a_pattern_takes_along(
     )
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path / "report.html"), "--out", str(tmp_path / "other.html")])
-    assert "is not the folder of a run" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
     assert report.runs_among([tmp_path]) == ([tmp_path], [])
 
 

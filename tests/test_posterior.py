@@ -64,21 +64,27 @@ def test_densities_on_a_grid():
 
 def test_densities_need_two_latent_units():
     with refused(
-        "The model has 3 + 2 latent units, but densities are drawn of exactly 2; train one with "
+        "The model has 3 + 2 latent units, but densities need exactly 2; train a model with "
         "--layers 1 --latents 2."
     ):
         posterior.densities(generic_chain((3, 2)).model, jnp.zeros(6), jax.random.key(0), k=2, n=4)
-    with refused("k = 0 was given, but at least 1 draw is needed; give k = 1 or more."):
+    with refused("k = 0 was given, but it must be at least 1; give k = 1 or more."):
         posterior.resample(MODEL, X, jax.random.key(0), k=0)
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"k": 0}, "k = 0 was given, but at least 1 draw is needed; give k = 1 or more."),
+        (
+            {"k": 0},
+            "k = 0 was given, but it must be at least 1; give k = 1 or more.",
+        ),
         ({"n": 0}, "n = 0 was given, but at least 1 is needed; give 1 or more."),
         ({"repeats": 0}, "repeats = 0 was given, but at least 1 is needed; give 1 or more."),
-        ({"side": 0.0}, "side = 0.0 was given, but the square has a size; give one above 0."),
+        (
+            {"side": 0.0},
+            "side = 0.0 was given, but it must be positive; give one above 0.",
+        ),
     ],
 )
 def test_densities_of_nothing_are_refused(given, sentence):

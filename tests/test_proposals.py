@@ -309,8 +309,8 @@ def test_a_hierarchical_run_is_evaluated_at_any_k(from_command_line: Path, capsy
     trained = iwae.load(from_command_line)
     assert cast(HierarchicalAutoencoder, trained.model).block == 3
     with refused(
-        "without_inactive or only_used was asked for, but the heads of a hierarchical proposal "
-        "cannot lose units; leave it out."
+        "without_inactive or only_used was requested, but units of a hierarchical proposal "
+        "cannot be removed; leave it out."
     ):
         trained.without_inactive()
 

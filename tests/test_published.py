@@ -100,7 +100,7 @@ def test_a_table_is_like_another(own: Path) -> None:
         ('iwae-50 = {', "other = {", "columns lacks iwae-50"),
         ('dataset = "digits"\n', "", "rows.digits lacks dataset"),
         ('about = "VAE and IWAE on digits"\n', "", "it lacks about"),
-        ('recipe = "smoke"', 'recipes = "smoke"', "recipes is an entry that is not known"),
+        ('recipe = "smoke"', 'recipes = "smoke"', "recipes is an unknown entry"),
         ("digits = { hidden", "digit = { hidden", "rows lacks digits"),
         ('["backward_draws"]', '"backward_draws"', "is 'backward_draws', not a list of names"),
         ("k = 50 }", "kk = 50 }", "a cell digits/2/iwae-50 that cannot be: There is no setting"),

@@ -109,7 +109,7 @@ def test_batched_products_change_a_replica_by_rounding_only(estimator: Any) -> N
         return advance(
             (shared, own, shared, shared),
             tuple(gradient_step.init(p, transform, average=False) for p in params),
-            tuple(gradient_step.order_of_pass(seed, 0, 60) for seed in range(4)),
+            tuple(gradient_step.order_of_epoch(seed, 0, 60) for seed in range(4)),
             tuple(jnp.uint32(seed) for seed in range(4)),
             tuple(rates),
             images,
@@ -148,7 +148,7 @@ def test_different_runs_that_were_interrupted_go_on(tiny, tmp_path: Path) -> Non
     out = tmp_path / "out"
     with pytest.raises(
         Interrupted,
-        match=r"^Interrupted after [12] of [23] passes; the run is saved, "
+        match=r"^Interrupted after [12] of [23] epochs; the run is saved, "
         r"and `resume=True` continues it\.$",
     ):
         iwae.train_together(
@@ -185,8 +185,8 @@ def test_runs_that_cannot_be_named_are_refused(tiny) -> None:
             iwae.train_together(nameless)
     for name in ("../a", "a/b", ".."):
         with refused(
-            f"{name!r} was given as the name of a run, but it names a folder in out; give one "
-            f"without a path."
+            f"{name!r} was given as the name of a run, but it cannot be the name of a directory in "
+            f"out; give a name without a path."
         ):
             iwae.train_together({name: tiny})
 
@@ -194,7 +194,7 @@ def test_runs_that_cannot_be_named_are_refused(tiny) -> None:
 def test_a_replica_that_is_behind_catches_up_and_ends_as_it_would_alone(
     tiny, alone, tmp_path: Path
 ) -> None:
-    """Seed 3 has been interrupted in its second pass; seed 0 has not begun."""
+    """Seed 3 has been interrupted in its second epoch; seed 0 has not begun."""
 
     out = tmp_path / "out"
     config = override(tiny, checkpoint_every=1)
@@ -218,7 +218,7 @@ def test_interrupted_replicas_are_saved_and_resumed_by_the_command_it_names(
     passes = checkpoint.read_header(out / "seed-0" / run_directory.CHECKPOINT)["passes"]
     assert passes in (1, 2)
     assert str(error.value) == (
-        f"Interrupted after {passes} of 3 passes; the run is saved, and `iwae train --out {out} "
+        f"Interrupted after {passes} of 3 epochs; the run is saved, and `iwae train --out {out} "
         f"--resume` continues it."
     )
     main(["train", "--out", str(out), "--resume"])
@@ -242,7 +242,7 @@ def test_a_replica_that_is_not_finite_leaves_the_others_to_their_end(
 
     monkeypatch.setattr(trainer, "initial", poisoned)
     out = tmp_path / "out"
-    with pytest.raises(NonFiniteError, match=r"^The bound is not finite at step 1 \(pass 1\); "):
+    with pytest.raises(NonFiniteError, match=r"^The bound is not finite at step 1 \(epoch 1\); "):
         iwae.train_replicas(tiny, seeds=(7, 3), out=out)
     same(iwae.load(out / "seed-3"), alone[3])
 
@@ -309,7 +309,7 @@ def test_refusals(tiny, tiny_run: TrainedModel, tmp_path: Path) -> None:
         iwae.train_replicas(tiny, seeds=2, out=tiny_run.path)
     with refused(f"{out} holds no replicas to resume; leave out --resume to start them."):
         iwae.train_replicas(tiny, seeds=2, out=out, resume=True)
-    with refused(f"{out} holds no replicas; give a folder that `iwae train --seeds` made."):
+    with refused(f"{out} holds no replicas; give a directory written by `iwae train --seeds`."):
         runs.evaluate_replicas(out)
     assert not out.exists()
     iwae.train(tiny, seed=1, epochs=1, out=out / "seed-1")

@@ -301,7 +301,7 @@ def test_writing_refuses_to_overwrite(others: list[Path], tmp_path: Path) -> Non
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    sentence = f"{tmp_path} is not the folder of a run; give a folder that `iwae train --out` made."
+    sentence = f"{tmp_path} is not a run directory; give a directory written by `iwae train --out`."
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
         report.render([tmp_path])
     with pytest.raises(InputError, match=r"^No run was given; name at least one folder of"):

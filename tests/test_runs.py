@@ -129,7 +129,7 @@ os.fsync = fsync
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> tuple[Path, Path]:
-    """(configuration file, uninterrupted run) with a checkpoint at every one of many passes."""
+    """(configuration file, uninterrupted run) with a checkpoint at every one of many epochs."""
     base = tmp_path_factory.mktemp("long")
     np.save(base / "images.npy", iwae.data.load("digits").train)
     config = override(
@@ -201,7 +201,7 @@ def test_interrupt_saves_and_says_how_to_resume(tiny: RunConfig, tmp_path: Path)
     passes = _passes(out)
     assert passes in (1, 2)
     assert str(error.value) == (
-        f"Interrupted after {passes} of 3 passes; the run is saved, and "
+        f"Interrupted after {passes} of 3 epochs; the run is saved, and "
         f"`iwae train --out {out} --resume` continues it."
     )
     with refused(
@@ -220,7 +220,7 @@ def test_an_interrupt_in_the_last_steps_is_heard_where_nothing_is_lost(
     out = tmp_path / "run"
     with pytest.raises(Interrupted) as error:
         iwae.train(tiny, out=out, callbacks=[last])
-    assert str(error.value) == f"Interrupted after the last pass; {out} is finished."
+    assert str(error.value) == f"Interrupted after the last epoch; {out} is finished."
     in_memory = iwae.train(tiny, callbacks=[last])
     assert in_memory.passes == iwae.load(out).passes == 3
 
@@ -309,12 +309,12 @@ def test_existing_folders_are_not_touched(
         iwae.train(override(tiny, k=7), out=path, resume=True)
     (tmp_path / "thesis.tex").write_text("precious")
     with refused(
-        f"{tmp_path} exists and is not a run of iwae; give the name of a folder that does not "
+        f"{tmp_path} exists and is not a run of iwae; give the name of a directory that does not "
         f"exist yet."
     ):
         iwae.train(tiny, out=tmp_path)
     with refused(
-        f"{tmp_path} is not the folder of a run; give a folder that `iwae train --out` made."
+        f"{tmp_path} is not a run directory; give a directory written by `iwae train --out`."
     ):
         iwae.train(tiny, out=tmp_path, resume=True)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
@@ -342,7 +342,7 @@ def test_only_a_constant_schedule_can_be_prolonged(tiny: RunConfig, tmp_path: Pa
     iwae.train(config, out=tmp_path / "run")
     with refused(
         f"{tmp_path / 'run'} was started with epochs = 1, not 2; the cosine schedule was laid out "
-        f"for its passes, so leave the setting out to resume it, or give another --out."
+        f"for its epochs, so leave the setting out to resume it, or give another --out."
     ):
         iwae.train(override(config, epochs=2), out=tmp_path / "run", resume=True)
 
@@ -369,8 +369,8 @@ def test_a_model_without_a_checkpoint_is_not_made_anew(tiny_run, tiny, tmp_path:
     (path / run_directory.CHECKPOINT).unlink()
     before = {p.name: p.read_bytes() for p in path.iterdir()}
     with refused(
-        f"{path} holds a trained model but no checkpoint.safetensors, from which it could be "
-        f"trained on; give another --out."
+        f"{path} holds a trained model but no checkpoint.safetensors to train it further "
+        f"from; give another --out."
     ):
         iwae.train(tiny, out=path, resume=True)
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before
@@ -415,7 +415,7 @@ def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monk
     assert iwae.load(tmp_path / "run").evaluate(k=5).nll == nll
     np.save(tmp_path / "mine.npy", 1 - rows)
     with refused(
-        f"{tmp_path / 'mine.npy'} has changed since the run was trained: its examples are others; "
+        f"{tmp_path / 'mine.npy'} has changed since the run was trained: its examples differ; "
         f"put the original data back, or give arrays with iwae.load(…, data=…)."
     ):
         iwae.load(tmp_path / "run").evaluate(k=5)
@@ -427,12 +427,12 @@ def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monk
     with refused(
         f"The data that were given hold intensity values of shape (9,) on a scale of 255, but "
         f"{tmp_path / 'run'} was trained on intensity values of shape (9,) on a scale of 1; give "
-        f"such data."
+        f"data of that kind."
     ):
         iwae.load(tmp_path / "run", data=np.rint(255 * rows))
     with refused(
-        "values = real was given, but the data are a Dataset of intensity values; leave it out, or "
-        "give the array."
+        "values = real was given, but the data are a Dataset of intensity values; leave values "
+        "out, or give the array."
     ):
         iwae.train(tiny, data=iwae.data.load("digits"), values="real")
 
@@ -523,8 +523,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(files.os, "fsync", full)
     with refused(
-        f"{path} could not be written: No space left on device; what was there before is "
-        f"unharmed. Free some space or choose another place, then run the command again."
+        f"{path} could not be written: No space left on device; the previous content is "
+        f"unchanged. Free some space or choose another place, then run the command again."
     ):
         files.write_atomic(path, "after")
     assert path.read_text() == "before"
@@ -540,7 +540,7 @@ def test_a_bound_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny, tm
     with pytest.raises(NonFiniteError) as error:
         iwae.train(wild, out=out, resume=True)
     assert re.fullmatch(
-        rf"The bound is not finite at step \d+ \(pass 2\); the last good checkpoint is kept in "
+        rf"The bound is not finite at step \d+ \(epoch 2\); the last good checkpoint is kept in "
         rf"{out}. Try a smaller --learning-rate or --clip 10, and check that the data fit the "
         rf"likelihood.",
         str(error.value),
@@ -552,7 +552,7 @@ def test_a_last_step_that_ruins_the_parameters_leaves_no_model(tiny, tmp_path, m
     """Its bound, of the parameters before it, is finite."""
     monkeypatch.setattr(trainer.gradient_step, "all_finite", lambda _: False)
     with refused(
-        "The parameters are not finite at step 64 (pass 1); nothing was saved. Try a smaller "
+        "The parameters are not finite at step 64 (epoch 1); nothing was saved. Try a smaller "
         "--learning-rate or --clip 10, and check that the data fit the likelihood."
     ):
         iwae.train(override(tiny, epochs=1), out=tmp_path / "run")
@@ -561,11 +561,11 @@ def test_a_last_step_that_ruins_the_parameters_leaves_no_model(tiny, tmp_path, m
 
 def test_what_is_no_configuration_is_refused(tiny: RunConfig) -> None:
     with refused(
-        "A ndarray was given as the configuration, which is a RunConfig; give examples by name, as "
-        "in train(data=x)."
+        "A ndarray was given as the configuration, but a RunConfig is expected; give examples by "
+        "name, as in train(data=x)."
     ):
         iwae.train(cast(Any, np.zeros((20, 3))), epochs=1)
-    with refused("recipe is no setting; give iwae.config.io.recipe(name) as the configuration."):
+    with refused("recipe is not a setting; give iwae.config.io.recipe(name) as the configuration."):
         iwae.train(tiny, recipe="fast")
 
 
@@ -657,7 +657,7 @@ def test_what_others_are_writing_is_left_alone(tiny_run, tiny, tmp_path) -> None
 
 
 def test_the_model_of_an_early_version_is_replaced_by_a_later_one(tmp_path: Path) -> None:
-    """Such a model knows its passes, but not its step."""
+    """Such a model knows its epochs, but not its step."""
     checkpoint.save(tmp_path / run_directory.MODEL, {"a": jnp.zeros(1)}, {"passes": 1})
     assert run_directory.RunDirectory(tmp_path).has_model(passes=1, step=7)
     assert not run_directory.RunDirectory(tmp_path).has_model(passes=3, step=21)
@@ -709,8 +709,8 @@ def test_a_single_example_has_neither_error_nor_activity(tiny_run, tmp_path, cap
     assert "evaluate more" in report.render([path])
     for n, k in ((1, 2), (2, 1)):
         with refused(
-            f"The activity of units was asked for of n = {n} examples with k = {k} draws, but a "
-            f"variance is of at least 2 of each; give more."
+            f"The activity of units was requested for n = {n} examples with k = {k} draws, but "
+            f"it needs at least 2 of each; give more."
         ):
             images = tiny_run.data().test[:n]
             evaluation.activity(tiny_run.model, images, tiny_run.seen.observer, k=k)
@@ -735,7 +735,7 @@ def test_a_run_on_arrays_in_memory_asks_for_them_again(tmp_path: Path) -> None:
     assert (first.n, first.dataset) == (8, "array")
     with refused(
         "The run was trained on array, which is neither a registered data set nor a file here; put "
-        "the file back, or give its examples again, by iwae evaluate --data FILE or iwae.load(…, "
+        "the file back, or give its examples again, with iwae evaluate --data FILE or iwae.load(…, "
         "data=…)."
     ):
         iwae.evaluate(tmp_path / "run", k=3)
@@ -793,8 +793,8 @@ def test_a_run_can_start_from_another(tiny, tiny_run, tmp_path):
         for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(tiny_run.model), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-8)
     with refused(
-        f"start_from = {tmp_path / 'lost'} was given, but no finished run is there; give a folder "
-        f"that `iwae train --out` made."
+        f"start_from = {tmp_path / 'lost'} was given, but it holds no finished run; give a "
+        f"directory written by `iwae train --out`."
     ):
         iwae.train(tiny, start_from=str(tmp_path / "lost"))
     with pytest.raises(InputError, match="belongs to another model"):

@@ -67,7 +67,7 @@ def test_a_forked_child_says_why_it_computes_nothing(tiny_run: TrainedModel) -> 
     done = subprocess.run(
         [*code, str(tiny_run.path)], capture_output=True, text=True, check=True, timeout=60
     )
-    assert "forked from one in which JAX had computed" in done.stdout
+    assert "forked from one in which JAX had already computed" in done.stdout
     assert "spawn" in done.stdout
 
 
@@ -215,7 +215,7 @@ def test_the_users_own_place_for_programs_stays(tmp_path: Path, monkeypatch) -> 
 
 def test_what_the_variable_of_the_cache_cannot_say_is_refused(monkeypatch) -> None:
     monkeypatch.setenv(programs.VARIABLE, "perhaps")
-    with refused("IWAE_COMPILATION_CACHE is 'perhaps'; set it to on or off."):
+    with refused("IWAE_COMPILATION_CACHE is 'perhaps', but must be on or off; change or unset it."):
         programs.keep_programs()
 
 

@@ -35,13 +35,13 @@ def small_model(layers=1):
 # --- schedules and Adam -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps_per_pass", [1, 7])
-def test_stages_are_the_papers(steps_per_pass):
+@pytest.mark.parametrize("steps_per_epoch", [1, 7])
+def test_stages_are_the_papers(steps_per_epoch):
     """3,280 passes: 1 at 1e-3, 3 at 1e-3·10^(−1/7), … 2,187 at 1e-4."""
     config = TrainingConfig(epochs=3280, schedule="stages")
-    rate = gradient_step.learning_rate(config, steps_per_pass, gradient_step.rates(config))
+    rate = gradient_step.learning_rate(config, steps_per_epoch, gradient_step.rates(config))
     passes = [1, 3, 9, 27, 81, 243, 729, 2187]
-    expected = np.repeat(1e-3 * 10 ** (-np.arange(8) / 7), passes).repeat(steps_per_pass)
+    expected = np.repeat(1e-3 * 10 ** (-np.arange(8) / 7), passes).repeat(steps_per_epoch)
     got = jax.jit(jax.vmap(rate))(jnp.arange(len(expected)))
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
@@ -101,12 +101,12 @@ def test_clipping_bounds_the_norm_that_reaches_adam():
 
 def test_every_pass_has_its_own_order_of_all_examples():
     orders = [
-        np.asarray(gradient_step.order_of_pass(s, i, 50)) for s, i in ((0, 0), (0, 1), (1, 0))
+        np.asarray(gradient_step.order_of_epoch(s, i, 50)) for s, i in ((0, 0), (0, 1), (1, 0))
     ]
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(50))
     assert not any(np.array_equal(a, b) for a, b in combinations(orders, 2))
-    np.testing.assert_array_equal(orders[1], gradient_step.order_of_pass(0, 1, 50))
+    np.testing.assert_array_equal(orders[1], gradient_step.order_of_epoch(0, 1, 50))
 
 
 @cache
@@ -153,7 +153,7 @@ def test_a_step_returns_what_it_takes_so_that_it_is_compiled_once():
 @pytest.mark.parametrize("optimizer", thinned(["adam", "soap"], "adam"))
 def test_a_pass_cut_into_chunks_is_the_same_bit_for_bit(optimizer):
     fresh, advance = loop(*BITS_LOOP, average=DECAY, optimizer=optimizer)
-    images, order = jnp.asarray(PIXELS), gradient_step.order_of_pass(0, 0, 60)
+    images, order = jnp.asarray(PIXELS), gradient_step.order_of_epoch(0, 0, 60)
     whole = advance(fresh(), images, order, 0, 30)
     cut = fresh()
     for stop in (10, 20, 30):
@@ -222,7 +222,7 @@ def test_each_step_sees_its_own_rows_of_the_order():
     fresh, advance = loop(pca, AS_IS, learning_rate=1e-12)
     exact, state = oracle.log_evidence(x), fresh()
     for number in range(2):
-        order = gradient_step.order_of_pass(1, number, 10)
+        order = gradient_step.order_of_epoch(1, number, 10)
         expected = exact[np.asarray(order)].reshape(n, 2).mean(1)
         before = float(state.total)
         for i in range(n):
@@ -232,7 +232,7 @@ def test_each_step_sees_its_own_rows_of_the_order():
 
 
 def test_a_nan_in_the_data_stops_the_loop_at_its_step():
-    x, order = orthogonal_chain(1).draw(10, seed=8), gradient_step.order_of_pass(1, 0, 10)
+    x, order = orthogonal_chain(1).draw(10, seed=8), gradient_step.order_of_epoch(1, 0, 10)
     x[order[7]] = np.nan
     fresh, advance = loop(pca, AS_IS, learning_rate=1e-12)
     state = advance(fresh(), jnp.asarray(x), order, 0, 5)
@@ -253,7 +253,7 @@ def test_training_a_detuned_encoder_brings_the_bound_to_the_likelihood():
     state = fresh()
     for number in range(20):
         state = replace(state, total=jnp.zeros(()))
-        order = gradient_step.order_of_pass(2, number, 60)
+        order = gradient_step.order_of_epoch(2, number, 60)
         state = advance(state, jnp.asarray(x), order, 30 * number, 30 * (number + 1))
         if number == 0:
             first = float(state.total) / 30

@@ -1,11 +1,11 @@
-"""What ends a command early: unusable input, or an interruption."""
+"""Exceptions that end a command early, and helpers for their messages."""
 
 
 class InputError(ValueError):
     """Raised at the public edges for input that cannot be used.
 
-    Its message is one sentence that says what was given, what was expected and what to do next;
-    the command line prints it and leaves with exit code 2.
+    The message says what was given, what was expected and what to do next. The command line prints
+    it and exits with code 2.
     """
 
 
@@ -19,12 +19,12 @@ TOO_LARGE = (
 
 
 def unusable(error: OSError) -> str:
-    """The sentence for a file that the operating system refuses."""
+    """The message for a file that the operating system cannot open, read or write."""
     return f"{error.filename or 'A file'} could not be used: {error.strerror or error}."
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The part of a sentence that suggests the closest of `known`; a short list is given whole."""
+    """The part of a message that suggests the closest of `known`; a short list is given in full."""
     import difflib
 
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

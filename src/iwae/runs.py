@@ -1,6 +1,6 @@
-"""Training a run from its configuration, resuming it, loading and evaluating what it yields.
+"""Train a run from its configuration, resume it, load and evaluate it.
 
-A run that was killed continues exactly where its last checkpoint stood.
+A run that was killed continues exactly from its last checkpoint.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ from iwae.storage.run_directory import (
     read_progress,
     replicas,
 )
-from iwae.training import callbacks as watching
+from iwae.training import callbacks as training_callbacks
 from iwae.training import parts as own_parts
 from iwae.training import progress as progress_bars
 from iwae.training.callbacks import Callback, FromWatcher, Watcher
@@ -67,10 +67,10 @@ from iwae.training.parts import OwnParts
 from iwae.training.trainer import Observed, Run, Trainer, initial
 
 Data = Dataset | np.ndarray | Mapping[str, np.ndarray]
-"""Data of one's own: an array, or arrays of splits by name; a data frame is read as an array is."""
+"""Data in memory: an array, a data frame (read as an array), or a mapping of splits to arrays."""
 
 Name = TypeVar("Name", int, str)
-"""A run among several: by its seed, or by its name."""
+"""Identifies one of several runs: its seed or its name."""
 
 
 @computing()
@@ -94,30 +94,31 @@ def train(
     """Train a model.
 
     Args:
-        config: the settings; left out, the defaults, or those of the run that is resumed.
+        config: the configuration. Default: `RunConfig()`, or that of the run being resumed.
         data: an array [n, …], a data frame or a `Dataset`, in place of the setting `dataset`.
-        out: the run directory, which `load` reads; left out, the run is in memory alone.
-        resume: whether to go on with the run in `out`; None goes on if there is one.
+        out: the run directory, which `load` reads. Default: keep the run in memory only.
+        resume: whether to resume the run in `out`; None resumes it if it exists.
         data_dir: where to look first for the files of data sets.
-        callbacks: what watches the training (`iwae.training.Callback`).
-        progress: whether to show a bar; left out, in a notebook alone.
-        devices: how many devices of this machine share each batch; in a program of several
-            processes (`iwae._utils.distributed.join`) all do, and the first writes.
+        callbacks: called as the training proceeds (`iwae.training.Callback`).
+        progress: whether to show a progress bar. Default: only in a notebook.
+        devices: number of local devices that share each batch. With several processes
+            (`iwae._utils.distributed.join`) all their devices share it, and the first process
+            writes the files.
         model: an equinox module with `propose`, `log_joint` and `log_proposal`.
         bound: a function from K log-weights to a number, a `Pair`, or the name of an objective.
         estimator: an `iwae.estimators.Estimator`, or the name of one.
         likelihood: an `AbstractLikelihood`, or the name of one.
-        watch: the former name of `callbacks`, for one.
-        settings: fields of the configuration by name, such as `k=50`. A batch that is larger than
-            the training split, and was not asked for, is as large as that.
+        watch: deprecated; a single callback.
+        settings: fields of the configuration by name, such as `k=50`. Unless `batch_size` is given
+            here, it is reduced to the size of a smaller training split.
 
     Returns:
         The trained model with its data.
 
     Raises:
-        InputError: for unusable input.
-        NonFiniteError: when the bound is not finite.
-        Interrupted: after Ctrl-C, with the run saved.
+        InputError: if an argument cannot be used.
+        NonFiniteError: if the bound is not finite.
+        Interrupted: after Ctrl-C, once the run is saved.
 
     Example:
         >>> trained = iwae.train(data=x, k=50, epochs=20, out="runs/mine")  # doctest: +SKIP
@@ -126,90 +127,92 @@ def train(
     parts, settings = own_parts.of(
         settings, model=model, bound=bound, estimator=estimator, likelihood=likelihood
     )
-    told = _told(callbacks, watch, progress)
-    config = _agreed(config, out, resume, parts, settings)
+    collected = _all_callbacks(callbacks, watch, progress)
+    config = _resolved_config(config, out, resume, parts, settings)
     with processes_agree():
         asked = "batch_size" in settings
         config, observed = _observed(config, data, data_dir, asked=asked, parts=parts)
-        where = Devices.of(devices, config.training.batch_size)
+        placement = Devices.of(devices, config.training.batch_size)
     _check_same_in_processes(observed.dataset)
-    with _opened_by_first(out, config, resume=resume) as folder:
-        run = Run(config, observed, folder, told, where, parts)
+    with _opened_by_first(out, config, resume=resume) as directory:
+        run = Run(config, observed, directory, collected, placement, parts)
         Trainer([run], None if out is None else Path(out)).train()
     return replace(run.trained(), data_dir=data_dir)
 
 
-def _agreed(
+def _resolved_config(
     config: RunConfig | None,
     out: str | Path | None,
     resume: bool | None,
     parts: OwnParts,
     settings: Mapping[str, object],
 ) -> RunConfig:
-    """The settings of a run as the first process has them."""
+    """The configuration of a run, as the first process has it."""
     with processes_agree():
         if resume is not False:
             _check_parts(out, parts)
-        config = override(_started(config, out, resume=resume), **settings)
+        config = override(_base_config(config, out, resume=resume), **settings)
     if jax.process_count() == 1:
         return config
     return parse(json_from_first(config.to_toml()), "the first process's settings")
 
 
-def _told(
+def _all_callbacks(
     callbacks: Iterable[Callback],
     watch: Callback | Watcher | None,
     progress: bool | None,
     description: str = "training",
 ) -> list[Callback]:
-    """The callbacks, with the bar of the first process, and what the former name gives."""
-    told = [*(progress_bars.bars(progress, description) if is_first() else ())]
-    told += watching.checked(callbacks)
+    """All callbacks: the progress bar (first process only), `callbacks`, and the one in `watch`."""
+    collected = [*(progress_bars.bars(progress, description) if is_first() else ())]
+    collected += training_callbacks.checked(callbacks)
     if watch is not None:
         _warn_of_watch(stacklevel=5)
-        told.append(watch if isinstance(watch, Callback) else FromWatcher(watch))
-    return told
+        collected.append(watch if isinstance(watch, Callback) else FromWatcher(watch))
+    return collected
 
 
 def _warn_of_watch(*, stacklevel: int) -> None:
     warnings.warn(
-        "watch is callbacks now, which takes several; the former name goes with the next version.",
+        "watch is deprecated and will be removed in the next version; use callbacks=[…] instead.",
         DeprecationWarning,
         stacklevel=stacklevel,
     )
 
 
 def _check_parts(out: str | Path | None, parts: OwnParts) -> None:
-    """`InputError` unless the run in `out`, if there is one, has these parts of its own."""
+    """`InputError` unless the run in `out`, if there is one, was trained with the same parts."""
     if out is not None and is_first() and (Path(out) / CONFIG).is_file():
         own_parts.check_same(out, read_own(Path(out)), parts.names)
 
 
-def _started(
+def _base_config(
     config: RunConfig | None, out: str | Path | None = None, *, resume: bool | None = False
 ) -> RunConfig:
-    """The configuration that is given, that of the run to go on with, or the default; `InputError`
-    if it is none."""
+    """The configuration that was given, that of the run to resume, or the default.
+
+    `InputError` if what was given is not a `RunConfig`.
+    """
     if config is None and out is not None and resume is not False and is_first():
         path = next(iter(replicas(Path(out))), Path(out))
         if (path / CONFIG).exists():
             return read_config(path)
     if config is not None and not isinstance(config, RunConfig):
         raise InputError(
-            f"A {type(config).__name__} was given as the configuration, which is a RunConfig; give "
-            f"examples by name, as in train(data=x)."
+            f"A {type(config).__name__} was given as the configuration, but a RunConfig is "
+            f"expected; give examples by name, as in train(data=x)."
         )
     return config or RunConfig()
 
 
 def _check_same_in_processes(dataset: Dataset) -> None:
-    """`InputError` if another process has other examples than the first."""
+    """`InputError` if the examples of this process differ from those of the first."""
     first = json_from_first(dataset.whole_digest)
     with processes_agree():
         if dataset.whole_digest != first:
             raise InputError(
-                f"The examples of {dataset.name} in this process are others than those of the "
-                f"first; give every process the same data."
+                f"The examples of {dataset.name} in this process differ from those of the first "
+                f"process; give every process the same data."
             )
 
 
@@ -217,13 +220,13 @@ def _check_same_in_processes(dataset: Dataset) -> None:
 def _opened_by_first(
     out: str | Path | None, config: RunConfig, *, resume: bool | None
 ) -> Iterator[RunDirectory]:
-    """`open_run` in the first process; the others have no folder."""
+    """`open_run` in the first process; the others have no run directory."""
     with contextlib.ExitStack() as stack:
-        folder = RunDirectory(None)
+        directory = RunDirectory(None)
         with processes_agree():
             if is_first():
-                folder = stack.enter_context(open_run(out, config, resume=resume))
-        yield folder
+                directory = stack.enter_context(open_run(out, config, resume=resume))
+        yield directory
 
 
 @computing()
@@ -246,10 +249,10 @@ def train_replicas(
     """`train_together` for several seeds.
 
     Args:
-        seeds: which, or how many: 5 stands for the seeds 0 … 4.
-        out: replica s lies in out/seed-s.
-        callbacks: gives each seed its callbacks.
-        watch: the former name of `callbacks`, for one each.
+        seeds: a list of seeds, or their number: 5 stands for the seeds 0 … 4.
+        out: the directory of the replicas; replica s is written to out/seed-s.
+        callbacks: returns the callbacks of a seed.
+        watch: deprecated; returns the single callback of a seed.
         config, data, resume, data_dir, progress, bound, estimator, likelihood, settings: as for
             `train`.
 
@@ -257,15 +260,15 @@ def train_replicas(
         The trained models, in the order of the seeds.
 
     Raises:
-        InputError: what `train` raises, and for seeds of which one comes twice.
+        InputError: as `train`, and if a seed is given twice.
 
     Example:
         >>> five = iwae.train_replicas(data=x, seeds=5, out="runs/five")  # doctest: +SKIP
     """
     if "model" in settings:
         raise InputError(
-            "model was given to train_replicas, whose replicas would all start from its "
-            "parameters; train one after the other by iwae.train(model=…, seed=…)."
+            "model was given to train_replicas, but all replicas would then start from the same "
+            "parameters; train them one by one with iwae.train(model=…, seed=…)."
         )
     parts, settings = own_parts.of(
         settings, bound=bound, estimator=estimator, likelihood=likelihood
@@ -274,19 +277,19 @@ def train_replicas(
     if resume and out is not None:
         for path in replicas(Path(out)):
             _check_parts(path, parts)
-    config = override(_started(config, out, resume=resume), **settings)
+    config = override(_base_config(config, out, resume=resume), **settings)
     named = {f"{REPLICA}{seed}": override(config, seed=seed) for seed in which}
     if resume and out is not None and not replicas(Path(out)):
         raise InputError(f"{out} holds no replicas to resume; leave out --resume to start them.")
-    of_seed = _each(callbacks, watch, stacklevel=5)
-    of = None if of_seed is None else lambda name: of_seed(named[name].seed)
+    of_seed = _callbacks_by_run(callbacks, watch, stacklevel=5)
+    callbacks_of = None if of_seed is None else lambda name: of_seed(named[name].seed)
     asked = "batch_size" in settings
     trained = _train_together(
         named,
         data,
         out,
         data_dir,
-        of,
+        callbacks_of,
         resume=resume,
         asked=asked,
         progress=progress,
@@ -295,13 +298,13 @@ def train_replicas(
     return list(trained.values())
 
 
-def _each(
+def _callbacks_by_run(
     callbacks: Callable[[Name], Iterable[Callback]] | None,
     watch: Callable[[Name], Callback | Watcher] | None,
     *,
     stacklevel: int,
 ) -> Callable[[Name], Iterable[Callback]] | None:
-    """What gives each run its callbacks, under whichever name it was given."""
+    """The function that returns the callbacks of a run, from `callbacks` and `watch`."""
     if watch is None:
         return callbacks
     _warn_of_watch(stacklevel=stacklevel)
@@ -328,30 +331,31 @@ def train_together(
 ) -> dict[str, TrainedModel]:
     """`train` for several configurations in one compiled program.
 
-    On a CPU each is bit for bit the run that `train` makes; elsewhere those that differ in nothing
-    but seed and learning rate make one batched product of each matrix product, which rounds
-    differently.
+    On a CPU each run equals, bit for bit, the one that `train` gives. Elsewhere runs that differ
+    only in seed and learning rate share batched matrix products, which round differently.
 
     Args:
-        configs: by name. They may differ in all but the data and the batch size.
-        out: a run lies in out/name.
-        resume: continues the runs that are there and starts the others.
-        callbacks: gives each run its callbacks, by its name.
-        watch: the former name of `callbacks`, for one each.
+        configs: configurations by name. They must share the data and the batch size.
+        out: the directory of the runs; each is written to out/name.
+        resume: whether to resume the runs that exist; the others are started.
+        callbacks: returns the callbacks of a run, given its name.
+        watch: deprecated; returns the single callback of a run.
         data, data_dir, progress: as for `train`.
 
     Returns:
         The trained models by name.
 
     Raises:
-        InputError: what `train` raises, and for configurations that cannot share a program.
+        InputError: as `train`, and if the configurations cannot share a program.
 
     Example:
         >>> a, b = override(c, k=5), override(c, k=50)  # doctest: +SKIP
         >>> both = iwae.train_together({"k5": a, "k50": b}, data=x)  # doctest: +SKIP
     """
-    of = _each(callbacks, watch, stacklevel=5)
-    return _train_together(configs, data, out, data_dir, of, resume=resume, progress=progress)
+    callbacks_of = _callbacks_by_run(callbacks, watch, stacklevel=5)
+    return _train_together(
+        configs, data, out, data_dir, callbacks_of, resume=resume, progress=progress
+    )
 
 
 def _train_together(
@@ -366,22 +370,22 @@ def _train_together(
     progress: bool | None = None,
     parts: OwnParts = own_parts.NONE,
 ) -> dict[str, TrainedModel]:
-    """`train_together`; `asked` says whether the size of batches was asked for."""
+    """`train_together`; `asked` says whether the user set the batch size."""
     if jax.process_count() > 1:
         raise InputError(
-            "Several runs were given to several processes, which share the batches of one; train "
-            "them one by one."
+            "Several runs were given to several processes, which can share only the batches of a "
+            "single run; train them one by one."
         )
     keep_programs()
     observed = _observed_together(configs, data, data_dir, asked=asked, parts=parts)
     configs = {name: config for name, (config, _) in observed.items()}
-    told = {
-        name: _told(() if callbacks is None else callbacks(name), None, progress, name)
+    callbacks_of = {
+        name: _all_callbacks(() if callbacks is None else callbacks(name), None, progress, name)
         for name in configs
     }
-    with open_runs(out, configs, resume=resume) as folders:
+    with open_runs(out, configs, resume=resume) as directories:
         together = {
-            name: Run(config, data, folders[name], told[name], parts=parts)
+            name: Run(config, data, directories[name], callbacks_of[name], parts=parts)
             for name, (config, data) in observed.items()
         }
         Trainer(list(together.values()), None if out is None else Path(out)).train()
@@ -396,15 +400,18 @@ def _observed_together(
     asked: bool,
     parts: OwnParts,
 ) -> dict[str, tuple[RunConfig, Observed]]:
-    """What `_observed` makes of each, the same data for all; `InputError` if that cannot be."""
+    """`_observed` of each configuration, on one shared data set.
+
+    `InputError` if they cannot share it.
+    """
     _check_names(configs)
     first, config = next(iter(configs.items()))
-    own, dataset = _found(config, given, data_dir, asked=asked)
-    observed = _as_seen(own, dataset, parts)
+    own, dataset = _resolved_data(config, given, data_dir, asked=asked)
+    observed = _prepared(own, dataset, parts)
     shared = {"dataset": own.data.dataset, "batch_size": own.training.batch_size}
     for name, other in configs.items():
         apart = [n for n, *_ in differences(config, other) if n in SHARED]
-        if not apart and _seen(override(other, **shared), dataset, parts) != observed.seen:
+        if not apart and _observation(override(other, **shared), dataset, parts) != observed.seen:
             apart = ["likelihood"]
         if apart:
             raise InputError(
@@ -415,7 +422,7 @@ def _observed_together(
 
 
 def _check_names(configs: Mapping[str, RunConfig]) -> None:
-    """`InputError` unless configurations are given by names that folders can have."""
+    """`InputError` unless configurations are given by names that directories can have."""
     if not isinstance(configs, Mapping) or not configs:
         raise InputError(
             "train_together takes configurations by name; give at least one, as in "
@@ -424,17 +431,17 @@ def _check_names(configs: Mapping[str, RunConfig]) -> None:
     for name in configs:
         if name in ("", ".", "..") or Path(name).name != name:
             raise InputError(
-                f"{name!r} was given as the name of a run, but it names a folder in out; give one "
-                f"without a path."
+                f"{name!r} was given as the name of a run, but it cannot be the name of a "
+                f"directory in out; give a name without a path."
             )
 
 
 SHARED = ("dataset", "values", "header", "binarization", "batch_size")
-"""Settings in which runs in one program do not differ."""
+"""Settings that all runs in one program share."""
 
 
 def listed(seeds: int | Sequence[int]) -> list[int]:
-    """The seeds that are meant; `InputError` if there are none, or one comes twice."""
+    """The seeds as a list; `InputError` if there are none, or one is given twice."""
     which = list(range(seeds) if isinstance(seeds, int) else seeds)
     if not which or len(set(which)) < len(which):
         given = seeds if isinstance(seeds, int) else ",".join(map(str, seeds))
@@ -455,20 +462,22 @@ def _observed(
     asked: bool = False,
     parts: OwnParts = own_parts.NONE,
 ) -> tuple[RunConfig, Observed]:
-    """What `_found` gives, the data as the model sees them; `InputError` if parts of one's own do
-    not fit them."""
-    config, dataset = _found(config, given, data_dir, asked=asked)
+    """The configuration with its data as the model observes them (see `_resolved_data`).
+
+    `InputError` if the user's own parts do not fit the data.
+    """
+    config, dataset = _resolved_data(config, given, data_dir, asked=asked)
     own_parts.check_shapes(parts, math.prod(dataset.shape), config.objective.k)
-    return config, _as_seen(config, dataset, parts)
+    return config, _prepared(config, dataset, parts)
 
 
-def _as_seen(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observed:
-    seen = _seen(config, dataset, parts)
+def _prepared(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observed:
+    seen = _observation(config, dataset, parts)
     return Observed(prepare(dataset, seen), seen)
 
 
-def _seen(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observation:
-    """The observation, with a remark where the batches are smaller than they are by default."""
+def _observation(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observation:
+    """The observation, with a note if the batches are smaller than the default."""
     seen = observation(dataset, config.data, own_parts.observed_as(config, parts))
     n = len(dataset.train)
     if not config.training.batch_size == n < RunConfig().training.batch_size:
@@ -476,15 +485,15 @@ def _seen(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observation:
     return noted(seen, f"trained in batches of all {n} training examples")
 
 
-def _found(
+def _resolved_data(
     config: RunConfig, given: object, data_dir: str | Path | None, *, asked: bool
 ) -> tuple[RunConfig, Dataset]:
-    """The configuration with the name of its data and whole paths, and the data.
+    """The configuration, with the name of its data and absolute paths, and the data.
 
-    Batches of the size that they have by default, unless it was `asked` for, are made as small as
-    the training split.
+    Unless the user `asked` for a batch size, the default is reduced to the size of a smaller
+    training split.
     """
-    if isinstance(given, str | os.PathLike):  # as `dataset` is, which the run then knows
+    if isinstance(given, str | os.PathLike):  # recorded as the setting `dataset`
         config, given = override(config, dataset=os.fspath(given)), None
     begin = config.training.start_from
     if begin is not None:
@@ -506,7 +515,7 @@ def _dataset(config: RunConfig, given: Any, data_dir: str | Path | None) -> Data
         if config.data.values not in ("auto", given.kind):
             raise InputError(
                 f"values = {config.data.values} was given, but the data are a Dataset of "
-                f"{given.kind} values; leave it out, or give the array."
+                f"{given.kind} values; leave values out, or give the array."
             )
         return given
     source = config.data.dataset if given is None else given
@@ -516,7 +525,7 @@ def _dataset(config: RunConfig, given: Any, data_dir: str | Path | None) -> Data
 
 @computing()
 def untrained(config: RunConfig, *, data_dir: str | Path | None = None) -> TrainedModel:
-    """The model with which a run of this configuration starts."""
+    """The model from which a run with this configuration starts."""
     keep_programs()
     config, observed = _observed(config, None, data_dir)
     return TrainedModel(
@@ -525,20 +534,23 @@ def untrained(config: RunConfig, *, data_dir: str | Path | None = None) -> Train
 
 
 def training_seconds(trained: TrainedModel) -> float:
-    """The training time behind a run in a folder; `InputError` if its metrics are missing."""
+    """Training time of a run in a directory, in seconds; 0 for a run in memory.
+
+    `InputError` if rows of its metrics are missing.
+    """
     if trained.path is None:
         return 0.0
     rows = read_metrics(trained.path)
-    if len(rows) < trained.passes:
+    if len(rows) < trained.epochs:
         raise InputError(
-            f"{trained.path / METRICS} has {len(rows)} of the {trained.passes} passes behind the "
-            f"model, so it is not known how long they took; restore it from a copy."
+            f"{trained.path / METRICS} has rows for {len(rows)} of the model's {trained.epochs} "
+            f"epochs, so their training time is unknown; restore it from a copy."
         )
     return float(rows[-1]["seconds"]) if rows else 0.0
 
 
 def made_with(trained: TrainedModel) -> list[str]:
-    """Devices and versions that a run in a folder was trained with, as its checkpoint knows."""
+    """Devices and versions that trained a run, from its checkpoint; empty if it has none."""
     if trained.path is None or not (trained.path / CHECKPOINT).exists():
         return []
     return list(read_progress(trained.path).made_with)
@@ -556,19 +568,20 @@ def load(
     """The trained model in a run directory.
 
     Args:
-        path: the directory.
-        model: of a run that was trained on a model of one's own, one of the same structure; its
-            numbers are replaced, and may be shapes alone (`equinox.filter_eval_shape`).
-        likelihood: of a run that was trained with a likelihood of one's own, the same.
-        data: the data again, or a file of them, if it was trained on arrays in memory.
+        path: the run directory.
+        model: for a run trained with `train(model=…)`: a model of the same structure. Its arrays
+            are replaced, and may be shapes only (`equinox.filter_eval_shape`).
+        likelihood: for a run trained with a likelihood object: the same likelihood.
+        data: for a run trained on arrays in memory: the same data, or a file that holds them.
         data_dir: where to look first for the files of data sets.
 
     Returns:
-        The model, which can be evaluated, and trained on by `train(out=path, resume=True)`.
+        The model, which can be evaluated, or trained further with `train(out=path, resume=True)`.
 
     Raises:
-        InputError: if the directory is no run, holds no model yet, its files are damaged or do not
-            belong together, or it was trained with parts of its own that are not given.
+        InputError: if the directory is not a run or holds no model yet, if its files are damaged
+            or do not belong together, or if the model or likelihood it was trained with is not
+            given.
 
     Example:
         >>> trained = iwae.load("runs/mine")  # doctest: +SKIP
@@ -577,7 +590,7 @@ def load(
     if not isinstance(path, str | os.PathLike):
         raise InputError(
             f"{type(path).__name__} was given to iwae.load, which takes the path of a run; give "
-            f"the folder that it was trained into."
+            f"its directory."
         )
     path = Path(path)
     config, run = read_config_and_identity(path)
@@ -592,7 +605,7 @@ def load(
     if not stored.verified:
         seen = noted(seen, UNVERIFIED)
     restored = _with_arrays(stored, config, seen, parts)
-    seen, dataset = _given_again(path, config, seen, data, data_dir)
+    seen, dataset = _given_data(path, config, seen, data, data_dir)
     return TrainedModel(
         config,
         restored,
@@ -610,24 +623,24 @@ def load(
 def _with_arrays(
     stored: Stored, config: RunConfig, seen: Observation, parts: OwnParts
 ) -> AbstractAutoencoder:
-    """The model of a run with its arrays, by the settings or by parts of one's own."""
-    described = parts.model
-    if described is None:
+    """The model with the stored arrays; its structure is from `parts` or the configuration."""
+    structure = parts.model
+    if structure is None:
         built = skeleton(config, seen, own=parts.likelihood)
-        described = as_kept(built, stored.arrays.keys())
+        structure = as_kept(built, stored.arrays.keys())
     is_array = lambda a: isinstance(a, jax.ShapeDtypeStruct) or eqx.is_array(a)
-    arrays, static = eqx.partition(described, is_array)
+    arrays, static = eqx.partition(structure, is_array)
     return eqx.combine(checkpoint.fitted(stored, arrays), static)
 
 
-def _given_again(
+def _given_data(
     path: Path,
     config: RunConfig,
     seen: Observation,
     data: Data | str | Path | None,
     data_dir: str | Path | None,
 ) -> tuple[Observation, Dataset | None]:
-    """The data of a run that are given with it; `InputError` if they do not fit the model."""
+    """The data given to `load`; `InputError` if they do not fit the model."""
     as_before = override(config, values=seen.kind)
     given = data if isinstance(data, Dataset | None) else _dataset(as_before, data, data_dir)
     if given is None:
@@ -637,7 +650,7 @@ def _given_again(
         raise InputError(
             f"The data that were given hold {given.kind} values of shape {given.shape} on a scale "
             f"of {given.scale:g}, but {path} was trained on {seen.kind} values of shape "
-            f"{seen.shape} on a scale of {seen.scale:g}; give such data."
+            f"{seen.shape} on a scale of {seen.scale:g}; give data of that kind."
         )
     if seen.digest not in ("", given.whole_digest):
         seen = noted(replace(seen, digest=given.whole_digest), OTHERS)
@@ -645,19 +658,19 @@ def _given_again(
 
 
 OTHERS = "the data that were given are not those of the run"
-"""What the results on such data carry."""
+"""The note that results on such data carry."""
 
 
 class NotKeptError(InputError):
-    """An evaluation that could not be written down; `result` has it all the same."""
+    """An evaluation could not be written; `result` holds it."""
 
-    def __init__(self, sentence: str, result: "Evaluation | OverSeeds"):
-        super().__init__(sentence)
+    def __init__(self, message: str, result: "Evaluation | OverSeeds"):
+        super().__init__(message)
         self.result = result
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """What `TrainedModel.evaluate` takes."""
+    """Keyword arguments of `TrainedModel.evaluate`."""
 
     k: int
     split: str
@@ -677,23 +690,23 @@ def evaluate(
     data_dir: str | Path | None = None,
     **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
-    """`TrainedModel.evaluate` of a run, kept in its evaluation.json if that can be written.
+    """Call `TrainedModel.evaluate` and keep the result in the run's evaluation.json if possible.
 
-    What was asked for in an earlier evaluation with the same draws stays there, and one of a model
-    that is not that of the directory is not kept.
+    Optional results of an earlier evaluation with the same importance samples are kept. An
+    evaluation of a model that differs from the one in the directory is not written.
 
     Args:
-        run: a run directory, or what `train` and `load` return.
-        data: the data again, if a directory is given that was trained on arrays in memory.
+        run: a run directory, or a model that `train` or `load` returned.
+        data: for the directory of a run trained on arrays in memory: the same data.
         data_dir: where to look first for the files of data sets.
-        options: those of `TrainedModel.evaluate`, such as `k=5000`.
+        options: arguments of `TrainedModel.evaluate`, such as `k=5000`.
 
     Returns:
-        L_K and what else was measured, in nats.
+        The evaluation: L_K, the terms of the ELBO, active units; in nats.
 
     Raises:
         InputError: if the run cannot be loaded, or an NLL is not finite.
-        NotKeptError: if the evaluation, which it has, could not be written.
+        NotKeptError: if the evaluation could not be written; its `result` holds it.
 
     Example:
         >>> iwae.evaluate("runs/mine", k=5000).nll  # doctest: +SKIP
@@ -702,29 +715,29 @@ def evaluate(
         run = load(run, data=data, data_dir=data_dir)
     elif not isinstance(run, TrainedModel):
         raise InputError(
-            f"{type(run).__name__} was given to iwae.evaluate, which takes a run: its folder, or "
-            f"what iwae.train and iwae.load return; of a model alone map "
+            f"{type(run).__name__} was given to iwae.evaluate, which takes a run directory or what "
+            f"iwae.train and iwae.load return; for a bare model, map "
             f"iwae.evaluation.log_likelihood over your examples."
         )
     elif data is not None:
         raise InputError("data was given with a loaded run; give it to iwae.load(…, data=…).")
     path = run.path
     if path is not None:
-        read_evaluations(path)  # a damaged file is refused before hours of work
+        read_evaluations(path)  # reject a damaged file before hours of work
     result = run.evaluate(**options)
     if path is not None and is_first() and os.access(path, os.W_OK):
         try:
-            if run.is_in_its_folder():
+            if run.is_stored():
                 keep_evaluation(result, path, run.run)
         except (InputError, OSError) as error:
-            said = unusable(error) if isinstance(error, OSError) else str(error)
-            raise NotKeptError(said, result) from error
+            message = unusable(error) if isinstance(error, OSError) else str(error)
+            raise NotKeptError(message, result) from error
     return result
 
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """The evaluations of replicas; means are over seeds, each with its standard error."""
+    """The evaluations of replicas, and their means over seeds with standard errors."""
 
     seeds: list[int]
     evaluations: list[Evaluation]
@@ -739,13 +752,13 @@ class OverSeeds:
 
     @property
     def active_units(self) -> list[tuple[float, float]] | None:
-        """Per layer; unknown of a single example."""
+        """Active units per layer; None if evaluated on a single example."""
         counts = [e.active_units for e in self.evaluations]
         return None if None in counts else [mean_and_error(layer) for layer in np.array(counts).T]
 
     def to_json(self) -> dict[str, object]:
-        """All of it, with the evaluation of each seed; what JSON has no number for, as the standard
-        error of one seed, is null."""
+        """Means and the evaluation of each seed; numbers that are not finite, such as the standard
+        error of a single seed, become null."""
         units = self.active_units
         return {
             "nll": finite(self.nll),
@@ -763,14 +776,16 @@ def evaluate_replicas(
     data_dir: str | Path | None = None,
     **options: Unpack[EvaluationOptions],
 ) -> OverSeeds:
-    """`evaluate` of every run of `train_replicas` in a folder; `InputError` if there are none.
+    """Call `evaluate` on every replica in a directory written by `train_replicas`.
 
-    All see the same binarised images and draws of the latents. `NotKeptError`, which has the
-    result, if some could not be written.
+    All replicas see the same binarised images and latent draws. `InputError` if there are no
+    replicas; `NotKeptError`, which holds the result, if an evaluation could not be written.
     """
     paths = replicas(Path(path))
     if not paths:
-        raise InputError(f"{path} holds no replicas; give a folder that `iwae train --seeds` made.")
+        raise InputError(
+            f"{path} holds no replicas; give a directory written by `iwae train --seeds`."
+        )
     seeds, evaluations = [read_config(p).seed for p in paths], []
     lost: NotKeptError | None = None
     for replica in paths:

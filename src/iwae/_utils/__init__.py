@@ -1,1 +1,1 @@
-"""What every part of the house stands on, and no user of it looks for."""
+"""Internal helpers that every package uses."""

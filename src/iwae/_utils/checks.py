@@ -1,4 +1,4 @@
-"""What numbers must be, wherever they are given."""
+"""Validation of numbers that users give."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 COUNTED = 2**31 - 1
-"""What an int32 counts to."""
+"""The largest int32."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -19,13 +19,13 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_counts(section: "DataclassInstance") -> None:
-    """`InputError` for a whole number in it, or in a list in it, that is not counted to."""
+    """`InputError` if a whole number in its fields, or in tuples of these, exceeds an int32."""
     for f in dataclasses.fields(section):
         for number in _whole_numbers(getattr(section, f.name)):
             require(
                 number <= COUNTED,
-                f"{f.name} = {number} was given, but whole numbers go up to {COUNTED:,}; give a "
-                f"smaller one.",
+                f"{f.name} = {number} was given, but whole numbers can be at most {COUNTED:,}; "
+                f"give a smaller one.",
             )
 
 
@@ -42,12 +42,12 @@ def check_at_least_one(name: str, value: int) -> None:
 
 
 def check_draws(k: int, name: str = "k") -> None:
-    """`InputError` for fewer draws than 1, or more than can be counted."""
+    """`InputError` for fewer importance samples than 1, or more than an int32 can count."""
+    require(k >= 1, f"{name} = {k} was given, but it must be at least 1; give {name} = 1 or more.")
     require(
-        k >= 1, f"{name} = {k} was given, but at least 1 draw is needed; give {name} = 1 or more."
+        k <= COUNTED,
+        f"{name} = {k} was given, but it can be at most {COUNTED:,}; give fewer.",
     )
-    up_to = f"draws are counted up to {COUNTED:,}"
-    require(k <= COUNTED, f"{name} = {k} was given, but {up_to}; give fewer.")
 
 
 def check_seed(seed: int) -> None:

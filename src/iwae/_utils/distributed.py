@@ -1,7 +1,7 @@
 """Data parallelism: a batch split over the devices of a machine, or of several machines.
 
-On several machines every one runs the same program, in a process of its own (as JAX counts them);
-the first reads and writes the run's directory, and decides what depends on a clock.
+With several machines, each runs the same program in its own process (in JAX's sense); the first
+process reads and writes the run directory, and decides whatever depends on a clock.
 """
 
 import contextlib
@@ -26,33 +26,33 @@ from iwae.errors import InputError
 
 Tree = TypeVar("Tree")
 Json = TypeVar("Json", bound=object)
-"""What JSON can hold, its sequences as lists."""
+"""A value that JSON can represent, with its sequences as lists."""
 
 PATIENCE = 120.0
-"""Seconds in which the first process has to listen."""
+"""Seconds to wait for the first process to listen."""
 
 BATCH = "batch"
-"""The axis that is split."""
+"""The mesh axis over which a batch is split."""
 
 
 computed_in: int | None = None
-"""The process in which this package has computed; a child that is forked inherits it."""
+"""The id of the process in which this package has computed; a forked child inherits it."""
 
 
 @contextlib.contextmanager
 def computing(given: PyTree = None) -> Iterator[None]:
-    """Where this package computes: in 32 bits, whatever `JAX_ENABLE_X64` says of other code, so
-    that a run is the same in both modes; in 64 if `given` holds numbers of 64 bits.
+    """Context in which this package computes: in 32 bits, or in 64 if `given` holds 64-bit floats.
 
-    `InputError` in a process that was forked from one that has computed: XLA's threads are not
-    there, and whoever waits for them waits for ever.
+    The mode does not depend on `JAX_ENABLE_X64`, so that a run is the same with and without it.
+    `InputError` in a process that was forked from one that has computed: it lacks XLA's threads,
+    and would wait for them for ever.
     """
     global computed_in
     if computed_in not in (None, os.getpid()):
         raise InputError(
-            "This process was forked from one in which JAX had computed already, where JAX would "
-            "wait for ever; start processes by multiprocessing.get_context('spawn'), or load and "
-            "compute in the child alone."
+            "This process was forked from one in which JAX had already computed, so JAX would hang "
+            "here; start processes with multiprocessing.get_context('spawn'), or load and compute "
+            "only in the child."
         )
     computed_in = os.getpid()
     config: Any = jax.config
@@ -62,22 +62,22 @@ def computing(given: PyTree = None) -> Iterator[None]:
 
 
 def _holds_64_bits(tree: PyTree) -> bool:
-    """Whether an array of JAX in it has numbers of 64 bits, other than integers."""
+    """Whether the tree holds a JAX array of 64-bit floats or larger."""
     wide = lambda a: isinstance(a, jax.Array) and jax.dtypes.issubdtype(a.dtype, np.inexact)
     return any(wide(leaf) and leaf.dtype.itemsize >= 8 for leaf in jax.tree.leaves(tree))
 
 
 @dataclass(frozen=True)
 class Devices:
-    """Where a run computes: on the devices of a mesh, or (None) on the default one alone."""
+    """The devices of a run: those of a mesh, or (None) the default device."""
 
     mesh: Mesh | None = None
 
     @staticmethod
     def of(count: int, batch_size: int) -> "Devices":
-        """So many devices of this machine, or all of all processes if there are several.
+        """`count` devices of this machine, or, with several processes, all devices of all of them.
 
-        `InputError` if there are not so many, or they cannot share a batch equally.
+        `InputError` if there are fewer, or if they cannot share a batch equally.
         """
         several = jax.process_count() > 1
         if count < 1 or count > len(jax.local_devices()):
@@ -87,23 +87,23 @@ class Devices:
             )
         if several and count not in (1, len(jax.local_devices())):
             raise InputError(
-                f"devices = {count} was given with several processes, which use all they have; "
+                f"devices = {count} was given with several processes, which use all their devices; "
                 f"leave it out."
             )
         chosen = jax.devices() if several else jax.local_devices()[:count]
         if batch_size % len(chosen) != 0:
             raise InputError(
-                f"batch_size = {batch_size} was given, but {len(chosen)} devices share a batch "
-                f"equally; give a multiple of {len(chosen)}."
+                f"batch_size = {batch_size} was given, but {len(chosen)} devices must share a "
+                f"batch equally; give a multiple of {len(chosen)}."
             )
         return Devices(Mesh(np.array(chosen), (BATCH,)) if len(chosen) > 1 else None)
 
     def split(self, tree: Tree) -> Tree:
-        """Within a program: arrays whose first axis is shared among the devices."""
+        """Within a compiled program: shard the first axis of arrays over the devices."""
         return self._laid_out(tree, PartitionSpec(BATCH))
 
     def whole(self, tree: Tree) -> Tree:
-        """Within a program: the same arrays on every device."""
+        """Within a compiled program: replicate arrays on every device."""
         return self._laid_out(tree, PartitionSpec())
 
     def _laid_out(self, tree: Tree, how: PartitionSpec) -> Tree:
@@ -112,7 +112,7 @@ class Devices:
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, how))
 
     def everywhere(self, tree: Tree) -> Tree:
-        """A copy of arrays on every device; each process gives the same."""
+        """A copy of the arrays on every device; all processes must pass the same arrays."""
         if self.mesh is None:
             return tree
         sharding = NamedSharding(self.mesh, PartitionSpec())
@@ -133,57 +133,57 @@ class Devices:
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
-    """Make this process number `process` of so many; the first listens at HOST:PORT, and at no
-    other address of its machine.
+    """Make this process number `process` of `processes`.
 
-    With coordinator "auto" all three come from the cluster (SLURM, Kubernetes, Open MPI). To be
-    called before anything is computed. `InputError` for an address or number that is none, and if
-    the first process cannot listen or does not answer.
+    The first process listens at `coordinator`, HOST:PORT, and at no other address of its machine.
+    With coordinator "auto" the cluster (SLURM, Kubernetes, Open MPI) provides all three values.
+    Call it before anything is computed. `InputError` for an invalid address or number, and if the
+    first process cannot listen or does not answer.
     """
     if coordinator == "auto":
         return _join_cluster()
     address = re.fullmatch(r"(.+):(\d{1,5})", coordinator)
     if address is None or not 0 < int(address[2]) < 2**16:
         raise InputError(
-            f"coordinator = {coordinator} was given, but it is where the first process listens; "
-            f"give HOST:PORT, as first-machine:9911, or auto."
+            f"coordinator = {coordinator} was given, but it must be the address at which the first "
+            f"process listens; give HOST:PORT, such as first-machine:9911, or auto."
         )
     if processes < 1 or not 0 <= process < processes:
         raise InputError(
             f"process = {process} was given with processes = {processes}, but processes are "
-            f"counted from 0, and are at least 1; give a number less than how many there are."
+            f"numbered from 0, and there is at least 1; give a number from 0 to processes - 1."
         )
     name, port = address[1].strip("[]"), int(address[2])
     if process == 0:
         _check_listening(coordinator, name, port)
     if process > 0 and not _reachable(name, port):
         raise InputError(
-            f"coordinator = {coordinator} was given, but nobody listens there; start the first "
-            f"process as well, with number 0."
+            f"coordinator = {coordinator} was given, but no process listens there; also start the "
+            f"first process, with number 0."
         )
     own = coordinator if process == 0 else None
     return jax.distributed.initialize(coordinator, processes, process, coordinator_bind_address=own)
 
 
 def _join_cluster() -> None:
-    """Come together as the cluster says."""
+    """Join the processes that the cluster describes."""
     try:
         jax.distributed.initialize()
     except ValueError as error:
         raise InputError(
-            "coordinator = auto was given, but no cluster says where its processes are; give "
-            "HOST:PORT, how many there are, and which this one is."
+            "coordinator = auto was given, but no cluster was detected; give HOST:PORT, the number "
+            "of processes, and the number of this one."
         ) from error
     except RuntimeError as error:
         why = str(error).partition("\n")[0].rstrip(".")
         raise InputError(
             f"coordinator = auto was given, but the cluster's processes could not be joined "
-            f"({why}); give HOST:PORT, how many there are, and which this one is."
+            f"({why}); give HOST:PORT, the number of processes, and the number of this one."
         ) from error
 
 
 def _reachable(name: str, port: int) -> bool:
-    """Whether somebody listens there before `PATIENCE` is over."""
+    """Whether a process listens there within `PATIENCE` seconds."""
     began = time.monotonic()
     while time.monotonic() - began < PATIENCE:
         with contextlib.suppress(OSError), socket.create_connection((name, port), timeout=1):
@@ -193,25 +193,25 @@ def _reachable(name: str, port: int) -> bool:
 
 
 def _check_listening(coordinator: str, name: str, port: int) -> None:
-    """`InputError` if this machine cannot listen there, or where no other machine reaches it."""
+    """`InputError` if this machine cannot listen there, or if no other machine could reach it."""
     try:
         places = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise InputError(
-            f"coordinator = {coordinator} was given, but {name} is the name of no machine here; "
-            f"give the first machine's own name or address."
+            f"coordinator = {coordinator} was given, but {name} cannot be resolved here; give the "
+            f"first machine's own name or address."
         ) from error
     addresses = [str(place[4][0]) for place in places]
     alone = all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for a in addresses)
     if alone and name != "localhost" and name not in addresses:
         raise InputError(
             f"coordinator = {coordinator} was given, but on this machine {name} is {addresses[0]}, "
-            f"where no other reaches it; give the address by which the others know it."
+            f"where no other machine can reach it; give the address by which the others know it."
         )
     if not any(_free(*place[::4]) for place in places):
         raise InputError(
             f"coordinator = {coordinator} was given, but this machine cannot listen there; give "
-            f"an address of its own, and another port if this one is taken."
+            f"one of its own addresses, and another port if this one is taken."
         )
 
 
@@ -225,7 +225,7 @@ def _free(family: int, place: tuple[str | int, ...]) -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process reads and writes files."""
+    """Whether this is the first process, which reads and writes files."""
     return jax.process_index() == 0
 
 
@@ -235,7 +235,7 @@ def from_first(tree: Tree) -> Tree:
 
 
 def json_from_first(content: Json) -> Json:
-    """What JSON can hold, as the first process has it."""
+    """A value that JSON can represent, as the first process has it."""
     if jax.process_count() == 1:
         return content
     encoded = np.frombuffer(json.dumps(content).encode(), np.uint8)
@@ -245,7 +245,7 @@ def json_from_first(content: Json) -> Json:
 
 @contextlib.contextmanager
 def processes_agree() -> Iterator[None]:
-    """What ends one process within it ends all, each with a message."""
+    """Context in which an `InputError` or `OSError` of one process is raised in all of them."""
     failure: InputError | OSError | None = None
     try:
         yield
@@ -256,12 +256,12 @@ def processes_agree() -> Iterator[None]:
         raise failure
     if elsewhere:
         raise InputError(
-            "Another process could not go on, and none goes on without it; see what it printed."
+            "Another process failed, so all were stopped; see what that process printed."
         )
 
 
 def any_process(condition: bool) -> bool:
-    """Whether it holds in some process."""
+    """Whether the condition holds in any process."""
     if jax.process_count() == 1:
         return condition
     return bool(np.any(multihost_utils.process_allgather(np.array(condition))))

@@ -1,4 +1,4 @@
-"""Libraries that the core does without: imported where used, or asked for by their extra."""
+"""Optional libraries: imported where they are used, with a message that names their extra."""
 
 import importlib
 from types import ModuleType
@@ -17,7 +17,7 @@ EXTRAS = {
     "wandb": "wandb",
     "mlflow": "mlflow",
 }
-"""The extra that brings each library, where no other is named."""
+"""The extra that installs each library, unless a caller names another."""
 
 NAMES = {
     "distributed": "Dask's distributed",
@@ -26,23 +26,24 @@ NAMES = {
     "PIL": "Pillow",
     "sklearn": "scikit-learn",
 }
-"""What a library is called, where that is not what is imported."""
+"""The names of libraries that differ from their modules."""
 
 COMMAND_LINE = ("rich", "tyro")
-"""What the console script needs; the library does without."""
+"""Libraries that only the command line needs."""
 
 
 def require(module: str, *, purpose: str, extra: str | None = None) -> ModuleType:
-    """The module, imported; `purpose` begins the sentence where its library is not installed.
+    """Import an optional module.
 
     Args:
-        module: the dotted name of what is imported.
-        purpose: what it is needed for, such as "a picture".
-        extra: the extra that brings the library; left out: that of `EXTRAS`.
+        module: its dotted name.
+        purpose: what it is needed for, such as "a picture"; begins the message.
+        extra: the extra that installs the library. Default: that in `EXTRAS`.
 
     Raises:
         InputError: "A picture needs matplotlib, which is not installed; pip install
-            'iwae[report]'." Where a library is installed, but lacks another, that error stays.
+            'iwae[report]'." If the library is installed but lacks another, the import error is
+            raised unchanged.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a crash, only ever sees the old one or the whole new one."""
+"""Atomic writing of files: a reader, or a crash, sees either the old or the complete new file."""
 
 import contextlib
 import errno
@@ -14,10 +14,10 @@ import platformdirs
 from iwae.errors import InputError
 
 TEMPORARY = ".tmp"
-"""Ends the name of a file that is being written; a crash can leave one behind."""
+"""Suffix of a file that is being written; a crash can leave one behind."""
 
 LOCK = ".lock"
-"""Ends the name of a file that is there to be locked."""
+"""Suffix of a lock file."""
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        if os.name == "posix":  # mkstemp lets nobody else read it
+        if os.name == "posix":  # mkstemp makes it unreadable for others
             temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
@@ -41,26 +41,26 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, rename it to `path`.
 
-    Raises `InputError` when the disk is full or the folder cannot be written; `path` is then as it
-    was before.
+    Raises `InputError` if the disk is full or the directory is not writable; `path` is then
+    unchanged.
     """
     try:
         with replacing(path) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise InputError(
-            f"{path} could not be written: {error.strerror}; what was there before is unharmed. "
+            f"{path} could not be written: {error.strerror}; the previous content is unchanged. "
             f"Free some space or choose another place, then run the command again."
         ) from error
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a lock on the file `path`, which is made for it, and which the operating system drops
-    when the process ends, however it ends.
+    """Hold a lock on the file `path`, which is created for it.
 
-    `BlockingIOError` if another process has it and this one does not `wait`; `OSError` where there
-    are no locks.
+    The operating system releases the lock when the process ends, however it ends.
+    `BlockingIOError` if another process holds it and `wait` is False; `OSError` if the file system
+    has no locks.
     """
     lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
@@ -77,8 +77,10 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Waits while another process is in such a block on this folder or file, where its system has
-    locks."""
+    """Context that only one process at a time enters for this directory or file.
+
+    Without effect on file systems without locks.
+    """
     place = path / f".turn{LOCK}" if path.is_dir() else path.with_name(f".{path.name}{LOCK}")
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -93,28 +95,29 @@ OF_A_RUN = (
     "model.safetensors",
     "evaluation.json",
 )
-"""What the files of a run are called, which nothing else replaces."""
+"""The names of the files of a run, which no other output may replace."""
 
 
-def refuse_existing(path: Path, *, overwrite: bool, reads: str | Path | None = None) -> None:
-    """`InputError` if `path` exists and must not be overwritten, or has no folder to lie in.
+def check_writable(path: Path, *, overwrite: bool, reads: str | Path | None = None) -> None:
+    """`InputError` if `path` exists and must not be overwritten, or its directory does not exist.
 
-    What a command `reads`, and a file of a run, must not be even where the user lets it.
+    A file that the command `reads`, and a file of a run, must not be overwritten even if
+    `overwrite` is True.
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; choose another name, or give --overwrite to replace it.")
     if path.exists() and reads is not None and Path(reads).exists() and path.samefile(reads):
-        raise InputError(f"{path} is what the command reads; give another file to write to.")
+        raise InputError(f"{path} is the file to be read; give another file to write to.")
     if path.exists() and path.name in OF_A_RUN and (path.parent / OF_A_RUN[0]).exists():
         raise InputError(f"{path} is a file of a run; give another file to write to.")
     if not path.parent.is_dir():
-        raise InputError(f"There is no folder {path.parent} to write {path.name} into; create it.")
+        raise InputError(f"There is no directory {path.parent} to write {path.name} to; create it.")
 
 
 def as_argument(path: Path | str) -> str:
-    """The path as a shell takes it: quoted where need be, and never for a flag.
+    """The path as a shell argument: quoted if necessary, and never mistaken for a flag.
 
-    What cannot be seen is written as $'…', which bash, zsh and ksh read.
+    A path with unprintable characters is written as $'…', which bash, zsh and ksh read.
     """
     name = str(path)
     if name.startswith("-"):
@@ -137,6 +140,6 @@ def _umask() -> int:
 
 
 def cache_folder() -> Path:
-    """IWAE_CACHE_DIR, or the operating system's place for caches."""
+    """The cache directory: IWAE_CACHE_DIR, or that of the operating system."""
     chosen = os.environ.get("IWAE_CACHE_DIR") or platformdirs.user_cache_dir("iwae")
     return Path(chosen).expanduser()

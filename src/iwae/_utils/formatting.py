@@ -1,4 +1,4 @@
-"""Figures with their standard errors, in words."""
+"""Formatting of values with their standard errors."""
 
 import math
 import statistics
@@ -12,12 +12,12 @@ UNKNOWN = float("nan")
 
 
 def units_in_words(counts: Sequence[float] | None, plus: str = " + ") -> str:
-    """Units, layer by layer, or a dash where they are unknown."""
+    """Units of each layer, such as 20 + 5, or a dash if they are unknown."""
     return "—" if counts is None else plus.join(f"{round(n, 1):g}" for n in counts)
 
 
 def with_error(value: float, error: float | None = None, digits: int = 2) -> str:
-    """A value with its standard error where that is known, e.g. 86.76 ± 0.25; a count as it is."""
+    """A value with its standard error if known, e.g. 86.76 ± 0.25; integers without an error."""
     if isinstance(value, int):
         return f"{value:,}"
     known = error is not None and not math.isnan(error)
@@ -25,7 +25,7 @@ def with_error(value: float, error: float | None = None, digits: int = 2) -> str
 
 
 def to_its_error(value: float, error: float, figures: int = 1) -> str:
-    """A value to the leading figures of its standard error, e.g. −0.093 ± 0.002."""
+    """A value rounded to the leading digits of its standard error, e.g. −0.093 ± 0.002."""
     if not 0 < error < math.inf:
         return f"{value:.4g}"
     return with_error(value, error, max(0, figures - 1 - math.floor(math.log10(error))))
@@ -45,7 +45,7 @@ class Evaluated(Protocol):
 
 
 def mean_units(evaluations: Sequence[Evaluated]) -> list[float] | None:
-    """Mean active units of each layer, unknown where they are of any evaluation."""
+    """Mean active units of each layer; None if they are unknown in any evaluation."""
     counts = [e.active_units for e in evaluations]
     known = [layers for layers in counts if layers is not None]
     if len(known) < len(counts):
@@ -54,10 +54,10 @@ def mean_units(evaluations: Sequence[Evaluated]) -> list[float] | None:
 
 
 def excess(runs: Sequence[Evaluated], published: Figure) -> Figure:
-    """How much more the mean NLL of our runs is than the published one, and its standard error.
+    """Mean NLL of our runs minus the published NLL, with its standard error.
 
-    The error is of both figures, of ours over seeds, where there are several, and over test images;
-    nan where none is known.
+    The error combines the published one with ours, over test images and, if there are several runs,
+    over seeds; nan if none is known.
     """
     values = [run.nll for run in runs]
     over_images = [run.nll_se for run in runs if run.nll_se is not None]
@@ -68,6 +68,6 @@ def excess(runs: Sequence[Evaluated], published: Figure) -> Figure:
 
 
 def excess_in_words(runs: Sequence[Evaluated], published: Figure) -> str:
-    """As +0.46 (+2.0 s.e.)."""
+    """The excess as text, e.g. +0.46 (+2.0 s.e.)."""
     apart, error = excess(runs, published)
     return f"{apart:+.2f}" + (f" ({apart / error:+.1f} s.e.)" if error > 0 else "")

@@ -1,4 +1,4 @@
-"""Compiled programs, kept in a folder from one process to the next by JAX's persistent cache."""
+"""The persistent cache of compiled programs."""
 
 import hashlib
 import os
@@ -12,33 +12,35 @@ from iwae._utils.files import cache_folder
 from iwae.errors import InputError
 
 VARIABLE = "IWAE_COMPILATION_CACHE"
-"""The environment variable that switches the folder off."""
+"""The environment variable that switches the cache off."""
 
 MOST = 2**30
-"""Bytes that the folder holds; the programs that were used longest ago make room."""
+"""Largest size of the cache in bytes; the least recently used programs are evicted."""
 
 WORTH = 0.3
-"""Seconds of compilation from which a program is kept."""
+"""Programs that compile in fewer seconds are not cached."""
 
 
 def keep_programs() -> None:
-    """Let JAX keep what it compiles in the user's cache (`folder`), unless the user has said where.
+    """Let JAX cache compiled programs in the user's cache (`folder`).
 
-    What JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE or `jax.config` say is left as it
-    is. `InputError` if IWAE_COMPILATION_CACHE is neither on nor off.
+    JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE and `jax.config` take precedence.
+    `InputError` if IWAE_COMPILATION_CACHE is neither on nor off.
     """
     asked = os.environ.get(VARIABLE, "").lower() or "on"
     if asked not in ("on", "off"):
-        raise InputError(f"{VARIABLE} is {os.environ[VARIABLE]!r}; set it to on or off.")
+        raise InputError(
+            f"{VARIABLE} is {os.environ[VARIABLE]!r}, but must be on or off; change or unset it."
+        )
     config: Any = jax.config
     enabled = asked == "on" and config.jax_enable_compilation_cache
-    said = "JAX_COMPILATION_CACHE_DIR" in os.environ or config.jax_compilation_cache_dir is not None
-    if said or not enabled:
+    chosen = "JAX_COMPILATION_CACHE_DIR" in os.environ or config.jax_compilation_cache_dir
+    if chosen or not enabled:
         return
     place = folder()
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:  # there is no place to keep anything
+    except OSError:  # nowhere to write the cache
         return
     if not os.access(place, os.W_OK):
         return
@@ -52,14 +54,14 @@ def keep_programs() -> None:
 
 
 def folder() -> Path:
-    """Where programs are kept: in the user's cache, apart for each kind of processor, since a
-    program of another one may end in an illegal instruction."""
+    """The directory of the cache, one for each kind of processor, since a program compiled for
+    another may use illegal instructions."""
     kind = hashlib.sha256(f"{platform.machine()} {_abilities()}".encode()).hexdigest()[:12]
     return cache_folder() / "programs" / kind
 
 
 def _abilities() -> str:
-    """What the processor can do, as Linux lists it; elsewhere its name."""
+    """The processor's features, as Linux lists them; elsewhere its name."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
 """Keys for `jax.random` that draw the same numbers as its own Threefry, faster on a CPU.
 
-There JAX runs the twenty rounds as a loop over arrays in memory. Here they are written out, so that
-they become one pass.
+On a CPU, JAX runs the twenty rounds as a loop over arrays in memory. Here they are unrolled, so
+that XLA fuses them into one loop.
 """
 
 import math
@@ -22,14 +22,14 @@ PARITY = 0x1BD11BDA
 
 
 def key(seed: int | Array) -> PRNGKeyArray:
-    """A key of which everything in `jax.random` makes what it makes of `jax.random.key(seed)`."""
+    """A key with which `jax.random` draws the same numbers as with `jax.random.key(seed)`."""
     return jax.random.key(seed, impl=THREEFRY)
 
 
 def plain_key(key: PRNGKeyArray) -> PRNGKeyArray:
-    """A key of JAX's own Threefry, for what takes no other (`jax.random.poisson`).
+    """A key of JAX's own Threefry, for functions that take no other (`jax.random.poisson`).
 
-    That of the same two words where the key is of Threefry, so that the draws are the same.
+    A Threefry key keeps its two words, so that the draws are the same.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
@@ -53,12 +53,12 @@ def _threefry(key: tuple[Words, Words], count: Words) -> tuple[Words, Words]:
 
 
 def _in_memory(make: Callable[[], Words], key: Words) -> Words:
-    """`make()`, in memory before anything is made of it.
+    """Evaluate `make()` and store the result in memory before it is used.
 
-    XLA's CPU compiler takes integer arithmetic for cheap and would repeat it wherever a word is
-    used, K times for an image that meets K draws; and where that is one word for all lanes of a
-    loop, LLVM's vectoriser walks every path through the rounds, which takes for ever. XLA does not
-    look into the branches of a condition, so there stands one, which always holds.
+    XLA's CPU compiler considers integer arithmetic cheap and would repeat it wherever a word is
+    used, K times for an image with K draws. Where all lanes of a loop share the word, LLVM's
+    vectoriser walks every path through the rounds, which takes for ever. XLA does not fuse through
+    the branches of a conditional, so one is inserted whose condition always holds.
     """
 
     def apart() -> Words:
@@ -69,7 +69,7 @@ def _in_memory(make: Callable[[], Words], key: Words) -> Words:
 
 
 def _mapped_whole(function: Callable[..., Words]) -> Callable[..., Words]:
-    """One condition for all keys: mapped over, it would become a selection from both branches."""
+    """Use one conditional for all keys: under vmap it would become a select of both branches."""
     whole = custom_vmap(function)
 
     @whole.def_vmap
@@ -93,7 +93,7 @@ def _words(key_0: Words, key_1: Words, count: Words) -> Words:
 
 @_mapped_whole
 def _keys(key_0: Words, key_1: Words, count: Words) -> Words:
-    """The two words of another key for each count, along a last axis."""
+    """The two words of a new key for each count, along the last axis."""
     return _in_memory(lambda: jnp.stack(_threefry((key_0, key_1), count), axis=-1), key_0)
 
 
@@ -102,7 +102,7 @@ def _counts(shape: tuple[int, ...]) -> Words:
 
 
 def _beside(key: Words, shape: tuple[int, ...]) -> tuple[Words, Words]:
-    """The words of a key, with as many axes of length 1 as counts of this shape have."""
+    """The words of a key, reshaped to broadcast with counts of this shape."""
     ones = [1] * len(shape)
     return key[0].reshape(ones), key[1].reshape(ones)
 
@@ -133,4 +133,4 @@ THREEFRY = define_prng_impl(
     name="iwae_threefry2x32",
     tag="iwae_fry",
 )
-"""Threefry-2x32, as `jax.random.key(seed, impl=THREEFRY)` takes it."""
+"""Threefry-2x32, the `impl` of `jax.random.key(seed, impl=THREEFRY)`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iwae._utils.extras import require
-from iwae._utils.files import refuse_existing, write_atomic
+from iwae._utils.files import check_writable, write_atomic
 from iwae.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def check_output(
     if path.suffix not in suffixes:
         known = " or ".join([", ".join(suffixes[:-1])] * (len(suffixes) > 1) + [suffixes[-1]])
         raise InputError(f"{path} ends in no known format; give a file ending in {known}.")
-    refuse_existing(path, overwrite=overwrite, reads=reads)
+    check_writable(path, overwrite=overwrite, reads=reads)
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path} cannot be written to {path.parent}; give a file elsewhere.")
     if path.suffix in (".png", ".svg"):

@@ -1,4 +1,4 @@
-"""What a run is: the fields, their checks, and their TOML."""
+"""The configuration of a run: its fields, their validation, and their TOML."""
 
 from iwae.config.io import differences as differences
 from iwae.config.io import override as override

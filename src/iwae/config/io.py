@@ -1,4 +1,4 @@
-"""Settings by name: read from recipes and TOML files, replaced, compared."""
+"""Read configurations from recipes and TOML files; replace and compare settings by name."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def override(config: RunConfig, **changes: Any) -> RunConfig:
     for name in changes:
         require(
             name != "recipe",
-            "recipe is no setting; give iwae.config.io.recipe(name) as the configuration.",
+            "recipe is not a setting; give iwae.config.io.recipe(name) as the configuration.",
         )
         require(name in known, f"There is no setting {name!r}; {nearest(name, known)}.")
     return _override(config, changes)
@@ -55,9 +55,9 @@ def _override(config: Any, changes: dict[str, Any]) -> Any:
 
 
 def recipe(name: str | Path) -> RunConfig:
-    """A configuration by the name of a built-in recipe or from a TOML file.
+    """The configuration of a built-in recipe, by name, or of a TOML file.
 
-    Raises `InputError` for an unknown name, and for whatever `parse` refuses.
+    Raises `InputError` for an unknown name, and for a file that `parse` rejects.
     """
     if str(name).endswith(".toml"):
         return read(Path(name))
@@ -81,10 +81,10 @@ def read(path: Path) -> RunConfig:
 
 
 def read_text(path: Path) -> str:
-    """The text of a TOML file; `InputError` if it is missing, no file, or no UTF-8."""
+    """The text of a TOML file; `InputError` if it is missing, not a file, or not UTF-8."""
     require(
         path.is_file() or not path.exists(),
-        f"The configuration {path} cannot be read: it is no file.",
+        f"The configuration {path} cannot be read: it is not a file.",
     )
     try:
         return path.read_text("utf-8")
@@ -94,7 +94,7 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, where: str) -> RunConfig:
-    """TOML text to a `RunConfig`; `InputError` names `where` and the field that does not fit."""
+    """Parse TOML into a `RunConfig`; `InputError` names `where` and the invalid field."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -115,7 +115,7 @@ def _build(cls: type, table: dict[str, Any], where: str) -> Any:
         if dataclasses.is_dataclass(kind):
             require(
                 isinstance(value, dict),
-                f"{where} gives {name} = {value!r}, but [{name}] is a table.",
+                f"{where} gives {name} = {value!r}, but [{name}] must be a table.",
             )
             values[name] = _build(typing.cast(type, kind), value, f"{where}, [{name}]")
         else:
@@ -133,8 +133,11 @@ def _types(cls: type) -> dict[str, Any]:
 
 
 def _coerce(value: Any, kind: Any, name: str) -> Any:
-    """`value` as `kind`: lists become tuples, whole numbers floats, NumPy's numbers Python's;
-    otherwise `InputError`."""
+    """`value` as `kind`, or `InputError`.
+
+    Converts lists to tuples, whole numbers to floats where these are expected, and NumPy scalars
+    to Python's.
+    """
     if isinstance(value, np.generic):
         value = value.item()
     origin = typing.get_origin(kind)
@@ -160,5 +163,5 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
 
 
 def _described(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text"}
+    words = {int: "a whole number", float: "a number", str: "a string"}
     return words.get(kind, "a list of whole numbers (one list for each stochastic layer)")

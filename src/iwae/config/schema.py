@@ -1,7 +1,7 @@
-"""What a run is: frozen dataclasses, written to TOML.
+"""The configuration of a run: frozen dataclasses, written to TOML.
 
-A run is a pure function of its `RunConfig`. Recipes, `config.toml` in a run folder and the flags of
-`iwae train` all describe the same fields, so that each has one name, one default and one check.
+A run is a pure function of its `RunConfig`. Recipes, `config.toml` in a run directory and the flags
+of `iwae train` set the same fields, so that each has one name, one default and one validation.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ PRESETS: dict[int, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which examples, and how their values are read."""
+    """The data set, and how its values are read."""
 
     dataset: str = "digits"
     """A registered data set (see `iwae data`) or a .npy, .npz, .csv or .csv.gz file."""
     values: Literal["auto", "binary", "intensity", "real"] = "auto"
-    """How the values of your own file are to be read; auto decides from their range, and refuses
-    integers above 1 of which none reaches 128, and numbers in 0-1 of which none reaches 1/255."""
+    """How to read the values of your own file. auto decides from their range, and rejects ambiguous
+    ones: integers with a maximum from 2 to 127, and numbers in 0-1 that are all below 1/255."""
     header: Literal["auto", "yes", "no"] = "auto"
-    """Whether the first line of a .csv file holds the names of its columns; auto refuses a line
-    that may or may not."""
+    """Whether the first line of a .csv file holds the names of its columns; auto rejects a line
+    that could be either names or an example."""
     binarization: Literal["auto", "dynamic", "fixed", "none"] = "auto"
-    """dynamic: a fresh 0/1 sample each time an image is used; fixed: one sample, kept; none: as is.
-    auto is dynamic for intensities and none for binary and real values."""
+    """dynamic: a fresh 0/1 sample each time an image is used; fixed: one sample for the whole run;
+    none: values as they are. auto: dynamic for intensities, none for binary and real values."""
 
 
 @dataclass(frozen=True)
@@ -41,30 +41,30 @@ class ModelConfig:
     """The stochastic layers and their networks."""
 
     layers: int = 1
-    """Number of stochastic layers L; 1 and 2 have the paper's widths as presets."""
+    """Number of stochastic layers L; for 1 and 2 the paper's widths are the default."""
     hidden: tuple[tuple[int, ...], ...] | None = None
-    """Widths of the hidden layers, per stochastic layer from the image up; at the command line
-    written 200,200/100,100. Left out: the preset for --layers."""
+    """Widths of the hidden layers, per stochastic layer from the image up; written 200,200/100,100
+    at the command line. Default: the paper's widths for --layers."""
     latents: tuple[int, ...] | None = None
-    """Latent units per stochastic layer from the image up, written 100,50. Left out: the preset."""
+    """Latent units per stochastic layer from the image up, written 100,50. Default: the paper's."""
     likelihood: str = "auto"
-    """bernoulli, gaussian, or the name of any numpyro distribution with one parameter per pixel and
-    argument. auto: bernoulli for binary data and intensities, gaussian for real values."""
+    """bernoulli, gaussian, or the name of a numpyro distribution whose arguments each take one
+    value per pixel. auto: bernoulli for binary data and intensities, gaussian for real values."""
     uncertain_weights: Literal["none", "encoder", "decoder", "both"] = "none"
-    """Networks whose weights and biases are Gaussian, with means and variances that are learned and
-    a fresh draw for each image and importance sample: encoder is IWAEU_rec, both is IWAEU."""
+    """Networks whose weights and biases are Gaussian, with learned means and variances and a fresh
+    draw for each image and importance sample: encoder is IWAEU_rec, both is IWAEU."""
     weight_sigma: float = 0.01
-    """Standard deviation of every uncertain weight and bias at the start."""
+    """Initial standard deviation of every uncertain weight and bias."""
     proposal: Literal["independent", "hierarchical", "hierarchical-independent"] = "independent"
-    """How the k draws of training are made: independently from one q(h|x); by k heads q_j(h|z_0, x)
-    from a z_0 that all share (H-IWAE); or by k heads, each from a z_0 of its own. Afterwards draws
-    come in blocks of that k."""
+    """How the k importance samples of training are drawn: independently from one q(h|x); by k heads
+    q_j(h|z_0, x) with a shared z_0 (H-IWAE); or by k heads, each with its own z_0. Evaluation then
+    draws in blocks of that k."""
     proposal_weights: Literal["uniform", "balance", "power"] = "uniform"
     """Weights of the heads: 1/k, q_j / sum q_i, or q_j^2 / sum q_i^2."""
     proposal_latents: int = 32
     """Units of z_0."""
     proposal_width: int = 100
-    """Units of the hidden layer of the heads, and of the reverse model r(z_0|h, x)."""
+    """Units of the hidden layer of each head, and of the reverse model r(z_0|h, x)."""
     initialization: Literal["glorot", "fan-in"] = "glorot"
     """glorot: weights U[±√(6/(n_in+n_out))], the output bias from the training mean, other biases
     zero; fan-in: weights U[±1/√n_in], all biases zero."""
@@ -73,7 +73,7 @@ class ModelConfig:
         check_counts(self)
         require(
             self.layers >= 1,
-            f"layers = {self.layers} was given, but a model has at least 1 stochastic layer; "
+            f"layers = {self.layers} was given, but a model needs at least 1 stochastic layer; "
             f"give --layers 1 or more.",
         )
         self._check_proposal()
@@ -81,7 +81,7 @@ class ModelConfig:
             given = getattr(self, name)
             require(
                 given is None or len(given) == self.layers,
-                f"{name} describes {len(given or ())} stochastic layers where layers = "
+                f"{name} describes {len(given or ())} stochastic layers, but layers = "
                 f"{self.layers}; give one entry for each layer, from the image up, or --layers "
                 f"{len(given or ())}.",
             )
@@ -133,46 +133,47 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 Objective = Literal["vae", "iwae", "miwae", "ciwae", "piwae", "vr-iwae", "jvi"]
 
 PARAMETERS = rules.SETTINGS
-"""What shapes an objective, beside k."""
+"""The setting that each objective has beside k."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Which bound is maximised, with how many draws, and how its gradient is estimated."""
+    """The bound to maximise, its number of importance samples, and its gradient estimator."""
 
     objective: Objective = "iwae"
-    """vae: the ELBO averaged over k draws; iwae: log of the mean of k importance weights; miwae:
-    the mean of the IWAE bounds of --m groups of draws; ciwae: --beta of vae and the rest of iwae;
-    piwae: iwae for the decoder, miwae for the encoder; vr-iwae: Rényi's bound of order --alpha;
-    jvi: the jackknife of iwae of order --order."""
+    """vae: the ELBO averaged over k samples; iwae: log of the mean of k importance weights; miwae:
+    the mean of the IWAE bounds of --m groups of samples; ciwae: --beta times vae plus 1 - --beta
+    times iwae; piwae: iwae for the decoder, miwae for the encoder; vr-iwae: Rényi's bound of order
+    --alpha; jvi: the jackknife of iwae, of order --order."""
     encoder_objective: Objective | None = None
-    """The encoder's objective, where it is another than the decoder's."""
+    """The encoder's objective. Default: the decoder's."""
     estimator: rules.EstimatorName = "reparam"
-    """How the bound's gradient reaches the encoder; dreg suits every objective."""
+    """Estimator of the encoder's gradient; dreg suits every objective."""
     k: int = 50
-    """Number of draws K per image, in all groups together."""
+    """Number of importance samples K per image, over all groups."""
     m: int | None = None
-    """Number of groups M of miwae and piwae; divides k."""
+    """Number of groups M of miwae and piwae; must divide k."""
     alpha: float | None = None
     """Order α of vr-iwae: 0 is iwae, 1 is vae."""
     beta: float | None = None
     """Weight β of the ELBO in ciwae, from 0 to 1."""
     order: int | None = None
-    """Order of jvi, at most k - 1: up to so many draws are left out."""
+    """Order of jvi, at most k - 1: the largest number of samples the jackknife leaves out."""
     backward_draws: int | None = None
-    """The gradient passes through at most so many of the k draws, resampled by their weights (Burda
-    et al. §3): the same mean at a fraction of the time. Left out: through all."""
+    """Number of the k importance samples, resampled by their weights, through which the gradient
+    passes (Burda et al. §3): the same mean gradient at a fraction of the time. Default: all."""
 
     def __post_init__(self) -> None:
         check_counts(self)
         require(
             self.k >= 1,
-            f"k = {self.k} was given, but a bound needs at least 1 draw; give --k 1 or more.",
+            f"k = {self.k} was given, but a bound needs at least 1 importance sample; give --k 1 "
+            f"or more.",
         )
         rules.validate_flags(self._objections())
 
     def _objections(self) -> Iterator[rules.Objection]:
-        """What `rules` says of the objective, its settings, its estimator and its draws."""
+        """The objections of `rules` to the objective, its settings and its estimator."""
         draws = rules.Capabilities()
         yield from rules.check_pair(self.objective, self.encoder_objective)
         yield from rules.check_settings(
@@ -190,13 +191,13 @@ class ObjectiveConfig:
 
     @property
     def _objectives(self) -> tuple[Objective, ...]:
-        """That of the decoder, and that of the encoder if it has one of its own."""
+        """The decoder's objective, and the encoder's if it differs."""
         own = self.encoder_objective
         return (self.objective,) if own is None else (self.objective, own)
 
     @property
     def label(self) -> str:
-        """What was maximised, and how if not plainly: IWAE, MIWAE-5, IWAE / VAE, IWAE by dreg."""
+        """The objective and, unless reparam, the estimator: IWAE, MIWAE-5, IWAE by dreg."""
         names = self._objectives
         values = {"m": self.m, "alpha": self.alpha, "beta": self.beta, "order": self.order}
         shape = {n: f"-{values[PARAMETERS[n]]:g}" for n in names if n in PARAMETERS}
@@ -206,56 +207,59 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Optimiser, schedule, budget, and what is kept on the way."""
+    """Optimiser, schedule, budget, and checkpoints."""
 
     epochs: int = 100
-    """Passes over the training split."""
+    """Epochs to train for."""
     minutes: float | None = None
-    """Stop after this much training time, if the passes are not done by then."""
+    """Stop after this much training time, if the epochs are not completed by then."""
     batch_size: int = 20
-    """Images per step; the remainder of a pass is dropped, the order is drawn afresh each pass."""
+    """Images per step. Each epoch draws a new order and drops the last, incomplete batch."""
     optimizer: Literal["adam", "soap"] = "adam"
-    """soap: Adam in the eigenbasis of the gradients' second moments; far fewer passes."""
+    """soap: Adam in the eigenbasis of the gradients' second moments; needs far fewer epochs."""
     learning_rate: float = 1e-3
-    """The optimiser's learning rate at the start."""
+    """Initial learning rate."""
     schedule: Literal["constant", "cosine", "stages"] = "constant"
-    """stages: the paper's eight, 10^(-i/7) of the start for 3^i of 3,280 parts of the passes."""
+    """stages: the paper's eight, i = 0 … 7, with 10^(-i/7) times the initial learning rate for a
+    fraction 3^i / 3,280 of the epochs."""
     warmup: int = 0
-    """Passes over which the learning rate rises from 0 to what the schedule says."""
+    """Epochs over which the learning rate rises from 0 to that of the schedule."""
     adam_beta1: float = 0.9
     """Decay of Adam's first moment."""
     adam_beta2: float = 0.999
     """Decay of Adam's second moment."""
     adam_epsilon: float = 1e-4
     """Adam's ε as in the paper, where the gradient is SUMMED over the batch. The loss here is a
-    mean over the batch, so ε / batch_size is what reaches Adam: the same step exactly."""
+    mean over the batch, so Adam is given ε / batch_size, which makes exactly the same step."""
     soap_decay: float = 0.95
-    """Decay of the moments G Gᵀ and Gᵀ G of a matrix's gradient G, whose eigenbasis SOAP takes."""
+    """Decay of the moments G Gᵀ and Gᵀ G of a matrix's gradient G, whose eigenbasis SOAP uses."""
     soap_every: int = 10
-    """Steps between two turns of that basis."""
+    """Steps between two updates of that basis."""
     precision: Precision = "float32"
-    """Of the factors of matrix products in training: bfloat16 and tf32 are faster on a GPU. Sums,
-    parameters, log-weights and every evaluation are in float32."""
+    """Precision of the factors of matrix products in training: bfloat16 and tf32 are faster on a
+    GPU. Sums, parameters, log-weights and evaluations are always in float32."""
     start_from: str | None = None
-    """Folder of a finished run whose parameters are the first of this one."""
+    """Directory of a finished run whose parameters are the initial ones of this run."""
     weight_kl: float = 0.0
-    """Weight of KL(q(weights) || N(0, weight_prior^2)) / N beside the bound, N examples in a pass;
-    0, as published for IWAEU, leaves it out. With 1 and K = 1 the sum over the training set bounds
-    its evidence; with K > 1 it can lie above, since each draw has weights of its own."""
+    """Weight of KL(q(weights) || N(0, weight_prior^2)) / N, subtracted from the bound, with N
+    examples in an epoch; 0, as published for IWAEU, leaves it out. With 1 and K = 1 the sum over
+    the training set is a lower bound of its evidence; with K > 1 it can exceed the evidence, since
+    each importance sample has its own weights."""
     weight_kl_passes: int = 0
-    """Passes over which that weight grows from 0."""
+    """Epochs over which that weight grows from 0."""
     weight_prior: float = 1.0
     """Standard deviation of the uncertain weights' prior."""
     clip: float | None = None
     """Largest global norm of the gradient."""
     average: float | None = None
-    """Decay of an exponential moving average of the parameters, which is then the model kept."""
+    """Decay of an exponential moving average of the parameters, which then make the final model."""
     patience: int | None = None
-    """Stop when the validation bound has not risen for so many validations; the best is kept."""
+    """Stop when the validation bound has not risen for this many validations, and keep the
+    parameters of the best one."""
     validate_every: int = 1
-    """Passes between two validations."""
+    """Epochs between two validations."""
     checkpoint_every: int | None = None
-    """Passes between two checkpoints, beside those by time."""
+    """Epochs between two checkpoints, in addition to --checkpoint-minutes."""
     checkpoint_minutes: float = 5.0
     """Minutes between two checkpoints."""
 
@@ -295,7 +299,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
-    """Seed of every draw of the run."""
+    """Seed of all random numbers of the run."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -307,7 +311,7 @@ class RunConfig:
         self._check_proposal()
 
     def _check_proposal(self) -> None:
-        """Draws by heads are for the bound `iwae`, and the estimators that suit such draws."""
+        """`InputError` unless the objective and estimator suit importance samples from heads."""
         proposal, weights = self.model.proposal, self.model.proposal_weights
         if proposal == "independent":
             return
@@ -315,8 +319,8 @@ class RunConfig:
         few = self.objective.backward_draws
         require(
             not any(rules.check_backward(few, two=False, draws=draws)),
-            f"backward_draws = {few} was given with proposal = {proposal}, whose draws are weighed "
-            f"together; leave it out.",
+            f"backward_draws = {few} was given with proposal = {proposal}, whose importance "
+            f"samples are weighted jointly; leave it out.",
         )
         plain = ObjectiveConfig(k=self.objective.k)
         suited = [e for e in rules.estimators_for(draws) if rules.RULES[e].least_k <= plain.k]
@@ -329,7 +333,7 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """What was trained: the objective, and which weights are uncertain."""
+        """A name for the trained model: the objective, uncertain weights and proposal."""
         uncertain = {"none": "", "both": ", uncertain weights"}
         which, how = self.model.uncertain_weights, self.model.proposal
         label = self.objective.label + uncertain.get(which, f", uncertain {which}")

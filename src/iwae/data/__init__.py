@@ -1,4 +1,4 @@
-"""Data sets: a registry of published ones, a user's own arrays, splits, checksums, binarisation."""
+"""Data sets: a registry of published ones, the user's own arrays, splits, binarisation."""
 
 import os
 from collections.abc import Mapping
@@ -23,26 +23,27 @@ def load(
     values: str = "auto",
     header: str = "auto",
 ) -> Dataset:
-    """A registered data set by name, or a user's own arrays as a Dataset.
+    """A registered data set by name, or the user's own arrays, as a Dataset.
 
     `source`: a name in `NAMES`; a path ending in .npy, .npz, .csv or .csv.gz; an array [n, d],
-    [n, h, w], [n, h, w, c] or (with 1 or 3 channels, drawn as such) [n, c, h, w], NumPy's, another
-    library's or a data frame; or a mapping with the keys train, valid and test. The names of a data
-    frame's columns, or in the first line of a .csv, are kept, and other splits matched to them.
-    One array is split 80/10/10 by a permutation that depends only on n, never on a run's seed; a
-    missing valid is the last tenth of train, a missing test a tenth of the permuted train.
+    [n, h, w], [n, h, w, c] or (with 1 or 3 channels, plotted as such) [n, c, h, w], of NumPy or
+    another library; a data frame; or a mapping with the keys train, valid and test. Column names,
+    of a data frame or in the first line of a .csv, are kept, and other splits are matched to them.
+    A single array is split 80/10/10 by a permutation that depends only on n, never on a run's seed;
+    a missing valid is the last tenth of train, a missing test a tenth of the permuted train.
 
     `data_dir` is searched first for a registered data set's files, then IWAE_DATA_DIR, then the
-    user's cache (IWAE_CACHE_DIR moves it); what is in none of them is downloaded to the cache.
+    user's cache (IWAE_CACHE_DIR moves it); files that are in none of them are downloaded to the
+    cache.
 
-    `values` says what the numbers of a user's arrays are: "binary" (0 and 1), "intensity"
-    (integers in 0..255, or numbers in [0, 1]), "real", or "auto", which takes the first of the
-    three that all splits fit (auto and intensity read 0..255 as 8-bit: scale 255). Integers of
-    which none reaches 128 could be counts or intensities on another scale: auto refuses them, and
-    numbers in [0, 1] of which none reaches 1/255.
+    `values` is the kind of the user's values: "binary" (0 and 1), "intensity" (integers in 0..255,
+    or numbers in [0, 1]), "real", or "auto", the first of the three that fits all splits ("auto"
+    and "intensity" read 0..255 as 8-bit: scale 255). "auto" rejects ambiguous values: integers with
+    a maximum from 2 to 127, which could be counts or intensities on another scale, and numbers in
+    [0, 1] that are all below 1/255.
 
     `header` says whether the first line of a .csv holds the names of its columns: "yes", "no" or
-    "auto", which refuses a first line that may or may not.
+    "auto", which rejects a first line that could be either names or an example.
 
     Raises InputError for any input that cannot be used.
     """
@@ -61,8 +62,7 @@ def load(
 
 
 def _of_file(path: Path, values: str, header: str) -> Dataset:
-    """The data set in a file; by auto it is the same as by the kind that its values are found to
-    be."""
+    """The data set in a file, cached under the kind that "auto" finds as well as under "auto"."""
 
     def read() -> Dataset:
         found = arrays.read_file(path, header=header)

@@ -1,4 +1,4 @@
-"""A user's own arrays: checked, split, and understood as a kind of values, a block at a time."""
+"""The user's own arrays: validated, split, and assigned a kind of values, block by block."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ from iwae.errors import InputError, nearest
 VALUES = ("auto", *KINDS)
 
 DARK = 128
-"""Integers that stay below this are not taken for 8-bit intensities without being told."""
+"""Integers that are all below this are not read as 8-bit intensities by "auto"."""
 
 LOST = 1e-3
-"""Part of a column's range that float32 may lose."""
+"""Fraction of a column's range that float32 may lose."""
 
 ROUNDING = 1e-12
-"""Part of its values within which a column is constant but for float64's rounding."""
+"""Relative range below which a column counts as constant up to float64's rounding."""
 
 TINY = float(np.finfo(np.float32).tiny)
-"""Below it float32 lacks digits, and many processors take its numbers for zero."""
+"""The smallest normal float32; many processors flush smaller numbers to zero."""
 
 SUFFIXES = (".npy", ".npz", ".csv", ".csv.gz")
 
@@ -34,7 +34,7 @@ SUFFIXES = (".npy", ".npz", ".csv", ".csv.gz")
 def from_arrays(source: object, *, values: str, name: str, where: str) -> Dataset:
     """The Dataset of one array (or its Rows) or of a mapping with the keys train, valid and test.
 
-    `where` begins the sentences of errors. See `iwae.data.load` for the rules.
+    `where` begins the messages of errors. See `iwae.data.load` for the rules.
     """
     sources, called = _sources(source, where)
     shape, names = sources["train"].shape[1:], sources["train"].names
@@ -66,7 +66,7 @@ def understand(x: Summary, values: str, where: str) -> tuple[type, str, float]:
         return np.float32, "intensity", 1.0
     if values in ("auto", "intensity") and x.whole and low >= 0 and high <= 255:
         if values == "auto" and high < DARK:
-            what = f"{where} holds {x}, which may be dark 8-bit intensities, or others"
+            what = f"{where} holds {x}, which may be dark 8-bit intensities or other values"
             raise InputError(
                 f"{what}: divide intensities by their largest value, or pass values='intensity' "
                 f"(of 0..255) or values='real' (as they are)."
@@ -81,14 +81,14 @@ def understand(x: Summary, values: str, where: str) -> tuple[type, str, float]:
 
 
 def _check_brightness(x: Summary, values: str, where: str) -> None:
-    """Raises InputError for numbers in [0, 1] that are as good as zero everywhere."""
+    """Raises InputError for numbers in [0, 1] that are all close to zero."""
     if x.high.max() < (1 / 255 if values == "auto" else TINY / LOST):
-        what = f"{where} holds {x}, of which as intensities hardly any would be more than zero"
+        what = f"{where} holds {x}, which are almost zero as intensities"
         raise InputError(f"{what}: multiply them, or pass values='real' (as they are).")
 
 
 def _check_digits(x: Summary, where: str) -> None:
-    """Raises InputError for a column that varies in digits which float32 does not have."""
+    """Raises InputError for a column whose variation is beyond the precision of float32."""
     low, high = x.low.astype(np.float64), x.high.astype(np.float64)
     check_range(x, where)
     span, size = high - low, np.maximum(np.abs(low), np.abs(high))
@@ -101,22 +101,22 @@ def _check_digits(x: Summary, where: str) -> None:
     power = min(300, -int(np.floor(np.log10(span[j]))))
     factor = f"multiply that column, by 1e{power:+03d} for example"
     if small[j] and size[j] < TINY / LOST**3:
-        what = f"{where} varies in column {j} by {span[j]:g}, less than float32 has digits for"
+        what = f"{where} varies in column {j} by {span[j]:g}, less than float32 can resolve"
         raise InputError(f"{what}: {factor}.")
     what = f"{where} varies in column {j} by {span[j]:g} about {(low + high)[j] / 2:g}"
     offset = "subtract an offset from that column"
-    raise InputError(f"{what}, in digits that float32 does not have: {offset}.")
+    raise InputError(f"{what}, which float32 cannot resolve: {offset}.")
 
 
 def is_array(source: object) -> bool:
-    """Whether it is an array, NumPy's or another library's, or a data frame."""
+    """Whether it is a data frame, or an array of NumPy or another library."""
     return hasattr(source, "__array__")
 
 
 def as_rows(source: object, where: str) -> Rows:
-    """The rows of an array of any library, a data frame's with its names; Rows as they are.
+    """The rows of an array of any library, or of a data frame with its names; Rows unchanged.
 
-    Raises InputError unless they are numbers, and not none.
+    Raises InputError if they are not numbers, or empty.
     """
     foreign = is_array(source) and not isinstance(source, np.ndarray)
     x = np.asarray(source) if foreign else source
@@ -133,7 +133,7 @@ def as_rows(source: object, where: str) -> Rows:
 
 
 def check_finite(x: Summary, where: str, *, masked: bool) -> None:
-    """Raises InputError unless all values are finite and none is `masked`."""
+    """Raises InputError unless all values are finite, and none are `masked`."""
     if masked or not x.finite:
         what = f"{where} holds NaN, masked or infinite values"
         raise InputError(f"{what}: replace them, or drop the examples that have them.")
@@ -153,7 +153,7 @@ def _summary(x: Rows, order: np.ndarray | None, where: str) -> Summary:
 
 
 def _sources(source: object, where: str) -> tuple[dict[str, Rows], dict[str, str]]:
-    """The rows that are given for each split, and what they are called."""
+    """The rows given for each split, and the names of the splits in messages."""
     if not isinstance(source, Mapping):
         return {"train": _examples(source, where)}, {"train": where}
     unknown = [key for key in source if key not in SPLITS]
@@ -180,9 +180,10 @@ def _examples(source: object, where: str) -> Rows:
 
 
 def _parts(sizes: Mapping[str, int], where: str) -> dict[str, tuple[str, slice]]:
-    """Where each split is taken from, and which part of it as it is stored.
+    """The stored split, and the slice of it, from which each split is taken.
 
-    Test is the last tenth of a train that was permuted; valid the last of what remains.
+    A missing test is the last tenth of the permuted train; a missing valid is the last tenth of the
+    remainder.
     """
     end, tenth = sizes["train"], sizes["train"] // 10
     if len(sizes) < len(SPLITS) and tenth == 0:
@@ -213,7 +214,7 @@ def _stored(x: Rows, dtype: type, order: np.ndarray | None, *, mixed: bool) -> n
 
 
 def suffix(path: Path) -> str:
-    """The ending that says the format of a file, empty if it is none of `SUFFIXES`."""
+    """The suffix of a file, if it is one of `SUFFIXES`, or ""."""
     return next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
 
 
@@ -221,10 +222,10 @@ def data_path(source: str | os.PathLike[str], names: Sequence[str]) -> Path:
     """`source` as the path of an existing file of a known suffix, else an InputError."""
     path = Path(source).expanduser()
     if not suffix(path):
-        what = f"{os.fspath(source)!r} is no data set and no .npy, .npz or .csv file"
+        what = f"{os.fspath(source)!r} is neither a data set nor a .npy, .npz or .csv file"
         raise InputError(f"{what}: {nearest(os.fspath(source), list(names))}.")
     if not path.is_file():
-        raise InputError(f"{path} is not an existing file: check its name and its folder.")
+        raise InputError(f"{path} is not an existing file: check its name and directory.")
     return path
 
 
@@ -235,10 +236,10 @@ def read_file(
     names: Sequence[str] = (),
     width: int | None = None,
 ) -> Rows | dict[str, Rows]:
-    """The array of a .npy or .csv file or of a .npz with one array, else a .npz's arrays.
+    """The array of a .npy or .csv file, or of a .npz with a single array; else a .npz's arrays.
 
-    `header` says whether the first line of a .csv file holds names; `names` and `width` are what
-    is known of its columns.
+    `header` says whether the first line of a .csv file holds names; `names` and `width` are the
+    expected names and number of its columns, if known.
     """
     try:
         path.open("rb").close()

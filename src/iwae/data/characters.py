@@ -17,16 +17,16 @@ RECIPE = "lanczos-28-v1"  # part of the cache's key: change it whenever the arra
 
 
 SIDES, LARGEST, MANY = (105, 105), 1 << 16, 1 << 16
-"""Pixels of a drawing, bytes of its file at most, and drawings in a zip at most."""
+"""Size of a drawing in pixels; largest file of a drawing in bytes; most members of a zip."""
 
 
 def read_characters(content: bytes, *, blob: str, pixels: str) -> np.ndarray:
     """All drawings of one zip in the order of their names, uint8 [n, 784], ink 255.
 
-    The zip is accepted by its git blob id, or, if compressed anew, by the digest `pixels` of
-    its names and decoded pixels. Each drawing is inverted and resized by Pillow's Lanczos
-    filter, which antialiases; values are clipped to 0..255. The result is cached, keyed by the
-    zip's SHA-256, and an unusable cache is ignored.
+    The zip is verified by its git blob id or, if it was compressed again, by the digest `pixels` of
+    its names and decoded pixels. Each drawing is inverted and resized with Pillow's antialiasing
+    Lanczos filter; values are clipped to 0..255. The result is cached, keyed by the zip's SHA-256;
+    an unusable cache is ignored.
     """
     path = cache_folder() / f"{RECIPE}-{hashlib.sha256(content).hexdigest()}.npz"
     images = _read_cache(path)
@@ -39,7 +39,7 @@ def read_characters(content: bytes, *, blob: str, pixels: str) -> np.ndarray:
 
 
 def _resize_all(content: bytes) -> tuple[np.ndarray, str]:
-    """Resized drawings and the SHA-256 over names and pixels (one bit each, ink 1)."""
+    """Resized drawings, and the SHA-256 of names and pixels (one bit per pixel, ink 1)."""
     pillow = require("PIL.Image", purpose="omniglot-raw", extra="data")
     digest, small = hashlib.sha256(), []
     for name, ink in _drawings(content):
@@ -65,7 +65,7 @@ def _drawings(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _ink(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """The ink of one drawing; ValueError if it is larger than a drawing is."""
+    """The ink of one drawing; ValueError if its size is not that of a drawing."""
     pillow = require("PIL.Image", purpose="omniglot-raw", extra="data")
     with archive.open(name) as member:
         content = member.read(LARGEST + 1)
@@ -79,7 +79,7 @@ def _read_cache(path: Path) -> np.ndarray | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images = arrays["images"]
-    except Exception:  # as of any damaged file
+    except Exception:  # a damaged file can raise anything
         return None
     usable = images.dtype == np.uint8 and images.ndim == 2 and images.shape[1] == 784
     return images if usable else None

@@ -1,4 +1,4 @@
-"""Names of columns: kept where data have them, and matched by name rather than by position."""
+"""Column names: kept if the data have them, and matched by name rather than by position."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,16 +7,16 @@ import numpy as np
 from iwae.errors import InputError
 
 SHOWN = 5
-"""Names that a sentence lists."""
+"""Number of names that a message lists."""
 
 
 def tidy(label: object) -> str:
-    """A label as a name: one line of text without blanks or a byte-order mark at its ends."""
+    """A label as a name: a single line of text, stripped of blanks and byte-order marks."""
     return " ".join(str(label).replace("\ufeff", "").split())
 
 
 def names_of(source: object) -> tuple[str, ...]:
-    """The labels of a data frame's columns, or of a labelled row; empty where there are none."""
+    """The labels of a data frame's columns, or of a labelled row; empty if there are none."""
     for attribute in ("column_names", "columns"):
         labels = getattr(source, attribute, None)
         if labels is not None and not callable(labels):
@@ -28,11 +28,10 @@ def names_of(source: object) -> tuple[str, ...]:
 
 
 def order(given: Sequence[str], wanted: Sequence[str], d: int, where: str) -> np.ndarray | None:
-    """Where in `given` each of `wanted` stands, [d]; None where the columns are taken as they lie.
+    """The index in `given` of each of `wanted`, [d]; None if the columns keep their order.
 
-    Data without names go by position, and so do those whose names count them (0, 1, …, as a data
-    frame's columns are called that were not named) where the others' do not. Raises InputError
-    that names what is missing and what is there besides.
+    Columns are matched by position if either side has no names, or only the default names of a data
+    frame (0, 1, …). Raises InputError that names the missing and the additional columns.
     """
     counted = _counted(d)
     given, wanted = tuple(given), tuple(wanted) or counted
@@ -51,8 +50,8 @@ def order(given: Sequence[str], wanted: Sequence[str], d: int, where: str) -> np
 
 
 def check_named(splits: Mapping[str, Sequence[str]], d: int) -> None:
-    """Raises InputError where the first of some splits, by what they are called, has no names and
-    another has, so that it is not known which column is which."""
+    """Raises InputError if the first of `splits` has no column names but another has, so that their
+    columns cannot be matched."""
     counted = _counted(d)
     first, *others = splits.items()
     for where, names in others:
@@ -62,7 +61,7 @@ def check_named(splits: Mapping[str, Sequence[str]], d: int) -> None:
 
 
 def _counted(d: int) -> tuple[str, ...]:
-    """What the columns of a data frame are called that were not named."""
+    """The default column names of a data frame."""
     return tuple(map(str, range(d)))
 
 

@@ -1,4 +1,4 @@
-"""A data set in memory: three splits of examples and what their numbers mean."""
+"""A data set in memory: three splits of examples, and the meaning of their values."""
 
 import functools
 import hashlib
@@ -16,12 +16,12 @@ KINDS = ("binary", "intensity", "real")
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits of examples [n, d], stored as they are kept on the device, read-only.
+    """Three read-only splits of examples [n, d], in the type in which the device stores them.
 
     `kind`: "binary" (uint8, 0 and 1), "intensity" (x / scale is in [0, 1]) or "real" (float32).
-    `scale`: 255 for 8-bit intensities, 16 for digits, 1 otherwise. `shape`: one image's shape,
-    or (d,); its product is d. `note`: a remark on the provenance that results must carry.
-    `names`: of the d columns, empty where they have none.
+    `scale`: 255 for 8-bit intensities, 16 for digits, 1 otherwise. `shape`: the shape of an image,
+    or (d,); its product is d. `note`: a note on the provenance that results must carry. `names`:
+    the names of the d columns; empty if they have none.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Dataset:
         return getattr(self, name)
 
     def in_order(self, names: Sequence[str]) -> "Dataset":
-        """The same with its columns in the order of `names`; InputError if it has others.
+        """The data set with its columns in the order of `names`; InputError if the columns differ.
 
-        Where it has no names, or `names` is empty, the columns go by position, and are called what
-        there is of either.
+        If either side has no names, columns are matched by position, and take the names of the
+        other.
         """
         at = columns.order(self.names, names, self.train.shape[1], self.name)
         if at is None:
@@ -62,12 +62,12 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the training examples as they are stored."""
+        """A digest of the training examples as they are stored."""
         return hashlib.sha256(self.train.data).hexdigest()[:16]
 
     @functools.cached_property
     def whole_digest(self) -> str:
-        """Of the examples of all splits as they are stored."""
+        """A digest of the examples of all splits as they are stored."""
         digest = hashlib.sha256()
         for name in SPLITS:
             digest.update(f"{name} {self.split(name).shape}".encode())
@@ -86,7 +86,7 @@ class Dataset:
         return (np.sqrt(squares / len(self.train)) / self.scale).astype(np.float32)
 
     def binarized(self, seed: int) -> "Dataset":
-        """Each split binarised once; split i draws from default_rng([seed, i]). Binary: itself."""
+        """Each split binarised once, split i with default_rng([seed, i]); binary data unchanged."""
         if self.kind == "binary":
             return self
         if self.kind != "intensity":
@@ -101,7 +101,7 @@ class Dataset:
 def binarize(x: np.ndarray, scale: float, seed: int | Sequence[int]) -> np.ndarray:
     """Draws 0 or 1 for each value, P(1) = x / scale, as uint8 from default_rng(seed)."""
     if x.size and not (x.min() >= 0 and x.max() <= scale):
-        what = f"Values from {x.min():g} to {x.max():g} are no intensities on the scale {scale:g}"
+        what = f"Values from {x.min():g} to {x.max():g} are not intensities on the scale {scale:g}"
         raise InputError(f"{what}: give values between 0 and {scale:g}.")
     uniform = np.random.default_rng(seed).random(x.shape, dtype=np.float32)
     return (uniform < x / np.float32(scale)).astype(np.uint8)

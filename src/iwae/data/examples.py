@@ -1,4 +1,4 @@
-"""Examples for a trained model: any accepted source, in the model's own representation."""
+"""Examples for a trained model, read from any source into the model's representation."""
 
 import os
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ def read_examples(
     set, where "NAME" means its test split. Columns that have names are matched to `names`, those
     of the training data; `header` says whether the first line of a .csv holds names.
 
-    For a model of intensities on a scale above 1, values all in [0, 1] are intensities, and so
-    are zeros and ones of any dtype, an array of uint8 included; integers up to the scale are
-    on the model's scale. The result is uint8, or float32 (still on the model's scale) when
-    the intensities are no multiples of 1/scale. Raises InputError for what does not fit.
+    For a model of intensities on a scale above 1, values that are all in [0, 1] are intensities,
+    including zeros and ones of any dtype, such as uint8; other integers up to the scale are on the
+    model's scale. The result is uint8, or float32 (still on the model's scale) if the intensities
+    are not multiples of 1/scale. Raises InputError for examples that do not fit the model.
     """
     if kind not in KINDS:
         raise InputError(f"{kind!r} is not a kind of values: {nearest(kind, list(KINDS))}.")
@@ -42,7 +42,7 @@ def read_examples(
         return _represent(x, summary(of_array(x)), kind, scale, source)
     rows, where = _own(source, names, int(np.prod(shape)), header)
     at = columns.order(rows.names, names, int(np.prod(shape)), where)
-    n = _count(rows.shape, shape, where)  # before anything is read that does not fit
+    n = _count(rows.shape, shape, where)  # before reading what does not fit
     x = rows.whole().reshape(n, -1)
     found = rows.known or summary(of_array(x))
     arrays.check_finite(found, where, masked=rows.masked)
@@ -50,7 +50,7 @@ def read_examples(
 
 
 def _named(source: str, kind: str, data_dir: str | os.PathLike[str] | None) -> np.ndarray:
-    """A split of a registered data set, as intensities (float32) if the model is of such."""
+    """A split of a registered data set, as float32 intensities if the model takes intensities."""
     name, _, split = source.partition(":")
     dataset = registry.load_named(name, None if data_dir is None else Path(data_dir))
     x = dataset.split(split or "test")
@@ -72,9 +72,9 @@ def _own(source: object, names: Sequence[str], width: int, header: str) -> tuple
 
 
 def _count(given: tuple[int, ...], shape: tuple[int, ...], where: str) -> int:
-    """How many examples of a shape that the model knows an array of shape `given` holds.
+    """Number of examples in an array of shape `given`; InputError if they do not fit the model.
 
-    A channel axis of 1 may be there or not; a model of vectors takes images of d pixels.
+    A channel axis of length 1 is optional; a model of vectors takes images of d pixels.
     """
     d = int(np.prod(shape))
     known = (_one_channel(shape), (d,))

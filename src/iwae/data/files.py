@@ -1,4 +1,4 @@
-"""Where the files of the registered data sets are: searched for, checked, downloaded."""
+"""The files of the registered data sets: located, verified, downloaded."""
 
 import logging
 import os
@@ -16,29 +16,28 @@ from iwae.errors import InputError
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces of an answer
 
 LARGEST = 1 << 27
-"""Bytes of a download at most: no published file has as many."""
+"""Largest download in bytes; every published file is smaller."""
 
 
 @dataclass(frozen=True)
 class File:
-    """One published file: its plain name, where it is served, and its checking reader.
+    """A published file: its name, its addresses, and its verifying reader.
 
-    `read` takes the decompressed content and raises CorruptError for any other than the
-    published one.
+    `read` takes the decompressed content, and raises CorruptError if it is not the published one.
     """
 
     name: str
     addresses: tuple[str, ...]
     read: Callable[[bytes], np.ndarray]
     most: int = 100 << 20
-    """Bytes of its content at most; GitHub keeps no file that is larger."""
+    """Largest content in bytes; the default is GitHub's limit."""
     known: bool = True
     """Whether a checksum of the published content is known."""
 
 
 @dataclass(frozen=True)
 class FileStatus:
-    """What `status` found. `state`: "verified", "present", "missing" or "corrupt"."""
+    """The result of `status`; `state` is "verified", "present", "missing" or "corrupt"."""
 
     dataset: str
     file: str
@@ -55,7 +54,7 @@ def check_folder(data_dir: Path | None) -> None:
 
 
 def search_path(data_dir: Path | None) -> tuple[Path, ...]:
-    """The folders that are searched, in order: `data_dir`, IWAE_DATA_DIR, the user's cache."""
+    """The directories to search, in order: `data_dir`, IWAE_DATA_DIR, the user's cache."""
     check_folder(data_dir)
     variable = os.environ.get("IWAE_DATA_DIR")
     if variable and not Path(variable).expanduser().is_dir():
@@ -73,9 +72,9 @@ def find(file: File, folders: tuple[str, ...], roots: tuple[Path, ...]) -> Path 
 
 
 def read(file: File, folders: tuple[str, ...], roots: tuple[Path, ...]) -> np.ndarray:
-    """The file's examples, from where it is found, else downloaded into the last of `roots`.
+    """The examples of a file, which is downloaded into the last of `roots` if it is not found.
 
-    A file that is present but damaged is an InputError: it is neither passed over nor replaced.
+    InputError if a file is found but damaged: it is neither skipped nor replaced.
     """
     path = find(file, folders, roots)
     if path is None:
@@ -83,16 +82,16 @@ def read(file: File, folders: tuple[str, ...], roots: tuple[Path, ...]) -> np.nd
     try:
         return _read(file, path)
     except CorruptError as error:
-        what = f"{path} cannot be used, for {error}"
+        what = f"{path} cannot be used: {error}"
         raise InputError(
-            f"{what}: delete it and fetch it again from {file.addresses[0]}."
+            f"{what}; delete it and fetch it again from {file.addresses[0]}."
         ) from None
 
 
 def status(
     file: File, dataset: str, folders: tuple[str, ...], roots: tuple[Path, ...], *, verify: bool
 ) -> FileStatus:
-    """Where the file is; `verify` reads it and checks its content. Downloads nothing."""
+    """The status of a file; `verify` reads it and verifies its content. Downloads nothing."""
     path = find(file, folders, roots)
     if path is None:
         detail = f"served at {file.addresses[0]}"
@@ -120,7 +119,7 @@ def _read(file: File, path: Path) -> np.ndarray:
 
 
 def _download_any(file: File, folder: str, roots: tuple[Path, ...]) -> np.ndarray:
-    """Tries the addresses in order, and keeps the first answer whose content is right."""
+    """Tries the addresses in order, and keeps the first download with the right content."""
     target, failures = roots[-1] / folder, []
     for address in file.addresses:
         try:
@@ -146,8 +145,8 @@ def _reason(error: Exception) -> str:
 
 
 def download(address: str, path: Path) -> None:
-    """Writes what is served at `address` to `path`. Raises OSError when it cannot be had, and
-    CorruptError when it is larger than `LARGEST`."""
+    """Downloads `address` to `path`. Raises OSError if that fails, and CorruptError if the file is
+    larger than `LARGEST`."""
     pooch = require("pooch", purpose="a download")
     logging.getLogger("iwae").info("downloading %s", address)
     bound = _Bound(path)
@@ -156,18 +155,18 @@ def download(address: str, path: Path) -> None:
 
 
 class _Bound:
-    """Stands where pooch tells a bar of its progress, and ends a download that is too large."""
+    """A progress bar for pooch that ends a download which is too large."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
-        if name == "total" and isinstance(value, int):  # what the server says beforehand
+        if name == "total" and isinstance(value, int):  # the size that the server announces
             self._check(value)
 
     def update(self, _: int) -> None:
-        self._check(self.path.stat().st_size)  # whatever it was sent packed as
+        self._check(self.path.stat().st_size)  # the unpacked size, not that of the transfer
 
     def _check(self, size: int) -> None:
         if size > LARGEST:

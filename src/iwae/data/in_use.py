@@ -1,7 +1,7 @@
-"""Data sets that are in use: a file is read once for all that use it at a time.
+"""A cache of data sets in use, so that each file is read once for all concurrent users.
 
-A data set is shared as long as somebody holds it, and as long as its files are the same; one that
-was written a moment ago is not, since its time might not tell that it is written again.
+A data set is shared while it is referenced and its files are unchanged. A file written a moment ago
+is not shared, since its modification time might not reveal another write.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from iwae.data.dataset import Dataset
 
 SETTLED = 2.0
-"""Seconds after which another time of a file tells that it was written again."""
+"""Seconds after which another write is certain to change a file's modification time."""
 
 _in_use: weakref.WeakValueDictionary[Hashable, Dataset] = weakref.WeakValueDictionary()
 _holders: list[list[Dataset]] = []
@@ -22,13 +22,13 @@ _holders: list[list[Dataset]] = []
 
 @contextlib.contextmanager
 def reading_once() -> Iterator[None]:
-    """Within it every data set that is read stays in memory, and is shared by all that read it."""
-    held: list[Dataset] = []
-    _holders.append(held)
+    """Context that keeps every data set read within it in memory, to be shared."""
+    kept: list[Dataset] = []
+    _holders.append(kept)
     try:
         yield
     finally:
-        _holders[:] = [other for other in _holders if other is not held]
+        _holders[:] = [other for other in _holders if other is not kept]
 
 
 def shared(
@@ -37,10 +37,10 @@ def shared(
     asked: Hashable,
     also: Callable[[Dataset], Hashable] | None = None,
 ) -> Dataset:
-    """What `load` makes of these files, or has made of them for somebody who still holds it.
+    """The data set that `load` reads from these files, or the same one if it is still in use.
 
-    `asked` is all else that it depends on; a data set is found by what `also` says of it as well.
-    Files that are not there (None) are not shared.
+    `asked` is the cache key beside the files; `also` returns a second key from the data set.
+    Missing files (None) are not cached.
     """
     state = _state(files)
     dataset = None if state is None else _in_use.get((state, asked))
@@ -49,13 +49,13 @@ def shared(
         if state is not None and _state(files) == state:
             for key in {asked, asked if also is None else also(dataset)}:
                 _in_use[(state, key)] = dataset
-    for held in _holders:
-        held.append(dataset)
+    for kept in _holders:
+        kept.append(dataset)
     return dataset
 
 
 def _state(files: Sequence[Path | None]) -> tuple[Hashable, ...] | None:
-    """What changes when a file does; None where that cannot be told."""
+    """A value that changes when one of the files does; None if a change could go unnoticed."""
     state: list[Hashable] = []
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""From the bytes of a published file to its array of examples, checked."""
+"""Verifying readers, from the bytes of a published file to its array of examples."""
 
 import gzip
 import hashlib
@@ -12,13 +12,13 @@ from iwae.data.dataset import rescale
 
 
 class CorruptError(ValueError):
-    """A file's content is not what it should be; the message is a clause that says how."""
+    """A file does not have the expected content; the message is a clause that says why."""
 
 
 def gunzip(content: bytes, most: int) -> bytes:
-    """The content itself, decompressed if it starts as a gzip file does, of at most `most` bytes.
+    """The content, decompressed if it is gzipped; CorruptError if it has more than `most` bytes.
 
-    No more than that is unpacked.
+    No more than that is decompressed.
     """
     if content.startswith(b"\x1f\x8b"):
         try:
@@ -77,7 +77,7 @@ def read_chardata(content: bytes, *, blob: str) -> np.ndarray:
     try:
         found = scipy.io.loadmat(io.BytesIO(content), variable_names=["data", "testdata"])
         images = np.concatenate([_upright(found["data"]), _upright(found["testdata"])])
-    except Exception:  # SciPy raises many kinds on what is no such file
+    except Exception:  # SciPy raises many kinds on other files
         raise CorruptError("it is not a MATLAB file of data and testdata") from None
     scaled = rescale(images, 255.0)
     return scaled if scaled.dtype == np.uint8 else images.astype(np.float32)

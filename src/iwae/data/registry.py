@@ -27,7 +27,7 @@ OMNIGLOT_RAW = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered data set: `build` makes it from the arrays of its files, in their order."""
+    """A registered data set; `build` makes it from the arrays of its files, in their order."""
 
     build: Callable[..., Dataset]
     files: tuple[File, ...] = ()
@@ -35,7 +35,7 @@ class Entry:
 
 
 def load_named(name: str, data_dir: Path | None) -> Dataset:
-    """The registered data set `name`, its files read (or downloaded) and checked."""
+    """The registered data set `name`, from its verified (or downloaded) files."""
     entry = REGISTRY[name]
     files.check_folder(data_dir)
     roots = files.search_path(data_dir) if entry.files else ()
@@ -53,9 +53,9 @@ def status(
     data_dir: str | os.PathLike[str] | None = None,
     verify: bool = False,
 ) -> list[FileStatus]:
-    """Where the files of one or all data sets are, without downloading any.
+    """The status of the files of one or all data sets, without downloading any.
 
-    `verify` reads each file as `load` would and checks its content.
+    `verify` reads each file as `load` would, and verifies its content.
     """
     if name is not None and name not in REGISTRY:
         raise InputError(f"{name!r} is not a data set: {nearest(name, list(NAMES))}.")
@@ -142,7 +142,7 @@ def _characters_file(name: str, blob: str, pixels: str) -> File:
 
 
 # SHA-256 and git blob ids are of the published content, decompressed. The digests of names and
-# pixels were measured on zips with the official layout that had been compressed anew.
+# pixels were computed on zips with the official layout that had been compressed again.
 REGISTRY: dict[str, Entry] = {
     "digits": Entry(_digits),
     "mnist": Entry(

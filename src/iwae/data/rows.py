@@ -1,4 +1,4 @@
-"""Examples a block at a time, from memory or from a .npy or .npz file, and what they amount to."""
+"""Examples read block by block, from memory or from a .npy or .npz file, and their summary."""
 
 import contextlib
 import os
@@ -16,26 +16,26 @@ import numpy as np
 from iwae.errors import InputError
 
 BLOCK = 1 << 21
-"""Bytes of examples that are looked at in one go."""
+"""Bytes of examples in a block."""
 
 RATIO, SLACK = 100, 1 << 26
-"""A packed file may unpack to RATIO times its size and SLACK bytes more."""
+"""A compressed file may unpack to RATIO times its size plus SLACK bytes."""
 
 
 END, MANY = 22, 0xFFFF
-"""Bytes of a zip archive's end, and the most members and further bytes that it counts there."""
+"""Size of a zip's end record without its comment; the largest count and comment size in it."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What examples amount to: edges [d] of each column, and whether all values are whole."""
+    """A summary of examples: range [d] of each column, and whether all values are integers."""
 
     low: np.ndarray
     high: np.ndarray
     whole: bool
     finite: bool
     lost: np.ndarray
-    """The largest difference to float32 in each column, float64 [d]; infinite beyond its range."""
+    """The largest rounding error of float32 in each column, float64 [d]; inf beyond its range."""
 
     def __add__(self, other: "Summary") -> "Summary":
         return Summary(
@@ -53,18 +53,18 @@ class Summary:
 
 @dataclass(frozen=True)
 class Rows:
-    """Examples [n, …] that `blocks` yields in order, as often as it is called."""
+    """Examples [n, …]; every call of `blocks` yields them in order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     blocks: Callable[[], Iterator[np.ndarray]]
     names: tuple[str, ...] = ()
-    """Of the columns of [n, d], where they have any."""
+    """Names of the columns of [n, d]; empty if they have none."""
     masked: bool = False
     known: Summary | None = None
-    """What they amount to, where that is known."""
+    """Their summary, if it is known."""
     entire: Callable[[], np.ndarray] | None = None
-    """All of them, where they are not read in blocks."""
+    """Reads all of them, if they cannot be read in blocks."""
 
     def whole(self) -> np.ndarray:
         """All of them in one array."""
@@ -97,7 +97,7 @@ def _step(shape: tuple[int, ...], dtype: np.dtype) -> int:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever NumPy or zipfile raise on the bytes of a damaged file is one InputError."""
+    """Turns all that NumPy or zipfile raise on a damaged file into an InputError."""
     try:
         yield
     except InputError:
@@ -108,14 +108,14 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_npy(path: Path) -> Rows:
-    """The array of a .npy file, of which the header alone is read at once."""
+    """The array of a .npy file; only its header is read at once."""
     opened = lambda: contextlib.nullcontext(path.open("rb"))
     with reading(path), path.open("rb") as file:
         return _array_of(path, opened, file, os.fstat(file.fileno()).st_size)
 
 
 def read_npz(path: Path) -> dict[str, Rows]:
-    """The arrays of a .npz file by name, of which the headers alone are read at once."""
+    """The arrays of a .npz file by name; only their headers are read at once."""
     with reading(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if len({member.filename for member in members}) < len(members):
@@ -129,8 +129,7 @@ def read_npz(path: Path) -> dict[str, Rows]:
 
 
 def _counted(file: IO[bytes]) -> int:
-    """How many members an archive says it has at its end, which `zipfile` does not ask; `MANY`
-    where there are as many and more."""
+    """The number of members in an archive's end record, which `zipfile` ignores; at most `MANY`."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - END - MANY))
     tail = file.read()
@@ -151,10 +150,10 @@ def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def check_ratio(path: Path, unpacked: int, packed: int) -> None:
-    """Raises InputError for a file that would fill the memory with next to nothing."""
+    """Raises InputError for a small file that would fill the memory."""
     if unpacked > RATIO * packed + SLACK:
-        what = f"{path} unpacks to more than {RATIO} times its size, as numbers hardly do"
-        raise InputError(f"{what}: give it unpacked if its content is meant.")
+        what = f"{path} unpacks to more than {RATIO} times its size, unlike usual data"
+        raise InputError(f"{what}: unpack it first if it is valid.")
 
 
 def _array_of(
@@ -194,7 +193,7 @@ def _array_of(
 
 
 def _memory() -> int:
-    """Bytes of memory, or more than anybody has where the system does not tell."""
+    """Bytes of memory of this machine; 2^60 if they are unknown."""
     names = getattr(os, "sysconf_names", {})
     if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= names.keys():
         return 1 << 60
@@ -208,7 +207,7 @@ def _columns_first(
     shape: tuple[int, ...],
     dtype: np.dtype,
 ) -> Rows:
-    """An array whose first axis runs fastest in the file, which has to be read whole."""
+    """An array in Fortran order, which has to be read as a whole."""
 
     def entire() -> np.ndarray:
         with reading(path), opened() as source, source:
@@ -238,7 +237,7 @@ def _read(file: IO[bytes], n: int) -> bytes:
 
 
 def summary(rows: Rows, columns: np.ndarray | None = None) -> Summary:
-    """Of non-empty rows, their columns taken in the order of `columns`."""
+    """The summary of non-empty rows, with their columns in the order of `columns`."""
     found = rows.known or reduce(add, (of_block(block) for block in rows.blocks()))
     if columns is None:
         return found
@@ -247,7 +246,7 @@ def summary(rows: Rows, columns: np.ndarray | None = None) -> Summary:
 
 
 def of_block(block: np.ndarray) -> Summary:
-    """The summary of an array that is small."""
+    """The summary of a small array."""
     x = block.reshape(len(block), -1)
     whole = x.dtype.kind in "bui"
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Tables as text: a line of numbers for each example, under a line of names or without one."""
+"""Text tables (.csv): a line of numbers for each example, optionally below a line of names."""
 
 import contextlib
 import csv
@@ -21,16 +21,16 @@ from iwae.errors import InputError, nearest
 HEADERS = ("auto", "yes", "no")
 
 MISSING = {"", "na", "n/a", "#n/a", "<na>", "nan", "null", "nil", "none", "missing", "?", "-", "."}
-"""What stands for a value that is not there, in small letters."""
+"""Cells that stand for a missing value, in lower case."""
 
 LOOK = 1000
-"""Lines by which it is judged what the first one is."""
+"""Number of lines to decide what the first line is."""
 
 BLANKS = " \r\n\f\v"
-"""Of which a line consists that is blank; tabs stand between cells."""
+"""The characters of a blank line; tabs separate cells."""
 
 LONGEST = 1 << 24
-"""Characters in a line."""
+"""Largest number of characters in a line."""
 
 MARKS = {
     b"\xff\xfe\x00\x00": "utf-32",
@@ -56,7 +56,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """How cells are told apart, and whether their decimals follow a comma."""
+    """The delimiter of cells, and whether they have decimal commas."""
 
     delimiter: str
     comma: bool = False
@@ -68,13 +68,13 @@ class Form:
         rows = csv.reader([text], delimiter=self.delimiter, skipinitialspace=True)
         try:
             return [cell.strip() for cell in next(rows)]
-        except csv.Error:  # a cell without end
+        except csv.Error:  # an unclosed quote
             return [text]
 
     def plain(self, text: str) -> str:
         """The line as NumPy reads it: without quotes, and with decimal points.
 
-        Raises ValueError for what NumPy would read as other cells, or as no line at all.
+        Raises ValueError for a line that NumPy would split into other cells, or skip.
         """
         if '"' not in text:
             points = self.comma and self.delimiter != ","
@@ -90,10 +90,10 @@ def read_csv(
 ) -> Rows:
     """Rows [n, d] in 8 bits or float32, with the names of their columns where they have any.
 
-    Cells are separated by commas, semicolons or tabs, and may be quoted; decimals follow a point,
-    or a comma where it separates no cells. `header` says whether the first line holds names:
-    "yes", "no", or "auto", which takes a line without any number for one, and the `names` that
-    are expected. Raises InputError for what can be read in two ways, and for what cannot be read.
+    Cells are separated by commas, semicolons or tabs, and may be quoted. Decimals have a point, or
+    a comma if it does not separate cells. `header` says whether the first line holds names: "yes",
+    "no", or "auto", which recognises a line without numbers, and the expected `names`. Raises
+    InputError for a table that is ambiguous or cannot be read.
     """
     if header not in HEADERS:
         raise InputError(f"header={header!r} is unknown: {nearest(header, list(HEADERS))}.")
@@ -126,9 +126,9 @@ def read_csv(
 
 
 def _numbers(lines: Iterator[str], delimiter: str) -> tuple[list[np.ndarray], Summary]:
-    """Blocks of rows, in 8 bits where they fit and else in float32, and their summary as float64.
+    """Blocks of rows, as uint8 if they fit and else as float32, and their summary in float64.
 
-    Raises ValueError for lines that are no numbers, or not as many in each, and for NaN.
+    Raises ValueError for lines that are not numbers or differ in length, and for NaN.
     """
     blocks: list[np.ndarray] = []
     known: Summary | None = None
@@ -146,7 +146,7 @@ def _numbers(lines: Iterator[str], delimiter: str) -> tuple[list[np.ndarray], Su
 
 
 def _lines(path: Path, *, blank: bool = False) -> Iterator[Line]:
-    """The lines that are not blank, or all. Raises InputError for what is no text."""
+    """All lines that are not blank, or with `blank` all. Raises InputError if it is not text."""
     with path.open("rb") as file, _damage(path):
         stream = _unpacked(file)
         try:
@@ -160,7 +160,7 @@ def _lines(path: Path, *, blank: bool = False) -> Iterator[Line]:
             while line := text.readline(LONGEST):
                 number += 1
                 if len(line) == LONGEST or "\0" in line:
-                    what = f"Line {number} of {path} is no line of text"
+                    what = f"Line {number} of {path} is not a line of text"
                     raise InputError(f"{what}: save it as a plain .csv file, in UTF-8.")
                 if number == 1:
                     line = line.lstrip("\ufeff")
@@ -171,14 +171,14 @@ def _lines(path: Path, *, blank: bool = False) -> Iterator[Line]:
 
 
 def _unpacked(file: BinaryIO) -> BinaryIO:
-    """The file itself, or what it unpacks to if it starts as a gzip file does."""
+    """The file itself, or its decompressed stream if it is gzipped."""
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
 
 
 def _check_unpacked(path: Path) -> None:
-    """Raises InputError for what unpacks to far more than its size, before any of it is kept."""
+    """Raises InputError if the file unpacks to far more than its size, before it is read."""
     with path.open("rb") as file, _damage(path):
         stream, unpacked = _unpacked(file), 0
         if stream is file:
@@ -191,7 +191,7 @@ def _check_unpacked(path: Path) -> None:
 
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """What a damaged gzip stream raises is an InputError."""
+    """Turns the errors of a damaged gzip stream into an InputError."""
     try:
         yield
     except (EOFError, OSError, zlib.error):
@@ -200,13 +200,13 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def _form(path: Path, top: list[Line]) -> Form:
-    """The form of the first lines: that of numbers, if there are any under the first."""
+    """The form of the last of the first two lines, which holds numbers if there are any."""
     text = re.sub(r'"[^"]*"', "", top[-1].text)
     return Form(next((mark for mark in ";\t" if mark in text), ","))
 
 
 def _has_names(path: Path, top: list[Line], form: Form, header: str, names: Sequence[str]) -> bool:
-    """Whether the first line holds names. Raises InputError where it may, or may not."""
+    """Whether the first line holds names. Raises InputError if that is ambiguous."""
     cells = form.cells(top[0].text)
     if header != "auto":
         return header == "yes"
@@ -236,8 +236,9 @@ def _has_names(path: Path, top: list[Line], form: Form, header: str, names: Sequ
 def _may_be_names(path: Path, cells: list[str], form: Form) -> bool:
     """Whether a first line of numbers could name the columns.
 
-    Such as count them or step evenly; and whole numbers that all differ, above lines that are not
-    whole, far from those below, or many that rise above lines that do not.
+    It could if the numbers are evenly spaced and rising. It could also if they are distinct
+    integers, and the lines below are not integers, or are all far from them, or are not rising
+    where more than 5 integers are.
     """
     first = np.array([_value(cell) for cell in cells])
     steps = np.diff(first)
@@ -271,7 +272,7 @@ def _check_names(path: Path, first: list[str], top: list[Line], form: Form) -> N
 
 
 def _check_gaps(path: Path, first: int) -> None:
-    """Raises InputError for a blank line among those of one column, which lacks a value there."""
+    """Raises InputError for a blank line within a single column, where a value may be missing."""
     gap = 0
     for line in _lines(path, blank=True):
         if line.number > first and not line.text.strip(BLANKS):
@@ -284,7 +285,7 @@ def _check_gaps(path: Path, first: int) -> None:
 def _check_halves(
     path: Path, examples: Iterator[Line], form: Form, *, named: bool, width: int | None
 ) -> None:
-    """Raises InputError for lines as 1,5 that may be two whole numbers, or one with a comma."""
+    """Raises InputError for lines such as 1,5: two integers, or one number with a decimal comma."""
     if named or width == 2 or form.delimiter != ",":
         return
     first = next(examples)
@@ -299,7 +300,7 @@ def _check_halves(
 
 
 def _with_decimals(path: Path, examples: Iterator[Line], form: Form) -> Form:
-    """The form, with decimal commas if the first decimals have them."""
+    """The form, with decimal commas if the first decimal numbers have them."""
     commas: list[str] = []
     for line in examples:
         if form.delimiter == "," and '"' not in line.text and not commas:
@@ -327,7 +328,7 @@ def _plain(path: Path, line: Line, form: Form) -> str:
 
 
 def _bad_line(path: Path, examples: Iterator[Line], form: Form) -> str:
-    """What is wrong with the first line that cannot be read, or how many values are missing."""
+    """The message on the first line that cannot be read, or on the number of missing values."""
     kinds = {";": "semicolons", "\t": "tabs", ",": "commas"}
     numbers, first = f"numbers separated by {kinds[form.delimiter]}", None
     missing: list[tuple[int, int]] = []
@@ -350,7 +351,7 @@ def _bad_line(path: Path, examples: Iterator[Line], form: Form) -> str:
 
 
 def _value(cell: str) -> float:
-    """The number in a cell, whatever its commas stand for; NaN if there is none."""
+    """The number in a cell, whether its commas are decimal or thousands; NaN if it has none."""
     for text in (cell, cell.replace(",", "."), cell.replace(",", "")):
         if _is_number(text):
             return float(text)

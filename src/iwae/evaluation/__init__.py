@@ -1,4 +1,4 @@
-"""What a model is worth: L_K, its terms, its units, its posterior; and the fitted model itself."""
+"""Evaluation: L_K, the terms of the ELBO, active units, posteriors, and the trained model."""
 
 from iwae.evaluation.elbo import posterior_means as posterior_means
 from iwae.evaluation.elbo import terms as terms

@@ -1,4 +1,4 @@
-"""Which examples are evaluated at once, in which call of the program, and by which process."""
+"""How examples are divided into blocks, calls of a compiled program, and processes."""
 
 import math
 from collections.abc import Sequence
@@ -9,37 +9,40 @@ import numpy as np
 from jaxtyping import PyTree
 
 GROUP = 250
-"""Most examples of one call of the compiled program: what Ctrl-C and the progress bar wait for."""
+"""Target number of examples per call of the compiled program; Ctrl-C and the progress bar wait for
+a call to end."""
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """n examples in groups, one for each call of the compiled program, which takes it in blocks.
+    """n examples in groups, one for each call of the compiled program, which divides it in blocks.
 
     The processes take the groups in turn: at turn t process p evaluates group t · processes + p.
-    A group that reaches beyond the end is filled up with the last example, and a process for which
-    there is none left evaluates the last again.
+    A group that reaches beyond the end is padded with the last example, and a process that has no
+    group left repeats the last one.
     """
 
     n: int
     block: int
-    """Examples at once."""
+    """Examples evaluated at once."""
     group: int
-    """Examples of a call."""
+    """Examples per call."""
     processes: int = 1
 
     @classmethod
     def of(
         cls, n: int, d: int, *, draws: int, memory: int, workers: int = 1, processes: int = 1
     ) -> "BlockPlan":
-        """For examples of d values of which `draws` latents each live at once, in so many bytes of
-        `memory` that the `workers` share."""
+        """The plan for n examples of d values with `draws` latent draws each in memory at once.
+
+        The `workers` share `memory` bytes.
+        """
         block, group = padded(n, workers, block_size(n, d, draws, memory // workers))
         return cls(n, block, group, processes)
 
     @property
     def calls(self) -> int:
-        """Groups, of all processes."""
+        """Number of groups, over all processes."""
         return math.ceil(self.n / self.group)
 
     @property
@@ -48,12 +51,12 @@ class BlockPlan:
         return math.ceil(self.calls / self.processes)
 
     def examples(self, turn: int, process: int = 0) -> np.ndarray:
-        """The numbers of the examples of a call, [group]."""
+        """The indices of the examples in a call, [group]."""
         start = min(turn * self.processes + process, self.calls - 1) * self.group
         return np.minimum(np.arange(start, start + self.group), self.n - 1)
 
     def done(self, turn: int) -> int:
-        """How many examples are evaluated after a turn."""
+        """Number of examples evaluated by the end of a turn."""
         return min((turn + 1) * self.processes * self.group, self.n)
 
     def in_order(self, parts: PyTree) -> PyTree:
@@ -64,16 +67,16 @@ class BlockPlan:
 
 
 def stacked(parts: Sequence[PyTree]) -> PyTree:
-    """Trees of the same structure as one, their arrays along a new first axis."""
+    """Stack trees of the same structure along a new first axis."""
     return jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
 
 
 def padded(n: int, workers: int, most: int) -> tuple[int, int]:
-    """(block, group): examples at once, of at most `most`, and of a call of the compiled program.
+    """(block, group): examples evaluated at once, at most `most`, and examples per call.
 
-    Each worker has n / workers examples or a few more; `block` is a power of two or `most`, and a
-    group is a power of two of blocks, or enough for `GROUP` examples. A group is at most a quarter
-    of a worker's share, so that the last of them, which is filled up, costs little.
+    Each worker has about n / workers examples. `block` is a power of two or `most`; a group is a
+    power of two of blocks, or enough of them for `GROUP` examples. A group is at most a quarter of
+    a worker's share, so that padding the last one costs little.
     """
     share = math.ceil(n / workers)
     block = min(most, 1 << (share - 1).bit_length())

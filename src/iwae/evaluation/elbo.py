@@ -1,4 +1,4 @@
-"""What draws from q(h|x) say of one example: the ELBO's terms, and the mean of each layer."""
+"""Estimates for one example from draws of q(h|x): the ELBO's terms and posterior means."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ def terms(
 ) -> Float[Array, " terms"]:
     """E_q[log p(x|h_1)] and E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})] for l = 1 … L, in nats.
 
-    The first minus the sum of the others is the ELBO. Of a subclass that draws in a way of its own
-    and says nothing of layers, the others are one, of all layers together.
+    The first minus the sum of the others is the ELBO. For a subclass whose own proposal has a
+    single term, there is one other term, for all layers together.
     """
     h = model.propose(x, k, key)
     priors, proposals = model.log_prior_terms(h), model.log_proposal_terms(x, h)
@@ -26,7 +26,7 @@ def terms(
 def posterior_means(
     model: AbstractAutoencoder, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
 ) -> list[tuple[Array, Array]]:
-    """(E_q[h_l|x], squared standard error of it) for l = 1 … L."""
+    """(E_q[h_l|x], its squared standard error) for l = 1 … L."""
     layers = range(1, len(model.latents) + 1)
     keys = jax.random.split(key, len(model.latents))
     return [model.posterior_mean(x, i, k, key) for i, key in zip(layers, keys, strict=True)]

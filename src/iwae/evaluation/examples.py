@@ -1,7 +1,7 @@
-"""A function of one example over all of a split, on all devices of all processes.
+"""Map a function of one example over a split, on all devices of all processes.
 
-Everything that is evaluated is written for one example and mapped over a split in blocks that fit a
-memory budget (`blocks`).
+Evaluation code is written for one example, and mapped over a split in blocks that fit a memory
+budget (`blocks`).
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from iwae.evaluation.blocks import BlockPlan, stacked
 from iwae.models.observation import Observer
 
 MOST_WORKERS = 4
-"""Most calls at a time on a CPU: one fills the cores that another leaves idle between products."""
+"""Most concurrent calls on a CPU: one uses the cores that another leaves idle between products."""
 
 PerExample = Callable[[PyTree, Array, PRNGKeyArray], PyTree]
-"""Of a model, an example [d] and a key."""
+"""(model, example [d], key) ↦ a tree of arrays."""
 
 Progress = Callable[[int, int], None]
-"""Called with how many examples are done, of how many."""
+"""Called with the number of examples done and their total."""
 
 
 def over_examples(
@@ -46,15 +46,15 @@ def over_examples(
 ) -> PyTree:
     """function(model, x, key) for every example, stacked.
 
-    Bind other arguments with `eqx.Partial`: equal calls then share one compiled program, which is
-    of one of a few numbers of examples (`blocks.padded`). It computes in 32 bits whatever JAX's
-    mode, unless the model holds numbers of 64 bits.
+    Bind other arguments with `eqx.Partial`, so that equal calls share a compiled program; programs
+    are compiled for only a few numbers of examples (`blocks.padded`). Computes in 32 bits, whatever
+    JAX's mode, unless the model holds 64-bit floats.
 
-    Example i is observed and evaluated under keys of (seed, i) alone, so that two models see the
-    same binarisation. At the seed of a run the first 3 are those of its purposes
-    (`training.stream`), from which parameters, orders and steps descend; the others are apart.
-    `draws` latents live at once per example; `memory` (bytes; by default 8 MiB for each worker on a
-    CPU, 2 GiB elsewhere) sets how many examples make a block.
+    Example i is observed and evaluated with keys derived from (seed, i) only, so that two models
+    see the same binarisation. If `seed` is that of a run, the keys of the first 3 examples coincide
+    with those of its purposes (`training.gradient_step.stream`); the others are independent.
+    `draws` latent draws per example are in memory at once; `memory` (in bytes; by default 8 MiB per
+    worker on a CPU, 2 GiB elsewhere) determines the size of a block.
     """
     n, d = images.shape
     workers = _workers()
@@ -76,13 +76,13 @@ def over_examples(
 
 
 def _workers() -> int:
-    """Calls at a time."""
+    """Number of concurrent calls."""
     on_cpu = jax.default_backend() == "cpu"
     return min(os.cpu_count() or 1, MOST_WORKERS) if on_cpu else 1
 
 
 def _agreed(n: int, d: int, draws: int, memory: int | None, workers: int) -> BlockPlan:
-    """The plan of the first process, whose machine may differ from the others'."""
+    """The plan of the first process, for all, since their machines may differ."""
     if memory is None:
         memory = workers * 2**23 if jax.default_backend() == "cpu" else 2**31
     own = BlockPlan.of(
@@ -94,7 +94,7 @@ def _agreed(n: int, d: int, draws: int, memory: int | None, workers: int) -> Blo
 
 @dataclass(frozen=True)
 class _Placed:
-    """A function and its model, their arrays on each of several devices of this process."""
+    """A function and its model, with copies of their arrays on each device of this process."""
 
     devices: Sequence[jax.Device]
     copies: Sequence[PyTree]
@@ -117,7 +117,7 @@ class _Placed:
         observe: Observer,
         block: int,
     ) -> PyTree:
-        """The function of the examples of these numbers, on the device whose turn it is."""
+        """The function's values on the examples in `index`, on the device of this turn."""
         own = turn % len(self.devices)
         device = self.devices[own] if len(self.devices) > 1 else None
         with computing(self.copies[0]), jax.default_device(device):
@@ -129,7 +129,7 @@ class _Placed:
 
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that keep every core busy; what has not begun is dropped on Ctrl-C."""
+    """Threads that keep every core busy; pending calls are cancelled on Ctrl-C."""
     pool = ThreadPoolExecutor(workers)
     try:
         yield pool

@@ -9,10 +9,10 @@ from iwae.bounds import BoundFunction
 from iwae.models.base import ModelLike, block_of, draw_log_weights
 
 CHUNK = 250
-"""Draws of one example per step of the stream over K."""
+"""Importance samples of one example per step of the stream over K."""
 
 REPETITIONS = 2**32 - 4
-"""What an example's key is folded with for further estimates."""
+"""Folded into an example's key for further estimates."""
 
 
 def log_likelihood(
@@ -20,9 +20,8 @@ def log_likelihood(
 ) -> Float[Array, ""]:
     """L_K = log (1/K) Σ_i w_i of one example, in nats (Burda et al. Eq. 8).
 
-    Streams over K in chunks, in memory that does not grow with K. What is summed are the weights
-    relative to the largest so far, so that no draw is lost beside a log p(x) of many digits.
-    `InputError` for a K below 1.
+    Streams over K in chunks, in memory that does not grow with K. It sums the weights relative to
+    the largest so far, so that no sample is lost in rounding. `InputError` for a K below 1.
     """
     check_draws(k)
     block = block_of(model)
@@ -44,12 +43,12 @@ def log_likelihood(
 
 
 def repetitions(key: PRNGKeyArray, n: int) -> Key[Array, " n"]:
-    """Keys of n estimates of one example, [n], under none of which `log_likelihood` draws."""
+    """Keys for n further estimates of one example, [n], none of which `log_likelihood` uses."""
     return jax.random.split(jax.random.fold_in(key, REPETITIONS), n)
 
 
 def bound_value(
     model: ModelLike, x: Float[Array, " d"], key: PRNGKeyArray, *, bound: BoundFunction, k: int
 ) -> Float[Array, ""]:
-    """A training bound of one example with K draws, in nats."""
+    """A training bound of one example with K importance samples, in nats."""
     return bound(draw_log_weights(model, x, k, key))

@@ -1,4 +1,4 @@
-"""What papers measure of a trained model beside its L_K: figures by name, with standard errors."""
+"""Metrics of a trained model that papers report beside L_K, with standard errors."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from iwae.evaluation.trained import TrainedModel
 from iwae.models.base import AbstractAutoencoder, ModelLike, draw_log_weights
 
 Figures = dict[str, Figure]
-"""A value in nats with its standard error, by name."""
+"""Values in nats with their standard errors, by name."""
 
 
 LogLikelihoods = Float[np.ndarray, " n"]
@@ -28,11 +28,11 @@ LogLikelihoods = Float[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class Measure:
-    """Figures of a model, given the K and the L_K of its evaluation."""
+    """A metric of a model, given the K and the L_K of its evaluation."""
 
     take: Callable[[TrainedModel, int, LogLikelihoods], Figures]
     evaluations: int = 0
-    """How many more of as many draws and images it takes."""
+    """Number of further evaluations with as many importance samples and images that it needs."""
 
 
 def _gap(trained: TrainedModel, k: int, l_k: LogLikelihoods) -> Figures:
@@ -60,7 +60,7 @@ def _used(trained: TrainedModel, k: int, l_k: LogLikelihoods) -> Figures:
 def _of_part(
     trained: TrainedModel, part: AbstractAutoencoder, k: int, l_k: LogLikelihoods
 ) -> tuple[Figure, Figure]:
-    """The NLL of a model with some of the units, and how much more it is than with all."""
+    """The NLL of a model with some of the units, and its difference to the NLL with all."""
     images = trained.data().split("test")[: len(l_k)]
     values = dataclasses.replace(trained, model=part).log_likelihoods(images, k=k)
     return mean_and_error(-values), mean_and_error(l_k - values)
@@ -81,7 +81,7 @@ ORDERS = {"ELBO": bounds.elbo, "IWAE": bounds.iwae} | {
 def jackknives(
     model: ModelLike, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int
 ) -> Float[Array, " estimators"]:
-    """Every estimate of `ORDERS` from the same k draws."""
+    """Every estimate of `ORDERS` from the same K importance samples."""
     log_w = draw_log_weights(model, x, k, key)
     return jnp.stack([estimate(log_w) for estimate in ORDERS.values()])
 
@@ -96,13 +96,13 @@ def _jackknife(trained: TrainedModel, _: int, l_k: LogLikelihoods) -> Figures:
 
 
 REPEATS, REPEATED = 200, 200
-"""Estimates of each image, and images, behind the mean absolute deviation."""
+"""Number of estimates per image, and of images, for the mean absolute deviation."""
 
 
 def repeated(
     model: ModelLike, x: Float[Array, " d"], key: PRNGKeyArray, *, k: int, repeats: int
 ) -> Float[Array, " repeats"]:
-    """Independent estimates log p̂(x) = log (1/K) Σ_i w_i, none by draws of `log_likelihood`."""
+    """Independent estimates log p̂(x) = log (1/K) Σ_i w_i, from other draws than L_K."""
     one = lambda key: bounds.iwae(draw_log_weights(model, x, k, key))
     return jax.lax.map(one, repetitions(key, repeats))
 
@@ -110,7 +110,7 @@ def repeated(
 def _deviation(trained: TrainedModel, _: int, l_k: LogLikelihoods) -> Figures:
     """E|log p̂ − E log p̂| ≤ 2 + 2δ, δ = log p(x) − L_K (Burda et al., appendix).
 
-    δ by L_K of the evaluation in place of log p(x), which makes it smaller.
+    δ uses the L_K of the evaluation in place of log p(x), which makes it smaller.
     """
     k = trained.config.objective.k
     images = trained.data().split("test")[: min(len(l_k), REPEATED)]
@@ -140,6 +140,6 @@ MEASURES = {
     "jackknife": Measure(_jackknife),
     "deviation": Measure(_deviation),
 }
-"""By the name that a cell asks for: NLL of as many training images; NLL after inactive units are
-removed; units that are used, and the NLL of these alone; the bound at the K of training; log p(x)
-estimated by jackknives from as many draws; mean absolute deviation of log p̂ and its limit."""
+"""Metrics by the name in a job: the NLL of as many training images; the NLL without inactive units;
+the used units, and the NLL with only these; the bound at the K of training; jackknife estimates of
+log p(x) at that K; the mean absolute deviation of log p̂ and its limit."""

@@ -1,7 +1,7 @@
-"""What K weighted draws say of the posterior p(h|x) (Cremer, Morris & Duvenaud 2017).
+"""Estimates of the posterior p(h|x) from K weighted draws (Cremer, Morris & Duvenaud 2017).
 
-L_K bounds from below the ELBO of an implicit posterior q_EW: draw K from q and keep one with
-probability w̃_i.
+L_K is a lower bound of the ELBO of an implicit posterior q_EW, which draws K times from q and keeps
+draw i with probability w̃_i.
 """
 
 import math
@@ -22,7 +22,7 @@ def expectation(
 ) -> Array:
     """E[f(h)|x] ≈ Σ_i w̃_i f(h_i) with K draws from q; f takes ONE draw.
 
-    Self-normalised: consistent in K, with a bias of O(1/K).
+    The estimate is self-normalised: consistent in K, with a bias of O(1/K).
     """
     h, log_w = _weighted(model, x, key, k)
     values = jax.vmap(f)(h)
@@ -49,7 +49,7 @@ def _weighted(
 
 
 class Densities(NamedTuple):
-    """Three densities over the points of a grid, each [n, n]; the exact one integrates to 1."""
+    """Three densities on a grid, each [n, n]; the exact one integrates to 1."""
 
     q: Float[Array, "n n"]
     q_ew: Float[Array, "n n"]
@@ -74,9 +74,9 @@ def densities(
 ) -> Densities:
     """q(h|x), q_EW(h|x) and p(h|x) on a grid, for a model with one layer of 2 latent units.
 
-    q_EW(h|x) = E[ p(x,h) / ((p(x,h)/q(h|x) + Σ_{j≥2} w_j) / K) ] over h_2 … h_K ~ q, the mean of
-    `repeats` of them; p(h|x) is p(x,h) divided by its integral over the grid. `InputError` for a
-    model of other latents, or numbers below 1.
+    q_EW(h|x) = E[ p(x,h) / ((p(x,h)/q(h|x) + Σ_{j≥2} w_j) / K) ] over h_2 … h_K ~ q, estimated by
+    a mean of `repeats` samples; p(h|x) is p(x,h) divided by its integral over the grid.
+    `InputError` for a model with other latents, or for a k, n or repeats below 1.
     """
     check_draws(k)
     for name, number in (("n", n), ("repeats", repeats)):
@@ -85,11 +85,11 @@ def densities(
                 f"{name} = {number} was given, but at least 1 is needed; give 1 or more."
             )
     if not 0 < side < math.inf:
-        raise InputError(f"side = {side} was given, but the square has a size; give one above 0.")
+        raise InputError(f"side = {side} was given, but it must be positive; give one above 0.")
     if tuple(model.latents) != (2,):
         raise InputError(
-            f"The model has {' + '.join(map(str, model.latents))} latent units, but densities are "
-            f"drawn of exactly 2; train one with --layers 1 --latents 2."
+            f"The model has {' + '.join(map(str, model.latents))} latent units, but densities need "
+            f"exactly 2; train a model with --layers 1 --latents 2."
         )
     points = square(side, n).reshape(-1, 2)
     log_q = model.log_proposal(x, (points,))
@@ -110,5 +110,5 @@ def densities(
 
 
 def _in_parts(f: Callable[[Array], Array], points: Float[Array, "p 2"]) -> Float[Array, " p"]:
-    """f of all points, 500 at a time."""
+    """f at all points, 500 at a time."""
     return jax.lax.map(lambda h: f(h[None])[0], points, batch_size=500)

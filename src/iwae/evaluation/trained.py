@@ -1,4 +1,4 @@
-"""The fitted model with its data: evaluate, score, encode, sample, reconstruct."""
+"""The trained model with its data: evaluate, score, encode, sample, reconstruct."""
 
 import dataclasses
 import math
@@ -41,41 +41,42 @@ from iwae.storage.metrics import History
 from iwae.storage.run_directory import identity, open_run, read_model
 
 TERM_DRAWS = 100
-"""Draws per example behind the ELBO's terms and the active units."""
+"""Draws per example for the ELBO's terms and the active units."""
 
 ACTIVITY_EXAMPLES = 10_000
-"""Training examples that decide which units are inactive when they are to be removed."""
+"""Training examples that determine which units are inactive, to remove these."""
 
 ABLATION_EXAMPLES = 2000
-"""Training examples that decide which units are used."""
+"""Training examples that determine which units are used."""
 
 
 @dataclass(frozen=True, repr=False)
 class TrainedModel:
-    """A model, the configuration it was trained with, and what it knows of its data."""
+    """A model, the configuration it was trained with, and how it observes its data."""
 
     config: RunConfig
     model: AbstractAutoencoder
     seen: Observation
     epochs: int
-    """Passes over the training split behind the model."""
+    """Epochs of training."""
     path: Path | None = None
-    """The run directory, where there is one."""
+    """The run directory; None for a run in memory."""
     data_dir: str | Path | None = None
+    """Where to look first for the files of data sets."""
     dataset: Dataset | None = None
-    """The data as the model sees them, where they were given; else `data` finds them."""
+    """The data as the model observes them; None if `data` is to find them."""
     run: str = ""
-    """The identity of the run (`run_directory.identity`); empty where its files do not say."""
+    """The identity of the run (`run_directory.identity`); empty if unknown."""
     history: History = field(default_factory=History, compare=False)
-    """The metrics of the run, epoch by epoch; empty where there are none."""
+    """The metrics of each epoch; empty if there are none."""
     own: Mapping[str, str] = field(default_factory=dict)
-    """Names of the parts of the run that are objects of the user's own."""
+    """Names of the user's own parts."""
     _found: dict[Hashable, Dataset] = field(default_factory=dict, compare=False)
-    """The data that `data` has found, by what they depend on; copies by `replace` share them."""
+    """Cache of `data`, shared by copies made with `replace`."""
 
     @property
     def passes(self) -> int:
-        """`epochs`, under its former name."""
+        """The former name of `epochs`."""
         return self.epochs
 
     def __repr__(self) -> str:
@@ -89,12 +90,12 @@ class TrainedModel:
         return f"TrainedModel({', '.join(parts)})"
 
     def _units(self) -> str:
-        """Latent units, layer by layer; empty of a model that is no `Autoencoder`."""
+        """Latent units of each layer as text; empty for a model that is not an `Autoencoder`."""
         layered = isinstance(self.model, AbstractAutoencoder)
         return " + ".join(map(str, self.model.latents)) if layered else ""
 
     def _repr_html_(self) -> str:
-        """What it is, as a table for a notebook."""
+        """A summary as a table, for a notebook."""
         rows = [
             ("model", f"{self.config.label}, K = {self.config.objective.k}"),
             *([("latent units", self._units())] if self._units() else []),
@@ -109,30 +110,32 @@ class TrainedModel:
         return html_table(rows)
 
     def save(self, out: str | Path) -> None:
-        """Write the model, its configuration and what it knows of its data as a run folder, which
-        `iwae.load` and every command read; there is no checkpoint to train it on from.
+        """Write a run directory that `iwae.load` and every command can read.
 
-        `InputError` if there is something at `out`, or the model is another than the one its
-        configuration describes, as after units were removed.
+        It has no checkpoint, so the model cannot be trained further from it. `InputError` if `out`
+        exists, or if the model is not the one its configuration describes, e.g. after units were
+        removed.
         """
         own = checkpoint.shapes(eqx.filter(self.model, _is_array))
         built = not self.own.keys() & {"model", "likelihood"}
         described = as_kept(skeleton(self.config, self.seen), own.keys()) if built else self.model
-        stands = checkpoint.shapes(eqx.filter(described, _is_array)) == own
-        if not stands:
+        if checkpoint.shapes(eqx.filter(described, _is_array)) != own:
             raise InputError(
-                "The model is not the one that its configuration describes, from which it is built "
-                "when it is loaded; save the one that was trained."
+                "The model is not the one that its configuration describes, so it could not be "
+                "loaded again; save the model that was trained."
             )
-        with open_run(out, self.config, resume=False) as folder:
-            folder.own = self.own
-            folder.run = identity(self.config, self.seen, self.own)
-            folder.save_config(self.config)
-            folder.save_model(self.model, self.seen, self.epochs, step=0)
+        with open_run(out, self.config, resume=False) as directory:
+            directory.own = self.own
+            directory.run = identity(self.config, self.seen, self.own)
+            directory.save_config(self.config)
+            directory.save_model(self.model, self.seen, self.epochs, step=0)
 
-    def is_in_its_folder(self) -> bool:
-        """Whether the model in the folder of the run, if it is one of as many epochs, is this one;
-        it is not after weights were held at their means, or units were removed."""
+    def is_stored(self) -> bool:
+        """Whether this model, rather than a modified one, is stored in the run directory.
+
+        Also True if the stored model has another number of epochs, since the run was then trained
+        further. False after weights were fixed at their means, or units were removed.
+        """
         if self.path is None:
             return False
         stored, _, epochs = read_model(self.path)
@@ -143,30 +146,32 @@ class TrainedModel:
         )
 
     def at_the_mean(self) -> "TrainedModel":
-        """The same with uncertain weights held at their means; `InputError` if it has none."""
+        """A copy with uncertain weights fixed at their means; `InputError` if it has none."""
         if not isinstance(self.model, UncertainAutoencoder):
             raise InputError(
-                "mean_weights was asked for, but the model's weights are fixed; leave it out."
+                "mean_weights was requested, but no weights are uncertain; leave it out."
             )
         return dataclasses.replace(self, model=self.model.at_the_mean())
 
     def data(self) -> Dataset:
-        """The data set the model was trained on, found as `iwae.data.load` finds it; it is read
-        once. `InputError` if it is not there, or has changed since."""
+        """The data set the model was trained on, located as by `iwae.data.load`, and read once.
+
+        `InputError` if it is missing, or has changed since.
+        """
         if self.dataset is not None:
             return self.dataset
-        of = (self.config.data, self.seen, self.data_dir)
-        if of not in self._found:
-            self._found[of] = self._read_data()
-        return self._found[of]
+        key = (self.config.data, self.seen, self.data_dir)
+        if key not in self._found:
+            self._found[key] = self._read_data()
+        return self._found[key]
 
     def _read_data(self) -> Dataset:
         config = self.config.data
         if config.dataset not in data.NAMES and not Path(config.dataset).exists():
             raise InputError(
                 f"The run was trained on {config.dataset}, which is neither a registered data set "
-                f"nor a file here; put the file back, or give its examples again, by iwae evaluate "
-                f"--data FILE or iwae.load(…, data=…)."
+                f"nor a file here; put the file back, or give its examples again, with iwae "
+                f"evaluate --data FILE or iwae.load(…, data=…)."
             )
         loaded = data.load(
             config.dataset, data_dir=self.data_dir, values=self.seen.kind, header=config.header
@@ -174,13 +179,13 @@ class TrainedModel:
         if not self.seen.fits(loaded):
             raise InputError(
                 f"{config.dataset} has changed since the run was trained: it holds "
-                f"{loaded.kind} values of shape {loaded.shape}, where {self.seen.kind} values of "
-                f"shape {self.seen.shape} were; put the original data back."
+                f"{loaded.kind} values of shape {loaded.shape} instead of {self.seen.kind} values "
+                f"of shape {self.seen.shape}; put the original data back."
             )
         if self.seen.digest not in ("", loaded.whole_digest):
             raise InputError(
-                f"{config.dataset} has changed since the run was trained: its examples are others; "
-                f"put the original data back, or give arrays with iwae.load(…, data=…)."
+                f"{config.dataset} has changed since the run was trained: its examples differ; put "
+                f"the original data back, or give arrays with iwae.load(…, data=…)."
             )
         return prepare(loaded, self.seen)
 
@@ -197,8 +202,8 @@ class TrainedModel:
         check_seed(seed)
         if memory is not None and memory < 1:
             raise InputError(
-                f"memory = {memory} was given, but a block of draws needs some; give more, or "
-                f"leave it out."
+                f"memory = {memory} was given, but it must be at least 1 byte; give more, or leave "
+                f"it out."
             )
         check_draws(k)
         if not len(images):
@@ -226,12 +231,11 @@ class TrainedModel:
         """log p(x) of your own examples, estimated by L_K, in nats, [n].
 
         `source` is an array [n, …], a data frame, a .npy, .npz, .csv or .csv.gz file, or NAME or
-        NAME:SPLIT of a registered data set; `header` is that of `iwae.data.load`. Columns that have
-        names are matched to those of training. What training binarises dynamically is binarised
-        with `seed`, each example by itself: the mean over several seeds varies less.
+        NAME:SPLIT of a registered data set; `header` is that of `iwae.data.load`. Named columns are
+        matched to those of training. If training binarises dynamically, each example is binarised
+        with `seed`; a mean over several seeds varies less.
 
-        Warns of what float32 cannot hold: −inf stands for what lies below −3.4e38 or has no
-        density.
+        Warns if a value is not finite in float32: −inf means below −3.4e38, or no density.
         """
         examples = self.seen.read(source, self.data_dir, header)
         scores = self.log_likelihoods(examples, k=k, seed=seed, progress=progress)
@@ -249,7 +253,7 @@ class TrainedModel:
     ) -> np.ndarray:
         """E_q[h_l|x] of your own examples, [n, d_l]; layers are counted from the image.
 
-        What training binarises dynamically is binarised with `seed`, each example by itself.
+        If training binarises dynamically, each example is binarised with `seed`.
         """
         check_seed(seed)
         self._check_layers("encode")
@@ -265,21 +269,18 @@ class TrainedModel:
     def sample(self, n: int, *, seed: int = 0, mean: bool = True) -> np.ndarray:
         """n images from the model [n, *shape]: E[x|h_1], or with `mean=False` draws of x.
 
-        Intensities are on the scale from 0 to 1, whatever that of the data. Where p(x|h_1) has no
-        mean its `loc` or median stands for it.
+        Intensities are scaled to [0, 1], whatever the scale of the data. If p(x|h_1) has no mean,
+        its `loc` or median is returned.
         """
         check_seed(seed)
         self._check_layers("sample")
         if n < 1:
-            raise InputError(f"n = {n} was given, but a sample is at least 1; give n = 1 or more.")
+            raise InputError(f"n = {n} was given, but it must be at least 1; give n = 1 or more.")
         if n > COUNTED:
-            raise InputError(
-                f"n = {n} was given, but images are counted up to {COUNTED:,}; give fewer."
-            )
-        counted = isinstance(
-            self.model, UncertainAutoencoder
-        )  # draw i depends on how many there are
-        several = n if counted else 1 << (n - 1).bit_length()
+            raise InputError(f"n = {n} was given, but it can be at most {COUNTED:,}; give fewer.")
+        # for uncertain weights draw i depends on n; else n is rounded up, to compile less often
+        exact = isinstance(self.model, UncertainAutoencoder)
+        several = n if exact else 1 << (n - 1).bit_length()
         with computing(self.model):
             images = _sample(self.model, several, threefry.key(seed), mean)
         return np.asarray(images)[:n].reshape(n, *self.seen.shape)
@@ -287,7 +288,7 @@ class TrainedModel:
     def reconstruct(
         self, source: str | Path | np.ndarray, *, seed: int = 0, header: str = "auto"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(x as the model sees it, E[x'|h_1] at one draw h_1 ~ q), each [n, *shape].
+        """(x as the model observes it, E[x'|h_1] at one draw h_1 ~ q), each [n, *shape].
 
         `source` is anything that `score` takes.
         """
@@ -313,7 +314,7 @@ class TrainedModel:
         return units.ablation(self.model, images, self.seen.observer, seed=seed)
 
     def usage(self, images: np.ndarray, *, seed: int = 0) -> Ablation:
-        """`ablation`, under its former name."""
+        """The former name of `ablation`."""
         return self.ablation(images, seed=seed)
 
     def without_inactive(self, *, seed: int = 0) -> AbstractAutoencoder:
@@ -321,7 +322,7 @@ class TrainedModel:
         return self._with_only(lambda _, activity: activity.active, seed)
 
     def only_used(self, *, seed: int = 0) -> AbstractAutoencoder:
-        """The model with the units that are used on training examples alone."""
+        """The model with only the units that are used on training examples."""
         used = lambda images: self.ablation(images[:ABLATION_EXAMPLES], seed=seed).used
         return self._with_only(lambda images, _: used(images), seed)
 
@@ -329,11 +330,11 @@ class TrainedModel:
     def _with_only(
         self, chosen: Callable[[np.ndarray, Activity], tuple[np.ndarray, ...]], seed: int
     ) -> AbstractAutoencoder:
-        """The units chosen by training examples and their activity; others are held at averages."""
+        """The model with only the chosen units; the others are fixed at their averages."""
         if isinstance(self.model, HierarchicalAutoencoder):
             raise InputError(
-                "without_inactive or only_used was asked for, but the heads of a hierarchical "
-                "proposal cannot lose units; leave it out."
+                "without_inactive or only_used was requested, but units of a hierarchical proposal "
+                "cannot be removed; leave it out."
             )
         images = self.data().train[:ACTIVITY_EXAMPLES]
         active = self.activity(images, seed=seed)
@@ -356,12 +357,13 @@ class TrainedModel:
     ) -> Evaluation:
         """L_K with its standard error, the ELBO's terms and the active units on a split.
 
-        `limit` takes the first examples of the split only. Uncertain weights are drawn anew for
-        each draw of the latents, or with `mean_weights` held at their means.
+        `limit` takes only the first examples of the split. Uncertain weights are drawn anew for
+        each importance sample, or with `mean_weights` fixed at their means. `without_inactive` and
+        `only_used` also evaluate the model without its inactive or unused units.
 
-        One fresh binarisation and all draws come from `seed`, not from the run's, so that runs on
-        the same data see the same pixels. `memory` is the budget in bytes of a block of draws.
-        `InputError` if an NLL is not finite.
+        A fresh binarisation and all draws derive from `seed`, not from the run's, so that runs on
+        the same data see the same pixels. `memory` is the budget of a block in bytes. `InputError`
+        if an NLL is not finite.
         """
         of = self.at_the_mean() if mean_weights else self
         images = self.data().split(split)
@@ -419,19 +421,19 @@ class TrainedModel:
         seed: int,
         memory: int | None,
     ) -> float:
-        """−L_k of a model with some of the units, in nats; `InputError` if it is not finite."""
+        """−L_K of a model with some of the units, in nats; `InputError` if it is not finite."""
         smaller = dataclasses.replace(self, model=part)
         return -_mean_of_finite(smaller.log_likelihoods(images, k=k, seed=seed, memory=memory), k)
 
     def _blocks(self, k: int) -> str:
-        """What is to be said of L_k where draws depend on one another."""
+        """The note on L_K if importance samples are drawn in dependent blocks, or ""."""
         block = block_of(self.model)
         if block == 1:
             return ""
         return f"L_{k} of draws in blocks of {block}, a lower bound of log p(x)"
 
     def _terms(self, images: np.ndarray, seed: int) -> np.ndarray:
-        """The terms of the ELBO, or of a model that is no `Autoencoder` the ELBO itself."""
+        """The terms of the ELBO, or, for a model that is not an `Autoencoder`, the ELBO itself."""
         function = eqx.Partial(terms, k=TERM_DRAWS)
         if not isinstance(self.model, AbstractAutoencoder):
             function = eqx.Partial(bound_value, bound=bounds.elbo, k=TERM_DRAWS)
@@ -441,12 +443,12 @@ class TrainedModel:
         return np.atleast_1d(per_example.mean(axis=0, dtype=np.float64))
 
     def _check_layers(self, what: str) -> None:
-        """`InputError` of a model that is no `Autoencoder`."""
+        """`InputError` unless the model is an `Autoencoder`."""
         if not isinstance(self.model, AbstractAutoencoder):
             raise InputError(
-                f"{what} was asked for, but it is of the layers of an Autoencoder, and this run "
-                f"was trained on a model of its own, a {type(self.model).__name__}; use the "
-                f"methods of the model."
+                f"{what} was requested, but it needs the layers of an Autoencoder, and this run "
+                f"was trained with a model of your own, a {type(self.model).__name__}; use the "
+                f"methods of that model."
             )
 
     def _posterior_means(
@@ -459,7 +461,7 @@ class TrainedModel:
 
 
 class _Parts(TypedDict):
-    """What an evaluation says beside its likelihoods."""
+    """The fields of an evaluation beside its likelihoods."""
 
     elbo: float
     reconstruction: float
@@ -469,18 +471,18 @@ class _Parts(TypedDict):
 
 
 def _times(shape: tuple[int, ...]) -> str:
-    """As 28 × 28."""
+    """A shape as text, such as 28 × 28."""
     return " × ".join(map(str, shape))
 
 
 def _without_number(scores: np.ndarray, examples: np.ndarray) -> str:
-    """What is to be said of scores that are not finite."""
+    """The warning for scores that are not finite."""
     at = np.flatnonzero(~np.isfinite(scores))
     size = float(np.abs(examples[at[0]]).max())
     return (
-        f"{len(at)} of {len(scores)} log-likelihoods are no finite numbers, the first that of "
-        f"example {at[0]} ({scores[at[0]]:g}), whose values reach {size:g}: it lies too far from "
-        f"the training data for float32, or where the model has no density; look at its values."
+        f"{len(at)} of {len(scores)} log-likelihoods are not finite, the first that of example "
+        f"{at[0]} ({scores[at[0]]:g}), whose values reach {size:g}: it is too far from the "
+        f"training data for float32, or where the model has no density; check its values."
     )
 
 
@@ -491,9 +493,9 @@ def _is_array(leaf: object) -> bool:
 def skeleton(
     config: RunConfig, seen: Observation, own: AbstractLikelihood | None = None
 ) -> AbstractAutoencoder:
-    """The model that a configuration describes, with shapes and types in the place of arrays.
+    """The model that a configuration describes, with shapes and types instead of arrays.
 
-    An `own` likelihood stands in the place of the one that is named.
+    An `own` likelihood replaces the one that the configuration names.
     """
     d = int(np.prod(seen.shape))
     return eqx.filter_eval_shape(
@@ -509,13 +511,13 @@ def skeleton(
 
 
 def _mean_of_finite(values: np.ndarray, k: int) -> float:
-    """The mean of L_k over examples, in nats; `InputError` if it is not finite."""
+    """The mean of L_K over examples, in nats; `InputError` if it is not finite."""
     lost = np.flatnonzero(~np.isfinite(values))
     if len(lost):
         raise InputError(
             f"L_{k} is {values[lost[0]]:g} for {len(lost)} of {len(values)} examples, the first of "
-            f"them number {lost[0]}, so the NLL is no number; check that the examples fit the "
-            f"likelihood, and that the training ended in a model that is finite."
+            f"them number {lost[0]}, so the NLL is not finite; check that the examples fit the "
+            f"likelihood, and that the model's parameters are finite."
         )
     return float(values.mean(dtype=np.float64))
 

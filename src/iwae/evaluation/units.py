@@ -1,4 +1,4 @@
-"""Which latent units do something: their activity A_u, and what their ablation costs, U_u."""
+"""The activity A_u of latent units, and the cost U_u of their ablation."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ ACTIVE = 1e-2
 """A unit is active when A_u = Var_x(E_q[h_u|x]) exceeds this (Burda et al. §5)."""
 
 USED, CLEAR = 1e-2, 3.0
-"""A unit is used when U_u exceeds so many nats, and so many of its standard errors."""
+"""A unit is used when U_u exceeds USED nats and CLEAR standard errors."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def activity(
 ) -> Activity:
     """A_u = Var_x(E_q[h_u|x]) of every latent unit (Burda et al. §5).
 
-    Above the first layer E is an average over k draws of the layer below, whose own variance is
-    subtracted: the estimate of A_u is unbiased, so a dead unit is not counted for its noise.
-    `InputError` for fewer than 2 examples or draws.
+    Above the first layer E is an average over k draws of the layer below. The variance of that
+    average is subtracted, so that the estimate of A_u is unbiased and noise does not make a dead
+    unit active. `InputError` for fewer than 2 examples or draws.
     """
     if len(images) < 2 or k < 2:
         raise InputError(
-            f"The activity of units was asked for of n = {len(images)} examples with k = {k} "
-            f"draws, but a variance is of at least 2 of each; give more."
+            f"The activity of units was requested for n = {len(images)} examples with k = {k} "
+            f"draws, but it needs at least 2 of each; give more."
         )
     means = over_examples(
         eqx.Partial(posterior_means, k=k), model, images, observe, seed=seed, draws=k, memory=memory
@@ -91,9 +91,9 @@ def ablated(
     averages: tuple[Array, ...],
     k: int,
 ) -> list[Array]:
-    """What E_q[log p(h_{l−1}|h_l)] loses where h_u is held at its average, per unit of each layer.
+    """The loss of E_q[log p(h_{l−1}|h_l)] when h_u is fixed at its average, per unit of each layer.
 
-    h_0 = x; from the same k draws for all units.
+    h_0 = x; the same k draws serve all units.
     """
     draws = model.propose(x, k, key)
     latents_of(model, draws)
@@ -122,10 +122,10 @@ def ablation(
 ) -> Ablation:
     """U_u = E_{x,q}[log p(h_{l−1}|h_l) − log p(h_{l−1}|h_l with h_u at its average)], h_0 = x.
 
-    What the layer below loses of its density without the unit. A_u tells another thing in layers
-    whose prior is learned: a unit of which q(h_u|h_{l−1}) = p(h_u|h_{l+1}) says nothing of x, yet
-    its mean moves with h_{l+1}, and is active by a threshold in units that are its own.
-    `InputError` for fewer than 2 examples.
+    U_u is the loss in log density of the layer below without the unit. A_u can mislead in layers
+    with a learned prior: a unit with q(h_u|h_{l−1}) = p(h_u|h_{l+1}) carries no information on x,
+    yet its mean moves with h_{l+1}, and A_u depends on the scale of the unit. `InputError` for
+    fewer than 2 examples.
     """
     averages = activity(model, images, observe, seed=seed).mean
     function = eqx.Partial(ablated, averages=tuple(map(jnp.asarray, averages)), k=k)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from iwae import runs
 from iwae._utils.extras import require
-from iwae._utils.files import as_argument, refuse_existing, write_atomic
+from iwae._utils.files import as_argument, check_writable, write_atomic
 from iwae._utils.formatting import units_in_words
 from iwae.config.io import flatten
 from iwae.config.schema import RunConfig
@@ -106,7 +106,7 @@ def write(
     loaded.
     """
     check_installed()
-    refuse_existing(out, overwrite=overwrite)
+    check_writable(out, overwrite=overwrite)
     write_atomic(out, render(paths, data_dir=data_dir))
 
 

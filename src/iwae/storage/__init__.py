@@ -1,4 +1,4 @@
-"""The directory of a run: configuration, metrics, checkpoint, model, evaluations."""
+"""The run directory: configuration, metrics, checkpoint, model and evaluations."""
 
 from iwae.storage.evaluations import Evaluation as Evaluation
 from iwae.storage.evaluations import read_evaluations as read_evaluations

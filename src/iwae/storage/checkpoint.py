@@ -1,8 +1,8 @@
 """Trees of arrays in one safetensors file, keyed by tree path, with a JSON header.
 
-Paths rather than order: two fields of the same shape cannot be swapped in silence, and a file that
-has other leaves than the tree is refused. State and header are one file, so that one rename
-replaces both. A digest of all of it is kept beside them, and verified by every read.
+With paths instead of an order, two fields of the same shape cannot be swapped silently, and a file
+whose leaves differ from the tree's is rejected. State and header are one file, so that one rename
+replaces both. The file carries a digest of its content, which every read verifies.
 """
 
 import hashlib
@@ -26,31 +26,33 @@ from iwae.storage import persisted
 Tree = TypeVar("Tree")
 
 Leaf = Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
-"""An array of a tree, or what stands for one."""
+"""An array of a tree, or its shape and type."""
 
 HEADER, DIGEST = "header", "digest"
-"""Entries of the file's metadata, beside those that its writer adds."""
+"""Entries of the file's metadata, beside those that the writer adds."""
 
 RESTORE = "restore it from a copy or train again"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What is in a file, as it was written."""
+    """The content of a file."""
 
     path: Path
     header: dict[str, object]
     arrays: dict[str, np.ndarray]
-    """By tree path."""
+    """The arrays by tree path."""
     about: dict[str, str]
-    """What the writer added of what the file belongs to."""
+    """Texts by which the writer says what the file belongs to."""
     verified: bool
-    """Whether it has a digest, as files of early versions have not."""
+    """Whether the file has a digest; files of early versions have none."""
 
 
 def save(path: Path, tree: PyTree, header: Mapping[str, object], **about: str) -> None:
-    """Write the array leaves of `tree`, a JSON-able `header`, and texts `about` what the file
-    belongs to, atomically."""
+    """Write the array leaves of `tree` and a `header` atomically.
+
+    `header` holds values that JSON can represent, and `about` texts on what the file belongs to.
+    """
     leaves = arrays(tree)
     metadata = {HEADER: json.dumps(header), **about}
     metadata[DIGEST] = _digest(leaves, metadata)
@@ -58,8 +60,8 @@ def save(path: Path, tree: PyTree, header: Mapping[str, object], **about: str) -
 
 
 def _with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """The content of a file with its metadata in their order, in which safetensors writes them
-    anew each time: equal trees make equal files."""
+    """The content of a file with its metadata in a fixed order, so that equal trees make equal
+    files; safetensors itself shuffles them."""
     ends = 8 + int.from_bytes(content[:8], "little")
     table = json.dumps({"__metadata__": metadata} | json.loads(content[8:ends])).encode()
     table += b" " * (-len(table) % 8)
@@ -67,21 +69,21 @@ def _with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
 
 
 def read(path: Path) -> Stored:
-    """What `save` wrote; `InputError` if the file is missing, damaged or not ours."""
+    """Read a file of `save`; `InputError` if it is missing, damaged or not written by iwae."""
     with _opened(path) as file:
         metadata = dict(file.metadata() or {})
         try:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:  # of a type that NumPy does not have, or outside of the file
+        except Exception as error:  # a type that NumPy lacks, or an offset beyond the file
             raise persisted.damaged(path, RESTORE, f"{error}") from error
     if HEADER not in metadata:
-        raise InputError(f"{path} was not written by iwae; give the folder of an iwae run.")
+        raise InputError(f"{path} was not written by iwae; give the directory of an iwae run.")
     digest = metadata.pop(DIGEST, None)
     about = {name: text for name, text in metadata.items() if name != HEADER}
     if digest is None and about:
         raise persisted.damaged(path, RESTORE, "it lacks its digest")
     if digest not in (None, _digest(stored, metadata)):
-        raise persisted.damaged(path, RESTORE, "its digest is not that of its content")
+        raise persisted.damaged(path, RESTORE, "its digest does not match its content")
     try:
         header = persisted.typed(persisted.parsed(metadata[HEADER]), dict[str, object], HEADER)
     except persisted.MistypedError as error:
@@ -90,19 +92,19 @@ def read(path: Path) -> Stored:
 
 
 def read_header(path: Path) -> dict[str, object]:
-    """The header of a file; raises what `read` raises."""
+    """The header of a file; errors as in `read`."""
     return read(path).header
 
 
 def names(path: Path) -> list[str]:
-    """The tree paths of a file's arrays, which are not read; raises what `read` raises of a file
-    that is none."""
+    """The tree paths of a file's arrays, without reading these; `InputError` if it is not a
+    safetensors file."""
     with _opened(path) as file:
         return sorted(file.keys())
 
 
 def written_about(path: Path) -> dict[str, str]:
-    """What its writer said of a file, which is not verified; empty if it cannot be read."""
+    """The metadata of a file, without verification; empty if it cannot be read."""
     try:
         with _opened(path) as file:
             return dict(file.metadata() or {})
@@ -111,12 +113,12 @@ def written_about(path: Path) -> dict[str, str]:
 
 
 def load(path: Path, like: Tree) -> Tree:
-    """`like` with its arrays taken from the file; `InputError` names what does not fit."""
+    """`like` with its arrays read from the file; `InputError` names a mismatch."""
     return fitted(read(path), like)
 
 
 def fitted(stored: Stored, like: Tree) -> Tree:
-    """`like` with the stored arrays; `InputError` names what does not fit."""
+    """`like` with the stored arrays; `InputError` names a mismatch."""
     expected = _leaves(like)
     _check(stored.path, stored.arrays, expected)
     return jax.tree.unflatten(
@@ -125,17 +127,17 @@ def fitted(stored: Stored, like: Tree) -> Tree:
 
 
 def arrays(tree: PyTree) -> dict[str, np.ndarray]:
-    """The array leaves of a tree by their path."""
+    """The array leaves of a tree, by path."""
     return {name: np.asarray(leaf) for name, leaf in _leaves(tree).items()}
 
 
 def shapes(tree: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of every array of a tree, or what stands for one, by its path."""
+    """Shape and type of every array leaf of a tree, by path."""
     return {name: (tuple(a.shape), str(a.dtype)) for name, a in _leaves(tree).items()}
 
 
 def _digest(leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of the metadata, and of name, type, shape and bytes of every array."""
+    """SHA-256 of the metadata and of the name, type, shape and bytes of every array."""
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name in sorted(leaves):
         leaf = np.ascontiguousarray(leaves[name])

@@ -1,4 +1,4 @@
-"""Evaluations: what they say, and their one reader and one writer, evaluation.json."""
+"""Evaluations of a model, and their file, evaluation.json."""
 
 import dataclasses
 import json
@@ -20,20 +20,20 @@ from iwae.storage.persisted import MistypedError, Nullable
 from iwae.storage.run_config import EVALUATION, MODEL, read_config_and_identity
 
 IN_FILES = {"epochs": "passes"}
-"""What a field of an evaluation is called in files, where that is not its name."""
+"""Fields of an evaluation that have another name in files."""
 
 OPTIONAL = ("nll_without_inactive", "used_units", "nll_only_used")
-"""Figures of an evaluation that have to be asked for."""
+"""Results of an evaluation that are computed on request."""
 
 SAME = 1e-6
-"""Relative difference of NLLs of one model on the same examples, whose sums round otherwise."""
+"""Relative tolerance within which two NLLs, summed in different orders, count as equal."""
 
 REMEDY = "delete it and evaluate again"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
-    """The worth of a model on a split; likelihoods are in nats per example."""
+    """The evaluation of a model on a split; likelihoods are in nats per example."""
 
     dataset: str
     split: str
@@ -45,7 +45,7 @@ class Evaluation:
     nll: float
     """−L_K, mean over examples."""
     nll_se: Nullable
-    """Standard error of `nll` over examples; nan of a single one."""
+    """Standard error of `nll` over examples; nan for a single example."""
     bits_per_dim: float
     elbo: Nullable
     """E_q[log p(x, h) − log q(h|x)]."""
@@ -54,41 +54,41 @@ class Evaluation:
     kl: list[Nullable]
     """E_q[log q(h_l|h_{l−1}) − log p(h_l|h_{l+1})], per layer."""
     active_units: list[int] | None
-    """Units with A_u > 0.01, per layer; unknown of a single example."""
+    """Units with A_u > 0.01, per layer; None for a single example."""
     activity: list[list[Nullable]] | None
     """A_u of every unit, per layer."""
     nll_without_inactive: float | None = None
-    """−L_K of the model without its inactive units, when asked for."""
+    """−L_K of the model without its inactive units, if requested."""
     used_units: list[int] | None = None
-    """Units that the model needs, per layer (`TrainedModel.only_used`), when asked for."""
+    """Units that the model uses, per layer (`TrainedModel.only_used`), if requested."""
     nll_only_used: float | None = None
-    """−L_K of the model with its used units alone."""
+    """−L_K of the model with only its used units, if requested."""
     seed: int
     seconds: float
     device: str
     note: str
-    """A remark on the data or the draws that the result must carry."""
+    """A note on the data or the samples that must accompany the result."""
     mean_weights: bool = False
-    """Whether uncertain weights were held at their means."""
+    """Whether uncertain weights were fixed at their means."""
     log_likelihoods: np.ndarray = field(
         default_factory=lambda: np.empty(0), repr=False, compare=False
     )
-    """L_K of every example, [n]; empty where the evaluation was read from a file."""
+    """L_K of every example, [n]; empty if the evaluation was read from a file."""
 
     @property
     def passes(self) -> int:
-        """`epochs`, as files call it."""
+        """`epochs`, under its name in files."""
         return self.epochs
 
     @property
     def key(self) -> str:
-        """What it is called in evaluation.json."""
+        """Its key in evaluation.json."""
         name = f"{self.split} k={self.k} n={self.n} seed={self.seed} passes={self.epochs}"
         return name + " mean weights" * self.mean_weights
 
     def to_json(self) -> dict[str, Any]:
-        """All but the values per example; what JSON has no number for, as the standard error of one
-        example, is null."""
+        """All fields but `log_likelihoods`; numbers that are not finite, such as the standard error
+        of a single example, become null."""
         fields = dataclasses.asdict(self)
         fields.pop("log_likelihoods")
         return persisted.finite({IN_FILES.get(name, name): v for name, v in fields.items()})
@@ -101,7 +101,7 @@ class Evaluation:
         )
 
     def _repr_html_(self) -> str:
-        """Its figures as a table, for a notebook."""
+        """The results as a table, for a notebook."""
         error = "" if math.isnan(self.nll_se) else f" ± {self.nll_se:.2f}"
         rows = [
             ("data", f"{self.dataset}, {self.split}, {self.n:,} examples"),
@@ -123,7 +123,7 @@ class Evaluation:
 
 
 def read_evaluations(path: Path) -> dict[str, Evaluation]:
-    """The evaluations kept in a run directory, by their `key`.
+    """The evaluations in a run directory, by `key`.
 
     `InputError` if the file is damaged, or holds evaluations of another run.
     """
@@ -131,11 +131,10 @@ def read_evaluations(path: Path) -> dict[str, Evaluation]:
 
 
 def keep_evaluation(result: Evaluation, path: Path, run: str) -> None:
-    """Put an evaluation down beside the others of the run of this identity, in place of that with
-    the same `key`.
+    """Add an evaluation of the run with the identity `run` to its file.
 
-    What was asked for in an earlier one of the same NLL stays. `InputError` as of
-    `read_evaluations`, and if the file cannot be written.
+    It replaces one with the same `key`, of which the optional results are kept if its NLL is the
+    same. `InputError` as in `read_evaluations`, and if the file cannot be written.
     """
     with one_at_a_time(path / MODEL):
         found, entry = _read(path), result.to_json()
@@ -148,7 +147,7 @@ def keep_evaluation(result: Evaluation, path: Path, run: str) -> None:
 
 
 def _read(path: Path) -> dict[str, tuple[dict[str, object], Evaluation]]:
-    """Every entry of evaluation.json without its seal, and what it says."""
+    """Every entry of evaluation.json, as (fields without the seal, evaluation), by key."""
     file = path / EVALUATION
     if not file.exists():
         return {}
@@ -168,8 +167,8 @@ def _read(path: Path) -> dict[str, tuple[dict[str, object], Evaluation]]:
 
 
 def _parsed(entry: Mapping[str, object], name: str) -> Evaluation:
-    """The evaluation that an entry says; `MistypedError` unless it is one, and what it has of each
-    layer is of as many."""
+    """The evaluation in an entry; `MistypedError` if it is not one, or if its fields differ in the
+    number of layers."""
     own = {there: here for here, there in IN_FILES.items()}
     fields = {own.get(field, field): value for field, value in entry.items()}
     fields.pop("log_likelihoods", None)
@@ -177,13 +176,16 @@ def _parsed(entry: Mapping[str, object], name: str) -> Evaluation:
     units, activity = evaluation.active_units, evaluation.activity
     lengths = {len(evaluation.kl), *(len(of) for of in (units, activity) if of is not None)}
     if len(lengths) > 1 or (units is None) != (activity is None):
-        raise MistypedError(f"{name} has figures of different layers")
+        raise MistypedError(f"{name} has values for different numbers of layers")
     return evaluation
 
 
 def _could_be_of(config: RunConfig, evaluation: Evaluation) -> bool:
-    """Whether an evaluation that does not say could be of a run: of data of this name, which files
-    can change, after as many epochs at most, and of a model with as many layers and units."""
+    """Whether an evaluation without a run's identity could belong to a run of this configuration.
+
+    It must be on data of the same name (unless from a file), after no more epochs, and of a model
+    with the same layers and units.
+    """
     dataset = config.data.dataset
     if not Path(dataset).suffix and evaluation.dataset != dataset:
         return False

@@ -1,4 +1,4 @@
-"""The metrics of a run: a row for each epoch in metrics.jsonl, and what they are for the user."""
+"""The metrics of a run: rows of metrics.jsonl, one for each epoch, and the `History` of a run."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +29,14 @@ Row = TypedDict(
 """A line of metrics.jsonl; `pass` is the epoch."""
 
 SHOWN = 10
-"""Epochs that a notebook shows of a history, the last ones."""
+"""Number of epochs, the last ones, that a notebook shows of a history."""
 
 
 def parsed_rows(file: Path) -> list[Row]:
-    """The rows of a metrics.jsonl, none where there is no such file; a last line that a crash cut
-    short is left out. `InputError` if another is no row."""
+    """The rows of a metrics.jsonl; empty if there is no such file.
+
+    A last line cut short by a crash is left out. `InputError` if another line is damaged.
+    """
     if not file.exists():
         return []
     lines = persisted.content_of(file).splitlines(keepends=True)
@@ -53,7 +55,7 @@ def _row(line: bytes, file: Path, number: int) -> Row:
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What is recorded of an epoch; bounds are in nats per example."""
+    """The metrics of an epoch; bounds are in nats per example."""
 
     epoch: int
     """Counted from 1."""
@@ -62,31 +64,32 @@ class EpochMetrics:
     seconds: float
     """Training time so far."""
     learning_rate: float
-    """At the last step."""
+    """The learning rate of the last step."""
     train_bound: float
     """Mean over the epoch's batches."""
     valid_bound: float | None
-    """On the validation split; None where the epoch did not end in a validation."""
+    """The bound on the validation split; None if the epoch was not validated."""
 
 
 @dataclass(frozen=True)
 class History(Sequence[EpochMetrics]):
-    """The metrics of a run, a row for each epoch and a column for each figure.
+    """The metrics of a run, with a row for each epoch and a column for each metric.
 
-    `history[-1].train_bound` is that of the last epoch, `history.train_bound` those of all, [n].
-    `read` gives the rows, when they are first asked for: `InputError` if their file is damaged.
+    `history[-1].train_bound` is the bound of the last epoch, `history.train_bound` has those of all
+    epochs, [n]. `read` returns the rows and is called on first access; `InputError` if their file
+    is damaged.
     """
 
     read: Callable[[], Sequence[Row]] = tuple
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "History":
-        """Of rows as metrics.jsonl has them, which may grow later."""
+        """A history of a copy of rows of metrics.jsonl."""
         return cls(partial(tuple, tuple(rows)))
 
     @cached_property
     def rows(self) -> tuple[EpochMetrics, ...]:
-        """One for each epoch."""
+        """The metrics of each epoch."""
         return tuple(
             EpochMetrics(
                 epoch=row["pass"],
@@ -129,17 +132,17 @@ class History(Sequence[EpochMetrics]):
 
     @property
     def learning_rate(self) -> Float[np.ndarray, " n"]:
-        """At the last step of each epoch."""
+        """The learning rate of the last step of each epoch."""
         return np.array([row.learning_rate for row in self], float)
 
     @property
     def train_bound(self) -> Float[np.ndarray, " n"]:
-        """Of each epoch, in nats."""
+        """The mean training bound of each epoch, in nats."""
         return np.array([row.train_bound for row in self], float)
 
     @property
     def valid_bound(self) -> Float[np.ndarray, " n"]:
-        """After each epoch, in nats; nan where none was taken."""
+        """The validation bound after each epoch, in nats; nan if it was not validated."""
         values = [math.nan if row.valid_bound is None else row.valid_bound for row in self]
         return np.array(values, float)
 

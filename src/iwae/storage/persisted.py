@@ -1,7 +1,7 @@
-"""What is kept in files of JSON: read as the type it has, or refused by the file's name.
+"""JSON files: read with type validation, and sealed with digests.
 
-A sealed entry carries a digest of its content and of what it belongs to, so that one which is
-damaged, or was copied from elsewhere, is not taken for what it says.
+A sealed entry carries a digest of its content and of what it belongs to, so that an entry that was
+damaged, or copied from elsewhere, is rejected.
 """
 
 import dataclasses
@@ -23,33 +23,32 @@ Unbounded = Annotated[float, "may be infinite or nan"]
 """A number that may be infinite or nan."""
 
 Nullable = Annotated[float, "null where it is not finite"]
-"""A number that is nan where a file has null, as JSON has neither nan nor infinity."""
+"""A number that is null in files if it is not finite, and is then read as nan."""
 
 OF, SEAL = "of", "digest"
-"""Fields of a sealed entry: the run or cell that it is of, and its digest."""
+"""Fields of a sealed entry: the run or job it belongs to, and its digest."""
 
 LARGEST = 2**53
-"""Whole numbers up to here are numbers of a float as well."""
+"""Whole numbers up to here are exact as floats."""
 
 
 class MistypedError(ValueError):
-    """A value from a file is not of its type; the message names the field."""
+    """A value from a file has the wrong type; the message names the field."""
 
 
 def damaged(path: Path, remedy: str, why: str = "") -> InputError:
-    """The error for a file that does not hold what was written to it."""
+    """The error for a file whose content is not what was written."""
     return InputError(f"{path} is damaged{f' ({why})' if why else ''}; {remedy}.")
 
 
 def check_regular(path: Path) -> None:
-    """`InputError` if there is something at `path` which is no file, as a pipe, that waits for a
-    writer, or a folder."""
+    """`InputError` if `path` exists but is not a regular file, e.g. a directory or a pipe."""
     if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no file; take it away, and put the file back.")
+        raise InputError(f"{path} is not a file; remove it, and restore the file.")
 
 
 def content_of(path: Path) -> bytes:
-    """All bytes of a file; `InputError` if it is none, or cannot be read."""
+    """All bytes of a file; `InputError` if it is not a file, or cannot be read."""
     check_regular(path)
     try:
         return path.read_bytes()
@@ -60,7 +59,7 @@ def content_of(path: Path) -> bytes:
 
 
 def parsed(text: str | bytes) -> object:
-    """The content of JSON; `MistypedError` if it is none, at any depth."""
+    """Parse JSON; `MistypedError` if it is invalid or too deeply nested."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -72,13 +71,13 @@ def typed(value: object, kind: type[T], name: str = "") -> T: ...
 @overload
 def typed(value: object, kind: object, name: str = "") -> Any: ...
 def typed(value: object, kind: object, name: str = "") -> object:
-    """`value`, as JSON gives it, as `kind`; `MistypedError` names the field that does not fit.
+    """Validate a value parsed from JSON, and convert it to `kind`.
 
-    Kinds are those of annotations: numbers, texts, None, lists, dicts by text, tuples (of lists),
-    unions, `TypedDict` (a dict, in which further entries stay) and dataclasses (made of a dict,
-    which has no further entries). A float is finite unless it is `Unbounded`; an int counts
-    something, so it is not negative, and not larger than `LARGEST`. `object` is anything, and a
-    `Nullable` nan for null.
+    Kinds are type annotations: numbers, str, bool, None, lists, dicts with str keys, tuples (from
+    lists), unions, `TypedDict` (unknown entries are kept) and dataclasses (unknown entries are
+    rejected). A float must be finite unless it is `Unbounded`; an int is a count, from 0 to
+    `LARGEST`. `object` accepts anything, and a `Nullable` reads null as nan. `MistypedError` names
+    a field that does not fit.
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind in (Any, object):
@@ -97,11 +96,11 @@ def typed(value: object, kind: object, name: str = "") -> object:
     if origin in (dict, Mapping):
         items = _table(value, name).items()
         return {key: typed(v, inner[1], _within(name, key)) for key, v in items}
-    raise TypeError(f"{kind} is no type of what is kept in files")
+    raise TypeError(f"{kind} is not supported in files")
 
 
 def _single(value: object, kind: object, name: str) -> object:
-    """As a kind that is not made of others, or a class with fields."""
+    """`typed` for a plain type, or a class with fields."""
     if typing.is_typeddict(kind):
         return _typed_dict(value, kind, name)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -117,18 +116,18 @@ def _single(value: object, kind: object, name: str) -> object:
         _expect(finite, value, "a finite number", name)
     elif kind is int:
         fits = type(value) is int and 0 <= value <= LARGEST
-        _expect(fits, value, "a whole number that counts", name)
+        _expect(fits, value, "a count", name)
     elif kind in (str, bool):
-        expected = "a text" if kind is str else "true or false"
+        expected = "a string" if kind is str else "true or false"
         _expect(type(value) is kind, value, expected, name)
     else:
-        raise TypeError(f"{kind} is no type of what is kept in files")
+        raise TypeError(f"{kind} is not supported in files")
     return value
 
 
 def known(value: object, kind: type, name: str = "") -> object:
-    """A table without the entries that a dataclass has no field for, as later versions may write
-    them."""
+    """A table without the entries that are not fields of a dataclass, which later versions may
+    write."""
     fields = {field.name for field in dataclasses.fields(kind)}
     return {key: v for key, v in _table(value, name).items() if key in fields}
 
@@ -173,7 +172,7 @@ def _tuple(value: object, kinds: tuple[object, ...], name: str) -> tuple[object,
 
 
 def _one_of(value: object, kinds: tuple[object, ...], name: str) -> object:
-    """As the first of the kinds that it fits; what is said is of the first that takes values."""
+    """`typed` as the first kind that fits, or the error of the first that is not None."""
     errors: list[MistypedError] = []
     for kind in sorted(kinds, key=lambda kind: kind is types.NoneType):
         try:
@@ -192,7 +191,7 @@ def _typed_dict(value: object, kind: Any, name: str) -> dict[str, object]:
 
 
 def _plain(hint: object) -> object:
-    """The kind of a field that may be left out."""
+    """The kind inside `NotRequired`, or the hint itself."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.NotRequired else hint
 
 
@@ -201,7 +200,7 @@ def _dataclass(value: object, kind: type, name: str) -> object:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in table:
         if key not in fields:
-            raise MistypedError(f"{_within(name, key)} is an entry that is not known")
+            raise MistypedError(f"{_within(name, key)} is an unknown entry")
     for field in fields.values():
         optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
         if not optional and field.name not in table:
@@ -215,7 +214,7 @@ def finite(value: Mapping[str, object]) -> dict[str, Any]: ...
 @overload
 def finite(value: object) -> object: ...
 def finite(value: object) -> object:
-    """What JSON can hold: the same with None for numbers that are infinite or nan."""
+    """The value with None in place of numbers that are infinite or nan, for JSON."""
     if isinstance(value, dict):
         return {name: finite(v) for name, v in value.items()}
     if isinstance(value, list | tuple):
@@ -224,22 +223,22 @@ def finite(value: object) -> object:
 
 
 def digest(content: object, *of: str) -> str:
-    """SHA-256 of what JSON can hold, and of what it belongs to."""
+    """SHA-256 of a JSON value and of what it belongs to."""
     text = json.dumps([*of, content], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sealed(entry: Mapping[str, object], of: str, *more: str) -> dict[str, object]:
-    """The entry with what it is of, and a digest of both, and of what `more` it belongs to."""
+    """The entry with the run or job it belongs to, and a digest of both and of `more`."""
     whole = {**entry, OF: of}
     return {**whole, SEAL: digest(whole, *more)}
 
 
 def unsealed(entry: Mapping[str, object], *more: str) -> tuple[dict[str, object], str | None]:
-    """The entry without its seal, and what it says that it is of: None in those of early versions,
-    which have none.
+    """The entry without its seal, and the run or job it belongs to.
 
-    `MistypedError` if the digest is another.
+    None for an entry of an early version, which has no seal. `MistypedError` if the digest does not
+    match.
     """
     plain = {name: value for name, value in entry.items() if name not in (OF, SEAL)}
     if OF not in entry and SEAL not in entry:
@@ -247,5 +246,5 @@ def unsealed(entry: Mapping[str, object], *more: str) -> tuple[dict[str, object]
     whole = {name: value for name, value in entry.items() if name != SEAL}
     of = entry.get(OF)
     if entry.get(SEAL) != digest(whole, *more) or not isinstance(of, str):
-        raise MistypedError("its digest is not that of its content")
+        raise MistypedError("its digest does not match its content")
     return plain, of

@@ -1,4 +1,4 @@
-"""What a run is: the settings in its config.toml, and the identity that all of its files carry."""
+"""The config.toml of a run, and the identity that all files of a run carry."""
 
 import hashlib
 import json
@@ -17,28 +17,27 @@ from iwae.storage.persisted import MistypedError
 CONFIG, METRICS, CHECKPOINT, MODEL, EVALUATION = OF_A_RUN
 
 REPLICA = "seed-"
-"""What the directory of a replica is called, before its seed."""
+"""Prefix of a replica's directory, before its seed."""
 
 SAVING = ("checkpoint_every", "checkpoint_minutes")
-"""Settings that say when a run is saved, and nothing of what it becomes."""
+"""Settings that determine when a run is saved, but not its result."""
 
 MOVED = ("dataset", "values", "start_from")
-"""Settings that say where something lies, or what its values were taken for by themselves; it is
-what they lead to that counts."""
+"""Settings that locate or describe data; the identity uses the data themselves instead."""
 
 FIRST_LINE = re.compile(r"# iwae: run ([0-9a-f]{64}), sha256 of the settings ([0-9a-f]{64})\n")
-"""The identity of the run, and a digest of it and the settings."""
+"""The identity of the run, and a digest of the identity and the settings."""
 
 
 OWN = re.compile(r"# parts of its own: (\{.*\})\n")
-"""The names of parts that are objects of the user's own, by what they stand for."""
+"""The names of the user's own parts, as JSON."""
 
 
 def identity(config: RunConfig, seen: Observation, own: Mapping[str, str] | None = None) -> str:
-    """A digest of what a run is: its data, its settings but for those that say where the data
-    lie, when it is saved, or how long it runs, and the names of parts of one's own.
+    """A digest of a run: its data, its settings, and the names of the user's own parts.
 
-    Only settings that are not the default count, so that it outlives the settings to come.
+    Settings that say where the data are, when the run is saved or how long it trains do not count,
+    nor do those at their default, so that new settings do not change the identity.
     """
     free = {*SAVING, *MOVED, "minutes"}
     if config.training.schedule == "constant":
@@ -50,8 +49,8 @@ def identity(config: RunConfig, seen: Observation, own: Mapping[str, str] | None
 
 
 def config_text(config: RunConfig, run: str, own: Mapping[str, str] | None = None) -> str:
-    """The text of config.toml: a comment with the identity of the run and a digest, which are left
-    out while that is not known, one with the names of parts of one's own, and the settings."""
+    """The text of config.toml: the identity of the run and a digest as a comment (left out while
+    the identity is unknown), the names of the user's own parts as another, and the settings."""
     text = config.to_toml()
     if not run:
         return text
@@ -61,18 +60,20 @@ def config_text(config: RunConfig, run: str, own: Mapping[str, str] | None = Non
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration of a run directory; `InputError` if it is not one, or is damaged."""
+    """The configuration of a run directory; errors as in `read_config_and_identity`."""
     return read_config_and_identity(path)[0]
 
 
 def read_config_and_identity(path: Path) -> tuple[RunConfig, str]:
-    """The configuration of a run directory, and the identity of the run, empty if an early version
-    kept none; `InputError` if it is no run directory, or the file is damaged or was edited."""
+    """The configuration of a run directory and the identity of the run, empty for early versions.
+
+    `InputError` if it is not a run directory, or if its config.toml is damaged or was edited.
+    """
     if not (path / CONFIG).is_file():
         if several := replicas(path):
             raise InputError(f"{path} holds replicas, not a run; give one of them: {several[0]}.")
-        exists = "is not the folder of a run" if path.exists() else "does not exist"
-        raise InputError(f"{path} {exists}; give a folder that `iwae train --out` made.")
+        why = "is not a run directory" if path.exists() else "does not exist"
+        raise InputError(f"{path} {why}; give a directory written by `iwae train --out`.")
     file = path / CONFIG
     text = read_text(file)
     found = FIRST_LINE.match(text)
@@ -81,13 +82,15 @@ def read_config_and_identity(path: Path) -> tuple[RunConfig, str]:
         return parse(text, str(file)), ""
     settings = text[found.end() :]
     if found[2] != _sha256(found[1], settings):
-        raise _edited(file, "its digest is not that of its settings")
+        raise _edited(file, "its digest does not match its settings")
     return parse(settings, str(file)), found[1]
 
 
 def read_own(path: Path) -> dict[str, str]:
-    """Names of the parts of a run that are objects of the user's own, by what they stand for:
-    model, bound, estimator, likelihood; raises what `read_config_and_identity` raises."""
+    """The names of the user's own parts of a run, by kind: model, bound, estimator, likelihood.
+
+    Errors as in `read_config_and_identity`.
+    """
     read_config_and_identity(path)
     text = read_text(path / CONFIG)
     first = FIRST_LINE.match(text)
@@ -97,7 +100,7 @@ def read_own(path: Path) -> dict[str, str]:
     try:
         return persisted.typed(persisted.parsed(found[1]), dict[str, str])
     except MistypedError as error:
-        raise _edited(path / CONFIG, "its parts of its own cannot be read") from error
+        raise _edited(path / CONFIG, "the names of its parts cannot be read") from error
 
 
 def replicas(path: Path) -> list[Path]:
@@ -109,16 +112,16 @@ def replicas(path: Path) -> list[Path]:
 
 
 def _check_early(path: Path, text: str) -> None:
-    """`InputError` unless a configuration without a digest is whole, and its run has none."""
+    """`InputError` unless a configuration without a digest is complete and of an early version."""
     others = (checkpoint.written_about(path / name) for name in (MODEL, CHECKPOINT))
     if text.startswith("#") or any(other.get("run") for other in others):
         raise _edited(path / CONFIG, "it lacks its digest")
     if "\n[training]\n" not in text or "\ncheckpoint_minutes = " not in text:
-        raise _edited(path / CONFIG, "it has no end")
+        raise _edited(path / CONFIG, "it is incomplete")
 
 
 def _edited(file: Path, why: str) -> InputError:
-    remedy = "put it back as `iwae train` wrote it, or train with other settings into another --out"
+    remedy = "restore it as `iwae train` wrote it, or train with other settings into another --out"
     return InputError(f"{file} is damaged or was edited ({why}); {remedy}.")
 
 

@@ -1,8 +1,8 @@
-"""A run is a directory: configuration, metrics, checkpoint, model and evaluations.
+"""The run directory: configuration, metrics, checkpoint, model and evaluations.
 
-Everything in it is written atomically, a second command never destroys it, and one process at a
-time trains in it. Every file says which run it belongs to (`identity`) and carries a digest of its
-content, and both are verified when it is read; files of early versions are read without.
+Its files are written atomically, a second command never destroys them, and one process at a time
+trains in it. Every file names the run it belongs to (`identity`) and carries a digest of its
+content; both are verified on reading, except in files of early versions, which lack them.
 """
 
 import contextlib
@@ -47,18 +47,18 @@ from iwae.storage.run_config import replicas as replicas
 LOCK = ".lock"
 
 EARLY = "early"
-"""What a checkpoint has in addition if the run began without digests."""
+"""Metadata of a checkpoint whose run was started without digests."""
 
 UNVERIFIED = "the run is of an early version, whose files have no digests that show damage"
-"""What the results of such a run carry."""
+"""The note that results of such a run carry."""
 
 UNRECORDED = "iwae before 0.2.0"
-"""What a run was begun with whose checkpoint does not say."""
+"""The version that started a run whose checkpoint does not name one."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; saved in the checkpoint's header."""
+    """The progress of a run; saved in the checkpoint's header."""
 
     passes: int = 0
     """Completed epochs."""
@@ -69,56 +69,56 @@ class Progress:
     stale: int = 0
     """Validations since then."""
     finished: str = ""
-    """Why training ended; empty while it has not."""
+    """Why training ended; empty if it has not."""
     made_with: tuple[str, ...] = ()
-    """Devices and versions that took part, e.g. cpu, iwae 0.2.0."""
+    """Devices and versions that trained the run, e.g. cpu, iwae 0.2.0."""
     data: str = ""
     """A digest of the training examples."""
     names: tuple[str, ...] = ()
-    """Of the examples' columns, in the order in which the model takes them."""
+    """The names of the columns, in the order in which the model takes them."""
 
     def made_on(self, here: str) -> "Progress":
-        """With the device and version that take part from here on."""
+        """Add the device and version that train from here on."""
         before = self.made_with or ((UNRECORDED,) if self.seconds else ())
         return replace(self, made_with=tuple(dict.fromkeys((*before, here))))
 
 
 REQUIRED = ("passes", "seconds", "best", "stale", "finished")
-"""What the header of every checkpoint has; early versions kept no more."""
+"""Fields in the header of every checkpoint; early versions have no others."""
 
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """What the header of a model says."""
+    """The header of a model file."""
 
     passes: int
-    """Epochs behind the model."""
+    """Epochs of training."""
     seen: Observation | None = None
-    """What it knows of its data."""
+    """How the model observes its data."""
     step: int | None = None
-    """Steps behind it; early versions did not say."""
+    """Steps of training; None for early versions, which did not store them."""
 
 
 class RunDirectory:
-    """The files of one run, or of none (`path` None) when training in memory."""
+    """The files of a run; without files (`path` None) when training in memory."""
 
     def __init__(self, path: Path | None):
         self.path = path
         self.run = ""
-        """The identity of the run; empty while it is not known."""
+        """The identity of the run; empty while it is unknown."""
         self.verified = True
-        """Whether all of the run was saved with digests."""
+        """Whether the whole run was saved with digests."""
         self.own: Mapping[str, str] = {}
-        """Names of the parts of the run that are objects of the user's own."""
+        """Names of the user's own parts."""
         self.rows: list[Row] = []
 
     @property
     def begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return self.path is not None and (self.path / CHECKPOINT).exists()
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Add the `Row` of an epoch that has ended."""
+        """Add the `Row` of a completed epoch."""
         own = dict(row)
         self.rows.append(cast("Row", own))
         if self.path is not None:
@@ -127,20 +127,20 @@ class RunDirectory:
 
     @property
     def progress(self) -> Progress:
-        """How far the run was when it was last saved."""
+        """The progress of the run when it was last saved."""
         if self.path is None or not self.begun:
             return Progress()
         return read_progress(self.path)
 
     @property
     def leaves(self) -> list[str]:
-        """The tree paths of what was last saved; empty if nothing was."""
+        """The tree paths in the checkpoint; empty if there is none."""
         if self.path is None or not self.begun:
             return []
         return checkpoint.names(self.path / CHECKPOINT)
 
     def is_of_others(self) -> bool:
-        """Whether what was begun here is another run, by its identity."""
+        """Whether the directory holds another run, by its identity."""
         if self.path is None or not (self.begun and (self.path / CONFIG).exists()):
             return False
         return read_config_and_identity(self.path)[1] not in ("", self.run)
@@ -156,9 +156,10 @@ class RunDirectory:
             checkpoint.save(self.path / CHECKPOINT, tree, asdict(progress), **about)
 
     def restore(self, like: PyTree) -> tuple[PyTree, Progress]:
-        """The last checkpoint, and metrics cut back to it; `like` itself if there is none yet.
+        """The last checkpoint and its progress; `like` and no progress if there is none yet.
 
-        `InputError` if the files are damaged or do not belong together.
+        Metrics after the checkpoint are discarded. `InputError` if the files are damaged or do not
+        belong together.
         """
         if self.path is None:
             return like, Progress()
@@ -176,7 +177,7 @@ class RunDirectory:
         return tree, progress
 
     def has_model(self, passes: int, step: int) -> bool:
-        """Whether the model of this step is there; that of an early version knows no step."""
+        """Whether the model of this step is stored; that of an early version has no step."""
         if self.path is None or not (self.path / MODEL).exists():
             return False
         try:
@@ -198,12 +199,11 @@ class RunDirectory:
 def open_run(
     out: str | Path | None, config: RunConfig, *, resume: bool | None
 ) -> Iterator[RunDirectory]:
-    """The locked folder of a run: made for a first start, checked for a resume; None stands for
-    whichever there is to do.
+    """Open and lock a run directory: create it for a new run, or validate it to resume a run.
 
-    `InputError` if `out` exists and is not to be resumed, is no run, was configured otherwise, or
-    is in use, or if there is nothing to resume. A start that fails before its first checkpoint
-    leaves no folder behind.
+    `resume` None resumes the run if there is one, and else starts it. `InputError` if `out` exists
+    and is not to be resumed, is not a run, has another configuration, or is in use, or if there is
+    nothing to resume. A start that fails before its first checkpoint removes the directory.
     """
     if out is None:
         yield RunDirectory(None)
@@ -222,10 +222,10 @@ def open_run(
     else:
         _check_resumable(path, config)
     with _locked(path):
-        if fresh and (path / CONFIG).exists():  # another process was here first
+        if fresh and (path / CONFIG).exists():  # another process was faster
             _check_resumable(path, config)
             fresh = False
-        for name in (CONFIG, METRICS, CHECKPOINT, MODEL):  # of the others somebody may be at work
+        for name in (CONFIG, METRICS, CHECKPOINT, MODEL):  # others may be being written
             for leftover in path.glob(f".{name}.*{TEMPORARY}"):
                 leftover.unlink(missing_ok=True)
         try:
@@ -240,31 +240,34 @@ def open_run(
 def open_runs(
     out: str | Path | None, configs: Mapping[str, RunConfig], *, resume: bool
 ) -> Iterator[dict[str, RunDirectory]]:
-    """`open_run` for each run, in out/name; `resume` also starts those not there yet.
+    """`open_run` for each run, in out/name; `resume` also starts those that do not exist yet.
 
-    `InputError` as of `open_run`, and if `out` is itself a run.
+    `InputError` as in `open_run`, and if `out` is itself a run.
     """
     parent = None if out is None else Path(out)
     if parent is not None and (parent / CONFIG).exists():
         raise InputError(f"{parent} holds a single run; give another --out for replicas.")
     with contextlib.ExitStack() as stack:
-        folders = {}
+        directories = {}
         for name, config in configs.items():
             path = None if parent is None else parent / name
             again = resume and path is not None and path.exists()
-            folders[name] = stack.enter_context(open_run(path, config, resume=again))
-        yield folders
+            directories[name] = stack.enter_context(open_run(path, config, resume=again))
+        yield directories
 
 
 def _is_blank(path: Path) -> bool:
-    """Whether there is nothing at `path`, or only what a start that was killed at once leaves."""
+    """Whether `path` does not exist, or holds only what a start that was killed at once leaves."""
     if not path.is_dir():
         return not path.exists()
     return all(p.name == LOCK or p.name.endswith(TEMPORARY) for p in path.iterdir())
 
 
 def _make(path: Path, *, taken: bool) -> None:
-    """The folder; that it is `taken` by now, of those that were blank, is no matter."""
+    """Create the directory; `InputError` if it is in use, unless it may be `taken`.
+
+    `taken` allows that another process has started the run since the directory was blank.
+    """
     if (path / CONFIG).exists() and not taken:
         raise InputError(
             f"{path} holds a run already; give --resume to continue it, or another --out."
@@ -275,17 +278,17 @@ def _make(path: Path, *, taken: bool) -> None:
         )
     if not (taken or _is_blank(path)):
         raise InputError(
-            f"{path} exists and is not a run of iwae; give the name of a folder that does not "
+            f"{path} exists and is not a run of iwae; give the name of a directory that does not "
             f"exist yet."
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The folder {path} cannot be made: {error.strerror}.") from error
+        raise InputError(f"The directory {path} cannot be created: {error.strerror}.") from error
 
 
 def _unmake(path: Path) -> None:
-    """Take away what a start without a checkpoint has written, so that the next is not refused."""
+    """Remove the files of a start without a checkpoint, so that the next start is not rejected."""
     for name in (METRICS, CONFIG, LOCK):
         (path / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -293,25 +296,27 @@ def _unmake(path: Path) -> None:
 
 
 def _check_resumable(path: Path, config: RunConfig) -> None:
-    """Only the saving may differ, where the data file lies, what its values were taken for by
-    themselves, the run that this one began with, and the number of passes where it does not shape
-    the schedule."""
+    """`InputError` if the configuration differs from that of the run in what it must not change.
+
+    It may change the settings in `SAVING` and `MOVED`, `minutes`, and, with a constant schedule,
+    `epochs` to a larger number.
+    """
     stored = read_config(path)
     if (path / MODEL).exists() and not (path / CHECKPOINT).exists():
         raise InputError(
-            f"{path} holds a trained model but no {CHECKPOINT}, from which it could be trained on; "
-            f"give another --out."
+            f"{path} holds a trained model but no {CHECKPOINT} to train it further from; give "
+            f"another --out."
         )
     longer = stored.training.schedule == "constant"
     for name, before, now in differences(stored, config):
         moved = name == "start_from" and None not in (before, now)  # as all in MOVED
-        moved |= name == "values" and before == "auto"  # of the same examples, or it is refused
+        moved |= name == "values" and before == "auto"  # other examples are rejected later
         moved |= name == "dataset" and bool(Path(before).suffix and Path(now).suffix)
         if moved or name in (*SAVING, "minutes") or (name == "epochs" and longer and now > before):
             continue
         hint = "leave the setting out"
         if name == "epochs" and not longer:
-            hint = f"the {stored.training.schedule} schedule was laid out for its passes, so {hint}"
+            hint = f"the {stored.training.schedule} schedule was laid out for its epochs, so {hint}"
         raise InputError(
             f"{path} was started with {name} = {before}, not {now}; {hint} to resume it, or give "
             f"another --out."
@@ -319,12 +324,12 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
 
 
 class InUseError(InputError):
-    """Another process trains in the folder."""
+    """Another process is training in the directory."""
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """An advisory lock that the operating system drops when the process ends, however it ends."""
+    """Hold an advisory lock, which the operating system releases when the process ends."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(path / LOCK, wait=False))
@@ -341,8 +346,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def read_model(path: Path) -> tuple[Stored, Observation, int]:
-    """The model of a run directory, what it knows of its data, and the epochs behind it;
-    `InputError` if it is missing or damaged, or that of another run."""
+    """The stored model of a run, how it observes its data, and its epochs of training.
+
+    `InputError` if it is missing, damaged or of another run.
+    """
     stored = checkpoint.read(path / MODEL)
     if (path / CONFIG).exists():
         _check_own(stored, read_config_and_identity(path)[1])
@@ -353,7 +360,7 @@ def read_model(path: Path) -> tuple[Stored, Observation, int]:
 
 
 def write_model(path: Path, model: AbstractAutoencoder, header: ModelHeader, run: str) -> None:
-    """The model of a run directory, with its header."""
+    """Write the model of a run, with its header."""
     arrays = eqx.filter(model, eqx.is_array)
     of = None if header.seen is None else asdict(header.seen)
     fields = {"seen": of, "passes": header.passes, "step": header.step}
@@ -361,17 +368,17 @@ def write_model(path: Path, model: AbstractAutoencoder, header: ModelHeader, run
 
 
 def _check_own(stored: Stored, run: str) -> None:
-    """`InputError` if a file is of another run; those of early versions do not say."""
+    """`InputError` if a file names another run; files of early versions name none."""
     other = stored.about.get("run", "")
     if run and other not in ("", run):
         raise InputError(
             f"{stored.path} belongs to another run than the {CONFIG} beside it, with other "
-            f"settings or data; put back the file of this one."
+            f"settings or data; restore the file of this run."
         )
 
 
 def _model_header(stored: Stored) -> ModelHeader:
-    """`InputError` if the header is damaged; entries of later versions are left out."""
+    """The header of a model, without entries of later versions; `InputError` if it is damaged."""
     try:
         own = persisted.known(stored.header, ModelHeader, checkpoint.HEADER)
         return persisted.typed(own, ModelHeader, checkpoint.HEADER)
@@ -380,7 +387,7 @@ def _model_header(stored: Stored) -> ModelHeader:
 
 
 def _progress_of(stored: Stored) -> Progress:
-    """`InputError` if the header is damaged."""
+    """The progress in the header of a checkpoint; `InputError` if it is damaged."""
     try:
         for name in sorted(set(REQUIRED) - stored.header.keys()):
             raise MistypedError(f"it lacks {checkpoint.HEADER}.{name}")
@@ -390,26 +397,27 @@ def _progress_of(stored: Stored) -> Progress:
 
 
 def read_progress(path: Path) -> Progress:
-    """How far the run in a directory was when it was last saved."""
+    """The progress of the run in a directory when it was last saved."""
     return _progress_of(checkpoint.read(path / CHECKPOINT))
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of metrics.jsonl; a last line that a crash cut short is left out.
+    """The rows of metrics.jsonl; a last line cut short by a crash is left out.
 
-    `InputError` if another is no row, or if rows of epochs that are saved are missing or others.
+    `InputError` if another line is damaged, or if rows of epochs in the checkpoint are missing or
+    were changed.
     """
     begun = (path / CHECKPOINT).exists()
     return _metrics(path, checkpoint.read(path / CHECKPOINT) if begun else None)
 
 
 def history_of(path: Path) -> History:
-    """The metrics of a run directory, which are read when they are first asked for."""
+    """The metrics of a run directory, read on first access."""
     return History(partial(read_metrics, path))
 
 
 def _metrics(path: Path, stored: Stored | None) -> list[Row]:
-    """`read_metrics` of a run that was last saved so."""
+    """`read_metrics` of a run with this checkpoint."""
     file = path / METRICS
     rows = parsed_rows(file)
     saved = 0 if stored is None else _progress_of(stored).passes
@@ -417,13 +425,13 @@ def _metrics(path: Path, stored: Stored | None) -> list[Row]:
     remedy = "restore it from a copy, or train again"
     if numbers != list(range(1, len(rows) + 1)) or len(rows) < saved:
         missing = next(i for i in range(1, saved + len(rows) + 2) if i not in numbers[i - 1 : i])
-        raise persisted.damaged(file, remedy, f"it lacks the row of pass {missing}")
+        raise persisted.damaged(file, remedy, f"it lacks the row of epoch {missing}")
     kept = None if stored is None else stored.about.get("metrics")
     if kept not in (None, persisted.digest(rows[:saved])):
         raise persisted.damaged(file, remedy, "its rows are not those that were saved")
     return rows
 
 
-def noted(seen: Observation, remark: str) -> Observation:
-    """The observation with a further remark that results must carry."""
-    return replace(seen, note="; ".join(note for note in (seen.note, remark) if note))
+def noted(seen: Observation, note: str) -> Observation:
+    """The observation with another note that results must carry."""
+    return replace(seen, note="; ".join(text for text in (seen.note, note) if text))

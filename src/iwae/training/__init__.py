@@ -1,4 +1,4 @@
-"""From a configuration to a trained model: the step, the optimisers, the trainer, callbacks."""
+"""Training: the step, the optimisers, the trainer, callbacks and loggers."""
 
 from iwae.training.callbacks import SAVE as SAVE
 from iwae.training.callbacks import Callback as Callback

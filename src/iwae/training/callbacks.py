@@ -1,17 +1,18 @@
-"""Callbacks: what watches a training, and may end it or have it saved.
+"""Callbacks: objects that the trainer calls, and that may stop it or ask for a checkpoint.
 
-A callback is a class with some of the methods of `Callback`. Each is called with one frozen
-dataclass of facts, after a chunk of compiled steps and never after every step, so that watching
-costs nothing. A method that returns `Stop("why")` ends the training, as a budget in minutes does:
-the model is saved, and can be evaluated. One that returns `SAVE` has a checkpoint written.
+A callback is a subclass of `Callback` that overrides some of its methods. Each method is called
+with a frozen dataclass, the event, after a chunk of compiled steps rather than after every step, so
+that callbacks cost next to nothing. A method that returns `Stop("why")` ends the training, as a
+budget in minutes does: the model is saved, and can be evaluated. One that returns `SAVE` requests a
+checkpoint.
 
     class Printed(Callback):
         def on_epoch_end(self, event):
             print(event.state.epoch, event.train_bound)
 
-An exception ends the training and is raised as it is; the last checkpoint stands, from which
-`resume=True` goes on. In a program of several processes every process calls its own callbacks, so
-those that write are for the first alone; a stop that one of them asks for holds for all.
+An exception ends the training and propagates unchanged; `resume=True` continues from the last
+checkpoint. With several processes, each calls its own callbacks, so one that writes files should do
+so in the first process only; a stop that any of them requests stops all.
 """
 
 import time
@@ -25,27 +26,27 @@ from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 
 PATIENCE = "patience"
-"""Why a training ended whose validation bound has not risen for long enough."""
+"""The reason of a run stopped early, because its validation bound no longer rose."""
 
 Row = Mapping[str, int | float]
 """A line of metrics.jsonl."""
 
 RESERVED = ("epochs", "minutes")
-"""Reasons that are the trainer's own: a run that ended by one goes on when its budget grows."""
+"""Reasons reserved for the trainer: a run that ended by one continues if its budget grows."""
 
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where a training stands."""
+    """The progress of a training run."""
 
     epoch: int
     """Completed epochs."""
     epochs: int
-    """Epochs that were asked for."""
+    """Epochs to train for."""
     step: int
     """Completed steps, over all epochs."""
     steps: int
-    """Steps of all epochs together."""
+    """Steps to train for, over all epochs."""
     seconds: float
     """Training time, over all sessions of the run."""
     best: float | None = None
@@ -53,13 +54,12 @@ class TrainerState:
     stale: int = 0
     """Validations since the best."""
     path: Path | None = None
-    """The run directory; None where the run is in memory alone, and on other processes than the
-    first."""
+    """The run directory; None for a run in memory, and in all processes but the first."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The training begins, or goes on where the last checkpoint stood."""
+    """The training starts, or continues from the last checkpoint."""
 
     state: TrainerState
     config: RunConfig
@@ -67,7 +67,7 @@ class Start:
 
 @dataclass(frozen=True)
 class StepChunk:
-    """Some steps were made, about half a second of them, and never of two epochs."""
+    """A chunk of steps, about half a second long and within one epoch, was made."""
 
     state: TrainerState
     bound: float
@@ -82,7 +82,7 @@ class Validation:
 
     state: TrainerState
     bound: float
-    """In nats per example, with the same draws each time."""
+    """In nats per example, with the same random numbers each time."""
     improved: bool
     """Whether it is the best so far."""
 
@@ -93,7 +93,7 @@ class EpochEnd:
 
     state: TrainerState
     learning_rate: float
-    """Of the last step."""
+    """The learning rate of the last step."""
     train_bound: float
     """Mean over the batches of the epoch, in nats per example."""
     valid_bound: float | None
@@ -101,7 +101,7 @@ class EpochEnd:
 
     @property
     def row(self) -> Row:
-        """The facts as they stand in a line of metrics.jsonl."""
+        """The event as a line of metrics.jsonl."""
         row: dict[str, int | float] = {
             "pass": self.state.epoch,
             "step": self.state.step,
@@ -116,7 +116,7 @@ class EpochEnd:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint was written, into `state.path`."""
+    """A checkpoint was written to `state.path`."""
 
     state: TrainerState
 
@@ -127,17 +127,18 @@ class End:
 
     state: TrainerState
     reason: str
-    """epochs, minutes or patience; the reason that a callback gave to `Stop`; interrupted, after
-    Ctrl-C, with the run saved; or failed, by an exception that is raised next."""
+    """"epochs", "minutes" or "patience"; the reason given to `Stop` by a callback; "interrupted",
+    after Ctrl-C, with the run saved; or "failed", by an exception that is then raised."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Returned by a callback: end the training here. A run that ended so is finished, and is not
-    trained on when it is resumed.
+    """Returned by a callback to end the training now.
+
+    The run is then finished: resuming it does not train it further.
 
     Raises:
-        InputError: if the reason is empty, or one that the trainer gives itself.
+        InputError: if the reason is empty or reserved for the trainer.
     """
 
     reason: str
@@ -145,13 +146,13 @@ class Stop:
     def __post_init__(self) -> None:
         if not self.reason or self.reason in RESERVED:
             raise InputError(
-                f"Stop({self.reason!r}) was returned by a callback, but the reason is kept with "
-                f"the run and tells how it ended; give one other than {' and '.join(RESERVED)}."
+                f"Stop({self.reason!r}) was given, but the reason is stored with the run and says "
+                f"why it ended; give a text other than {' and '.join(RESERVED)}."
             )
 
 
 class Save(Enum):
-    """Returned by a callback, as `SAVE`: write a checkpoint after this chunk of steps."""
+    """Returned by a callback, as `SAVE`, to write a checkpoint after this chunk of steps."""
 
     SAVE = "save"
 
@@ -159,33 +160,33 @@ class Save(Enum):
 SAVE = Save.SAVE
 
 Request = Stop | Save | None
-"""What a callback may return."""
+"""The return value of a callback's method."""
 
 
 class Callback:
-    """Watches a training. Every method does nothing until a subclass says what."""
+    """Base class of callbacks. Its methods do nothing; override those that you need."""
 
     def on_start(self, event: Start) -> None:
-        """Before the first step of a session."""
+        """Called before the first step of a session."""
 
     def on_step_chunk(self, event: StepChunk) -> Request:
-        """After a chunk of steps."""
+        """Called after a chunk of steps."""
         return None
 
     def on_validation(self, event: Validation) -> Request:
-        """After a validation, and before the end of the epoch that it belongs to."""
+        """Called after a validation, before `on_epoch_end` of the same epoch."""
         return None
 
     def on_epoch_end(self, event: EpochEnd) -> Request:
-        """After an epoch."""
+        """Called after an epoch."""
         return None
 
     def on_checkpoint(self, event: Checkpoint) -> Request:
-        """After a checkpoint was written; what is asked for is done after the next chunk."""
+        """Called after a checkpoint was written; a request takes effect after the next chunk."""
         return None
 
     def on_end(self, event: End) -> None:
-        """Once a session, however it ends."""
+        """Called once per session, however it ends."""
 
 
 class MetricsFile(Callback):
@@ -201,7 +202,7 @@ class MetricsFile(Callback):
 class EarlyStopping(Callback):
     """Stops when the validation bound has not risen for `patience` validations.
 
-    The setting `patience` of a run also keeps the parameters of the best validation.
+    Use the setting `patience` of a run to also keep the parameters of the best validation.
     """
 
     def __init__(self, patience: int):
@@ -212,8 +213,7 @@ class EarlyStopping(Callback):
 
 
 class Checkpointing(Callback):
-    """Has a checkpoint written after every `epochs` epochs, and when `minutes` have gone by since
-    the last."""
+    """Requests a checkpoint every `epochs` epochs, and `minutes` minutes after the last one."""
 
     def __init__(self, minutes: float, epochs: int | None = None):
         self.minutes, self.epochs = minutes, epochs
@@ -226,25 +226,25 @@ class Checkpointing(Callback):
         return SAVE if self._is_due() else None
 
     def on_epoch_end(self, event: EpochEnd) -> Save | None:
-        counted = self.epochs is not None and event.state.epoch % self.epochs == 0
-        return SAVE if counted or self._is_due() else None
+        scheduled = self.epochs is not None and event.state.epoch % self.epochs == 0
+        return SAVE if scheduled or self._is_due() else None
 
     def on_checkpoint(self, event: Checkpoint) -> None:
         self.last = time.monotonic()
 
 
 class Watcher(Protocol):
-    """What training reported to before there were callbacks."""
+    """The deprecated interface of callbacks."""
 
     def on_chunk(self, step: int, total: int, bound: float, rate: float) -> None:
-        """After some steps: bound on the last batch in nats, examples per second."""
+        """Called after some steps: bound on the last batch in nats, examples per second."""
 
     def on_pass(self, row: Row) -> None:
-        """After an epoch: the row that goes to metrics.jsonl."""
+        """Called after an epoch with its row of metrics.jsonl."""
 
 
 class FromWatcher(Callback):
-    """Tells a `Watcher` what it understands."""
+    """Adapts a deprecated `Watcher` to a `Callback`."""
 
     def __init__(self, watcher: Watcher):
         self.watcher = watcher
@@ -257,12 +257,12 @@ class FromWatcher(Callback):
 
 
 def checked(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
-    """The callbacks; `InputError` if one is none."""
+    """The callbacks as a tuple; `InputError` if one is not a `Callback`."""
     given = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
     for callback in given:
         if not isinstance(callback, Callback):
             raise InputError(
-                f"A {type(callback).__name__} was given among the callbacks, which are of classes "
-                f"derived from iwae.training.Callback; derive its class from that."
+                f"A {type(callback).__name__} was given among the callbacks, which must be "
+                f"instances of iwae.training.Callback; derive its class from that."
             )
     return given

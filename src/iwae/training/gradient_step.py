@@ -1,6 +1,6 @@
 """Training as pure functions: a state, and one compiled program that advances it by many steps.
 
-Every random draw derives from (seed, step), so a run is a function of its configuration and its
+All random numbers derive from (seed, step), so a run is a function of its configuration and its
 data, and a resumed run continues exactly.
 """
 
@@ -27,7 +27,7 @@ from iwae.models.observation import Observer
 from iwae.training.soap import soap
 
 INIT, ORDER, STEPS = range(3)
-"""What the draws of a run's key are for: parameters, the order of examples, steps."""
+"""Purposes of a run's random numbers: initial parameters, the order of examples, steps."""
 
 STAGES = 8
 
@@ -36,12 +36,12 @@ DEFAULT = Devices()
 
 
 def stream(seed: int | Array, purpose: int) -> PRNGKeyArray:
-    """The key of one purpose of a run."""
+    """The key for one purpose of a run."""
     return jax.random.fold_in(threefry.key(seed), purpose)
 
 
 class TrainState(eqx.Module):
-    """All that a run carries from step to step."""
+    """The state that a run carries from step to step."""
 
     params: PyTree
     """The model's trainable arrays."""
@@ -50,46 +50,46 @@ class TrainState(eqx.Module):
     """Moving average of `params`, or None."""
     step: Int[Array, ""]
     value: Float[Array, ""]
-    """Bound on the last batch, mean over its examples; not finite stops the run."""
+    """Bound on the last batch, mean over its examples; the run stops if it is not finite."""
     total: Float[Array, ""]
-    """Sum of `value` over the steps of the current pass."""
+    """Sum of `value` over the steps of the current epoch."""
 
 
 def rates(config: TrainingConfig) -> np.ndarray:
-    """The learning rates that the schedule starts from, [1], or for "stages" goes through, [8]."""
+    """The initial learning rate, [1], or the rates of all "stages", [8]."""
     n = STAGES if config.schedule == "stages" else 1
     return np.array([config.learning_rate * 10 ** (-i / 7) for i in range(n)], np.float32)
 
 
 def stages(rates: Sequence[float] | np.ndarray | Array, total_steps: int) -> optax.Schedule:
-    """lr · 10^(−i/7), `rates`, for 3^i of 3,280 parts of the steps, i = 0 … 7 (Burda et al. §5)."""
+    """`rates`, lr · 10^(−i/7), for a fraction 3^i / 3,280 of the steps, i = 0 … 7 (Burda §5)."""
     parts = [3**i for i in range(STAGES)]
     ends = [round(total_steps * sum(parts[: i + 1]) / sum(parts)) for i in range(STAGES - 1)]
     return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], ends)
 
 
 def learning_rate(
-    config: TrainingConfig, steps_per_pass: int, rates: np.ndarray | Array
+    config: TrainingConfig, steps_per_epoch: int, rates: np.ndarray | Array
 ) -> optax.Schedule:
-    """Learning rate as a function of the step; only `rates` says how large."""
-    total_steps = config.epochs * steps_per_pass
+    """Learning rate as a function of the step, from `rates`; that of `config` is not used."""
+    total_steps = config.epochs * steps_per_epoch
     if config.schedule == "stages":
         schedule = stages(rates, total_steps)
     elif config.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(rates[0], total_steps)
     else:
         schedule = optax.constant_schedule(rates[0])
-    rising = config.warmup * steps_per_pass
+    rising = config.warmup * steps_per_epoch
     if rising == 0:
         return schedule
     return lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / rising)
 
 
 def optimizer(
-    config: TrainingConfig, steps_per_pass: int, rates: np.ndarray | Array
+    config: TrainingConfig, steps_per_epoch: int, rates: np.ndarray | Array
 ) -> optax.GradientTransformation:
-    """Adam or SOAP on the mean over the batch: ε / batch_size makes Adam's step that of the sum."""
-    schedule = learning_rate(config, steps_per_pass, rates)
+    """Adam or SOAP for a mean over the batch; with ε / batch_size it steps as for the sum."""
+    schedule = learning_rate(config, steps_per_epoch, rates)
     moments = {"b1": config.adam_beta1, "b2": config.adam_beta2}
     eps = config.adam_epsilon / config.batch_size
     if config.optimizer == "soap":
@@ -103,7 +103,7 @@ def optimizer(
 
 
 def init(params: PyTree, transform: optax.GradientTransformation, *, average: bool) -> TrainState:
-    """The state before the first step, of copies, so that steps can reuse its memory."""
+    """The state before the first step, of copies, whose memory the steps can reuse."""
     return TrainState(
         params=copied(params),
         opt_state=jax.jit(transform.init)(params),
@@ -116,13 +116,13 @@ def init(params: PyTree, transform: optax.GradientTransformation, *, average: bo
 
 @jax.jit
 def copied(tree: PyTree) -> PyTree:
-    """The same arrays in memory of their own."""
+    """A copy of every array."""
     return jax.tree.map(jnp.copy, tree)
 
 
 @lru_cache(maxsize=64)
 def objective_bounds(config: ObjectiveConfig) -> Pair:
-    """The bounds for θ and φ; one and the same object where they do not differ."""
+    """The bounds for θ and φ; the same object if they are equal."""
     shape = {"m": config.m, "alpha": config.alpha, "beta": config.beta, "order": config.order}
     pair = bounds.named(config.objective, **shape)
     if config.encoder_objective is None:
@@ -130,8 +130,8 @@ def objective_bounds(config: ObjectiveConfig) -> Pair:
     return Pair(pair.theta, bounds.named(config.encoder_objective, **shape).phi)
 
 
-def order_of_pass(seed: int, number: int, n: int) -> Int[Array, " n"]:
-    """The order in which pass `number` visits the n training examples."""
+def order_of_epoch(seed: int, number: int, n: int) -> Int[Array, " n"]:
+    """The order of the n training examples in epoch `number`."""
     return _permutation(stream(seed, ORDER), jnp.uint32(number), n)
 
 
@@ -141,15 +141,16 @@ def _permutation(key: PRNGKeyArray, number: Array, n: int) -> Int[Array, " n"]:
 
 
 ROWS = 1250
-"""Draws of a batch that are passed back through at once on a CPU: about what is fastest there with
-the paper's models. Where no gradient passes, which keeps no arrays for later, twice as many."""
+"""Importance samples of a batch per backward pass on a CPU: about the fastest for the paper's
+models. Without a gradient, which needs no stored activations, twice as many are weighted at once.
+"""
 
 
 def group_size(batch: int, draws: int, rows: int = ROWS) -> int:
-    """How many examples of a batch, with so many draws each, are passed back through at once.
+    """Examples per backward pass, for a batch with `draws` importance samples of each example.
 
-    The most that divide the batch and make no more than `rows` draws, or a single one. The whole
-    batch if it makes no more than twice `rows`, or if groups would make less than a quarter.
+    The largest divisor of the batch with at most `rows` samples in all, or 1. The whole batch if it
+    has at most 2 · `rows` samples, or if a group would have fewer than `rows` / 4.
     """
     if batch * draws <= 2 * rows:
         return batch
@@ -159,63 +160,63 @@ def group_size(batch: int, draws: int, rows: int = ROWS) -> int:
 
 
 def chunk_size(examples: int, draws: int, rows: int = ROWS) -> int | None:
-    """How many draws of each example are weighed at once where no gradient passes; None is all.
+    """Importance samples of each example weighted at once without a gradient; None is all.
 
-    As many as make twice `rows` of all these examples together, or a single one.
+    2 · `rows` over all examples together, and at least 1 of each.
     """
     chunk = max(1, 2 * rows // examples)
     return chunk if chunk < draws else None
 
 
 Replicas = tuple[PyTree, ...]
-"""Something of each replica."""
+"""One tree for each replica."""
 
 Loss = Callable[[PyTree, Array, Array, Array], tuple[Array, Array]]
-"""Of parameters, examples, their keys and the step: (loss, value of the bound)."""
+"""(parameters, examples, their keys, step) ↦ (loss, value of the bound)."""
 
 Gradient = Callable[[PyTree, Array, Array, Array], tuple[tuple[Array, Array], PyTree]]
-"""The same, with the loss's gradient: ((loss, value), gradient)."""
+"""(parameters, examples, their keys, step) ↦ ((loss, value), gradient of the loss)."""
 
 Step = Callable[..., TrainState]
 Advance = Callable[..., Replicas]
 
 
 KEPT = 16
-"""Steps, and compiled programs of them, that are kept for further runs of the same kind."""
+"""Step functions, and compiled programs, that are cached for further runs of the same kind."""
 
 
 def shared_step(
     static: PyTree,
     objective: ObjectiveConfig,
     config: TrainingConfig,
-    steps_per_pass: int,
+    steps_per_epoch: int,
     observe: Observer,
     devices: Devices = DEFAULT,
     *,
     bound: Pair | None = None,
     estimator: Estimator | None = None,
 ) -> Step:
-    """`make_step`, and the same function again for arguments that make the same step.
+    """`make_step`, cached: arguments that give the same step return the same function.
 
-    Whoever compiles it for a second run then finds it compiled.
+    A second run then reuses the compiled program.
     """
-    given = (objective, shaping(config), steps_per_pass, observe, devices, bound, estimator)
+    given = (objective, shaping(config), steps_per_epoch, observe, devices, bound, estimator)
     try:
         return _kept_step(_Structure(static), *given)
-    except TypeError:  # something in it cannot be hashed
+    except TypeError:  # an argument cannot be hashed
         return make_step(static, *given[:5], bound=bound, estimator=estimator)
 
 
 def shaping(config: TrainingConfig) -> TrainingConfig:
-    """The configuration with what does not shape a step at its default."""
+    """The configuration with every setting that does not shape a step at its default."""
     default = TrainingConfig()
-    names = [*NO_MATTER]
+    names = [*IRRELEVANT]
     if config.schedule == "constant":
         names.append("epochs")
     return dataclasses.replace(config, **{name: getattr(default, name) for name in names})
 
 
-NO_MATTER = (
+IRRELEVANT = (
     "learning_rate",
     "minutes",
     "patience",
@@ -224,11 +225,11 @@ NO_MATTER = (
     "checkpoint_minutes",
     "start_from",
 )
-"""Settings of training that say when it ends, what is saved, and what `rates` stand for."""
+"""Training settings that do not shape a step: when to stop, what to save, what `rates` replaces."""
 
 
 class _Structure:
-    """What of a model is not trained, equal to another's if it is the same leaf by leaf."""
+    """The part of a model that is not trained, hashable, and compared leaf by leaf."""
 
     def __init__(self, static: PyTree):
         self.static = static
@@ -254,25 +255,25 @@ def _kept_step(
     structure: _Structure,
     objective: ObjectiveConfig,
     config: TrainingConfig,
-    steps_per_pass: int,
+    steps_per_epoch: int,
     observe: Observer,
     devices: Devices,
     bound: Pair | None,
     estimator: Estimator | None,
 ) -> Step:
-    given = (objective, config, steps_per_pass, observe, devices)
+    given = (objective, config, steps_per_epoch, observe, devices)
     return make_step(structure.static, *given, bound=bound, estimator=estimator)
 
 
 @lru_cache(maxsize=KEPT)
 def shared_advance(steps: frozenset[Step], *, vectorized: bool) -> Advance:
-    """`make_advance`, and the same function again for the same steps."""
+    """`make_advance`, cached by its steps."""
     return make_advance(vectorized=vectorized)
 
 
 @lru_cache(maxsize=KEPT)
 def first_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """An optimiser to start with (`init`), the same again for the same configuration."""
+    """The optimiser whose state `init` makes, cached by the configuration."""
     return optimizer(config, 1, rates(config))
 
 
@@ -280,7 +281,7 @@ def make_step(
     static: PyTree,
     objective: ObjectiveConfig,
     config: TrainingConfig,
-    steps_per_pass: int,
+    steps_per_epoch: int,
     observe: Observer,
     devices: Devices = DEFAULT,
     *,
@@ -289,9 +290,9 @@ def make_step(
 ) -> Step:
     """`step(state, order, key, rates, images, start)`: one step of the optimiser on one batch.
 
-    `start` is the step at which the pass began. The learning rate of `config` is not used; `rates`
-    stands for it, so that replicas with their own can share the step. `devices` share the batch. A
-    `bound` or `estimator` of one's own stands in the place of the one that `objective` names.
+    `start` is the first step of the epoch. `rates` replaces the learning rate of `config`, so that
+    replicas with different rates can share the step. `devices` share the batch. `bound` and
+    `estimator`, if given, replace those that `objective` names.
     """
     batch = config.batch_size
     group, chunk = batch, None
@@ -299,7 +300,7 @@ def make_step(
         group = group_size(batch, min(objective.k, objective.backward_draws or objective.k))
         chunk = chunk_size(group, objective.k)
     pair = objective_bounds(objective) if bound is None else bound
-    loss = _loss(static, objective, config, steps_per_pass, pair, estimator, chunk)
+    loss = _loss(static, objective, config, steps_per_epoch, pair, estimator, chunk)
     of_batch = _in_groups(jax.value_and_grad(loss, has_aux=True), batch, group)
 
     def step(
@@ -316,7 +317,7 @@ def make_step(
             x = devices.split(jax.vmap(observe)(images[rows], keys[0]))
         given = (state.params, x, keys[1], state.step)
         (_, value), gradient = devices.whole(of_batch(*given))
-        transform = optimizer(config, steps_per_pass, rates)
+        transform = optimizer(config, steps_per_epoch, rates)
         with jax.named_scope("optimizer"):
             updates, opt_state = transform.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -336,16 +337,16 @@ def _loss(
     static: PyTree,
     objective: ObjectiveConfig,
     config: TrainingConfig,
-    steps_per_pass: int,
+    steps_per_epoch: int,
     bound: Pair,
     estimator: Estimator | None,
     chunk: int | None,
 ) -> Loss:
-    """`loss(params, x, keys, step)`: (loss, value of the bound), means over the examples in nats.
+    """`loss(params, x, keys, step)`: (loss, value of the bound), means over the examples, in nats.
 
-    The gradient of the loss is that of the step.
+    The step follows the gradient of the loss, a surrogate whose value is not the bound.
     """
-    scale = config.batch_size * steps_per_pass
+    scale = config.batch_size * steps_per_epoch
 
     def loss(
         params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array
@@ -363,14 +364,14 @@ def _loss(
                 chunk=chunk,
             )
         )(x, keys)
-        penalty = _weight_penalty(model, config, step / steps_per_pass) / scale
+        penalty = _weight_penalty(model, config, step / steps_per_epoch) / scale
         return jnp.mean(losses) + penalty, jnp.mean(values)
 
     return loss
 
 
 def _in_groups(of_group: Gradient, batch: int, group: int) -> Gradient:
-    """((loss, value), gradient) of a batch, means over groups of equal size that go one by one."""
+    """((loss, value), gradient) of a batch, accumulated over groups of `group` examples."""
     if group == batch:
         return of_group
 
@@ -390,12 +391,12 @@ def _in_groups(of_group: Gradient, batch: int, group: int) -> Gradient:
 def make_advance(*, vectorized: bool = False) -> Advance:
     """Compile `advance(steps, states, orders, seeds, rates, images, start, stop)`.
 
-    It goes up to step `stop` of the pass that began at `start`, with one function (`make_step`),
-    state, order, seed (uint32) and `rates` for each replica, all at the same step. A replica takes
-    the same steps as alone, bit for bit on a CPU. With `vectorized`, those that share a function
-    make one batched product of each matrix product, equal up to rounding. The loop's length is an
-    argument of the compiled program, so every step runs the same code however a run is cut into
-    chunks. It ends early when a bound is not finite. `states` are consumed.
+    It goes up to step `stop` of the epoch that began at step `start`. Each replica has a step
+    function (`make_step`), state, order, seed (uint32) and `rates`; all are at the same step. A
+    replica takes the same steps as alone, bit for bit on a CPU. With `vectorized`, replicas with
+    the same step function share batched matrix products, equal up to rounding. `start` and `stop`
+    are arguments of the compiled program, so every step runs the same code however a run is cut
+    into chunks. It ends early if a bound is not finite. `states` are donated.
     """
 
     def advance(
@@ -434,12 +435,12 @@ def make_advance(*, vectorized: bool = False) -> Advance:
 
 
 def _alike(steps: Sequence[Step]) -> list[list[int]]:
-    """Indices of the replicas with one and the same step."""
+    """Indices of the replicas, grouped by step function."""
     return [[i for i, s in enumerate(steps) if s is step] for step in dict.fromkeys(steps)]
 
 
 def _stacked(replicas: list[PyTree]) -> PyTree:
-    """One tree for all; for a single replica its own."""
+    """The trees of several replicas stacked; that of a single replica unchanged."""
     if len(replicas) == 1:
         return replicas[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicas)
@@ -449,16 +450,16 @@ def _mapped(step: Step, replicas: int) -> Step:
     return step if replicas == 1 else jax.vmap(step, in_axes=(0, 0, 0, 0, None, None))
 
 
-def _weight_penalty(model: PyTree, config: TrainingConfig, passes: Array) -> Array | float:
-    """The KL divergence of uncertain weights at its weight after so many passes, in nats."""
+def _weight_penalty(model: PyTree, config: TrainingConfig, epoch: Array) -> Array | float:
+    """The weighted KL divergence of uncertain weights after `epoch` epochs, in nats."""
     if config.weight_kl == 0:
         return 0.0
-    share = jnp.minimum(1.0, passes / config.weight_kl_passes) if config.weight_kl_passes else 1.0
+    share = jnp.minimum(1.0, epoch / config.weight_kl_passes) if config.weight_kl_passes else 1.0
     return share * config.weight_kl * model.weight_kl(config.weight_prior)
 
 
 def _averaged(average: PyTree, params: PyTree, step: Array, decay: float | None) -> PyTree:
-    """Exponential moving average whose memory grows to 1/(1−decay) steps from the start."""
+    """Exponential moving average whose window grows from the first step to 1/(1−decay) steps."""
     if decay is None:
         return None
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))

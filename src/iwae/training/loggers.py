@@ -1,9 +1,9 @@
-"""Callbacks that write a training's figures to TensorBoard, Weights & Biases or MLflow.
+"""Callbacks that log metrics to TensorBoard, Weights & Biases or MLflow.
 
-Each needs its library, which is imported when the callback is made and comes with an extra of the
-package: `pip install 'iwae[tensorboard]'`, `'iwae[wandb]'`, `'iwae[mlflow]'`. All log the same
-figures under the same names, by the step they belong to; bounds are in nats per example. Of several
-processes the first alone writes.
+Each needs its library, which is imported when the callback is created and comes with an extra of
+the package: `pip install 'iwae[tensorboard]'`, `'iwae[wandb]'`, `'iwae[mlflow]'`. All log the same
+metrics under the same names, by step; bounds are in nats per example. Of several processes, only
+the first logs.
 """
 
 import abc
@@ -17,30 +17,31 @@ from iwae.config.io import flatten
 from iwae.errors import InputError
 from iwae.training.callbacks import Callback, End, EpochEnd, Start, StepChunk
 
-Figures = Mapping[str, float]
+Metrics = Mapping[str, float]
+"""Values by name."""
 
 
 class Logger(Callback):
-    """A callback that hands figures by name to a library.
+    """A callback that logs metrics by name with a library.
 
-    `batch/bound` and `batch/examples_per_second` of every chunk of steps; `train/bound`,
-    `valid/bound`, `train/learning_rate` and `train/epoch` of every epoch.
+    Logs `batch/bound` and `batch/examples_per_second` after every chunk of steps, and
+    `train/bound`, `valid/bound`, `train/learning_rate` and `train/epoch` after every epoch.
     """
 
     writes = False
-    """Whether a session is under way that this process writes of."""
+    """Whether this process is logging a session."""
 
     @abc.abstractmethod
     def open(self, event: Start) -> None:
-        """Begin to write."""
+        """Start logging."""
 
     @abc.abstractmethod
-    def log(self, figures: Figures, step: int) -> None:
-        """Write figures that belong to a step."""
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Log the metrics of a step."""
 
     @abc.abstractmethod
     def close(self, event: End) -> None:
-        """Write what is left."""
+        """Flush, and stop logging."""
 
     def on_start(self, event: Start) -> None:
         if is_first():
@@ -49,20 +50,20 @@ class Logger(Callback):
 
     def on_step_chunk(self, event: StepChunk) -> None:
         if self.writes:
-            figures = {"batch/bound": event.bound, "batch/examples_per_second": event.rate}
-            self.log(figures, event.state.step)
+            metrics = {"batch/bound": event.bound, "batch/examples_per_second": event.rate}
+            self.log(metrics, event.state.step)
 
     def on_epoch_end(self, event: EpochEnd) -> None:
         if not self.writes:
             return
-        figures = {
+        metrics = {
             "train/bound": event.train_bound,
             "train/learning_rate": event.learning_rate,
             "train/epoch": event.state.epoch,
         }
         if event.valid_bound is not None:
-            figures["valid/bound"] = event.valid_bound
-        self.log(figures, event.state.step)
+            metrics["valid/bound"] = event.valid_bound
+        self.log(metrics, event.state.step)
 
     def on_end(self, event: End) -> None:
         if self.writes:
@@ -74,10 +75,10 @@ class TensorBoard(Logger):
     """Writes event files for TensorBoard, with tensorboardX.
 
     Args:
-        folder: where to write; left out, `tensorboard` in the run directory.
+        folder: the directory to write to. Default: `tensorboard` in the run directory.
 
     Raises:
-        InputError: without tensorboardX, or for a run in memory and no folder.
+        InputError: if tensorboardX is not installed, or if no folder is given for a run in memory.
     """
 
     def __init__(self, folder: str | Path | None = None):
@@ -92,12 +93,12 @@ class TensorBoard(Logger):
         if folder is None:
             raise InputError(
                 "TensorBoard() was given for a run in memory, which has no directory to write "
-                "into; give TensorBoard(folder), or train with out=…."
+                "to; give TensorBoard(folder), or train with out=…."
             )
         self.writer = self.library.SummaryWriter(str(folder))
 
-    def log(self, figures: Figures, step: int) -> None:
-        for name, value in figures.items():
+    def log(self, metrics: Metrics, step: int) -> None:
+        for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self, event: End) -> None:
@@ -105,14 +106,14 @@ class TensorBoard(Logger):
 
 
 class WeightsAndBiases(Logger):
-    """Logs a run of Weights & Biases, with the configuration of the training.
+    """Logs to a new run of Weights & Biases, with the configuration.
 
     Args:
-        project: the project there; left out, that of the library's own settings.
+        project: its project. Default: that of wandb's own settings.
         settings: further arguments of `wandb.init`.
 
     Raises:
-        InputError: without wandb.
+        InputError: if wandb is not installed.
     """
 
     def __init__(self, project: str | None = None, **settings: object):
@@ -124,22 +125,22 @@ class WeightsAndBiases(Logger):
         given = {"project": self.project, "config": _settings(event)} | self.settings
         self.run = self.library.init(**given)
 
-    def log(self, figures: Figures, step: int) -> None:
-        self.run.log(dict(figures), step=step)
+    def log(self, metrics: Metrics, step: int) -> None:
+        self.run.log(dict(metrics), step=step)
 
     def close(self, event: End) -> None:
         self.run.finish(exit_code=int(event.reason == "failed"))
 
 
 class MLflow(Logger):
-    """Logs a run of MLflow: the active one, which stays open, or a new one.
+    """Logs to the active run of MLflow, which stays open, or else to a new run.
 
     Args:
-        experiment: the experiment of a new run; left out, the default one.
-        name: the name of a new run; left out, that of the run directory.
+        experiment: the experiment of a new run. Default: MLflow's default experiment.
+        name: the name of a new run. Default: that of the run directory.
 
     Raises:
-        InputError: without mlflow.
+        InputError: if mlflow is not installed.
     """
 
     def __init__(self, experiment: str | None = None, name: str | None = None):
@@ -170,8 +171,8 @@ class MLflow(Logger):
             )
         return self.client.create_run(experiment, run_name=name)
 
-    def log(self, figures: Figures, step: int) -> None:
-        for name, value in figures.items():
+    def log(self, metrics: Metrics, step: int) -> None:
+        for name, value in metrics.items():
             self.client.log_metric(self.run, name, value, step=step)
 
     def close(self, event: End) -> None:
@@ -181,7 +182,7 @@ class MLflow(Logger):
 
 
 def _settings(event: Start) -> dict[str, object]:
-    """The configuration by the names of its fields, without those that say nothing."""
+    """The fields of the configuration by name, without those that are None."""
     return {n: v for n, v in flatten(event.config).items() if v is not None}
 
 

@@ -1,7 +1,7 @@
-"""Parts of a run that are objects of the user's own, in place of what its settings name.
+"""The user's own model, bound, estimator or likelihood, given as objects instead of settings.
 
-A run directory cannot hold a function or a class. It holds the model's arrays, and says by name
-which parts were the user's own; whoever resumes the run or loads it gives them again.
+A run directory cannot store a function or a class. It stores the model's arrays and the names of
+the user's parts, which have to be given again when the run is resumed or loaded.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from iwae.models.likelihoods import AbstractLikelihood
 
 @dataclass(frozen=True, eq=False)
 class OwnParts:
-    """What of a run is an object of the user's own; None where its settings say it."""
+    """The parts of a run that are the user's own objects; None for those its settings name."""
 
     model: ModelLike | None = None
     bound: Pair | None = None
@@ -37,19 +37,19 @@ class OwnParts:
 
     @property
     def names(self) -> dict[str, str]:
-        """What the run directory says of each part."""
+        """The names of the parts, as the run directory stores them."""
         fields = (f.name for f in dataclasses.fields(self))
         given = {name: vars(self)[name] for name in fields}
         return {name: described(part) for name, part in given.items() if part is not None}
 
 
 NONE = OwnParts()
-"""A run that its settings say in full."""
+"""A run that its settings describe fully."""
 
 
 @dataclass(frozen=True)
 class _Unnamed:
-    """The settings of the objective where a bound of one's own stands in its place."""
+    """The settings of the objective when the user's own bound replaces it."""
 
     objective: str = "iwae"
     encoder_objective: None = None
@@ -70,10 +70,10 @@ def of(
     estimator: str | Estimator | None = None,
     likelihood: str | AbstractLikelihood | None = None,
 ) -> tuple[OwnParts, dict[str, object]]:
-    """The parts that are objects, and the settings with those that are names.
+    """Split the parts: objects go to `OwnParts`, names to the settings.
 
     Raises:
-        InputError: if an object is none of its kind, or a setting says the same otherwise.
+        InputError: if an object has the wrong type, or a setting contradicts a part.
     """
     named = dict(settings)
     if isinstance(bound, str):
@@ -106,19 +106,19 @@ def of(
 
 
 def _model(model: object, settings: Mapping[str, object]) -> ModelLike:
-    """A model with its arrays on the device."""
+    """A validated model with its arrays on the device."""
     if not isinstance(model, ModelLike):
         raise InputError(
-            f"A {type(model).__name__} was given as the model, which has the methods propose, "
-            f"log_joint and log_proposal; write them, or give iwae.models.FromFunctions of three "
-            f"functions."
+            f"A {type(model).__name__} was given as the model, which must have the methods "
+            f"propose, log_joint and log_proposal; write them, or give iwae.models.FromFunctions "
+            f"of three functions."
         )
     shaping = {f.name for f in dataclasses.fields(ModelConfig)} & settings.keys()
     if shaping:
         name = min(shaping)
         raise InputError(
-            f"{name} = {settings[name]} was given with a model of your own, whose shape is its "
-            f"own; leave {name} out."
+            f"{name} = {settings[name]} was given with a model of your own, which it cannot "
+            f"change; leave {name} out."
         )
     with computing(model):
         on_device = lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a
@@ -133,7 +133,7 @@ def _model(model: object, settings: Mapping[str, object]) -> ModelLike:
 
 
 def _is_trained(leaf: object) -> bool:
-    """Whether a leaf is an array of parameters, or stands for one."""
+    """Whether a leaf is an array of parameters, or the shape of one."""
     shaped = isinstance(leaf, jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jnp.inexact)
     return shaped or eqx.is_inexact_array(leaf)
 
@@ -141,14 +141,15 @@ def _is_trained(leaf: object) -> bool:
 def _bound(bound: object, settings: Mapping[str, object]) -> Pair:
     if not callable(bound) and not isinstance(bound, Pair):
         raise InputError(
-            f"A {type(bound).__name__} was given as the bound, which is a function from K "
-            f"log-weights to a number, or its name; give one, such as iwae.bounds.iwae."
+            f"A {type(bound).__name__} was given as the bound, which must be a function from K "
+            f"log-weights to a number, or the name of an objective; give one, such as "
+            f"iwae.bounds.iwae."
         )
     for name in vars(UNNAMED):
         if settings.get(name) is not None:
             raise InputError(
-                f"{name} = {settings[name]} was given with a bound of your own, in whose place it "
-                f"would stand; leave one of the two out."
+                f"{name} = {settings[name]} was given with a bound of your own, which replaces the "
+                f"objective; leave one of the two out."
             )
     return paired(bound)
 
@@ -156,7 +157,7 @@ def _bound(bound: object, settings: Mapping[str, object]) -> Pair:
 def _estimator(estimator: object) -> Estimator:
     if not isinstance(estimator, Estimator):
         raise InputError(
-            f"A {type(estimator).__name__} was given as the estimator, which is an "
+            f"A {type(estimator).__name__} was given as the estimator, which must be an "
             f"iwae.estimators.Estimator, or the name of one; give one."
         )
     return estimator
@@ -165,31 +166,32 @@ def _estimator(estimator: object) -> Estimator:
 def _likelihood(likelihood: object, model: ModelLike | None) -> AbstractLikelihood:
     if not isinstance(likelihood, AbstractLikelihood):
         raise InputError(
-            f"A {type(likelihood).__name__} was given as the likelihood, which is an object of a "
-            f"class derived from iwae.models.likelihoods.AbstractLikelihood, or its name; give one."
+            f"A {type(likelihood).__name__} was given as the likelihood, which must be an instance "
+            f"of iwae.models.likelihoods.AbstractLikelihood, or the name of a likelihood; give one."
         )
     if model is not None:
         raise InputError(
-            "A likelihood was given with a model of your own, which has its own; leave one out."
+            "A likelihood was given with a model of your own, which defines its own likelihood; "
+            "leave one of the two out."
         )
     return likelihood
 
 
 def check_shapes(own: OwnParts, d: int, k: int) -> None:
-    """`InputError` unless own parts have values of the right shapes; nothing is computed.
+    """`InputError` unless the parts return arrays of the right shapes; nothing is computed.
 
     Args:
         own: the parts.
-        d: values of an example.
-        k: draws.
+        d: number of values of an example.
+        k: number of importance samples K.
     """
     log_w = jax.ShapeDtypeStruct((k,), jnp.float32)
     for bound in own.bound or ():
         shape = _shape(jax.eval_shape(bound, log_w))
         if shape != ():
             raise InputError(
-                f"The bound {described(bound)} makes {shape} of K = {k} log-weights, but it is to "
-                f"make a single number of them; sum or average over the first axis."
+                f"The bound {described(bound)} returns {shape} for K = {k} log-weights, but it "
+                f"must return a single number; sum or average over the first axis."
             )
     if own.model is not None:
         given = (own.model, jax.ShapeDtypeStruct((d,), jnp.float32), threefry.key(0))
@@ -198,20 +200,20 @@ def check_shapes(own: OwnParts, d: int, k: int) -> None:
         if shape != (k,):
             raise InputError(
                 f"The log-weights of {described(own.model)} have the shape {shape} for K = {k} "
-                f"draws of one example of {d} values, but there is one for each draw; have "
-                f"log_joint and log_proposal return [K]."
+                f"importance samples of one example of {d} values, but there must be one for each "
+                f"sample; have log_joint and log_proposal return [K]."
             )
 
 
 def _shape(value: object) -> tuple[int, ...] | str:
-    """The shape of an array that is not computed, or what there is instead."""
+    """The shape of an abstract array, or the name of another type."""
     return value.shape if isinstance(value, jax.ShapeDtypeStruct) else type(value).__name__
 
 
 def check_same(
     path: object, before: Mapping[str, str], now: Mapping[str, str], *, loading: bool = False
 ) -> None:
-    """`InputError` unless a run is loaded or gone on with by the parts that it was begun with."""
+    """`InputError` unless a run is loaded or resumed with the parts it was started with."""
     given, otherwise = "{}=…", ", or another out"
     if loading:
         given, otherwise = "iwae.load(…, {}=…)", ""
@@ -219,8 +221,8 @@ def check_same(
         article = "an" if part == "estimator" else "a"
         if part in before and part not in now:
             raise InputError(
-                f"{path} was trained with {article} {part} of its own, {before[part]}, which it "
-                f"cannot hold; give the same by {given.format(part)}{otherwise}."
+                f"{path} was trained with {article} {part} of your own, {before[part]}, which its "
+                f"files cannot store; give it again as {given.format(part)}{otherwise}."
             )
         if part in now and part not in before:
             raise InputError(
@@ -235,9 +237,9 @@ def check_same(
 
 
 def observed_as(config: RunConfig, own: OwnParts) -> ModelConfig:
-    """The settings of the model by which the data reach it.
+    """The model settings that determine how the data are observed.
 
-    An own likelihood of 0 and 1 alone sees intensities binarised, as Bernoulli does.
+    A likelihood object with support {0, 1} observes binarised intensities, as Bernoulli does.
     """
     if own.likelihood is None or not _is_binary(own.likelihood):
         return config.model
@@ -250,10 +252,9 @@ def _is_binary(likelihood: AbstractLikelihood) -> bool:
 
 
 def described(part: object) -> str:
-    """A function, or an object by its class and what shapes it, on one line.
+    """The name of a function, or of an object's class with its plain fields, on one line.
 
-    `mine.bound`, `iwae.bounds.vr_iwae(alpha=0.5)`, `mine.Counts(levels=5)`. Of arrays nothing is
-    said.
+    `mine.bound`, `iwae.bounds.vr_iwae(alpha=0.5)`, `mine.Counts(levels=5)`. Arrays are left out.
     """
     if isinstance(part, Pair):
         names = dict.fromkeys(map(described, part))
@@ -275,7 +276,7 @@ def described(part: object) -> str:
 
 
 PLAIN = Estimator()
-"""What an estimator is that says nothing."""
+"""The estimator with default fields, which `described` leaves out."""
 
 
 def _settings(given: Mapping[str, object]) -> list[str]:
@@ -287,7 +288,7 @@ def _value(value: object) -> str:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value says something of what an object computes, on its own."""
+    """Whether a value is a number, string or named function, or a tuple of these."""
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
     return isinstance(value, str | int | float) or (callable(value) and _is_named(value))
@@ -302,7 +303,7 @@ def _name(of: Callable[..., object]) -> str:
 
 
 def label(config: RunConfig, own: Mapping[str, str]) -> str:
-    """What was trained, in words: `RunConfig.label`, with the parts of one's own by their names."""
+    """A name for the trained model: `RunConfig.label` with the names of the user's own parts."""
     objective = override(config, estimator="reparam").objective.label
     maximised = own.get("bound", objective)
     named = config.objective.estimator

@@ -1,4 +1,4 @@
-"""Progress bars of a training: in a notebook, and in a terminal by way of rich."""
+"""Progress bars for training, in a notebook or in a terminal (with rich)."""
 
 import html
 import importlib
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class TerminalBar(Callback):
     """A line of a `rich` bar: epochs, loss, validation bound, examples per second.
 
-    Where there is no terminal, about ten lines a run instead.
+    Without a terminal, prints about ten lines a run instead.
 
     Args:
-        description: what stands before the bar.
-        bar: the bar, of which several runs may share one.
-        alone: whether the bar is this run's own, and taken off the screen at its end.
+        description: the text before the bar.
+        bar: the bar, which several runs may share.
+        alone: whether only this run uses the bar, which is then removed when the run ends.
     """
 
     def __init__(self, description: str, bar: "Progress", *, alone: bool = False):
@@ -48,7 +48,7 @@ class TerminalBar(Callback):
         state = event.state
         if not self.bar.console.is_terminal and _is_milestone(state.epoch, state.epochs):
             self.bar.console.print(
-                f"{self.description}: pass {state.epoch}/{state.epochs}  "
+                f"{self.description}: epoch {state.epoch}/{state.epochs}  "
                 f"train bound {event.train_bound:.2f}{self.valid}  {state.seconds:.0f} s",
                 soft_wrap=True,
             )
@@ -59,25 +59,25 @@ class TerminalBar(Callback):
 
 
 def _figures(event: StepChunk, valid: str) -> str:
-    """Where a run is, in figures."""
+    """The progress of a run as text."""
     state = event.state
-    passes = state.step * state.epochs / state.steps
-    loss = f"pass {passes:.1f}/{state.epochs}  loss {-event.bound:.2f} nats{valid}"
+    epoch = state.step * state.epochs / state.steps
+    loss = f"epoch {epoch:.1f}/{state.epochs}  loss {-event.bound:.2f} nats{valid}"
     return f"{loss}  {event.rate:,.0f} examples/s"
 
 
 def _is_milestone(number: int, total: int) -> bool:
-    """About ten lines a run where there is no terminal to draw a bar on."""
+    """Whether to print a line after this epoch: about ten of `total`."""
     return number == 1 or number == total or number % max(1, total // 10) == 0
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """A bar as a notebook shows it, and as text."""
+    """A bar, as HTML for a notebook and as text."""
 
     text: str
     done: float
-    """The share that is done, from 0 to 1."""
+    """The fraction that is done, from 0 to 1."""
 
     def __repr__(self) -> str:
         return self.text
@@ -92,11 +92,11 @@ class _Handle(Protocol):
 
 
 class NotebookBar(Callback):
-    """A bar under the cell of a notebook, with what a `TerminalBar` says.
+    """A bar under the cell of a notebook, with the same figures as `TerminalBar`.
 
     Args:
-        description: what stands before the figures.
-        display: `IPython.display.display`; left out, that of the kernel.
+        description: the text before the figures.
+        display: stands in for `IPython.display.display`.
     """
 
     def __init__(self, description: str, display: Callable[..., _Handle] | None = None):
@@ -136,10 +136,12 @@ def in_notebook() -> bool:
 
 
 def bars(progress: bool | None, description: str) -> list[Callback]:
-    """The bar of a run, if there is to be one: None is in a notebook alone.
+    """The progress bar of a run, as a list; empty if none is shown.
+
+    `progress` None shows one only in a notebook.
 
     Raises:
-        InputError: if one is asked for where there is no notebook and no rich.
+        InputError: if `progress` is True, but there is neither a notebook nor rich.
     """
     shown = in_notebook()
     if progress is False or (progress is None and not shown):

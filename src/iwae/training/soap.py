@@ -4,16 +4,16 @@ For a matrix W with gradient G, with exponential moving averages of decay β on 
 
     L ← βL + (1−β) G Gᵀ,   R ← βR + (1−β) Gᵀ G,   L = Q_L Λ_L Q_Lᵀ,   R = Q_R Λ_R Q_Rᵀ,
 
-Adam runs on Q_Lᵀ G Q_R, and its step is turned back. A side wider than `LARGEST` keeps its own
-axes, as does everything that is no matrix: there SOAP is Adam.
+Adam runs on Q_Lᵀ G Q_R, and its step is rotated back. A side wider than `LARGEST`, and every array
+that is not a matrix, keeps its own axes: there SOAP is Adam.
 
-Adam's second moment stays with the axes while these are turned, and where a gradient is rare, as
-of a pixel that hardly ever is on, it can be next to nothing in an axis that the first moment comes
-to lie in. In axes that stay, by Cauchy and Schwarz,
+Adam's second moment is not rotated with the bases. Where a gradient is rare, as for a pixel that is
+hardly ever on, the second moment can be nearly zero in an axis into which the first moment is
+rotated. With fixed axes, by the Cauchy–Schwarz inequality,
 
     |m_t| ≤ √v_t · (1−β₁) √(Σ_{i<t} (β₁²/β₂)^i / (1−β₂)),
 
-and m is held to that, so that no step is longer than Adam's can be.
+and m is clipped to this bound, so that no step is longer than Adam's can be.
 """
 
 import math
@@ -26,18 +26,18 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 REVISION = 2
-"""Counts how often equal settings came to take other steps."""
+"""Increased whenever the same settings come to take different steps."""
 
 LARGEST = 256
-"""Widest side of a matrix that is turned."""
+"""Widest side of a matrix that is rotated."""
 
 Square = Float[Array, "_ _"]
 Sides = tuple[Square | None, ...]
-"""A matrix for each side that is turned, from the left."""
+"""A matrix for each side, from the left; None for a side that is not rotated."""
 
 
 class Turned(NamedTuple):
-    """What is kept of one array of parameters."""
+    """The optimiser's state for one array of parameters."""
 
     mu: Array
     """First moment of G, in its own axes."""
@@ -46,11 +46,11 @@ class Turned(NamedTuple):
     moments: Sides
     """L and R."""
     bases: Sides
-    """Q_L and Q_R, by falling eigenvalue."""
+    """Q_L and Q_R, in descending order of eigenvalues."""
 
 
 class SoapState(NamedTuple):
-    """Steps taken, and what is kept of each array."""
+    """Number of steps taken, and the state of each array."""
 
     steps: Int[Array, ""]
     arrays: tuple[Turned, ...]
@@ -65,10 +65,10 @@ def soap(
     decay: float = 0.95,
     every: int = 10,
 ) -> optax.GradientTransformation:
-    """The optimiser; `decay` is β, and every so many steps the bases are turned again.
+    """The optimiser; `decay` is β, and the bases are updated every `every` steps.
 
-    Their first turn is the exact eigenbasis, each later one a step of orthogonal iteration, Q of
-    the QR decomposition of L Q_L.
+    The first basis is the exact eigenbasis; each update is a step of orthogonal iteration, Q of the
+    QR decomposition of L Q_L.
     """
 
     def init(params: PyTree) -> SoapState:
@@ -83,11 +83,11 @@ def soap(
             bases = jax.lax.switch(turn, (_kept, _exact, _iterated), moments, bases)
         mu = b1 * kept.mu + (1 - b1) * g
         nu = b2 * kept.nu + (1 - b2) * _into(g, bases) ** 2
-        held = _into(mu, bases)
+        rotated = _into(mu, bases)
         if b2 > 0:
             limit = (1 - b1) * jnp.sqrt(_series(b1**2 / b2, t) / (1 - b2)) * jnp.sqrt(nu)
-            held = jnp.clip(held, -limit, limit)
-        mu_hat, nu_hat = held / (1 - b1**t), nu / (1 - b2**t)
+            rotated = jnp.clip(rotated, -limit, limit)
+        mu_hat, nu_hat = rotated / (1 - b1**t), nu / (1 - b2**t)
         step = _out_of(mu_hat / (jnp.sqrt(nu_hat) + eps), bases)
         return step, Turned(mu, nu, moments, bases)
 
@@ -106,7 +106,7 @@ def soap(
 
 
 def _series(ratio: float, terms: Array) -> Array:
-    """1 + ratio + ratio² + …, so many terms; of a ratio above 1 no more than about 10³⁰."""
+    """1 + ratio + ratio² + …, `terms` terms; for a ratio above 1 at most about 10³⁰."""
     if ratio == 0:
         return jnp.ones((), jnp.float32)
     rate = math.log(ratio)
@@ -123,12 +123,12 @@ def _start(p: Array) -> Turned:
 
 
 def _squares(g: Array) -> tuple[Array, ...]:
-    """G Gᵀ and Gᵀ G of a matrix."""
+    """G Gᵀ and Gᵀ G of a matrix; empty for other arrays."""
     return (g @ g.T, g.T @ g) if g.ndim == 2 else ()
 
 
 def _each(function: Callable[..., Array], sides: Sides, *others: Sides) -> Sides:
-    """function of what belongs to each side that is turned."""
+    """Apply `function` to the matrices of each side that is rotated."""
     given = zip(sides, *others, strict=True)
     return tuple(None if side is None else function(side, *more) for side, *more in given)
 

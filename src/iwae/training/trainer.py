@@ -1,4 +1,4 @@
-"""Runs in progress: one, or several that one compiled program advances together."""
+"""The training loop, for one run or for several that share a compiled program."""
 
 import contextlib
 import signal
@@ -72,52 +72,55 @@ from iwae.training.gradient_step import TrainState
 from iwae.training.parts import OwnParts
 
 CHUNK_SECONDS = 0.5
-"""Time between two looks at the clock, the progress bar and a pending Ctrl-C."""
+"""Target time of a chunk of steps; between chunks callbacks run and Ctrl-C is handled."""
 
 
 class NonFiniteError(InputError):
-    """The bound became nan or infinite; the message names the step and what to try."""
+    """The bound is nan or infinite; the message names the step and what to try."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """A data set as it lies on the device, and how it reaches the model."""
+    """A data set as it is stored on the device, and how the model observes it."""
 
     dataset: Dataset
     seen: Observation
 
     def in_order(self, names: Sequence[str]) -> "Observed":
-        """The same with its columns in the order of `names`; `InputError` if it has others, or if
-        they were binarised once, which goes by position."""
+        """The same data with the columns in the order of `names`.
+
+        `InputError` if the columns differ, or if moving them would change a fixed binarisation,
+        which depends on their positions.
+        """
         dataset = self.dataset.in_order(names)
         if dataset is self.dataset:
             return self
         moved = dataset.whole_digest != self.dataset.whole_digest
         if moved and self.seen.binarization == "fixed":
             raise InputError(
-                f"{dataset.name} has its columns in another order than the run was begun with, and "
-                f"binarization = fixed goes by it; put them back in that order, first "
-                f"{names[0]!r}."
+                f"{dataset.name} has its columns in another order than when the run was started, "
+                f"and binarization = fixed depends on the order; restore it, with {names[0]!r} "
+                f"first."
             )
         digest = dataset.whole_digest if moved else self.seen.digest
         return Observed(dataset, replace(self.seen, names=dataset.names, digest=digest))
 
 
 Saved = tuple[TrainState, PyTree]
-"""What a checkpoint holds: the state, and the best parameters or None."""
+"""The content of a checkpoint: the state, and the best parameters or None."""
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What callbacks have asked for."""
+    """The pending requests of callbacks."""
 
     stop: str = ""
-    """Why to end the training; empty while nobody has asked for it."""
+    """The reason to stop; empty if no callback has asked to."""
     save: bool = False
-    """Whether a checkpoint is to be written."""
+    """Whether to write a checkpoint."""
 
     def with_(self, request: object, callback: Callback) -> "Requests":
-        """With one more; the first reason to stop is kept. `InputError` if it is no request."""
+        """Add a request; the first reason to stop is kept. `InputError` if it is not a request."""
         if request is None:
             return self
         if isinstance(request, Stop):
@@ -131,34 +134,34 @@ class Requests:
 
 
 class Run:
-    """One run: its state, and what has been recorded and saved of it."""
+    """One run: its state, its callbacks and its run directory."""
 
     def __init__(
         self,
         config: RunConfig,
         data: Observed,
-        folder: RunDirectory,
+        directory: RunDirectory,
         callbacks: Sequence[Callback] = (),
         devices: Devices = gradient_step.DEFAULT,
         parts: OwnParts = own_parts.NONE,
     ):
         t = config.training
         with processes_agree():
-            data = data.in_order(json_from_first(_names_before(config, folder)))
-        self.config, self.data, self.folder = config, data, folder
+            data = data.in_order(json_from_first(_names_before(config, directory)))
+        self.config, self.data, self.directory = config, data, directory
         self.devices, self.parts = devices, parts
-        self.callbacks = (MetricsFile(folder.append), *_of_settings(t), *callbacks)
+        self.callbacks = (MetricsFile(directory.append), *_of_settings(t), *callbacks)
         self.requests = Requests()
         self.begun = self.ended = False
         self.n = len(data.dataset.train)
-        self.steps_per_pass = _steps_per_pass(self.n, t)
+        self.steps_per_epoch = _steps_per_epoch(self.n, t)
         self.rates = jnp.asarray(gradient_step.rates(t))
-        self.schedule = gradient_step.learning_rate(t, self.steps_per_pass, self.rates)
+        self.schedule = gradient_step.learning_rate(t, self.steps_per_epoch, self.rates)
         self.bound_function = eqx.Partial(
             bound_value, bound=self.bounds.theta, k=config.objective.k
         )
-        folder.own = parts.names
-        folder.run = identity(config, data.seen, folder.own)
+        directory.own = parts.names
+        directory.run = identity(config, data.seen, directory.own)
         start, self.static = self._first()
         (state, best), self.progress = self._restored(start)
         self.state, self.best = devices.everywhere(from_first((state, best)))
@@ -168,16 +171,16 @@ class Run:
         self.rates = devices.everywhere(self.rates)
         self.seed = devices.everywhere(jnp.uint32(config.seed))
         self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
-        if self.progress.finished and not folder.has_model(self.progress.passes, self.step):
-            self._save_model()  # it was killed between the two
+        if self.progress.finished and not directory.has_model(self.progress.passes, self.step):
+            self._save_model()  # it was killed between the checkpoint and the model
 
     def _first(self) -> tuple[Saved, PyTree]:
-        """What a checkpoint holds before the first step, and what of the model is not trained."""
-        t, folder = self.config.training, self.folder
+        """The state before the first step, and the part of the model that is not trained."""
+        t, directory = self.config.training, self.directory
         with processes_agree():
-            anew = folder.begun or not is_first()
+            anew = directory.begun or not is_first()
             start = initial(self.config, self.data, anew=anew, parts=self.parts)
-            leaves = json_from_first(folder.leaves)
+            leaves = json_from_first(directory.leaves)
             if leaves and self.parts.model is None:
                 start = as_kept(start, leaves)
         params, static = eqx.partition(start, eqx.is_inexact_array)
@@ -187,67 +190,67 @@ class Run:
         return (state, best), static
 
     def _restored(self, start: Saved) -> tuple[Saved, Progress]:
-        """The last checkpoint and how far the run was then; `start` if there is none.
+        """The last checkpoint and its progress; `start` and no progress if there is none.
 
-        `InputError` if it is of other examples.
+        `InputError` if the run was started on other examples.
         """
-        data, folder = self.data, self.folder
+        data, directory = self.data, self.directory
         examples = data.dataset.digest
         with processes_agree():
-            if folder.progress.data not in ("", examples) or folder.is_of_others():
+            if directory.progress.data not in ("", examples) or directory.is_of_others():
                 raise InputError(
-                    f"{folder.path} was started on other examples than those of "
+                    f"{directory.path} was started on other examples than those of "
                     f"{data.dataset.name}; resume it with its own, or give another --out."
                 )
-            saved, progress = folder.restore(start)
-        if not folder.verified:
+            saved, progress = directory.restore(start)
+        if not directory.verified:
             self.data = replace(data, seen=noted(data.seen, UNVERIFIED))
         progress = replace(progress, **json_from_first(asdict(progress)))
         here = f"{jax.devices()[0].device_kind}, iwae {iwae.__version__}"
         return saved, replace(progress.made_on(here), data=examples, names=data.dataset.names)
 
     @property
-    def end_of_pass(self) -> int:
-        return (self.progress.passes + 1) * self.steps_per_pass
+    def end_of_epoch(self) -> int:
+        return (self.progress.passes + 1) * self.steps_per_epoch
 
     @property
     def bounds(self) -> Pair:
-        """The bounds that θ and φ follow."""
+        """The bounds that θ and φ maximise."""
         if self.parts.bound is not None:
             return self.parts.bound
         return gradient_step.objective_bounds(self.config.objective)
 
     @property
     def facts(self) -> TrainerState:
-        """Where the run stands, for callbacks."""
+        """The progress of the run, for callbacks."""
         p, epochs = self.progress, self.config.training.epochs
         return TrainerState(
             epoch=p.passes,
             epochs=epochs,
             step=self.step,
-            steps=epochs * self.steps_per_pass,
+            steps=epochs * self.steps_per_epoch,
             seconds=p.seconds,
             best=p.best,
             stale=p.stale,
-            path=self.folder.path,
+            path=self.directory.path,
         )
 
-    def order_of_pass(self) -> Array:
-        """The order of the current epoch."""
+    def order_of_epoch(self) -> Array:
+        """The order of the training examples in the current epoch."""
         if self.ordered != self.progress.passes:
             self.ordered = self.progress.passes
-            order = gradient_step.order_of_pass(self.config.seed, self.ordered, self.n)
+            order = gradient_step.order_of_epoch(self.config.seed, self.ordered, self.n)
             self.order = self.devices.everywhere(order)
         return self.order
 
     def make_step(self) -> gradient_step.Step:
-        """The step that this run takes, and with it those that differ in seed or learning rate."""
+        """The step function, shared by runs that differ only in seed or learning rate."""
         config, observer = self.config, self.data.seen.observer
         return gradient_step.shared_step(
             self.static,
             config.objective,
             config.training,
-            self.steps_per_pass,
+            self.steps_per_epoch,
             observer,
             self.devices,
             bound=self.parts.bound,
@@ -255,14 +258,15 @@ class Run:
         )
 
     def start(self) -> None:
-        """Tell the callbacks that a session begins."""
+        """Call `on_start` of the callbacks."""
         self.begun = True
-        self._tell(lambda callback: callback.on_start(Start(self.facts, self.config)))
+        self._notify(lambda callback: callback.on_start(Start(self.facts, self.config)))
 
-    def arrive(self, state: TrainState, before: int, took: float) -> None:
-        """Take over the state that the steps from `before` on have led to, `took` seconds later.
+    def advance_to(self, state: TrainState, before: int, took: float) -> None:
+        """Take over the state reached from step `before` in `took` seconds.
 
-        `NonFiniteError` if the bound is not finite, or at the end of an epoch a parameter.
+        Calls the callbacks, and saves the run if it is due or finished. `NonFiniteError` if the
+        bound is not finite, or, at the end of an epoch, a parameter.
         """
         self.state, t = state, self.config.training
         self.step = step = int(state.step)
@@ -271,11 +275,11 @@ class Run:
             raise NonFiniteError(self._non_finite_message("The bound is"))
         self.progress = replace(self.progress, seconds=self.progress.seconds + took)
         chunk = StepChunk(self.facts, bound, rate=(step - before) * t.batch_size / took)
-        self._tell(lambda callback: callback.on_step_chunk(chunk))
+        self._notify(lambda callback: callback.on_step_chunk(chunk))
         if t.minutes is not None and self.progress.seconds >= 60 * t.minutes:
             self.progress = replace(self.progress, finished="minutes")
         self._heed_stop()
-        ended = step == self.end_of_pass
+        ended = step == self.end_of_epoch
         if ended or self.progress.finished:
             self._check_finite()
         if ended:
@@ -287,30 +291,30 @@ class Run:
             self.end(self.progress.finished)
 
     def end(self, reason: str) -> None:
-        """Tell all callbacks, once, that the session has ended, whatever one of them raises."""
+        """Call `on_end` of every callback, once per session, even if one of them raises."""
         if not self.begun or self.ended:
             return
         self.ended = True
         ended = End(self.facts, reason)
         with contextlib.ExitStack() as stack:
             for callback in reversed(self.callbacks):
-                stack.callback(self._tell_one, callback, lambda callback: callback.on_end(ended))
+                stack.callback(self._notify_one, callback, lambda callback: callback.on_end(ended))
 
-    def _tell(self, event: Callable[[Callback], Request]) -> None:
-        """Tell every callback of an event, and note what it asks for."""
+    def _notify(self, event: Callable[[Callback], Request]) -> None:
+        """Call every callback with an event, and record their requests."""
         for callback in self.callbacks:
-            self._tell_one(callback, event)
+            self._notify_one(callback, event)
 
-    def _tell_one(self, callback: Callback, event: Callable[[Callback], Request]) -> None:
+    def _notify_one(self, callback: Callback, event: Callable[[Callback], Request]) -> None:
         try:
             self.requests = self.requests.with_(event(callback), callback)
         except Exception as error:
-            kept = f"; the last checkpoint is in {self.folder.path}" * self.folder.begun
+            kept = f"; the last checkpoint is in {self.directory.path}" * self.directory.begun
             error.add_note(f"Raised by the callback {type(callback).__name__}{kept}.")
             raise
 
     def _heed_stop(self) -> None:
-        """Finish if a callback has asked for it, here or in another process."""
+        """Finish if a callback, here or in another process, has asked to stop."""
         if any_process(bool(self.requests.stop)) and not self.progress.finished:
             reason = json_from_first(self.requests.stop) or self.requests.stop or "another process"
             self.progress = replace(self.progress, finished=reason)
@@ -318,7 +322,7 @@ class Run:
     def _end_epoch(self) -> None:
         t, p = self.config.training, self.progress
         rate = float(self.schedule(self.state.step - 1))
-        bound = float(self.state.total) / self.steps_per_pass
+        bound = float(self.state.total) / self.steps_per_epoch
         self.progress = replace(p, passes=p.passes + 1)
         self.state = eqx.tree_at(lambda s: s.total, self.state, jnp.zeros((), jnp.float32))
         if self.progress.passes >= t.epochs:
@@ -326,11 +330,11 @@ class Run:
         due = self.progress.passes % t.validate_every == 0 or self.progress.finished
         valid = self._validate() if due else None
         epoch = EpochEnd(self.facts, rate, bound, valid)
-        self._tell(lambda callback: callback.on_epoch_end(epoch))
+        self._notify(lambda callback: callback.on_epoch_end(epoch))
         self._heed_stop()
 
     def _validate(self) -> float:
-        """The training bound on the validation split, with the same draws each time."""
+        """The training bound on the validation split, with the same random numbers each time."""
         values = over_examples(
             self.bound_function,
             self._current(),
@@ -348,8 +352,8 @@ class Run:
         else:
             self.progress = replace(p, stale=p.stale + 1)
         validation = Validation(self.facts, value, improved)
-        self._tell(lambda callback: callback.on_validation(validation))
-        if self.requests.stop == PATIENCE:  # also in the last epoch, as a run of old says it
+        self._notify(lambda callback: callback.on_validation(validation))
+        if self.requests.stop == PATIENCE:  # in the last epoch this reason wins over "epochs"
             self.progress = replace(self.progress, finished=PATIENCE)
         return value
 
@@ -360,7 +364,7 @@ class Run:
         return eqx.combine(self.devices.here(self._kept()), self.static)
 
     def model(self) -> AbstractAutoencoder:
-        """The model that the run yields: the best on validation, the average, or the last."""
+        """The resulting model: the best on validation, the average, or the last."""
         if self.best is not None and self.progress.best is not None:
             return eqx.combine(self.devices.here(self.best), self.static)
         return self._current()
@@ -371,55 +375,55 @@ class Run:
             self.model(),
             self.data.seen,
             self.progress.passes,
-            path=self.folder.path,
+            path=self.directory.path,
             dataset=self.data.dataset,
-            run=self.folder.run,
-            history=History.of(self.folder.rows),
-            own=self.folder.own,
+            run=self.directory.run,
+            history=History.of(self.directory.rows),
+            own=self.directory.own,
         )
 
     def save(self) -> None:
-        """A checkpoint, unless the parameters are not finite: the last good one is kept."""
+        """Write a checkpoint; if the parameters are not finite, raise and keep the last one."""
         self._check_finite()
-        self.folder.save(self.devices.here((self.state, self.best)), self.progress)
+        self.directory.save(self.devices.here((self.state, self.best)), self.progress)
         self.requests = replace(self.requests, save=False)
-        self._tell(lambda callback: callback.on_checkpoint(Checkpoint(self.facts)))
+        self._notify(lambda callback: callback.on_checkpoint(Checkpoint(self.facts)))
 
     def _save_model(self) -> None:
-        self.folder.save_model(self.model(), self.data.seen, self.progress.passes, self.step)
+        self.directory.save_model(self.model(), self.data.seen, self.progress.passes, self.step)
 
     def _check_finite(self) -> None:
         if not gradient_step.all_finite(self.devices.here(self.state.params)):
             raise NonFiniteError(self._non_finite_message("The parameters are"))
 
     def _non_finite_message(self, what: str) -> str:
-        passes = 1 + (self.step - 1) // self.steps_per_pass
-        there = f"the last good checkpoint is kept in {self.folder.path}"
-        kept = there if self.folder.begun else "nothing was saved"
+        epoch = 1 + (self.step - 1) // self.steps_per_epoch
+        there = f"the last good checkpoint is kept in {self.directory.path}"
+        kept = there if self.directory.begun else "nothing was saved"
         return (
-            f"{what} not finite at step {self.step} (pass {passes}); {kept}. Try a smaller "
+            f"{what} not finite at step {self.step} (epoch {epoch}); {kept}. Try a smaller "
             f"--learning-rate or --clip 10, and check that the data fit the likelihood."
         )
 
 
 class Trainer:
-    """Runs on the same data, in batches of the same size, that one compiled program advances.
+    """Trains runs on the same data, in batches of the same size, with one compiled program.
 
-    Those at the same step go on together. One that is ahead, after a crash between two
+    Runs at the same step advance together. One that is ahead, after a crash between two
     checkpoints, waits for the others.
     """
 
     def __init__(self, runs: Sequence[Run], out: Path | None):
         self.runs, self.out, self.chunk = list(runs), out, 1
         self.failed: dict[Run, NonFiniteError] = {}
-        with processes_agree():  # none was refused
+        with processes_agree():  # every process has validated its runs
             if len({run.data.seen.names for run in self.runs}) > 1:
                 raise InputError(
-                    "Runs in one program share their columns, but these were begun with orders "
-                    "that differ; resume them one by one."
+                    "Runs in one program share the order of their columns, but these were started "
+                    "with different orders; resume them one by one."
                 )
             for run in self.runs:
-                run.folder.save_config(run.config)
+                run.directory.save_config(run.config)
         self.devices = runs[0].devices
         self.images = self.devices.everywhere(jnp.asarray(runs[0].data.dataset.train))
         kinds = {_kind(run): run for run in runs}
@@ -427,17 +431,17 @@ class Trainer:
         self.steps = {run: steps[_kind(run)] for run in runs}
         batched = jax.default_backend() != "cpu" and all(
             run.config.training.optimizer != "soap"
-            for run in runs  # would turn its axes each step
+            for run in runs  # vmap would compute the new bases at every step
         )
         of = frozenset(self.steps.values())
         self.advance = gradient_step.shared_advance(of, vectorized=batched)
 
     def train(self) -> None:
-        """Train all to their end.
+        """Train all runs to their end.
 
-        `Interrupted` after Ctrl-C, with all saved; not if all have ended and only memory holds
-        them. A run that is no longer finite is left behind; its `NonFiniteError` is raised when the
-        others have ended. Whatever ends the training, callbacks hear of it once.
+        `Interrupted` after Ctrl-C, once the runs are saved; not if all have ended and are in memory
+        only. A run that is not finite is dropped, and its `NonFiniteError` is raised when the
+        others have ended. However the training ends, `on_end` of the callbacks is called once.
         """
         try:
             with _signals() as interrupted:
@@ -446,13 +450,13 @@ class Trainer:
                 while going := self._going():
                     self._advance(going)
                     if any_process(bool(interrupted)):
-                        self._leave(self._going())
+                        self._interrupt(self._going())
                 for error in self.failed.values():
                     raise error
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             for run in self.runs:
-                with contextlib.suppress(Exception):  # the first error is the one to be seen
+                with contextlib.suppress(Exception):  # the first error is the one to raise
                     run.end("interrupted" if stopped and run not in self.failed else "failed")
             raise
 
@@ -460,37 +464,37 @@ class Trainer:
         return [r for r in self.runs if not r.progress.finished and r not in self.failed]
 
     def _advance(self, going: list[Run]) -> None:
-        """A chunk of steps, of the runs that are furthest behind."""
+        """Advance the runs that are furthest behind by a chunk of steps."""
         before = min(r.step for r in going)
         group = [r for r in going if r.step == before]
         ahead = [r.step for r in going if r.step > before]
-        until = min(before + self.chunk, group[0].end_of_pass, *ahead)
+        until = min(before + self.chunk, group[0].end_of_epoch, *ahead)
         began = time.monotonic()
         states = self.advance(
             tuple(self.steps[r] for r in group),
             tuple(r.state for r in group),
-            tuple(r.order_of_pass() for r in group),
+            tuple(r.order_of_epoch() for r in group),
             tuple(r.seed for r in group),
             tuple(r.rates for r in group),
             self.images,
-            group[0].end_of_pass - group[0].steps_per_pass,
+            group[0].end_of_epoch - group[0].steps_per_epoch,
             until,
         )
         reached = int(states[0].step)
         took = float(from_first(np.array(time.monotonic() - began)))
         for run, state in zip(group, states, strict=True):
             try:
-                run.arrive(state, before, took)
+                run.advance_to(state, before, took)
             except NonFiniteError as error:
                 self.failed[run] = error
         fitting = int(CHUNK_SECONDS * (reached - before) / took)
         self.chunk = max(1, min(2 * self.chunk, fitting))
 
-    def _leave(self, going: list[Run]) -> None:
-        """Save, and say how to go on; those that have ended are saved already."""
+    def _interrupt(self, going: list[Run]) -> None:
+        """Save the runs that have not ended, and raise `Interrupted`, which says how to resume."""
         if not going:
             if self.out is not None and not self.failed:
-                raise Interrupted(f"Interrupted after the last pass; {self.out} is finished.")
+                raise Interrupted(f"Interrupted after the last epoch; {self.out} is finished.")
             return
         for run in going:
             run.save()
@@ -501,24 +505,24 @@ class Trainer:
             place = as_argument(self.out)
             again = f"iwae train --out {place} --resume" if known else "resume=True"
             kept = f"the run is saved, and `{again}` continues it"
-        raise Interrupted(f"Interrupted after {progress.passes} of {epochs} passes; {kept}.")
+        raise Interrupted(f"Interrupted after {progress.passes} of {epochs} epochs; {kept}.")
 
 
-def _names_before(config: RunConfig, folder: RunDirectory) -> tuple[str, ...]:
-    """The columns of a run that is resumed, or of the model it begins with; empty if unknown."""
-    if folder.begun or config.training.start_from is None:
-        return folder.progress.names
+def _names_before(config: RunConfig, directory: RunDirectory) -> tuple[str, ...]:
+    """Column names of the run to resume, or of the model in `start_from`; empty if unknown."""
+    if directory.begun or config.training.start_from is None:
+        return directory.progress.names
     begin = Path(config.training.start_from)
     return read_model(begin)[1].names if (begin / MODEL).exists() else ()
 
 
 def _kind(run: Run) -> tuple[RunConfig, int]:
-    """What runs have in common that can share a step."""
+    """A key that is equal for runs that can share a step."""
     return override(run.config, seed=0, learning_rate=1.0), id(run.parts)
 
 
-def _steps_per_pass(n: int, config: TrainingConfig) -> int:
-    """Whole batches among n training examples; `InputError` if there is none."""
+def _steps_per_epoch(n: int, config: TrainingConfig) -> int:
+    """Whole batches in n training examples; `InputError` if there are none."""
     if n < config.batch_size:
         raise InputError(
             f"batch_size = {config.batch_size} was given, but there are only {n} training "
@@ -528,7 +532,7 @@ def _steps_per_pass(n: int, config: TrainingConfig) -> int:
 
 
 def _of_settings(config: TrainingConfig) -> Iterator[Callback]:
-    """The callbacks that the settings of a run ask for."""
+    """The callbacks that the configuration implies."""
     if config.patience is not None:
         yield EarlyStopping(config.patience)
     yield Checkpointing(config.checkpoint_minutes, config.checkpoint_every)
@@ -537,9 +541,10 @@ def _of_settings(config: TrainingConfig) -> Iterator[Callback]:
 def initial(
     config: RunConfig, data: Observed, *, anew: bool = False, parts: OwnParts = own_parts.NONE
 ) -> AbstractAutoencoder:
-    """The model before the first step: that of `start_from`, if there is one, or built `anew`.
+    """The model before the first step.
 
-    A model of one's own is what it is, and its parameters are those of `start_from`.
+    It is the user's own model or is built from the configuration. Its parameters are those of
+    `start_from`, if given, unless the model is built `anew`.
     """
     model = cast(AbstractAutoencoder | None, parts.model)
     if model is None:
@@ -557,8 +562,8 @@ def initial(
     file = Path(config.training.start_from) / MODEL
     if not file.exists():
         raise InputError(
-            f"start_from = {file.parent} was given, but no finished run is there; give a folder "
-            f"that `iwae train --out` made."
+            f"start_from = {file.parent} was given, but it holds no finished run; give a directory "
+            f"written by `iwae train --out`."
         )
     stored = read_model(file.parent)[0]
     if parts.model is None:
@@ -568,7 +573,7 @@ def initial(
 
 
 def _is_over(progress: Progress, config: TrainingConfig) -> bool:
-    """Whether a run that has finished is so still, now that its budget may have grown."""
+    """Whether a finished run remains finished, given that its budget may have grown."""
     if progress.finished == "epochs":
         return progress.passes >= config.epochs
     if progress.finished == "minutes":
@@ -577,30 +582,32 @@ def _is_over(progress: Progress, config: TrainingConfig) -> bool:
 
 
 def _hangup() -> list[signal.Signals]:
-    """The signal that a terminal sends when it goes, where there is one that is not ignored."""
+    """SIGHUP, which a closing terminal sends, if it exists here and is not ignored."""
     number = getattr(signal, "SIGHUP", None)
     return [] if number is None or signal.getsignal(number) is signal.SIG_IGN else [number]
 
 
 Handler = Callable[[int, FrameType | None], object] | int | None
-"""What is done on a signal."""
+"""The handler of a signal."""
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C, SIGTERM or, unless it is ignored (nohup), SIGHUP arrives; a
-    second one acts at once."""
+    """Collect Ctrl-C, SIGTERM and, unless it is ignored (nohup), SIGHUP in the list it yields.
+
+    A second signal takes effect at once.
+    """
     received: list[int] = []
     previous: dict[signal.Signals, Handler] = {}
 
-    def note(number: int, frame: object) -> None:
+    def receive(number: int, frame: object) -> None:
         received.append(number)
-        for name, handler in previous.items():  # a terminal that goes says so more than once
+        for name, handler in previous.items():  # a closing terminal sends SIGHUP more than once
             signal.signal(name, signal.SIG_IGN if name in _hangup() else handler)
 
     with contextlib.suppress(ValueError):  # only the main thread may handle signals
         for name in (signal.SIGINT, signal.SIGTERM, *_hangup()):
-            previous[name] = signal.signal(name, note)
+            previous[name] = signal.signal(name, receive)
     try:
         yield received
     except Interrupted:
