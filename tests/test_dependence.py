@@ -164,7 +164,7 @@ def test_the_comparison_from_the_command_line(
         ),
         (
             ["ring", "--ks", "2"],
-            "ks were given, but ring has the K of its models; leave them out.",
+            "ks were given, but only hiwae takes them; leave them out.",
         ),
     ],
 )

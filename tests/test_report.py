@@ -304,7 +304,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     sentence = f"{tmp_path} is not the folder of a run; give a folder that `iwae train --out` made."
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
         report.render([tmp_path])
-    with pytest.raises(InputError, match=r"^No run was given; name at least one folder of"):
+    with pytest.raises(InputError, match=r"^No run was given; give at least one run directory of"):
         report.render([])
 
 

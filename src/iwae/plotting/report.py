@@ -165,7 +165,7 @@ def _template() -> "Template":
 
 def _entries(given: Sequence[Path | TrainedModel], data_dir: str | Path | None) -> list[Entry]:
     if not given:
-        raise InputError("No run was given; name at least one folder of `iwae train`.")
+        raise InputError("No run was given; give at least one run directory of `iwae train`.")
     loaded = {of.path: of for of in given if isinstance(of, TrainedModel)}
     if None in loaded:
         raise InputError(
