@@ -441,8 +441,8 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
         ),
         (
             ["ring", "--recipe", "smoke"],
-            "recipe = smoke was given, but it is for tables only, unlike ring; leave it out, and give "
-            "a small --epochs.",
+            "recipe = smoke was given, but it is for tables only, unlike ring; leave it out, and "
+            "give a small --epochs.",
         ),
         (
             ["table1", "--seed", "3", "--seeds", "2"],
