@@ -247,8 +247,8 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
                 "--out",
                 tmp_path / "g",
             ),
-            "k = 4 was given, but MIWAE-5 takes the draws in 5 groups of equal size; give a "
-            "--train-k that 5 divides.",
+            "k = 4 was given, but MIWAE-5 needs 5 groups of importance samples of equal size; give "
+            "a --train-k that 5 divides.",
         ),
         (
             ("compare", "foo", "--out", tmp_path / "f"),

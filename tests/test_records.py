@@ -229,7 +229,7 @@ def test_what_does_not_fit_a_record_is_refused_before_any_work(tmp_path: Path, m
     ):
         _run(["reproduce", "table1", *form, "--epochs", "3"])
     with refused(
-        f"record = {record} was given, which is there and no record of swap; give another "
+        f"record = {record} was given, which exists and is not a record of swap; give another "
         f"--record, or --overwrite."
     ):
         _run(["reproduce", "swap", *form])

@@ -134,17 +134,17 @@ def test_cells_are_chosen_by_name_and_data() -> None:
     fixed = plan.placed(EXPERIMENTS["fixed-mnist"], everywhere="digits")
     assert {cell.settings["binarization"] for cell in fixed} == {"fixed"}
     with refused(
-        "datasets = mnist=mine.npy was given, but every cell is of digits here; give another "
+        "datasets = mnist=mine.npy was given, but every cell uses digits here; give another "
         "--recipe."
     ):
         names(datasets=["mnist=mine.npy"], everywhere="digits")
     with refused(
-        "datasets = digits was given, but no cell is of 'digits'; known are mnist, omniglot, or "
-        "mnist=digits to put it in its place."
+        "datasets = digits was given, but no cell uses 'digits'; known are mnist, omniglot, or "
+        "mnist=digits to replace a data set by it."
     ):
         names(datasets=["digits"])
     with refused(
-        "cells = mnist/3/* was given, but no cell has such a name; they are "
+        "cells = mnist/3/* was given, but no cell's name matches; the cells are "
         + ", ".join(cell.name for cell in table.cells if cell.name.startswith("mnist/"))
         + "."
     ):

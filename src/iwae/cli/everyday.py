@@ -245,7 +245,7 @@ class Demo:
         from iwae.experiments import comparisons
 
         with TrainingBars(len(comparisons.DEMO_CELLS)) as bars:
-            results, page = comparisons.demo(self.out, watch=bars)
+            results, page = comparisons.demo(self.out, callbacks=bars)
         print_demo(results)
         say(f"Report: {page}")
 

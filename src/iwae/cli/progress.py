@@ -267,7 +267,7 @@ def _how(row: Row) -> str:
     n = f"L_{first.k} of {first.n:,} test images"
     seeds = ", ".join(map(str, row.seeds))
     before = f" after those of {row.cell.after}" if row.cell.after else ""
-    return f"{first.passes} epochs{before}, {n}, seed{'s' * (len(row.seeds) > 1)} {seeds}"
+    return f"{first.epochs} epochs{before}, {n}, seed{'s' * (len(row.seeds) > 1)} {seeds}"
 
 
 def _published(cell: Cell) -> str:
@@ -308,7 +308,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def print_dependence(rows: list[Any], seeds: int) -> None:
+def print_hiwae(rows: list[Any], seeds: int) -> None:
     """Print bounds, NLL and moments of the weights of every proposal, one table per data set."""
     console = _console()
     for dataset in dict.fromkeys(row.dataset for row in rows):

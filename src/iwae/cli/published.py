@@ -180,7 +180,7 @@ class Reproduce:
             return reproduce.carried_out(
                 plan,
                 self.out,
-                watch=bars,
+                callbacks=bars,
                 elsewhere=self._executor() if left else None,
                 made=bars.made,
                 data_dir=self.data_dir,
@@ -303,7 +303,7 @@ class Reproduce:
 
     def _proposals(self) -> "dict[str, object]":
         """Print the table of proposals, write the figures, and return the record."""
-        from iwae.cli.progress import TrainingBars, print_dependence
+        from iwae.cli.progress import TrainingBars, print_hiwae
         from iwae.experiments import hiwae
         from iwae.experiments.plan import check_shared
 
@@ -317,13 +317,13 @@ class Reproduce:
                 self.out,
                 seeds=seeds,
                 k=self._k(),
-                watch=bars,
+                callbacks=bars,
                 datasets=datasets,
                 ks=ks,
                 limit=self.limit,
                 data_dir=self.data_dir,
             )
-        print_dependence(rows, len(seeds))
+        print_hiwae(rows, len(seeds))
         say(*(f"Wrote {path}." for path in pictures))
         return hiwae.record(self.config, rows, seeds)
 
@@ -346,7 +346,7 @@ class Reproduce:
                 self.config,
                 self.out,
                 k=self._k(),
-                watch=bars,
+                callbacks=bars,
                 limit=self.limit,
                 data_dir=self.data_dir,
             )

@@ -168,7 +168,7 @@ class Compare:
                 k=k,
                 limit=self.limit,
                 data_dir=self.data_dir,
-                watch=bars,
+                callbacks=bars,
             )
         print_comparison(results)
         if self.record is not None:
