@@ -203,8 +203,8 @@ class Reproduce:
             from iwae.experiments import replication
 
             first = {cell.name: plan.jobs[cell.name][0] for cell in plan.cells}
-            folder = self.out / plan.experiment.name
-            pictures = replication.draw(first, self.out, folder, self.data_dir)
+            directory = self.out / plan.experiment.name
+            pictures = replication.draw(first, self.out, directory, self.data_dir)
             say(*(f"Wrote {path}." for path in pictures))
         messages = [_failed(rows, len(failures), len(plan.distinct))] if failures else []
         if not failures:  # damaged files, which the table does not explain

@@ -35,7 +35,7 @@ class Cell:
     """One entry of a comparison: its name, its directory, and its own settings."""
 
     name: str
-    folder: str
+    directory: str
     settings: Mapping[str, Setting]
 
 
@@ -76,7 +76,7 @@ def demo(out: Path, *, callbacks: CellCallbacks) -> tuple[list[Result], Path]:
     report.check_installed()
     results = compare(DEMO_CELLS, recipe("demo"), out, k=DEMO_K, callbacks=callbacks)
     page = out / "report.html"
-    report.write([out / cell.folder for cell in DEMO_CELLS], page, overwrite=True)
+    report.write([out / cell.directory for cell in DEMO_CELLS], page, overwrite=True)
     return results, page
 
 
@@ -165,7 +165,7 @@ def compare(
     first: np.ndarray | None = None
     for cell, own in zip(cells, configs, strict=True):
         callback = callbacks.cell(cell.name, own.training.epochs)
-        trained = finished(out / cell.folder, own, callback, data_dir)
+        trained = finished(out / cell.directory, own, callback, data_dir)
         e = runs.evaluate(trained, k=k, limit=limit)
         values = e.log_likelihoods
         apart = None if first is None else mean_and_error(first - values)

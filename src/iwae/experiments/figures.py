@@ -110,21 +110,21 @@ def manifold(
 ) -> Drawn:
     """The manifold of 2 latents, and samples of models with 2, 5 and 10 latents, and 3 latents with
     100 hidden units."""
-    folder = out / "manifold"
+    directory = out / "manifold"
     pictures: list[Path] = []
     lines: list[str] = []
     record: dict[str, object] = {}
     for name, settings in MODELS.items():
         own = override(config, **settings)
         callback = callbacks.cell(f"{name} latents", own.training.epochs)
-        trained = finished(folder / name, own, callback, data_dir)
+        trained = finished(directory / name, own, callback, data_dir)
         e = runs.evaluate(trained, k=k, limit=limit)
         lines.append(f"{name} latents: NLL (L_{k}) {with_error(e.nll, e.nll_se)} nats")
         record[name] = {"k": k, **{n: e.to_json()[n] for n in ("n", "nll", "nll_se")}}
-        pictures.append(folder / f"samples-{name}.png")
+        pictures.append(directory / f"samples-{name}.png")
         write_atomic(pictures[-1], figures.sample_picture(trained, seed=config.seed))
         if own.model.widths[1] == (2,):
-            pictures.append(folder / "manifold.png")
+            pictures.append(directory / "manifold.png")
             write_atomic(pictures[-1], figures.png(figures.grid(plane(trained), SIDE)))
     return Drawn(tuple(pictures), tuple(lines), record)
 

@@ -23,7 +23,7 @@ SHOWN = 10
 
 
 def draw(
-    jobs: Mapping[str, Job], out: Path, folder: Path, data_dir: str | Path | None = None
+    jobs: Mapping[str, Job], out: Path, directory: Path, data_dir: str | Path | None = None
 ) -> list[Path]:
     """Write the figures of all finished cells whose models exist here, and return their paths.
 
@@ -49,9 +49,9 @@ def draw(
             models = [runs.load(place(t, out), data_dir=data_dir) for t in pair.values()]
             pictures[f"{own}-reconstructions.png"] = reconstructions(models)
     for name, content in pictures.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / name, content)
-    return [folder / name for name in pictures]
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(directory / name, content)
+    return [directory / name for name in pictures]
 
 
 def _draws(bound: str) -> int:

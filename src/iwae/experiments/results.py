@@ -51,14 +51,14 @@ Measured = Mapping[tuple[str, str], RecordedCell]
 """Recorded cells by file and name."""
 
 
-def page(folder: Path) -> str:
+def page(directory: Path) -> str:
     """The page in Markdown of all records in a directory; `InputError` if there is none."""
-    if not folder.is_dir():
+    if not directory.is_dir():
         raise InputError(
-            f"records = {folder} was given, which is not a directory; give that of the files that "
-            f"`iwae reproduce --record` wrote."
+            f"records = {directory} was given, which is not a directory; give that of the "
+            f"files that `iwae reproduce --record` wrote."
         )
-    found = {path.name: _read(path) for path in sorted(folder.glob("*.json"))}
+    found = {path.name: _read(path) for path in sorted(directory.glob("*.json"))}
     records_of = {file: record for file, record in found.items() if isinstance(record, TableRecord)}
     experiments = EXPERIMENTS | _own_tables(records_of)
     of = {

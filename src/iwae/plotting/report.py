@@ -89,10 +89,10 @@ def runs_among(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     A pattern like demo/* matches an existing report as well.
     """
     files = [path for path in paths if path.is_file()]
-    folders = [path for path in paths if not path.is_file()]
-    if not folders:
+    directories = [path for path in paths if not path.is_file()]
+    if not directories:
         return list(paths), []
-    return [run for path in folders for run in replicas(path) or [path]], files
+    return [run for path in directories for run in replicas(path) or [path]], files
 
 
 def write(
