@@ -2,7 +2,7 @@
 
 import signal
 
-from iwae.experiments.comparisons import Watchers
+from iwae.experiments.comparisons import CellCallbacks
 from iwae.training.callbacks import Callback, StepChunk
 
 
@@ -17,7 +17,7 @@ class Interrupting(Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-class Quiet(Watchers):
+class Quiet(CellCallbacks):
     """Hears of no cell."""
 
     def cell(self, name: str, epochs: int) -> Callback:

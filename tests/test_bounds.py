@@ -524,7 +524,7 @@ def test_bounds_without_a_hash_have_their_curvature(bound):
 @every_bound
 def test_weights_that_say_nothing_are_refused(bound):
     with refused(
-        "The log-weights hold nan or +inf, of which there is no bound; check the model's "
+        "The log-weights hold nan or +inf, for which no bound exists; check the model's "
         "log-densities where the proposal draws."
     ):
         bound(jnp.array([0.0, jnp.nan, 1.0, 2.0]))
@@ -568,7 +568,7 @@ def test_names_and_settings_that_are_missing_are_refused():
         (
             partial(jvi, order=6),
             "order = 6 was given with K = 6 draws, but JVI leaves out up to m of them and needs "
-            "one to stay; give an order from 0 to 5.",
+            "at least one; give an order from 0 to 5.",
         ),
     ],
 )

@@ -61,7 +61,7 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     }
     told: list[str] = []
     make = lambda: executors.make_all(
-        tasks, tmp_path / "out", watch=Quiet(), made=lambda name, result: told.append(name)
+        tasks, tmp_path / "out", callbacks=Quiet(), made=lambda name, result: told.append(name)
     )
     results = make()
     seeds = [result_of(results[tasks[name]]).seed for name in ("a", "b")]
@@ -71,7 +71,7 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     assert isinstance(failure, Failure)
     assert str(lost) in failure.message
     a = result_of(results[tasks["a"]])
-    assert (a.k, a.n, a.passes) == (5, 20, 1)
+    assert (a.k, a.n, a.epochs) == (5, 20, 1)
     assert [jobs.state(t, tmp_path / "out") for t in tasks.values()] == [
         "done",
         "missing",
@@ -84,11 +84,11 @@ def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     assert again == results
     more = Job(tasks["a"].config, k=6, limit=20)
     assert jobs.state(more, tmp_path / "out") == "trained"
-    assert jobs.make(more, tmp_path / "out", watch=Callback()).k == 6
+    assert jobs.make(more, tmp_path / "out", callback=Callback()).k == 6
     assert jobs.recorded(tasks["a"], tmp_path / "out") == a
     (jobs.place(more, tmp_path / "out") / "L_6-of-20.json").write_text("{torn")
     assert jobs.recorded(more, tmp_path / "out") is None
-    assert jobs.make(more, tmp_path / "out", watch=Callback()).k == 6
+    assert jobs.make(more, tmp_path / "out", callback=Callback()).k == 6
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_a_run_begins_where_another_ended(
         {"second": second, "first": first},
         out,
         elsewhere=executors.processes(processes) if processes > 1 else None,
-        watch=Quiet(),
+        callbacks=Quiet(),
         made=lambda name, result: told.append(name),
     )
     assert told == ["first", "second"]
@@ -118,12 +118,12 @@ def test_a_run_begins_where_another_ended(
     (out / "cells").rename(tmp_path / "moved")
     (out / "cells").symlink_to(tmp_path / "moved")
     monkeypatch.setattr(runs, "evaluate", None)  # what is measured later evaluates nothing again
-    again = jobs.make(other, out, watch=Callback())
+    again = jobs.make(other, out, callback=Callback())
     assert again.figures.keys() == {"gap", "bound"}
     (likelihoods,) = jobs.place(other, out).glob("L_*-log_likelihoods.json")
     likelihoods.unlink()
     monkeypatch.undo()
-    third = jobs.make(replace(other, measures=("gap", "pruned")), out, watch=Callback())
+    third = jobs.make(replace(other, measures=("gap", "pruned")), out, callback=Callback())
     assert third.figures["gap"] == again.figures["gap"]
     assert np.isfinite(third.figures["pruned"]["change"]).all()
     assert likelihoods.exists(), "they are made again"
@@ -134,11 +134,11 @@ def test_an_interrupted_cell_goes_on_under_another_way_of_saving(
 ) -> None:
     task = small(tiny, epochs=3)
     with pytest.raises(Interrupted):
-        jobs.make(task, tmp_path, watch=Interrupting(70))
+        jobs.make(task, tmp_path, callback=Interrupting(70))
     assert jobs.state(task, tmp_path).startswith("begun, ")
     again = small(tiny, epochs=3, checkpoint_minutes=1.0, checkpoint_every=2)
-    result = jobs.make(again, tmp_path, watch=Callback())
-    assert result.passes == 3
+    result = jobs.make(again, tmp_path, callback=Callback())
+    assert result.epochs == 3
 
 
 def test_of_two_commands_one_evaluates(tiny: RunConfig, tmp_path: Path, monkeypatch) -> None:
@@ -149,7 +149,7 @@ def test_of_two_commands_one_evaluates(tiny: RunConfig, tmp_path: Path, monkeypa
 
     def slow(*given, **how):
         if not others:
-            others.append(pool.submit(jobs.make, task, tmp_path, watch=Callback()))
+            others.append(pool.submit(jobs.make, task, tmp_path, callback=Callback()))
             time.sleep(0.5)
             assert not others[0].done()
         else:
@@ -158,7 +158,7 @@ def test_of_two_commands_one_evaluates(tiny: RunConfig, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(runs, "evaluate", slow)
     with ThreadPoolExecutor(1) as pool:
-        result = jobs.make(task, tmp_path, watch=Callback())
+        result = jobs.make(task, tmp_path, callback=Callback())
         assert others[0].result() == result
 
 
@@ -187,7 +187,9 @@ def test_a_folder_that_another_process_takes_meanwhile_is_in_use(
 def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_trained(
     tiny: RunConfig,
 ) -> None:
-    with refused("limit = 0 was given, but an evaluation needs at least 1; give 1 or more."):
+    with refused(
+        "limit = 0 was given, but an evaluation needs at least 1 example; give 1 or more."
+    ):
         Job(tiny, k=5, limit=0)
     with refused("k = 0 was given, but it must be at least 1; give k = 1 or more."):
         Job(tiny, k=0)
@@ -217,12 +219,12 @@ def test_a_run_is_finished_from_an_equal_file_elsewhere(tiny: RunConfig, tmp_pat
         path.parent.mkdir()
         np.save(path, rows)
     first, second = (small(tiny, dataset=str(path)) for path in paths)
-    made = jobs.make(first, tmp_path / "out", watch=Callback())
+    made = jobs.make(first, tmp_path / "out", callback=Callback())
     assert made.made_with == [f"{made.device}, iwae {iwae.__version__}"]
-    again = jobs.make(replace(second, k=6), tmp_path / "out", watch=Callback())
+    again = jobs.make(replace(second, k=6), tmp_path / "out", callback=Callback())
     assert (again.k, again.training_seconds) == (6, made.training_seconds)
     paths[1].unlink()
-    assert jobs.make(replace(first, k=7), tmp_path / "out", watch=Callback()).k == 7
+    assert jobs.make(replace(first, k=7), tmp_path / "out", callback=Callback()).k == 7
     np.save(paths[0], 1 - rows)
     path = jobs.place(first, tmp_path / "out")
     with refused(

@@ -58,9 +58,9 @@ def test_a_budget_that_ends_a_run_is_told(tmp_path: Path, capsys) -> None:
     out = tmp_path / "run"
     flags = ["--k", "2", "--hidden", "8", "--latents", "3", "--epochs", "500"]
     assert run("train", *flags, "--minutes", "0.0001", "--out", out) == 0
-    passes = len(run_directory.read_metrics(out))
+    epochs = len(run_directory.read_metrics(out))
     assert capsys.readouterr().out == (
-        f"Trained {out} for {passes} of 500 passes, as its settings end it. Next: iwae evaluate "
+        f"Trained {out} for {epochs} of 500 epochs, as its settings end it. Next: iwae evaluate "
         f"{out}\n"
     )
 
@@ -186,7 +186,7 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         (("evaluate", trained, "--split", "tests"), None),
         (
             ("sample", trained, "--out", tmp_path / "x.gif"),
-            f"{tmp_path / 'x.gif'} ends in no known format; give a file ending in .png, .npy or "
+            f"{tmp_path / 'x.gif'} has no known suffix; give a file that ends in .png, .npy or "
             ".csv.",
         ),
         (
@@ -235,7 +235,7 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         ),
         (
             ("gradients",),
-            "Gradients are measured of one model; give either the folder of a run or --recipe.",
+            "Gradients are measured for one model; give either a run directory or --recipe.",
         ),
         (
             (
@@ -248,8 +248,8 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
                 "--out",
                 tmp_path / "g",
             ),
-            "k = 4 was given, but MIWAE-5 takes the draws in 5 groups of equal size; give a "
-            "--train-k that 5 divides.",
+            "k = 4 was given, but MIWAE-5 needs 5 groups of importance samples of equal size; give "
+            "a --train-k that 5 divides.",
         ),
         (
             ("compare", "foo", "--out", tmp_path / "f"),
@@ -362,8 +362,8 @@ def test_former_flags_are_understood_with_a_note(tmp_path: Path, capsys) -> None
     assert isinstance(said, Compare)
     assert (said.k, said.draws, said.config.objective.k) == (7, None, 10)
     assert capsys.readouterr().err == (
-        "Note: --draws is called --k, and the K that models are trained with --train-k now; the "
-        "former name goes with the next version.\n"
+        "Note: --draws was renamed to --k, and the K of training to --train-k; the former name "
+        "will be removed in the next version.\n"
     )
     said = parse("compare", ["objectives", "--out", "x", "--k", "7", "--train-k", "10"])
     assert isinstance(said, Compare)
@@ -371,9 +371,10 @@ def test_former_flags_are_understood_with_a_note(tmp_path: Path, capsys) -> None
     assert capsys.readouterr().err == ""
     lines = refusal_lines(capsys, "train", "--out", tmp_path / "x", "--hosts", "2")
     assert lines[0] == (
-        "Note: --hosts is called --processes now; the former name goes with the next version."
+        "Note: --hosts was renamed to --processes; the former name will be removed in the next "
+        "version."
     )
-    assert lines[1].startswith("iwae: processes = 2 and process = 0 were given, but not where the")
+    assert lines[1].startswith("iwae: processes = 2 and process = 0 were given, but not the")
 
 
 def refusal_lines(capsys: pytest.CaptureFixture, *arguments: str | Path) -> list[str]:

@@ -154,7 +154,7 @@ def test_names_of_settings_are_unique() -> None:
         ),
         (
             {"objective": "piwae", "m": 5, "encoder_objective": "vae"},
-            "encoder_objective = vae was given with objective = piwae, whose encoder follows "
+            "encoder_objective = vae was given with objective = piwae, whose encoder uses "
             "miwae; leave it out, or give --objective iwae.",
         ),
         (
@@ -165,7 +165,7 @@ def test_names_of_settings_are_unique() -> None:
         (
             {"estimator": "rws", "encoder_objective": "vae"},
             "estimator = rws was given with an objective for the encoder, but it updates the "
-            "encoder by a divergence of its own; give --estimator reparam, stl or dreg, or one "
+            "encoder by its own divergence; give --estimator reparam, stl or dreg, or one "
             "objective for both.",
         ),
         (

@@ -150,12 +150,12 @@ def test_the_comparison_from_the_command_line(
     [
         (
             ["hiwae", "--proposal", "hierarchical-independent"],
-            "proposal = hierarchical-independent was given, but every proposal is compared; leave "
+            "proposal = hierarchical-independent was given, but all proposals are compared; leave "
             "it out.",
         ),
         (
             ["hiwae", "--ks", "1,2"],
-            "K = 1 was given, but draws depend on one another from 2 on; give 2 or more.",
+            "K = 1 was given, but dependent draws need K = 2 or more; give 2 or more.",
         ),
         (
             ["hiwae", "--datasets", "mixture,digit"],
@@ -164,7 +164,7 @@ def test_the_comparison_from_the_command_line(
         ),
         (
             ["ring", "--ks", "2"],
-            "ks were given, but ring has the K of its models; leave them out.",
+            "ks were given, but only hiwae takes them; leave them out.",
         ),
     ],
 )

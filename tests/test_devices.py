@@ -101,8 +101,8 @@ def test_processes_without_a_coordinator_are_refused(capsys) -> None:
         main(["train", "--out", "x", "--processes", "2"])
     assert left.value.code == 2
     assert capsys.readouterr().err == (
-        "iwae: processes = 2 and process = 0 were given, but not where the first of them listens; "
-        "give --coordinator HOST:PORT.\n"
+        "iwae: processes = 2 and process = 0 were given, but not the address at which the first "
+        "process listens; give --coordinator HOST:PORT.\n"
     )
 
 

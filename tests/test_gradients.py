@@ -20,8 +20,8 @@ from iwae.estimators import diagnostics, rules
 from iwae.estimators.surrogate import (
     ESTIMATORS,
     TINY,
+    Coefficients,
     Estimator,
-    Weighed,
     Weights,
     capabilities,
     resampled,
@@ -466,10 +466,10 @@ def test_draws_are_resampled_by_their_weights():
     A draw whose path weighs more than its c is taken by that, so that no weight explodes.
     """
     c = jnp.array([0.5, -0.2, 0.02, 0.0, 0.28])
-    weighed = Weighed(c.at[3].set(TINY), path=c**2, score=None)
+    weighted = Coefficients(c.at[3].set(TINY), path=c**2, score=None)
     share = np.abs(c) / np.sum(np.abs(c))
     keys = jax.random.split(jax.random.key(4), 4000)
-    which, scaled = jax.vmap(lambda key: resampled(weighed, 3, key))(keys)
+    which, scaled = jax.vmap(lambda key: resampled(weighted, 3, key))(keys)
     counts = np.asarray(jax.nn.one_hot(which, 5).sum(1))
     assert np.all(np.abs(counts - 3 * share) < 1)
     np.testing.assert_allclose(counts.mean(0), 3 * share, atol=4 * 0.5 / np.sqrt(len(keys)))
@@ -477,7 +477,7 @@ def test_draws_are_resampled_by_their_weights():
     expected = (c**2)[which] / (3 * share[which])
     np.testing.assert_allclose(scaled.path, expected, rtol=1e-4)
     assert scaled.score is None
-    heavy = Weighed(weighed.c, path=jnp.full(5, 0.5), score=None)
+    heavy = Coefficients(weighted.c, path=jnp.full(5, 0.5), score=None)
     _, scaled = jax.vmap(lambda key: resampled(heavy, 3, key))(keys)
     assert np.max(np.abs(scaled.path)) < 1
 
@@ -550,7 +550,7 @@ def small(uncertain):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("uncertain", ["none", "both"])
-def test_draws_weighed_in_chunks_are_weighed_alike(uncertain):
+def test_draws_weighted_in_chunks_are_weighted_alike(uncertain):
     """Also where the last chunk is smaller, and where a draw has weights of its own."""
     model = small(uncertain)
     keys, images = jax.random.split(jax.random.key(3), 4), jnp.stack([BITS, 1 - BITS] * 2)
@@ -843,12 +843,12 @@ def test_combinations_without_meaning_are_refused():
     model, key = user_model(), jax.random.key(0)
     loss = partial(surrogate_loss, model, X, key)
     with refused(
-        "Estimator rws was given K = 1 draw, where its φ gradient has mean zero; give K = 2 or "
+        "Estimator rws was given with K = 1, where its φ gradient has mean zero; give K = 2 or "
         "more, or use dreg."
     ):
         loss(bound=iwae, k=1, estimator="rws")
     with refused(
-        "Estimator aisle-kl updates φ by a divergence of its own, so a bound of its own for φ "
+        "Estimator aisle-kl updates φ by its own divergence, so another bound for φ "
         "would never be used; give reparam, stl or dreg, or one bound for θ and φ."
     ):
         loss(bound=Pair(iwae, elbo), k=4, estimator="aisle-kl")
@@ -874,7 +874,7 @@ def test_combinations_without_meaning_are_refused():
             Dependent(model.mu, model.e, model.log_s), X, key, bound=iwae, k=4, estimator="dreg"
         )
     with refused(
-        "backward_draws was given with a bound of its own for φ, but draws are resampled by the "
+        "backward_draws was given with another bound for φ, but draws are resampled by the "
         "weights of one bound; leave it out, or give one bound for θ and φ."
     ):
         loss(bound=Pair(iwae, elbo), k=4, backward_draws=2)
@@ -886,25 +886,25 @@ def test_combinations_without_meaning_are_refused():
         loss(bound=iwae, k=4, backward_draws=0)
     with refused("k = 0 was given, but it must be at least 1; give k = 1 or more."):
         loss(bound=iwae, k=0)
-    with refused("chunk = 0 was given, but at least 1 draw is weighed at a time; give 1 or more."):
+    with refused("chunk = 0 was given, but a chunk needs at least 1 draw; give 1 or more."):
         loss(bound=iwae, k=4, backward_draws=2, chunk=0)
 
     class Blocks(LinearGaussian):
         block = 2
 
     with refused(
-        "backward_draws was given, but this model's draws come in blocks that are weighed "
+        "backward_draws was given, but this model's draws come in blocks that are weighted "
         "together; leave it out."
     ):
         blocks = Blocks(model.mu, model.e, model.log_s)
         surrogate_loss(blocks, X, key, bound=iwae, k=4, backward_draws=2)
     with refused(
-        "A bound of its own was given for φ, but the draws of a hierarchical proposal are weighed "
-        "together, by those of one bound; give one bound for θ and φ."
+        "Another bound was given for φ, but the draws of a hierarchical proposal are weighted "
+        "together by one bound; give one bound for θ and φ."
     ):
         surrogate_loss(blocks, X, key, bound=Pair(iwae, elbo), k=4)
     with refused(
-        "repeats = 5 was given, but moments with standard errors need a multiple of 10, at least "
+        "repeats = 5 was given, but standard errors need a multiple of 10, and at least "
         "20; give one."
     ):
         diagnostics.moments(model, X[None], key, bound=iwae, k=2, repeats=5)
@@ -934,8 +934,8 @@ def test_what_is_stated_without_a_subclass_is_believed():
     assert not model.independent_draws
     assert not model.density_of_draws
     with refused(
-        "float was given for a model, but a model has the methods propose, log_joint and "
-        "log_proposal; write those that are missing."
+        "float was given as a model, but a model has the methods propose, log_joint and "
+        "log_proposal; define those that are missing."
     ):
         as_model(1.0)
 
@@ -954,10 +954,10 @@ def test_the_former_name_of_joint_draws_is_taken_with_a_warning():
     loss = lambda kind: surrogate_loss(
         kind(own.mu, own.e, own.log_s), X, jax.random.key(0), **given
     )
-    with pytest.warns(DeprecationWarning, match="dream is sample_joint now"):
+    with pytest.warns(DeprecationWarning, match="dream was renamed to sample_joint"):
         former = loss(Dreaming)
     assert former == loss(Sampling)
-    with pytest.warns(DeprecationWarning, match="dream is sample_joint now"):
+    with pytest.warns(DeprecationWarning, match="dream was renamed to sample_joint"):
         x, _ = small("none").dream(2, jax.random.key(0))
     assert x.tolist() == small("none").sample_joint(2, jax.random.key(0))[0].tolist()
 
@@ -973,7 +973,7 @@ def test_an_estimator_of_ones_own_is_one_line():
         np.testing.assert_allclose(got, (a + b) / 2, rtol=1e-5, atol=1e-6)
     with refused(
         "Estimator halfway drops the score of the density in the weights, but this model's draws "
-        "have another; give reparam, or uniform weights of the heads."
+        "have another density; give reparam, or uniform weights of the heads."
     ):
         rules.validate(rules.check_draws_of(halfway, rules.Capabilities(own_density=False)))
 

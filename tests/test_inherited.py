@@ -124,8 +124,8 @@ def test_reconstructions_start_from_the_draws():
 
 def test_units_cannot_be_taken_out_of_another_posterior():
     with refused(
-        "Flow states own_proposal = True, of which Autoencoder.pruned knows nothing; write pruned "
-        "in it."
+        "Flow declares own_proposal = True, for which Autoencoder.pruned is not valid; define "
+        "pruned in it."
     ):
         prune(moved(Flow), (jnp.array([True, True, False]),), (jnp.zeros(3),))
 
@@ -142,45 +142,46 @@ def stated(part, *methods, base=Autoencoder, **more):
         (
             None,
             ("propose", "log_proposal"),
-            "Own writes propose, but does not say that this part is its own; state own_proposal = "
-            "True in it, and write propose and log_proposal.",
+            "Own defines propose, but does not declare that this part is its own; declare "
+            "own_proposal = True in it, and define propose and log_proposal.",
         ),
         (
             "own_proposal",
             ("propose",),
-            "Own states own_proposal = True, but does not write log_proposal; write propose and "
-            "log_proposal, or say that the inherited one holds by `log_proposal = "
+            "Own declares own_proposal = True, but does not define log_proposal; define propose "
+            "and log_proposal, or keep the inherited one by `log_proposal = "
             "Autoencoder.log_proposal`.",
         ),
         (
             "own_proposal",
             ("propose", "log_proposal", "log_prior_terms"),
-            "Own writes log_prior_terms, but does not say that this part is its own; state "
-            "own_prior = True in it, and write log_prior_terms.",
+            "Own defines log_prior_terms, but does not declare that this part is its own; declare "
+            "own_prior = True in it, and define log_prior_terms.",
         ),
         (
             "own_observation",
             ("draw",),
-            "Own states own_observation = True, but does not write log_observation; write "
-            "log_observation, or say that the inherited one holds by `log_observation = "
+            "Own declares own_observation = True, but does not define log_observation; define "
+            "log_observation, or keep the inherited one by `log_observation = "
             "Autoencoder.log_observation`.",
         ),
         (
             None,
             ("reparametrize",),
-            "Own writes reparametrize, but cannot; write propose and log_proposal instead.",
+            "Own defines reparametrize, but must not; define propose and log_proposal instead.",
         ),
         (
             None,
             ("noise",),
-            "Own writes noise, but cannot; write propose and log_proposal instead.",
+            "Own defines noise, but must not; define propose and log_proposal instead.",
         ),
         (
             "own_prior",
             ("log_prior_terms", "log_joint"),
-            "Own writes log_joint, but cannot; write log_prior_terms or log_observation instead.",
+            "Own defines log_joint, but must not; define log_prior_terms or log_observation "
+            "instead.",
         ),
-        (None, ("dream",), "Own writes dream, but cannot; write sample_joint instead."),
+        (None, ("dream",), "Own defines dream, but must not; define sample_joint instead."),
     ],
 )
 def test_a_part_that_is_replaced_in_silence_is_refused_as_the_class_is_made(
@@ -196,11 +197,11 @@ def test_a_part_that_comes_from_another_class_is_seen():
         def propose(self, x, k, key):
             return (flowed(super().propose(x, k, key)[0])[0],)
 
-    with pytest.raises(InputError, match="Own writes propose, but does not say"):
+    with pytest.raises(InputError, match="Own defines propose, but does not declare"):
         type("Own", (Shift, Autoencoder), {})
     with refused(
-        "Own is a subclass of Flow, but a subclass of Autoencoder is the last of its line; make it "
-        "a subclass of Autoencoder itself."
+        "Own is a subclass of Flow, but subclasses of Autoencoder are final; make it "
+        "a direct subclass of Autoencoder."
     ):
         stated(None, "propose", base=Flow)
 
@@ -291,8 +292,8 @@ class OtherObservation(Autoencoder):
 )
 def test_what_a_model_does_not_say_is_refused(kind, part, method, use):
     with refused(
-        f"{kind.__name__} states {part} = True, of which Autoencoder.{method} knows nothing; write "
-        f"{method} in it."
+        f"{kind.__name__} declares {part} = True, for which Autoencoder.{method} is not valid; "
+        f"define {method} in it."
     ):
         use(built(kind))
     assert np.isfinite(surrogate_loss(built(kind), BITS, KEY, bound=iwae, k=3)[0])
@@ -329,7 +330,7 @@ def test_a_model_of_ones_own_holds_another():
     np.testing.assert_allclose(draw_log_weights(model, BITS, 4, KEY), expected, rtol=1e-5)
     with pytest.raises(InputError, match="it has no method sample_joint"):
         surrogate_loss(model, BITS, KEY, bound=iwae, k=2, estimator="rws-sleep")
-    with refused("Doubled does not say how to draw noise; give it a method noise."):
+    with refused("Doubled does not define how to draw noise; give it a method noise."):
         model.noise(2, KEY)
     with pytest.raises(TypeError, match="abstract"):
         Model()
@@ -344,16 +345,15 @@ def test_draws_of_another_form_have_no_layers():
             return self.reparametrize(x, self.noise(k, key))[0][0]
 
     with refused(
-        "The draws of Flat are not (h_1, …, h_L) of (3,) units, so its layers cannot be told "
-        "apart; have propose return such a tuple, or something with an attribute latents that is "
-        "one."
+        "The draws of Flat are not (h_1, …, h_L) of (3,) units, so its layers are unknown; "
+        "let propose return such a tuple, or an object with such a tuple as attribute latents."
     ):
         built(Flat).posterior_mean(BITS, 1, 5, KEY)
 
 
 def test_recognition_parameters_beyond_the_encoder_are_asked_for():
     with refused(
-        "Flow draws in a way of its own, so that φ may be more than its encoder; give phi=, a "
+        "Flow has its own proposal, so φ may be more than its encoder; give phi=, a "
         "function from the model to its recognition parameters."
     ):
         diagnostics.moments(built(Flow), BITS[None], KEY, bound=iwae, k=2, repeats=20)
@@ -373,10 +373,10 @@ def test_the_models_of_the_package_say_all_that_they_are_asked():
         assert shape(lambda m: m.posterior_mean(BITS, 1, 4, KEY)[0]) == (3,)
         assert shape(lambda m: terms(m, BITS, KEY, k=2)) == (len(model.latents) + 1,)
     with refused(
-        "HierarchicalAutoencoder does not say how to take units out; give it a method pruned."
+        "HierarchicalAutoencoder does not define how to remove units; give it a method pruned."
     ):
         prune(build(config, **given, k=2), (jnp.ones(3, bool),), (jnp.zeros(3),))
     with refused(
-        "UncertainAutoencoder does not say how to draw from its prior; give it a method prior."
+        "UncertainAutoencoder does not define how to draw from its prior; give it a method prior."
     ):
         uncertain.prior(2, KEY)

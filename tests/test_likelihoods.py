@@ -637,7 +637,7 @@ def test_the_shapes_that_numpyro_has_are_those_of_the_rows():
 
 def test_what_ends_where_its_parameters_say_is_refused():
     with refused(
-        "likelihood = Pareto was given, but where its support ends is one of its parameters, "
+        "likelihood = Pareto was given, but a parameter of it is an end of its support, "
         "which training moves past the data; give Gamma, LogNormal or Weibull."
     ):
         likelihood("Pareto", kind="real", mean=jnp.ones(1), spread=jnp.ones(1))

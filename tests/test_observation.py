@@ -62,8 +62,8 @@ def test_values_outside_a_support_are_refused_by_name(likelihood, kind, value):
     what = f"the value {value}" if whole else f"x / {dataset.scale:g} = {value}"
     inside = "" if whole else ", by --values real if x itself lies there"
     with refused(
-        f"likelihood = {likelihood} was given, but to {what} in {dataset.name} it gives no finite "
-        f"density; give another likelihood, or bring the data inside its support{inside}."
+        f"likelihood = {likelihood} was given, but it has no finite density at {what} in "
+        f"{dataset.name}; give another likelihood, or bring the data inside its support{inside}."
     ):
         seen(dataset, likelihood=likelihood)
 
@@ -110,8 +110,8 @@ def test_a_mixture_of_probability_and_density_comes_with_a_note(likelihood):
 @pytest.mark.parametrize("likelihood", ["Pareto", "LowerTruncatedPowerLaw", "Uniform"])
 def test_supports_that_training_moves_past_the_data_are_refused(likelihood):
     with refused(
-        f"likelihood = {likelihood} was given, but where its support ends is one of its "
-        f"parameters, which training moves past the data; give Gamma, LogNormal or Weibull."
+        f"likelihood = {likelihood} was given, but a parameter of it is an end of its "
+        f"support, which training moves past the data; give Gamma, LogNormal or Weibull."
     ):
         seen(REAL, likelihood=likelihood)
 

@@ -176,13 +176,12 @@ def test_a_report_tells_of_an_own_model(own_run, tmp_path: Path) -> None:
     iwae.evaluate(own_run, k=64, limit=20)
     page = report.render([own_run.path])
     assert "test_own_parts.Factors(scale=1.0)" in page
-    assert "a model of its own" in page
+    assert "a user-defined model" in page
     loaded = report.render([iwae.load(own_run.path, model=factors())])
     assert "give it again as iwae.load(…, model=…)" in page
     assert "give the same" not in loaded
     with refused(
-        "A run in memory was given for a report, which is of the files of runs; train it with "
-        "out=…."
+        "A run in memory was given for a report, which needs a run directory; train it with out=…."
     ):
         report.render([replace(own_run, path=None)])
 

@@ -137,7 +137,7 @@ def test_a_cell_of_an_early_version_is_finished(tiny: RunConfig, tmp_path: Path)
     task = jobs.Job(override(tiny, epochs=1), k=20, limit=50, measures=("gap",))
     assert jobs.state(task, tmp_path) == "done"
     found = jobs.recorded(task, tmp_path)
-    assert (found.nll, found.passes) == (27.395357818603514, 1)
+    assert (found.nll, found.epochs) == (27.395357818603514, 1)
     assert found.figures["gap"]["train NLL"] == (27.23534839630127, 0.5309571027755737)
     assert jobs.log_likelihoods(task, tmp_path).mean() == pytest.approx(-found.nll)
 
@@ -531,7 +531,7 @@ def test_the_file_of_another_k_is_not_taken_for_this_one(task, tmp_path: Path) -
     for part in ("", "-gap", "-log_likelihoods"):
         shutil.copy(at / f"L_20-of-50{part}.json", at / f"L_20-of-40{part}.json")
     file = at / "L_20-of-40.json"
-    with refused(f"{file} is damaged; delete it, and the same command measures it again."):
+    with refused(f"{file} is damaged; delete it, and the same command writes it again."):
         jobs.recorded(other, tmp_path)
     for part in ("gap", LIKELIHOODS):
         with pytest.raises(InputError, match="is damaged"):
@@ -556,7 +556,7 @@ def test_a_damaged_cell_leaves_the_others_in_the_table(tiny, task, tmp_path, cap
     both = [Cell(name, {"dataset": "digits"}) for name in ("damaged", "whole")]
     tasks = {"damaged": [task], "whole": [other]}
     damaged, fine = rows_of(both, tasks, tmp_path)
-    sentence = f"{file} is damaged; delete it, and the same command measures it again."
+    sentence = f"{file} is damaged; delete it, and the same command writes it again."
     assert (damaged.state, damaged.results, damaged.failures) == ("damaged", [], [sentence])
     assert (fine.state, fine.nll[0]) == ("done", whole["nll"])
     assert jobs.state(task, tmp_path) == "damaged"
@@ -587,7 +587,7 @@ def test_a_table_is_printed_beside_the_sentence_of_a_damaged_cell(tmp_path: Path
     said = capsys.readouterr()
     assert left.value.code == 2
     assert said.err == (
-        f"iwae: {files[0]} is damaged; delete it, and the same command measures it again.\n"
+        f"iwae: {files[0]} is damaged; delete it, and the same command writes it again.\n"
     )
     assert "damaged" in said.out
     assert "9.50 ± 1.00" in said.out or "8.50 ± 1.00" in said.out

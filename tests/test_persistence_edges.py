@@ -218,7 +218,9 @@ def test_a_batch_that_nobody_asked_for_is_as_large_as_there_are_rows(
 def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(outputs.os, "access", lambda place, mode: Path(place) != tmp_path)
     path = tmp_path / "scores.csv"
-    with refused(f"{path} cannot be written to {tmp_path}; give a file elsewhere."):
+    with refused(
+        f"{path} was given, but {tmp_path} is not a writable directory; give a file elsewhere."
+    ):
         outputs.check_output(path, (".csv",), overwrite=False)
 
 
@@ -229,7 +231,8 @@ def test_a_report_leaves_out_the_page_that_a_pattern_takes_along(
     out = tmp_path / "page.html"
     main(["report", str(tiny_run.path), str(tmp_path / "report.html"), "--out", str(out)])
     assert capsys.readouterr().out == (
-        f"Left out {tmp_path / 'report.html'}, a file among the folders of runs.\nWrote {out}.\n"
+        f"Left out {tmp_path / 'report.html'}, which is a file and not a run directory.\n"
+        f"Wrote {out}.\n"
     )
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path / "report.html"), "--out", str(tmp_path / "other.html")])

@@ -12,7 +12,7 @@ from iwae.errors import InputError
 from iwae.experiments import jobs, plan, records, reproduce, results, tables
 from iwae.experiments.measured import Entry, Result
 from iwae.experiments.papers import TABLES
-from iwae.experiments.tables import FOLDER
+from iwae.experiments.tables import PUBLISHED
 from refusals import refused
 
 OWN = """
@@ -51,7 +51,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def test_every_file_of_the_package_is_listed_once() -> None:
-    assert sorted(TABLES) == sorted(path.stem for path in FOLDER.glob("*.toml"))
+    assert sorted(TABLES) == sorted(path.stem for path in PUBLISHED.glob("*.toml"))
 
 
 def test_a_file_becomes_cells(own: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_table_is_like_another(own: Path) -> None:
 @pytest.mark.parametrize(
     ("here", "instead", "said"),
     [
-        ('"29.5 (3)"', '"29,5"', "nll.digits has '29,5', which is not of the kind 84.78 ± "),
+        ('"29.5 (3)"', '"29,5"', "nll.digits has '29,5', which is not of the form 84.78 ± "),
         (', ""]', "]", "nll.digits has 2 figures under 3 columns"),
         ('against = "vae-5"', 'against = "vae-6"', "digits/iwae-5 refers to digits/vae-6"),
         ('iwae-50 = {', "other = {", "columns lacks iwae-50"),
@@ -103,8 +103,8 @@ def test_a_table_is_like_another(own: Path) -> None:
         ('recipe = "smoke"', 'recipes = "smoke"', "recipes is an unknown entry"),
         ("digits = { hidden", "digit = { hidden", "rows lacks digits"),
         ('["backward_draws"]', '"backward_draws"', "is 'backward_draws', not a list of names"),
-        ("k = 50 }", "kk = 50 }", "a cell digits/2/iwae-50 that cannot be: There is no setting"),
-        ('["gap"]', '["gaps"]', "asks for the measure 'gaps', which is none; did you mean 'gap'?"),
+        ("k = 50 }", "kk = 50 }", "digits/2/iwae-50 with invalid settings: There is no setting"),
+        ('["gap"]', '["gaps"]', "measure 'gaps', which does not exist; did you mean 'gap'?"),
         ("about =", "about", "is not valid TOML"),
     ],
 )  # fmt: skip

@@ -21,6 +21,7 @@ from iwae.estimators import surrogate_loss
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
+CALLBACKS = (ROOT / "docs" / "callbacks.md").read_text()
 
 
 def examples(text: str) -> list[str]:
@@ -45,6 +46,17 @@ def test_every_extension_is_short_and_does_what_it_says() -> None:
     given: dict[str, Any] = {"bound": bounds.iwae, "k": 8}
     plain, wrapped = (surrogate_loss(m, x, key, **given)[1] for m in (model, one_mode))
     np.testing.assert_allclose(wrapped, plain, rtol=1e-6)
+    assert names["scores"].shape == (5,)
+    assert names["trained"].own.keys() == {"model", "bound", "estimator"}
+
+
+def test_the_callback_that_is_shown_prints_every_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = examples(CALLBACKS)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("epoch 1: -")
+    assert len(lines) == names["model"].epochs + 1
 
 
 @pytest.mark.slow

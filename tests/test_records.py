@@ -229,7 +229,7 @@ def test_what_does_not_fit_a_record_is_refused_before_any_work(tmp_path: Path, m
     ):
         _run(["reproduce", "table1", *form, "--epochs", "3"])
     with refused(
-        f"record = {record} was given, which is there and no record of swap; give another "
+        f"record = {record} was given, which exists and is not a record of swap; give another "
         f"--record, or --overwrite."
     ):
         _run(["reproduce", "swap", *form])
@@ -244,7 +244,7 @@ def test_cells_of_other_runs_keep_none_of_the_others_from_joining(tmp_path: Path
     record = tmp_path / "record.json"
     measured["digits/1/vae-5, seed 0"] = 95.5
     with refused(
-        f"{record} holds other runs of digits/1/vae-5 than those here, and keeps them; give "
+        f"{record} already holds other runs of digits/1/vae-5, which were kept; give "
         f"--overwrite to replace them, or --render and another --record."
     ):
         put_down(tmp_path, "digits/1/*-5", out="other")
@@ -285,7 +285,7 @@ def test_it_is_recorded_whoever_reads_the_table(tmp_path: Path, measured, monkey
 def test_where_nothing_is_finished_nothing_is_written(tmp_path: Path, capsys) -> None:
     record = tmp_path / "record.json"
     _run([*FORM, "--render", "--out", str(tmp_path / "none"), "--record", str(record)])
-    assert f"No cell is finished, so {record} is left as it was." in capsys.readouterr().out
+    assert f"No cell is finished, so {record} was not changed." in capsys.readouterr().out
     assert not record.exists()
 
 

@@ -266,7 +266,7 @@ def test_replicas_at_the_command_line(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         main([*form, "--per-example", str(tmp_path / "s.npy")])
     assert capsys.readouterr().err == (
-        f"iwae: {out} holds replicas, of which --per-example takes one; give {out}/seed-0.\n"
+        f"iwae: {out} holds replicas, but --per-example takes a single run; give {out}/seed-0.\n"
     )
 
 
@@ -333,5 +333,5 @@ def test_a_seed_beside_seeds_is_refused(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         main([*form, "--seed", "4"])
     assert capsys.readouterr().err == (
-        "iwae: seed = 4 was given with --seeds, which says all; leave out --seed.\n"
+        "iwae: seed = 4 was given together with --seeds; leave out --seed.\n"
     )

@@ -215,14 +215,14 @@ def test_a_run_without_a_model_has_its_curves_and_a_sentence(others: list[Path])
     )
     assert sentence in text
     (curves,) = Page(text).images()
-    assert curves["alt"].startswith("Bound in nats against passes")
+    assert curves["alt"].startswith("Bound in nats against epochs")
 
 
 def test_a_run_before_its_first_pass_has_no_curves(others: list[Path], tmp_path: Path) -> None:
     shutil.copytree(others[1], tmp_path / "new")
     (tmp_path / "new" / run_directory.METRICS).unlink()
     text = report.render([tmp_path / "new"])
-    assert "<p>No pass is completed yet.</p>" in text
+    assert "<p>No epoch is completed yet.</p>" in text
     assert Page(text).images() == []
 
 
@@ -304,7 +304,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     sentence = f"{tmp_path} is not a run directory; give a directory written by `iwae train --out`."
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
         report.render([tmp_path])
-    with pytest.raises(InputError, match=r"^No run was given; name at least one folder of"):
+    with pytest.raises(InputError, match=r"^No run was given; give at least one run directory of"):
         report.render([])
 
 
@@ -428,7 +428,7 @@ def test_a_reconstruction_picture_shows_intensities_over_pixels_over_means(tiny_
 # Plots
 
 
-def rows_of(passes: int) -> list[Row]:
+def rows_of(epochs: int) -> list[Row]:
     return [
         {
             "pass": p,
@@ -438,7 +438,7 @@ def rows_of(passes: int) -> list[Row]:
             "train_bound": -9 / p,
             "valid_bound": -9.5 / p,
         }
-        for p in range(1, passes)
+        for p in range(1, epochs)
     ]
 
 

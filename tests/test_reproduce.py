@@ -134,17 +134,17 @@ def test_cells_are_chosen_by_name_and_data() -> None:
     fixed = plan.placed(EXPERIMENTS["fixed-mnist"], everywhere="digits")
     assert {cell.settings["binarization"] for cell in fixed} == {"fixed"}
     with refused(
-        "datasets = mnist=mine.npy was given, but every cell is of digits here; give another "
+        "datasets = mnist=mine.npy was given, but every cell uses digits here; give another "
         "--recipe."
     ):
         names(datasets=["mnist=mine.npy"], everywhere="digits")
     with refused(
-        "datasets = digits was given, but no cell is of 'digits'; known are mnist, omniglot, or "
-        "mnist=digits to put it in its place."
+        "datasets = digits was given, but no cell uses 'digits'; known are mnist, omniglot, or "
+        "mnist=digits to replace a data set by it."
     ):
         names(datasets=["digits"])
     with refused(
-        "cells = mnist/3/* was given, but no cell has such a name; they are "
+        "cells = mnist/3/* was given, but no cell's name matches; the cells are "
         + ", ".join(cell.name for cell in table.cells if cell.name.startswith("mnist/"))
         + "."
     ):
@@ -231,13 +231,13 @@ def test_a_table_whose_data_are_not_here_is_listed_and_nothing_is_downloaded(
     form = ["reproduce", "table1", "--cells", "*/1/vae-1", "--out", str(tmp_path), "--dry-run"]
     main(form)
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("unknown until its data are here") == 2
-    assert "2 runs to make, 0 done. The data of mnist, omniglot are not here yet" in said
+    assert said.count("unknown until its data are downloaded") == 2
+    assert "2 runs to make, 0 done. The data of mnist, omniglot are not downloaded yet" in said
     assert "About" not in said
     main([*form, "--datasets", "mnist=digits,omniglot"])
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("unknown until its data are here") == 1
-    assert "with compilation for those whose data are here" in said
+    assert said.count("unknown until its data are downloaded") == 1
+    assert "with compilation for those whose data are available" in said
 
 
 def test_the_smoke_recipe_says_that_it_shows_nothing_of_the_paper(tmp_path: Path, capsys) -> None:
@@ -404,7 +404,7 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["ring", "--workers", "2"], "--workers was given, but ring is no table; leave it out."),
+        (["ring", "--workers", "2"], "--workers was given, but ring is not a table; leave it out."),
         (
             ["table1", "--train-k", "3"],
             "k = 3 was given, but every model that is compared has its own; leave it out, and "
@@ -426,7 +426,7 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
         ),
         (
             ["ring", "--seeds", "3"],
-            "seeds or datasets were given, but ring is drawn of one model on its own data; give "
+            "seeds or datasets were given, but ring trains one model on its own data; give "
             "--seed, or leave them out.",
         ),
         (
@@ -441,8 +441,8 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
         ),
         (
             ["ring", "--recipe", "smoke"],
-            "recipe = smoke was given, which has no models of ring; leave it out, and give a small "
-            "--epochs.",
+            "recipe = smoke was given, but it is for tables only, unlike ring; leave it out, and "
+            "give a small --epochs.",
         ),
         (
             ["table1", "--seed", "3", "--seeds", "2"],
@@ -450,7 +450,7 @@ def test_a_seed_is_that_of_the_run(tmp_path: Path, monkeypatch) -> None:
         ),
         (
             ["table1", "--workers", "0"],
-            "workers = 0 was given, but somebody has to do it; give 1 or more.",
+            "workers = 0 was given, but at least 1 is needed; give 1 or more.",
         ),
     ],
 )

@@ -78,7 +78,7 @@ def test_every_comparison_is_a_set_of_runs_that_mean_something() -> None:
     for name in comparisons.COMPARISONS:
         cells = comparisons.comparison(name, RunConfig(), RunConfig())
         configs = {override(RunConfig(), **c.settings) for c in cells}
-        assert len(configs) == len({c.folder for c in cells}) == len(cells)
+        assert len(configs) == len({c.directory for c in cells}) == len(cells)
     dreg = override(RunConfig(), estimator="dreg", objective="miwae", m=5)
     assert (
         len(

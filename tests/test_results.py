@@ -76,7 +76,7 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     assert "| table1 | 24 | 1 | 0 |" in page.read_text()
     assert "| swap | 4 | 0 | 0 |" in page.read_text()
     with refused(
-        f"records = {page} was given, which is no folder; give that of the files that `iwae "
+        f"records = {page} was given, which is not a directory; give that of the files that `iwae "
         f"reproduce --record` wrote."
     ):
         results.page(page)

@@ -322,8 +322,8 @@ def test_weights_that_would_lack_a_density_are_refused():
     ):
         loss(chained, one)
     with refused(
-        "The guide's site 'u' is not in the model, so the weights would divide by a density that "
-        "nothing makes up for; take it out, or where the guide accounts for it, mark it by "
+        "The guide's site 'u' is not in the model, so the weights would divide by a density "
+        "without a counterpart; remove it, or if the guide accounts for it, mark it by "
         "infer={'is_auxiliary': True}."
     ):
         loss(one, chained)
@@ -336,7 +336,7 @@ def test_subsampled_plates_that_do_not_enclose_the_guide_are_refused():
     with refused(
         "The plate 'n' is subsampled, but does not enclose every site of the model and of the "
         "guide, so the weights do not factorise over it; leave out subsample_size, or use a guide "
-        "all of whose sites are in it, such as AutoNormal."
+        "whose sites are all in it, such as AutoNormal."
     ):
         ImportanceELBO(iwae).loss(jax.random.key(0), {}, model, its_guide, DATA, 3)
 
@@ -419,18 +419,18 @@ def test_guides_that_cannot_be_evaluated_again_are_refused_but_for_reparam():
             loss(ImportanceELBO(iwae, num_particles=3), its), same, rtol=1e-6
         )
     with refused(
-        "The guide draws a random key for itself, which would be another one when its density is "
-        "evaluated; use the estimator reparam."
+        "The guide draws a random key itself, which would differ when its density is evaluated; "
+        "use the estimator reparam."
     ):
         loss(ImportanceELBO(iwae, "dreg"), dropping)
     with refused(
-        "The guide is a point mass, of which there is no density to differentiate; use the "
+        "The guide is a point mass, which has no density to differentiate; use the "
         "estimator reparam."
     ):
         loss(ImportanceELBO(iwae, "dreg"), point)
     with refused(
         "The guide's site 'z' draws through a transform without an inverse, so its "
-        "density cannot be evaluated at draws made before; use the estimator reparam."
+        "density cannot be evaluated at earlier draws; use the estimator reparam."
     ):
         loss(ImportanceELBO(iwae, "dreg"), flow)
     with refused(

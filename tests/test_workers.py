@@ -22,7 +22,7 @@ from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.experiments import executors, jobs
-from iwae.experiments.comparisons import Watchers
+from iwae.experiments.comparisons import CellCallbacks
 from iwae.experiments.jobs import Failure, Job
 from iwae.experiments.measured import Entry, Result
 from refusals import refused
@@ -33,12 +33,12 @@ def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypa
     """Where they share no folder, all that was measured is sent back."""
     measured = replace(small(tiny), measures=("bound",))
     tasks = {"a": measured, "lost": small(tiny, dataset=str(tmp_path / "lost.npy"))}
-    here = executors.make_all(tasks, tmp_path / "here", watch=Quiet())
+    here = executors.make_all(tasks, tmp_path / "here", callbacks=Quiet())
     in_a_process = executors.in_a_process
     far = lambda task, out, *rest, **more: in_a_process(task, tmp_path / "far", *rest, **more)
     monkeypatch.setattr(executors, "in_a_process", far)
     pool = executors.processes(2)
-    there = executors.make_all(tasks, tmp_path / "there", elsewhere=pool, watch=Quiet())
+    there = executors.make_all(tasks, tmp_path / "there", elsewhere=pool, callbacks=Quiet())
     mine, sent = result_of(here[measured]), result_of(there[measured])
     sent_entry = dict(sent.entry)
     for name, value in mine.entry.items():
@@ -57,7 +57,7 @@ def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypa
 
 
 def test_an_interrupted_table_says_that_the_same_command_goes_on(tiny, tmp_path: Path) -> None:
-    class Pressing(Watchers):
+    class Pressing(CellCallbacks):
         def cell(self, name: str, epochs: int) -> Interrupting:
             return Interrupting(70)
 
@@ -65,12 +65,12 @@ def test_an_interrupted_table_says_that_the_same_command_goes_on(tiny, tmp_path:
     runs.train(small(tiny).config, out=jobs.place(small(tiny), tmp_path))
     tasks = {"there": small(tiny), "mine, seed 0": task, "never": small(tiny, seed=1)}
     with pytest.raises(Interrupted) as stopped:
-        executors.make_all(tasks, tmp_path, watch=Pressing())
+        executors.make_all(tasks, tmp_path, callbacks=Pressing())
     assert str(stopped.value) == (
-        "Interrupted with 2 of 3 runs left; what there is of them is saved, and the same command "
-        "goes on from there."
+        "Interrupted with 2 of 3 runs left; their progress is saved, and the same command resumes "
+        "them."
     )
-    assert 0 < jobs.passes(task, tmp_path) < 3
+    assert 0 < jobs.completed_epochs(task, tmp_path) < 3
 
 
 WILLING = """
@@ -115,7 +115,7 @@ def test_cells_of_other_processes_are_saved_when_they_are_cancelled(tiny, tmp_pa
     task = small(tiny, epochs=10_000, checkpoint_every=10_000)
     pool = executors.processes(1)
     future = pool.submit(executors.in_a_process, task, tmp_path, None)
-    until(lambda: jobs.passes(task, tmp_path) > 0)
+    until(lambda: jobs.completed_epochs(task, tmp_path) > 0)
     pool.shutdown(cancel_futures=True)
     assert "the run is saved" in str(future.exception())
     assert list(tmp_path.rglob("checkpoint*"))
@@ -141,12 +141,12 @@ def test_what_breaks_in_one_cell_leaves_the_others(tiny: RunConfig, tmp_path: Pa
     whole = Result(entry)
     monkeypatch.setattr(jobs, "make", breaking)
     message = "RESOURCE_EXHAUSTED: out of memory"
-    results = executors.make_all(tasks, tmp_path, watch=Quiet())
+    results = executors.make_all(tasks, tmp_path, callbacks=Quiet())
     assert isinstance(results[tasks["large"]], Failure)
     assert results[tasks["b"]] == jobs.recorded(tasks["b"], tmp_path) == whole
     message = "something else"
     with pytest.raises(RuntimeError, match="something else"):
-        executors.make_all(tasks, tmp_path, watch=Quiet())
+        executors.make_all(tasks, tmp_path, callbacks=Quiet())
 
 
 COMMAND = [
@@ -204,7 +204,7 @@ def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_
         results: dict = {}
         make = lambda: results.update(
             executors.make_all(
-                tasks, out, elsewhere=executors.cluster(local.scheduler_address), watch=Quiet()
+                tasks, out, elsewhere=executors.cluster(local.scheduler_address), callbacks=Quiet()
             )
         )
         thread = threading.Thread(target=make)
@@ -213,7 +213,7 @@ def test_a_cluster_of_which_a_worker_dies_makes_every_cell(tiny: RunConfig, tmp_
         os.kill(local.workers[0].pid, signal.SIGKILL)
         thread.join()
     assert all(isinstance(results[t], Result) for t in tasks.values())
-    alone = executors.make_all({"0": tasks["0"]}, tmp_path / "alone", watch=Quiet())
+    alone = executors.make_all({"0": tasks["0"]}, tmp_path / "alone", callbacks=Quiet())
     assert results[tasks["0"]].nll == result_of(alone[tasks["0"]]).nll
 
 
@@ -272,7 +272,7 @@ def test_a_cell_that_nobody_waits_for_any_more_is_saved_and_stopped(tiny: RunCon
         elsewhere = executors.cluster(local.scheduler_address)
         elsewhere.submit(executors.in_a_process, task, tmp_path, None)
         worker = psutil.Process(local.workers[0].pid)
-        until(lambda: jobs.passes(task, tmp_path) > 0 and worker.children())
+        until(lambda: jobs.completed_epochs(task, tmp_path) > 0 and worker.children())
         elsewhere.shutdown(wait=False, cancel_futures=True)
         until(lambda: not worker.children())
     assert list(tmp_path.rglob("checkpoint*"))

@@ -14,7 +14,7 @@ from benchmarks.gpu.task import Task
 from iwae import data, runs
 from iwae.config.io import override, recipe
 from iwae.experiments import jobs
-from iwae.experiments.jobs import FOLDER, Failure
+from iwae.experiments.jobs import DIRECTORY, Failure
 from iwae.experiments.measured import Result
 from iwae.experiments.papers import EXPERIMENTS
 from iwae.experiments.plan import jobs_of, placed
@@ -84,7 +84,7 @@ def train_at_once(task: Task, left: dict[str, jobs.Job], out: Path) -> None:
     runs.train_together(
         {of.key: of.config for of in left.values()},
         data=data.load(dataset, data_dir=task.data_dir),
-        out=out / FOLDER,
+        out=out / DIRECTORY,
         resume=True,
         callbacks=lambda key: [Told(task, names[key])],
     )

@@ -1,4 +1,4 @@
-"""NumPyro models and guides under any bound and estimator of this package.
+"""Bounds and gradient estimators for NumPyro models and guides.
 
 `numpyro.infer.SVI(model, guide, optimizer, ImportanceELBO(iwae, "dreg", num_particles=50))` trains
 the parameters of a model (θ) and of a guide (φ).
@@ -29,7 +29,7 @@ from iwae.estimators.surrogate import paired
 Params = dict[str, PyTree]
 """Parameters, or draws, by the name of their site."""
 Site = dict[str, Any]
-"""What NumPyro notes of a site."""
+"""A site of a NumPyro trace."""
 Trace = dict[str, Site]
 Program = Callable[..., object]
 """A model or a guide."""
@@ -40,22 +40,22 @@ Keywords = Mapping[str, object]
 class ImportanceELBO(ELBO):
     """A bound on the log-evidence with K = `num_particles`, and an estimator of its gradient.
 
-    The bound is taken for each entry of the plates that enclose every site of the model AND of the
-    guide, and summed: over these alone do the weights factorise. Under a guide whose density is
-    joint, as of `AutoMultivariateNormal`, there is one weight for all. With plates in common and
-    the bound `iwae` the loss equals that of NumPyro's `RenyiELBO(alpha=0)` on the same draws. The
+    The bound is computed for each entry of the plates that enclose every site of the model AND of
+    the guide, and summed, since the weights factorise over these plates only. A guide with a joint
+    density, such as `AutoMultivariateNormal`, has one weight for all. With common plates and the
+    bound `iwae` the loss equals that of NumPyro's `RenyiELBO(alpha=0)` on the same draws. The
     surrogate is
 
     −Σ c_i ℓ_i(θ, φ̄, h̄) − Σ b_i ℓ_i(θ̄, φ̄, h_φ) + Σ s_i ℓ_i(θ̄, φ, h̄),
 
-    ℓ the log-weights and bars held constant; b, c and s are those of `iwae.estimators`. Plain
+    with the log-weights ℓ, bars held constant, and b, c and s of `iwae.estimators`. Plain
     reparametrisation of one bound differentiates the log-weights themselves. The others evaluate
-    the guide's density at draws made before: `InputError` for point masses with parameters,
-    transforms without an inverse, and random keys that a guide draws for itself. All but `rws` pass
-    gradients through the draws: `InputError` for draws that are not reparametrised. So too for
-    subsampled plates that do not enclose every site, and sites that only one of the two has.
+    the guide's density at earlier draws: `InputError` for point masses with parameters, transforms
+    without an inverse, and guides that draw random keys themselves. All but `rws` pass gradients
+    through the draws: `InputError` for draws that are not reparametrised. Subsampled plates that do
+    not enclose every site, and sites that only the model or only the guide has, also raise it.
 
-    A point mass counts as density 1, so that with it the loss is no bound on the log-evidence.
+    A point mass counts as density 1, so with one the loss is not a bound on the log-evidence.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ImportanceELBO(ELBO):
         if self.estimator.sleep:
             raise InputError(
                 "The sleep phase needs draws (x, h) from the model, which NumPyro's models do not "
-                "give by themselves; use rws for the wake phase, or dreg."
+                "provide; use rws for the wake phase, or dreg."
             )
         check_draws(num_particles)
         two, draws = self.pair.theta is not self.pair.phi, rules.Capabilities()
@@ -84,24 +84,26 @@ class ImportanceELBO(ELBO):
         *args: object,
         **kwargs: object,
     ) -> Array:
-        """−bound, whose gradient is the estimator's."""
+        """−bound, with the estimator's gradient."""
         plate_key, rng_key = jax.random.split(rng_key)
         hidden = ["sample", "prng_key", "control_flow"]
         model, guide = (seed(f, plate_key, hide_types=hidden) for f in (model, guide))
         keys = jax.random.split(rng_key, self.num_particles)
         if self.estimator == ESTIMATORS["reparam"] and self.pair.theta is self.pair.phi:
-            one = lambda key: _weigh(model, guide, param_map, args, kwargs, key, moving=True)
+            one = lambda key: _weigh(
+                model, guide, param_map, args, kwargs, key, differentiable=True
+            )
             log_w, scale = jax.vmap(one)(keys)
             return -scale[0] * jnp.sum(self.pair.theta(log_w))
-        moving = self.estimator.path is not None
-        draw = lambda key: _draw(guide, param_map, key, args, kwargs, moving=moving)
+        differentiable = self.estimator.path is not None
+        draw = lambda key: _draw(guide, param_map, key, args, kwargs, differentiable=differentiable)
         h = jax.vmap(draw)(keys)
 
         def log_weights(theta: Params, phi: Params, h: Params) -> tuple[Array, Array]:
             def one(key: Array, h: Params) -> tuple[Array, Any]:
                 fixed = substitute(substitute(guide, data=phi), data=h)
                 posed = substitute(model, data=theta)
-                return _weigh(posed, fixed, {}, args, kwargs, key, moving=False)
+                return _weigh(posed, fixed, {}, args, kwargs, key, differentiable=False)
 
             log_w, scale = jax.vmap(one)(keys, h)
             return log_w, scale[0]
@@ -126,17 +128,17 @@ def _weigh(
     kwargs: Keywords,
     key: Array,
     *,
-    moving: bool,
+    differentiable: bool,
 ) -> tuple[Array, Any]:
-    """(log w of one draw by entry of the common plates, how many entries one of them stands for).
+    """(log w of one draw for each entry of the common plates, the scale by subsampling).
 
-    With `moving` a gradient is to pass through the draw.
+    With `differentiable` a gradient has to pass through the draw.
     """
     model_key, guide_key = jax.random.split(key)
     model, guide = seed(model, model_key), seed(guide, guide_key)
     of_model, of_guide = get_importance_trace(model, guide, args, kwargs, params)
     _check_sites(of_model, of_guide)
-    if moving:
+    if differentiable:
         for name, site in _latent(of_guide).items():
             _check_path(name, site)
     check_model_guide_match(of_model, of_guide)
@@ -154,7 +156,7 @@ def _latent(sites: Trace) -> Trace:
 
 
 def _check_sites(model: Trace, guide: Trace) -> None:
-    """`InputError` unless what is drawn is in both densities."""
+    """`InputError` unless model and guide have the same latent sites."""
     posed, drawn = _latent(model), _latent(guide)
     for name in posed.keys() - drawn.keys():
         raise InputError(
@@ -165,13 +167,13 @@ def _check_sites(model: Trace, guide: Trace) -> None:
         if not drawn[name]["infer"].get("is_auxiliary"):
             raise InputError(
                 f"The guide's site {name!r} is not in the model, so the weights would divide by a "
-                f"density that nothing makes up for; take it out, or where the guide accounts for "
-                f"it, mark it by infer={{'is_auxiliary': True}}."
+                f"density without a counterpart; remove it, or if the guide accounts for it, "
+                f"mark it by infer={{'is_auxiliary': True}}."
             )
 
 
 def _common_plates(model: Trace, guide: Trace) -> tuple[set[int], float]:
-    """(The axes of the plates that enclose every site, full size over the size that is drawn)."""
+    """(axes of the plates that enclose every site, their full size divided by the drawn size)."""
     stacks = [set(s["cond_indep_stack"]) for of in (model, guide) for s in _samples(of).values()]
     common = set.intersection(*stacks) if stacks else set()
     scale = 1.0
@@ -181,7 +183,7 @@ def _common_plates(model: Trace, guide: Trace) -> tuple[set[int], float]:
             raise InputError(
                 f"The plate {frame.name!r} is subsampled, but does not enclose every site of the "
                 f"model and of the guide, so the weights do not factorise over it; leave out "
-                f"subsample_size, or use a guide all of whose sites are in it, such as AutoNormal."
+                f"subsample_size, or use a guide whose sites are all in it, such as AutoNormal."
             )
         if frame in common:
             scale *= size / frame.size
@@ -199,7 +201,7 @@ def _log_density(sites: Trace, common: set[int]) -> Array:
 
 
 class _OwnKeys(Messenger):
-    """Notes whether `numpyro.prng_key` is called within."""
+    """Records whether `numpyro.prng_key` is called in its context."""
 
     drawn = False
 
@@ -214,12 +216,12 @@ def _draw(
     args: Arguments,
     kwargs: Keywords,
     *,
-    moving: bool,
+    differentiable: bool,
 ) -> Params:
     """The guide's draws by site, with the key that `_weigh` gives it.
 
-    Point masses are left out: those that a transform of other draws makes are made again of them.
-    With `moving` a gradient is to pass through them.
+    Point masses are left out, since they follow from the other draws. With `differentiable` a
+    gradient has to pass through the draws.
     """
     _, guide_key = jax.random.split(key)
     own = _OwnKeys()
@@ -227,13 +229,13 @@ def _draw(
         sites = trace(substitute(seed(guide, guide_key), data=params)).get_trace(*args, **kwargs)
     if own.drawn:
         raise InputError(
-            "The guide draws a random key for itself, which would be another one when its density "
-            "is evaluated; use the estimator reparam."
+            "The guide draws a random key itself, which would differ when its density is "
+            "evaluated; use the estimator reparam."
         )
     draws: Params = {}
     masses: list[str] = []
     for name, site in _latent(sites).items():
-        if moving:
+        if differentiable:
             _check_path(name, site)
         if any(isinstance(part, Delta) for part in _parts(site["fn"])):
             masses.append(name)
@@ -242,8 +244,8 @@ def _draw(
             draws[name] = site["value"]
     if not draws:
         raise InputError(
-            "The guide is a point mass, of which there is no density to differentiate; use the "
-            "estimator reparam."
+            "The guide is a point mass, which has no density to differentiate; use the estimator "
+            "reparam."
         )
     if masses:
         _check_masses(masses, guide, params, draws, guide_key, args, kwargs)
@@ -259,7 +261,7 @@ def _check_masses(
     args: Arguments,
     kwargs: Keywords,
 ) -> None:
-    """`InputError` if a parameter reaches the value of a point mass but through the draws."""
+    """`InputError` if the value of a point mass depends on a parameter other than through draws."""
 
     def values(params: Params) -> list[Array]:
         fixed = substitute(substitute(seed(guide, key), data=params), data=draws)
@@ -280,17 +282,16 @@ def _check_masses(
 
 
 def _parts(distribution: Distribution | None) -> Iterator[Distribution]:
-    """A distribution and those that it is made of, from the outside in."""
+    """A distribution and its base distributions, from the outside in."""
     while distribution is not None:
         yield distribution
         distribution = getattr(distribution, "base_dist", None)
 
 
 def _check_path(name: str, site: Site) -> None:
-    """`InputError` if a gradient does not pass through what the site draws.
+    """`InputError` if no gradient passes through the draws of a site.
 
-    Of a mixture the weights choose a component, through which choice none passes, though NumPyro
-    calls it reparametrised.
+    NumPyro calls mixtures reparametrised, but no gradient passes through the choice of a component.
     """
     for part in reversed(list(_parts(site["fn"]))):
         if not part.has_rsample or hasattr(part, "mixing_distribution"):
@@ -302,20 +303,20 @@ def _check_path(name: str, site: Site) -> None:
 
 
 def _check_density(name: str, site: Site) -> None:
-    """`InputError` if the site's density is known where it draws only, as of some flows."""
+    """`InputError` if the site's density is only known at its own draws, as in some flows."""
     try:
         jax.eval_shape(site["fn"].log_prob, site["value"])
     except NotImplementedError as e:
         raise InputError(
             f"The guide's site {name!r} draws through a transform without an inverse, so its "
-            f"density cannot be evaluated at draws made before; use the estimator reparam."
+            f"density cannot be evaluated at earlier draws; use the estimator reparam."
         ) from e
 
 
 def _per_column(
     log_w: Array, pair: Pair, estimator: Estimator
 ) -> tuple[Array | None, Array, Array | None]:
-    """(b, c, s) [K, *plates]; b or s is None where the estimator has none."""
+    """(b, c, s) [K, *plates]; b or s is None if the estimator lacks it."""
 
     def column(log_w: Array) -> tuple[Array | None, Array, Array | None]:
         weights = Weights(log_w, pair.phi)

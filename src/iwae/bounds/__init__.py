@@ -1,22 +1,21 @@
 """Bounds on log p(x), as functions of K log-weights.
 
-A `Bound` takes an array whose leading axis is K and returns one value per example, in nats. It
-knows its diagonal second derivatives (`Bound.curvature`), from which `iwae.estimators` builds the
-doubly reparametrised gradient, and its settings: `vr_iwae.with_settings(alpha=0.5)` and
-`partial(vr_iwae, alpha=0.5)` are again bounds. So is any function of log-weights.
+A `Bound` takes an array whose leading axis is K and returns one value per example, in nats. It has
+diagonal second derivatives (`Bound.curvature`), from which `iwae.estimators` builds the doubly
+reparametrised gradient, and settings: `vr_iwae.with_settings(alpha=0.5)` and
+`partial(vr_iwae, alpha=0.5)` are bounds too. Any function of log-weights can serve as a bound.
 
-A new one is one short function:
+To define one, decorate a function:
 
     @bound("median")
     def median(log_w: LogWeights) -> Float[Array, "*batch"]:
         return jnp.median(log_w, axis=0)
 
-Its curvature is then taken by K Hessian-vector products, unless `@bound("median", curvature=…)`
-gives it in closed form. Which settings a bound needs, and their ranges, stand in
-`iwae.estimators.rules`.
+Its curvature is computed by K Hessian-vector products, unless `@bound("median", curvature=…)` gives
+it in closed form. The settings of bounds and their ranges are in `iwae.estimators.rules`.
 
 Concrete log-weights that are nan, +inf, or -inf for all draws of an example raise `InputError`;
-inside `jit` or `vmap`, where values are not known, such an example's bound is nan or infinite.
+inside `jit` or `vmap`, where values are unknown, the bound of such an example is nan or infinite.
 """
 
 import math
@@ -39,7 +38,7 @@ from iwae.errors import InputError, nearest
 LogWeights = Float[Array, "k *batch"]
 
 BoundFunction = Callable[[LogWeights], Float[Array, "*batch"]]
-"""What everything that takes a bound accepts: a `Bound`, or any function of log-weights."""
+"""The type of bounds in arguments: a `Bound`, or any function of log-weights."""
 
 Setting = float | int
 
@@ -53,24 +52,24 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound on log p(x): its value and its curvature at K log-weights, and its settings."""
+    """A bound on log p(x), with its curvature and its settings."""
 
     name: str
     value: Callable[..., Array]
-    """From log-weights [K, *batch], and settings by keyword, to the bound [*batch], in nats."""
+    """Maps log-weights [K, *batch], and settings by keyword, to the bound [*batch], in nats."""
     closed: Callable[..., Array] | None = None
-    """From the same to H_ii = ∂²bound / ∂(log w_i)², [K, *batch], where it is known."""
+    """Maps the same to H_ii = ∂²bound / ∂(log w_i)², [K, *batch]; None if unknown."""
     given: tuple[tuple[str, Setting], ...] = ()
-    """Settings by name."""
+    """Settings that were given, by name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.value.__doc__)
-        object.__setattr__(self, "__wrapped__", self.value)  # whose signature `help` shows
+        object.__setattr__(self, "__wrapped__", self.value)  # so that `help` shows its signature
 
     def __call__(self, log_w: LogWeights, **settings: Setting) -> Float[Array, "*batch"]:
         """The bound [*batch] of log-weights [K, *batch], in nats.
 
-        `InputError` for concrete log-weights of which there is no bound, and settings out of range.
+        `InputError` for concrete log-weights without a bound, and for settings out of range.
         """
         log_w = jnp.asarray(log_w)
         if not isinstance(log_w, jax.core.Tracer):
@@ -80,15 +79,15 @@ class Bound:
     def curvature(self, log_w: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
         """H_ii = ∂²bound / ∂(log w_i)², [K].
 
-        In closed form where it is known; else by K Hessian-vector products, one after the other, so
-        that no K × K array is held.
+        In closed form where known; else by K Hessian-vector products, one after the other, so that
+        no K × K array is stored.
         """
         if self.closed is not None:
             return self.closed(log_w, **self.settings)
         return _diagonal(self, log_w)
 
     def with_settings(self, **settings: Setting) -> "Bound":
-        """The bound with these settings, beside those that it has; `InputError` for others."""
+        """The bound with these settings added; `InputError` for settings that it does not take."""
         for name in settings:
             if name not in self.needs:
                 takes = f"takes {' and '.join(self.needs) or 'no setting'}"
@@ -97,12 +96,12 @@ class Bound:
 
     @property
     def settings(self) -> Mapping[str, Setting]:
-        """What shapes it, such as alpha=0.5."""
+        """Its settings, such as alpha=0.5."""
         return dict(self.given)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the settings that it takes."""
+        """Names of the settings that it needs."""
         parameters = signature(self.value).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
@@ -110,7 +109,7 @@ class Bound:
 def bound(
     name: str, *, curvature: Callable[..., Array] | None = None
 ) -> Callable[[Callable[..., Array]], Bound]:
-    """Make a function of log-weights [K, *batch] a `Bound` of this name.
+    """Make a `Bound` of this name from a function of log-weights [K, *batch].
 
     `curvature` takes the same arguments as the function and returns H_ii in closed form.
     """
@@ -118,10 +117,10 @@ def bound(
 
 
 def as_bound(function: BoundFunction) -> Bound:
-    """The `Bound` that a function of log-weights is, with the settings that it was given.
+    """A function of log-weights as a `Bound`.
 
-    `partial`s and `eqx.Partial`s of a `Bound` by keyword keep its curvature in closed form; any
-    other function is one whose curvature is not known.
+    `partial`s and `eqx.Partial`s of a `Bound` by keyword keep its settings and its curvature in
+    closed form; the curvature of any other function is unknown.
     """
     settings: dict[str, Setting] = {}
     inner: object = function
@@ -141,7 +140,7 @@ def _check(log_w: np.ndarray) -> None:
         )
     if np.isnan(log_w).any() or np.isposinf(log_w).any():
         raise InputError(
-            "The log-weights hold nan or +inf, of which there is no bound; check the model's "
+            "The log-weights hold nan or +inf, for which no bound exists; check the model's "
             "log-densities where the proposal draws."
         )
     if np.isneginf(log_w).all(axis=0).any():
@@ -152,7 +151,7 @@ def _check(log_w: np.ndarray) -> None:
 
 
 def curvature(bound: BoundFunction, log_w: Float[Array, " k"]) -> Float[Array, " k"]:
-    """H_ii = ∂²bound / ∂(log w_i)², [K]: `Bound.curvature` of whatever function was given."""
+    """H_ii = ∂²bound / ∂(log w_i)², [K], of any function of log-weights."""
     known = as_bound(bound)
     return _diagonal(bound, log_w) if known.closed is None else known.curvature(log_w)
 
@@ -177,7 +176,7 @@ def _spread(log_w: LogWeights, power: float = 1.0) -> LogWeights:
     if power == 0:
         return jnp.zeros_like(log_w)
     top = jnp.max(log_w, axis=0) if power > 0 else jnp.min(log_w, axis=0)
-    apart = log_w - jnp.where(jnp.isfinite(top), top, 0)  # before it is multiplied: exact
+    apart = log_w - jnp.where(jnp.isfinite(top), top, 0)  # exact, since it precedes the product
     endless = jnp.isposinf(power * apart)
     scaled = jnp.where(jnp.any(endless, axis=0), jnp.where(endless, 0, -jnp.inf), power * apart)
     v = jax.nn.softmax(scaled, axis=0)
@@ -203,9 +202,9 @@ def vr_iwae(log_w: LogWeights, *, alpha: float) -> Float[Array, "*batch"]:
 
 
 def _log_power_mean(log_w: LogWeights, a: float) -> Float[Array, "*batch"]:
-    """(1/a) log (1/K) Σ_i w_i^a, accurate for every a ≠ 0, tiny ones too.
+    """(1/a) log (1/K) Σ_i w_i^a, accurate for every a ≠ 0, however small.
 
-    Where a < 0 and weights are 0, it is −∞, and its gradient the limit, shared between those.
+    If a < 0 and some weights are 0, it is −∞, and its gradient is the limit, shared between these.
     """
     if a < 0:
         endless = jnp.isneginf(log_w)
@@ -262,7 +261,7 @@ def jvi(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
     it is NOT a lower bound. Orders 1 and 2 need K and K² sums; higher ones enumerate the subsets.
     c_j grows as K^m / m!: in float32 order 1 errs by some 10⁻⁵ nats, order 2 by 10⁻⁴ up to K = 500
     and by 2·10⁻⁴ at K = 2000, those above 7 by some 10⁻².
-    Where a subset's weights are all 0, the value is the limit: often +∞. `InputError` unless
+    If a subset's weights are all 0, the value is the limit: often +∞. `InputError` unless
     0 ≤ m < K, or if there would be too many subsets to enumerate.
     """
     return jackknife.value(log_w, order=order)
@@ -271,23 +270,23 @@ def jvi(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
 # --- by name ----------------------------------------------------------------------------------
 
 BOUNDS: dict[str, Bound] = {of.name: of for of in (elbo, iwae, miwae, ciwae, vr_iwae, jvi)}
-"""Bounds by the name that `--objective` takes, beside "piwae", which is a pair."""
+"""Bounds by their names in `--objective`; "piwae" is a pair of these."""
 
 
 def named(name: str, **settings: Setting | None) -> Pair:
-    """The bounds for θ and for φ that `--objective name` stands for; mostly one and the same.
+    """The bounds for θ and for φ of `--objective name`, mostly the same one.
 
     PIWAE(M, K) has L_MK for θ and MIWAE(M, K) for φ (Rainforth et al. 2018).
 
     Args:
         name: vae, iwae, miwae, ciwae, piwae, vr-iwae or jvi.
-        settings: m, alpha, beta and order, of which the bound takes what it needs.
+        settings: m, alpha, beta and order; the bound uses those it needs.
 
     Returns:
         A `Pair` of bounds.
 
     Raises:
-        InputError: for a name that there is not, or a setting that is missing.
+        InputError: for an unknown name or a missing setting.
 
     Example:
         >>> named("vr-iwae", alpha=0.5).theta.settings

@@ -1,7 +1,7 @@
 """The jackknife of log (1/K) Σ w_i, stable and mostly without enumerating subsets (Nowozin 2018).
 
-Coefficients of O(K^m) multiply sums over subsets S that nearly cancel. What is summed is therefore
-how far each is from the sum over all draws: with T_S = log Σ_S w and T = log Σ w, exactly
+Coefficients of O(K^m) multiply sums over subsets S that nearly cancel. Therefore differences to the
+sum over all draws are summed: with T_S = log Σ_S w and T = log Σ w, exactly
 
     T_S − T = log (1 − r),  r the share of the draws left out, and  e^(T − T_S) − 1 = r / (1 − r).
 """
@@ -20,11 +20,11 @@ import iwae.estimators.rules as rules
 LogWeights = Float[Array, "k *batch"]
 
 ZERO = -1e30
-"""The logarithm of 0 here: sums of it keep finite derivatives, which those of -inf do not."""
+"""Stands for log 0; unlike sums of -inf, its sums have finite derivatives."""
 
 
 def value(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
-    """Σ_j c_j · mean over subsets of size K−j of L_{K−j}; its limit where a subset weighs 0."""
+    """Σ_j c_j · mean over subsets of size K−j of L_{K−j}; the limit if a subset has weight 0."""
     return _value(log_w, order)
 
 
@@ -56,9 +56,9 @@ def curvature(log_w: LogWeights, *, order: int) -> LogWeights:
 
 
 def _shares(log_w: LogWeights, order: int, power: int) -> LogWeights:
-    """Σ_j c_j · mean over subsets S of (w_i / Σ_S w)^power, which is 0 where i is left out.
+    """Σ_j c_j · mean over subsets S of (w_i / Σ_S w)^power, which is 0 if S leaves out i.
 
-    Of all subsets 1 − j/K hold i; where they hold it, it is there more than its share of all.
+    A share 1 − j/K of all subsets contains i; there its weight exceeds its share of all draws.
     """
     k = len(log_w)
     log_w, _ = _centred(log_w)
@@ -72,7 +72,7 @@ def _shares(log_w: LogWeights, order: int, power: int) -> LogWeights:
 
 
 def _centred(log_w: LogWeights) -> tuple[LogWeights, Float[Array, "*batch"]]:
-    """Log-weights less their maximum, and it: coefficients of O(K²) multiply what is left."""
+    """Log-weights minus their maximum, and the maximum: coefficients of O(K²) multiply the rest."""
     top = jax.lax.stop_gradient(jnp.max(log_w, axis=0))
     top = jnp.where(jnp.isfinite(top), top, 0)
     return log_w - top, top
@@ -108,10 +108,10 @@ class LeftOut:
         small = self.log_r < -math.log(2)
         near = jnp.log1p(-jnp.exp(jnp.where(small, self.log_r, -1.0)))
         self.less = jnp.where(small, near, jnp.where(self.zero, 0, kept))
-        """T_S − T; 0 for subsets that weigh nothing."""
+        """T_S − T; 0 for subsets of weight 0."""
 
     def mean(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-        """The mean of T_S − T, subsets that weigh nothing as 0, and the share of those."""
+        """The mean of T_S − T, with 0 for subsets of weight 0, and the share of these."""
         zero, less = self.zero.astype(self.less.dtype), self.less
         axes: tuple[int, ...] = (0,)
         subsets = len(less)
@@ -123,8 +123,8 @@ class LeftOut:
     def excess(self, power: int) -> LogWeights:
         """Σ_{S∋i} [(w_i / Σ_S w)^power − (w_i / Σ w)^power], in logarithms up to the end.
 
-        But for subsets without a draw that weighs more than all others: the logarithms of their
-        shares are as far apart as the draws, and float32 would round them at that distance.
+        The exception are subsets that leave out a draw heavier than all others together: the
+        logarithms of their shares are as far apart as the draws, and float32 would round them.
         """
         log_more = self.log_r - self.less
         if power == 2:
@@ -143,7 +143,7 @@ class LeftOut:
         return jnp.exp(power * self.log_share + over) + lighter
 
     def _heavy(self) -> Bool[Array, "..."]:
-        """Which subsets leave out a draw that weighs more than all others together."""
+        """Which subsets leave out a draw that is heavier than all others together."""
         heaviest = self.log_share > -math.log(2)
         if self.j == 1:
             return heaviest
@@ -153,7 +153,7 @@ class LeftOut:
         return jnp.any(outside & heaviest, axis=1)
 
     def _without_the_heaviest(self, heavy: Bool[Array, "..."], power: int) -> LogWeights:
-        """The part of `excess` of subsets without a draw that weighs more than all others."""
+        """The part of `excess` from subsets that leave out a draw heavier than all others."""
         heaviest = self.log_share > -math.log(2)
         light = jnp.where(heaviest, ZERO, self.log_w)
         if self.j == 1:
@@ -169,7 +169,7 @@ class LeftOut:
         return jnp.sum(jnp.where(there, more, 0), axis=0)
 
     def _members(self, values: LogWeights) -> Float[Array, "subsets k *batch"]:
-        """`values` in each subset, and log 0 for the draws left out."""
+        """`values` in each subset, with log 0 for the draws left out."""
         k = len(values)
         left_out = np.array(list(combinations(range(k), self.j)))
         mask = np.zeros((len(left_out), k), bool)
@@ -178,7 +178,7 @@ class LeftOut:
 
 
 def _others(log_w: LogWeights) -> LogWeights:
-    """log Σ_{j≠i} w_j for every i: the sums before and after i, so that nothing cancels."""
+    """log Σ_{j≠i} w_j for every i, from the sums before and after i, so that nothing cancels."""
     edge = jnp.full_like(log_w[:1], ZERO)
     before = jax.lax.cumlogsumexp(log_w[:-1], axis=0)
     after = jax.lax.cumlogsumexp(log_w[1:], axis=0, reverse=True)

@@ -12,9 +12,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in COMMAND_LINE:
         raise
-    SAID = f"iwae: {missing(error.name, purpose='the command line')}"
+    MESSAGE = f"iwae: {missing(error.name, purpose='the command line')}"
 
     def main(argv: list[str] | None = None) -> None:
-        """Says what is not installed, and exits 2."""
-        print(SAID, file=sys.stderr)
+        """Print what is not installed, and exit 2."""
+        print(MESSAGE, file=sys.stderr)
         raise SystemExit(2)

@@ -1,4 +1,4 @@
-"""The command line: parses, prints, nothing else.
+"""The entry point: parses arguments, runs a command, and reports errors.
 
 JAX is imported by the command that needs it, so that `iwae --help` answers at once.
 """
@@ -31,11 +31,11 @@ COMMANDS: dict[str, type[Command]] = {
     c.__name__.lower(): c for c in (*EVERYDAY, Gradients, Posterior, Compare, Reproduce)
 }
 CONFIGURED = {"train": Train, "compare": Compare, "reproduce": Reproduce}
-"""Those that take every setting of a run."""
+"""Commands that take every setting of a run."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The console script: runs a command, and exits 0, 2 (unusable input) or 130 (interrupted)."""
+    """Run a command; exit with 0, 2 (unusable input) or 130 (interrupted)."""
     arguments = sys.argv[1:] if argv is None else argv
     speak_plainly()
     command: Command | None = None
@@ -48,23 +48,23 @@ def main(argv: list[str] | None = None) -> None:
             command = parse(arguments[0], arguments[1:])
             command.run()
     except (InputError, MemoryError, RuntimeError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # whoever read the output has had enough
+        if isinstance(error, BrokenPipeError):  # the reader of the output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         message = _message(error, command)
         if message is None:
             raise
-        _leave(message, 2)
+        _exit(message, 2)
     except KeyboardInterrupt:
-        _leave("Interrupted.", 130)
+        _exit("Interrupted.", 130)
     except Interrupted as error:
-        _leave(str(error), 130)
+        _exit(str(error), 130)
 
 
 def parse(name: str, arguments: list[str]) -> Command:
-    """The command `name` from its arguments; prints its help and exits if that is asked for.
+    """Parse the arguments of the command `name`; print its help and exit if they ask for it.
 
-    `InputError` if there is no such command, or the arguments do not make one.
+    `InputError` if there is no such command or its arguments are invalid.
     """
     if name not in COMMANDS:
         raise InputError(f"There is no command {name!r}; {nearest(name, list(COMMANDS))}.")
@@ -74,7 +74,7 @@ def parse(name: str, arguments: list[str]) -> Command:
 
 
 def _message(error: Exception, command: Command | None) -> str | None:
-    """What is said of an error in one line; None of a mistake of ours."""
+    """The message for an error; None for a bug, which is raised as it is."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
@@ -83,7 +83,7 @@ def _message(error: Exception, command: Command | None) -> str | None:
         return unusable(error)
     together = command.together if isinstance(command, Train | Evaluate) else ALONE
     if type(error).__name__ == "JaxRuntimeError" and together.coordinator is not None:
-        return f"Another process has stopped, and none goes on without it ({error})."
+        return f"Another process has stopped, and training needs all of them ({error})."
     return None
 
 
@@ -102,6 +102,6 @@ def _overview() -> str:
     )
 
 
-def _leave(message: str, code: int) -> NoReturn:
+def _exit(message: str, code: int) -> NoReturn:
     print(f"iwae: {visible(message)}", file=StandardError())
     raise SystemExit(code)

@@ -17,7 +17,7 @@ from iwae.cli.terminal import say
 class Sample:
     """Draw images from a trained model: a picture of E[x|h], an array, or a table.
 
-    A .csv has a line for each, under the names of the columns of training, or x0, x1, …
+    A .csv has one row per image, with the column names of the training data or x0, x1, …
     """
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -78,8 +78,8 @@ class Reconstruct:
 class Encode:
     """Posterior means E_q[h_l|x] of your own examples, [n, units of layer l].
 
-    A .csv has a line for each, under index, h0, h1, …
-    Where training binarises intensities dynamically, x is one binarisation of each, by --seed.
+    A .csv has one row per example, with the columns index, h0, h1, …
+    If training binarises intensities dynamically, each example is binarised once, by --seed.
     """
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -105,9 +105,9 @@ class Encode:
 
 @dataclass(frozen=True)
 class Score:
-    """log p(x) of your own examples, estimated by L_K, in nats; low is unusual.
+    """log p(x) of your own examples, estimated by L_K, in nats; low values are unusual.
 
-    Where training binarises intensities dynamically, x is one binarisation of each, by --seed: the
+    If training binarises intensities dynamically, each example is binarised once, by --seed; the
     mean over several seeds varies less.
     """
 
@@ -128,12 +128,12 @@ class Score:
 
         check_output(self.out, (".csv", ".npy"), overwrite=self.overwrite, reads=self.data)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
-        with counting("scoring") as progress, warnings.catch_warnings(record=True) as said:
+        with counting("scoring") as progress, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", RuntimeWarning)
             scores = trained.score(
                 self.data, k=self.k, seed=self.seed, header=self.header, progress=progress
             )
         write_scores(self.out, scores)
         say(f"Wrote {len(scores)} log-likelihoods (L_{self.k}, nats) to {self.out}.")
-        for warning in said:
+        for warning in caught:
             note(str(warning.message))

@@ -1,7 +1,7 @@
-"""Commands that take every setting of a run, and start from a recipe or a run.
+"""Commands that take every setting of a run and start from a recipe or a run.
 
-All flags are parsed once. A setting that was not given is not there, so that the start, which is
-chosen by other flags, keeps it.
+All flags are parsed once. Settings that were not given keep the value of the recipe or run to start
+from, which other flags choose.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from iwae.config.schema import RunConfig
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command's settings can start from."""
+    """The flags that decide which settings a command starts from."""
 
     recipe: str | None = None
     out: Path | None = None
@@ -32,7 +32,7 @@ class Asked:
 
 
 TRAINED_OTHERWISE = "--k is the K of the evaluation; --train-k is that of the models."
-"""What `note` says for one version where --k stood for the K of models."""
+"""The note of commands whose --k was the K of training in the version before."""
 
 
 class Configured(Protocol):
@@ -43,27 +43,27 @@ class Configured(Protocol):
     def __init__(
         self, *, config: RunConfig, given: frozenset[str] = frozenset(), **values: Any
     ) -> None:
-        """`given` are the names of the settings that flags gave."""
+        """`given` holds the names of the settings that flags gave."""
 
     def run(self) -> None: ...
 
     @classmethod
     def start(cls, asked: Asked) -> RunConfig:
-        """The settings that flags replace."""
+        """The settings to start from, which flags replace."""
 
 
 C = TypeVar("C", bound=Configured)
 
 TRAINED_K = "train_k"
-"""What the K of a bound in training is called beside the K of an evaluation."""
+"""The name of the K of training in commands whose `k` is that of the evaluation."""
 
 
 def parse(command: type[C], arguments: list[str], *, prog: str) -> C:
-    """The command from its arguments; `InputError` if they do not make one.
+    """Parse the arguments of a command; `InputError` if they are invalid.
 
-    Asked for help, it prints the settings as they are at the start, and exits.
+    With --help, print the settings with the values that the command starts from, and exit.
     """
-    asked, wants_help = _first_look(arguments)
+    asked, wants_help = _parse_start(arguments)
     if wants_help:
         start = command.start(asked)
         form = _form(command, documented=True)
@@ -75,7 +75,7 @@ def parse(command: type[C], arguments: list[str], *, prog: str) -> C:
     given = _leaves(values.pop("config"), {v: k for k, v in _names(command).items()})
     start = command.start(Asked(**{n: v for n, v in values.items() if n in _ASKED}))
     if values.get("draws") is not None:
-        flags.note_former("--draws", "--k, and the K that models are trained with --train-k")
+        flags.note_former("--draws", "--k, and the K of training to --train-k")
         given |= {} if values["k"] is None else {"k": values["k"]}
         values |= {"k": values["draws"], "draws": None}
     return command(config=override(start, **given), given=frozenset(given), **values)
@@ -90,8 +90,8 @@ def start_of(name: str | None, otherwise: str | None = None) -> RunConfig:
     return RunConfig() if name is None else recipe(name)
 
 
-def _first_look(arguments: list[str]) -> tuple[Asked, bool]:
-    """What help has to know before all is parsed, and whether it is asked for."""
+def _parse_start(arguments: list[str]) -> tuple[Asked, bool]:
+    """The flags that help depends on, and whether help is asked for."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--recipe")
@@ -100,18 +100,18 @@ def _first_look(arguments: list[str]) -> tuple[Asked, bool]:
     parser.add_argument("name", nargs="?")
     try:
         found, _ = parser.parse_known_args(arguments)
-    except argparse.ArgumentError:  # which the whole look says better
+    except argparse.ArgumentError:  # the full parse reports it better
         return Asked(), False
     return Asked(found.recipe, found.out, found.resume, found.name), found.help
 
 
 def _names(command: type[Configured]) -> dict[str, str]:
-    """Settings that have another name among the flags of a command."""
+    """Settings whose flag has another name in this command."""
     return {"k": TRAINED_K} if "k" in command.__dataclass_fields__ else {}
 
 
 def _form(command: type[Configured], *, documented: bool = False) -> type:
-    """The command's fields, its settings such as need not be there."""
+    """The command's fields, with every setting optional."""
     hints = get_type_hints(command, include_extras=True)
     docs = _docs(command) if documented else {}
     hints["config"] = _settings(RunConfig, _names(command), documented=documented)
@@ -136,7 +136,7 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 
 def _settings(section: type, names: Mapping[str, str], *, documented: bool) -> type:
-    """The fields of a section of the configuration, of which each may be left out."""
+    """A section of the configuration as a `TypedDict`, whose fields may be left out."""
     hints = get_type_hints(section, include_extras=True)
     docs = _docs(section) if documented else {}
     entries: dict[str, object] = {}
@@ -157,7 +157,7 @@ def _described(hint: object, doc: str | None) -> object:
 
 
 def _docs(kind: type) -> dict[str, str]:
-    """By field of a dataclass, the text below it in the source."""
+    """The docstring below each field of a dataclass, by the field's name."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}
@@ -170,7 +170,7 @@ def _docs(kind: type) -> dict[str, str]:
 
 
 def _nested(config: object, names: Mapping[str, str]) -> dict[str, object]:
-    """A configuration as the form has it."""
+    """A configuration as nested dictionaries, under the names of the flags."""
     values = vars(config)
     return {
         names.get(n, n): _nested(v, names) if dataclasses.is_dataclass(v) else v
@@ -179,7 +179,7 @@ def _nested(config: object, names: Mapping[str, str]) -> dict[str, object]:
 
 
 def _leaves(given: Mapping[str, object], names: Mapping[str, str]) -> dict[str, object]:
-    """What a form holds, by the settings' own names."""
+    """The values of nested dictionaries, under the settings' own names."""
     leaves: dict[str, object] = {}
     for name, value in given.items():
         if isinstance(value, Mapping):

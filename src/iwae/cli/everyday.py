@@ -1,4 +1,4 @@
-"""Commands for every day: train, evaluate, report, and what data sets there are."""
+"""Everyday commands: train, evaluate, report, data and demo."""
 
 import json
 from dataclasses import dataclass
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model into a new run folder, or continue a run with --resume."""
+    """Train a model into a new run directory, or continue a run with --resume."""
 
     config: RunConfig
     out: Path
-    """Folder of the run."""
+    """Run directory."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
-    """Settings to start from; flags replace them. `iwae --help` lists those that are built in."""
+    """Settings to start from; flags replace them. `iwae --help` lists the built-in recipes."""
     resume: bool = False
     """Continue the run in --out with its own settings; --minutes, or --epochs with a constant
     schedule, can make it longer."""
     seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
-    """Train replicas in one program, each a run in OUT/seed-…: how many, or which seeds."""
+    """Train replicas in one program, each a run in OUT/seed-…: their number, or their seeds."""
     data_dir: DataDir = None
-    """Where to look first for the files of data sets."""
+    """Directory in which the files of data sets are looked for first."""
     devices: int = 1
-    """Devices of this machine that share each batch; several processes use all they have."""
+    """Devices of this machine that share each batch; with several processes, all are used."""
     together: Processes = ALONE
     given: tyro.conf.Suppress[frozenset[str]] = frozenset()
     """Names of the settings that flags gave."""
@@ -68,17 +68,19 @@ class Train:
         with TrainingBars() as bars:
             if seeds is None:
                 shown = [bars.one("training")] if first else []
-                made = [runs.train(self.config, callbacks=shown, devices=self.devices, **where)]
+                trained = [runs.train(self.config, callbacks=shown, devices=self.devices, **where)]
             else:
                 each = lambda seed: [bars.one(f"seed {seed}")]
-                made = runs.train_replicas(self.config, seeds=seeds, callbacks=each, **where)
-        epochs, passes = self.config.training.epochs, min(trained.passes for trained in made)
-        ended = f" for {passes} of {epochs} passes, as its settings end it" * (passes < epochs)
+                trained = runs.train_replicas(self.config, seeds=seeds, callbacks=each, **where)
+        epochs, completed = self.config.training.epochs, min(model.epochs for model in trained)
+        ended = ""
+        if completed < epochs:
+            ended = f" for {completed} of {epochs} epochs, as its settings end it"
         if first:
             say(f"Trained {self.out}{ended}. Next: iwae evaluate {as_argument(self.out)}")
 
     def _seeds(self) -> int | list[int] | tuple[int, ...] | None:
-        """Seeds of the replicas, or how many; None for a single run."""
+        """Seeds of the replicas, or their number; None for a single run."""
         from iwae.storage import run_directory
 
         seeds: int | list[int] | tuple[int, ...] | None = self.seeds
@@ -90,8 +92,8 @@ class Train:
             seeds = self.seeds[0] if len(self.seeds) == 1 else self.seeds
         if seeds is not None and self.devices > 1:
             raise InputError(
-                f"devices = {self.devices} was given, but replicas are trained on one; leave it "
-                f"out."
+                f"devices = {self.devices} was given, but replicas are trained on one device; "
+                f"leave it out."
             )
         return seeds
 
@@ -101,30 +103,30 @@ class Evaluate:
     """Estimate the log-likelihood by L_K, with its standard error, and count active units."""
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """A run, or a folder of replicas."""
+    """A run directory, or a directory of replicas."""
     k: int = 5000
     """Importance samples per example; the bound tightens with K."""
     split: str = "test"
     """train, valid or test."""
     limit: int | None = None
-    """Only the first so many examples."""
+    """Evaluate only the first LIMIT examples."""
     seed: Seed = 0
     without_inactive: bool = False
     """Also evaluate the model after its inactive units are removed."""
     only_used: bool = False
-    """Also evaluate the model with only the units without which the layer below loses density."""
+    """Also evaluate the model with only its used units (docs/units.md)."""
     mean_weights: bool = False
-    """Hold uncertain weights at their means, where they are otherwise drawn."""
+    """Hold uncertain weights at their means instead of drawing them."""
     memory: int | None = None
-    """Budget in MiB for a block of draws; left out: what suits the device."""
+    """Budget in MiB for a block of draws. Default: chosen for the device."""
     per_example: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npy|.csv")] = None
     """Also write L_K of every example."""
     json: bool = False
     """Print one JSON object."""
     overwrite: Overwrite = False
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """A .npy, .npz or .csv file of the data that the run was trained on, where it was trained on
-    arrays in memory or the file has moved."""
+    """A .npy, .npz or .csv file of the data that the run was trained on; needed if they were arrays
+    in memory or the file has moved."""
     data_dir: DataDir = None
     together: Processes = ALONE
 
@@ -143,7 +145,7 @@ class Evaluate:
         several = run_directory.replicas(self.run_folder)
         if several and self.per_example is not None:
             raise InputError(
-                f"{self.run_folder} holds replicas, of which --per-example takes one; give "
+                f"{self.run_folder} holds replicas, but --per-example takes a single run; give "
                 f"{several[0]}."
             )
         evaluate: Any = runs.evaluate_replicas if several else runs.evaluate
@@ -169,10 +171,10 @@ class Evaluate:
         if first:
             try:
                 self._print(result)
-            finally:  # also where nobody reads what is printed
+            finally:  # even if standard output is closed
                 if self.per_example is not None:
                     write_scores(self.per_example, result.log_likelihoods)
-        if unkept is not None:  # the figures are out first, whatever cannot be written
+        if unkept is not None:  # after the figures are printed
             raise unkept
 
     def _print(self, result: "Evaluation | OverSeeds") -> None:
@@ -201,19 +203,21 @@ class Report:
         from iwae.plotting import report
 
         if not self.run_folders:
-            raise InputError("No run was given; name at least one folder of `iwae train`.")
+            raise InputError(
+                "No run was given; give at least one directory that `iwae train` wrote."
+            )
         paths, files = report.runs_among(self.run_folders)
         report.write(paths, self.out, data_dir=self.data_dir, overwrite=self.overwrite)
-        say(*(f"Left out {file}, a file among the folders of runs." for file in files))
+        say(*(f"Left out {file}, which is a file and not a run directory." for file in files))
         say(f"Wrote {self.out}.")
 
 
 @dataclass(frozen=True)
 class Data:
-    """List the data sets: which files are there, where they were looked for, whether intact."""
+    """List the data sets: which files exist, where they are looked for, whether they are intact."""
 
     name: Annotated[Positional[str | None], tyro.conf.arg(metavar="[NAME]")] = None
-    """One data set; left out: all."""
+    """One data set. Default: all."""
     verify: bool = False
     """Read the files and check their content."""
     data_dir: DataDir = None
@@ -234,20 +238,18 @@ class Demo:
     """Train a VAE and IWAEs on the embedded digits, compare them, and write a report."""
 
     out: Path = Path("runs/demo")
-    """Folder of the runs and the report; finished runs in it are reused."""
+    """Directory of the runs and the report; finished runs in it are reused."""
 
     def run(self) -> None:
         from iwae.cli.progress import TrainingBars, print_demo
         from iwae.experiments import comparisons
 
         with TrainingBars(len(comparisons.DEMO_CELLS)) as bars:
-            results, page = comparisons.demo(self.out, watch=bars)
+            results, page = comparisons.demo(self.out, callbacks=bars)
         print_demo(results)
         say(f"Report: {page}")
 
 
 def _check_no_seed(config: RunConfig, *, resume: bool) -> None:
     if config.seed != RunConfig().seed and not resume:
-        raise InputError(
-            f"seed = {config.seed} was given with --seeds, which says all; leave out --seed."
-        )
+        raise InputError(f"seed = {config.seed} was given together with --seeds; leave out --seed.")

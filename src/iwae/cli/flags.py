@@ -1,4 +1,4 @@
-"""From flags to a command's dataclass, and from what does not fit to one message."""
+"""Parse flags into a command's dataclass, and turn parsing errors into one message."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,9 @@ from iwae.errors import InputError, nearest
 DataDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 Header = Annotated[
     Literal["auto", "yes", "no"],
-    tyro.conf.arg(help="Whether the first line of a .csv file holds names; auto asks if unsure."),
+    tyro.conf.arg(
+        help="Whether the first line of a .csv file holds names; auto rejects unclear cases."
+    ),
 ]
 Seed = Annotated[int, tyro.conf.arg(help="Seed of the draws.")]
 Overwrite = Annotated[bool, tyro.conf.arg(help="Replace an existing file.")]
@@ -25,22 +27,23 @@ Overwrite = Annotated[bool, tyro.conf.arg(help="Replace an existing file.")]
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes, as a rule one on each machine, that run one command together."""
+    """Processes that run one command together, usually one on each machine."""
 
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
-    """Where the first of several processes that run this command listens; auto on a cluster that
-    says so itself (SLURM, Kubernetes, Open MPI)."""
+    """Address at which the first of several processes listens; auto on clusters that provide it
+    (SLURM, Kubernetes, Open MPI)."""
     processes: int = 1
-    """How many processes there are."""
+    """Number of processes."""
     process: int = 0
-    """Which of them this one is, from 0."""
+    """Index of this process, from 0."""
     hosts: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Former name of --processes."""
     host: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Former name of --process."""
 
     def join(self) -> bool:
-        """Come together, if there are several; whether this one is the first, which prints."""
+        """Connect the processes, if there are several; return whether this is the first, which
+        prints."""
         if self.hosts is not None:
             note_former("--hosts", "--processes")
         if self.host is not None:
@@ -50,8 +53,8 @@ class Processes:
         if self.coordinator is None:
             if (processes, process) != (1, 0):
                 raise InputError(
-                    f"processes = {processes} and process = {process} were given, but not where "
-                    f"the first of them listens; give --coordinator HOST:PORT."
+                    f"processes = {processes} and process = {process} were given, but not the "
+                    f"address at which the first process listens; give --coordinator HOST:PORT."
                 )
             return True
         from iwae._utils import distributed
@@ -61,17 +64,17 @@ class Processes:
 
 
 ALONE = Processes()
-"""This process alone."""
+"""A single process."""
 
 
 def note(message: str) -> None:
-    """A line on standard error beside what a command prints."""
+    """Print a note on standard error."""
     print(visible(f"Note: {message}"), file=StandardError())
 
 
 def note_former(flag: str, present: str) -> None:
-    """`note` that a flag has another name."""
-    note(f"{flag} is called {present} now; the former name goes with the next version.")
+    """Print a note that a flag was renamed."""
+    note(f"{flag} was renamed to {present}; the former name will be removed in the next version.")
 
 
 SHORT = {
@@ -82,14 +85,14 @@ SHORT = {
     "--data": "--dataset",
     "--output": "--out",
 }
-"""What is often typed for a flag that difflib would not come upon."""
+"""Common other names of flags, which difflib would not match."""
 
 
 T = TypeVar("T")
 
 
 def parse(command: type[T], arguments: list[str], *, prog: str, default: T | None = None) -> T:
-    """An instance of the dataclass `command`; `InputError` if the arguments do not make one.
+    """Parse arguments into the dataclass `command`; `InputError` if they are invalid.
 
     `default` is an instance whose fields the flags replace.
     """
@@ -104,7 +107,7 @@ def parse(command: type[T], arguments: list[str], *, prog: str, default: T | Non
 
 
 def _widths() -> tyro.constructors.ConstructorRegistry:
-    """Widths as text: 200,200/100,100 for hidden layers and 100,50 for latents."""
+    """Read widths from text: 200,200/100,100 for hidden layers and 100,50 for latents."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -130,7 +133,7 @@ def _widths() -> tyro.constructors.ConstructorRegistry:
 
 
 def _options(kind: type) -> list[str]:
-    """The flags of a dataclass or `TypedDict`, those of the ones in it too."""
+    """The flags of a dataclass or `TypedDict`, including those of nested ones."""
     options: list[str] = []
     for name, hint in get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint) or is_typeddict(hint):
@@ -141,9 +144,9 @@ def _options(kind: type) -> list[str]:
 
 
 def _one_message(options: list[str]) -> contextlib.AbstractContextManager[None]:
-    """Within it, what tyro cannot parse is an `InputError` and not a box on the terminal.
+    """A context in which tyro's parsing errors raise `InputError` instead of printing a box.
 
-    tyro calls the hook for it unstable: where a later version lacks it, the box stays.
+    tyro's hook for this is not public; if a later version lacks it, the box is printed.
     """
     try:
         from tyro._errors import on_parse_error
@@ -157,7 +160,7 @@ def _one_message(options: list[str]) -> contextlib.AbstractContextManager[None]:
 
 
 def _message(event: Any, options: list[str]) -> str:
-    """What is wrong, in one sentence: what was given, what is taken."""
+    """One message for a parsing error: what was given and what is accepted."""
     explained = f"`{event.prog} --help` lists what it takes"
     match type(event).__name__:
         case "UnrecognizedArgs":

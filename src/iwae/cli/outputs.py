@@ -1,5 +1,4 @@
-"""What commands write: arrays, scores and pictures, by the ending of the file's name; and what they
-say on standard error."""
+"""Output files of commands, in the format of their suffix, and a robust standard error."""
 
 import contextlib
 import csv
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class StandardError(io.TextIOBase):
-    """Standard error, which may be closed, or go with its terminal: what is said then is lost, and
-    nothing ends by it."""
+    """Standard error that drops text, rather than fail, when it is closed or its terminal is
+    gone."""
 
     @property
     def _stream(self) -> Any:
-        """The stream behind the one that a progress bar puts in its place."""
+        """The underlying stream, also while a progress bar replaces `sys.stderr`."""
         return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
     @property
@@ -51,7 +50,7 @@ class StandardError(io.TextIOBase):
             return
         try:
             getattr(self._stream, method)(*given)
-        except (OSError, ValueError):  # and nothing later fails by what is left to be written
+        except (OSError, ValueError):  # so that flushing at exit does not fail either
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
@@ -63,23 +62,29 @@ def check_output(
     overwrite: bool,
     reads: str | Path | None = None,
 ) -> None:
-    """Before any work: the format is known, nothing would be overwritten, what the command `reads`
-    in no case, and the folder can be written to."""
+    """`InputError`, before any work, unless the file can be written.
+
+    Its format must be known, it must not exist unless `overwrite`, it must not be what the command
+    `reads`, and its directory must be writable.
+    """
     if path is None:
         return
     if path.suffix not in suffixes:
         known = " or ".join([", ".join(suffixes[:-1])] * (len(suffixes) > 1) + [suffixes[-1]])
-        raise InputError(f"{path} ends in no known format; give a file ending in {known}.")
+        raise InputError(f"{path} has no known suffix; give a file that ends in {known}.")
     check_writable(path, overwrite=overwrite, reads=reads)
     if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written to {path.parent}; give a file elsewhere.")
+        raise InputError(
+            f"{path} was given, but {path.parent} is not a writable directory; give a file "
+            f"elsewhere."
+        )
     if path.suffix in (".png", ".svg"):
         for module in ("matplotlib", "PIL"):
             require(module, purpose="a picture", extra="report")
 
 
 def write_array(path: Path, array: "np.ndarray") -> None:
-    """A .npy file, whole or not at all."""
+    """Write a .npy file atomically."""
     import numpy as np
 
     buffer = io.BytesIO()
@@ -90,9 +95,9 @@ def write_array(path: Path, array: "np.ndarray") -> None:
 def write_table(
     path: Path, array: "np.ndarray", names: tuple[str, ...] | list[str], *, index: bool = False
 ) -> None:
-    """A .npy file, or .csv with a line of names and one for each row of [n, …], in all its digits.
+    """Write [n, …] as a .npy file, or as a .csv file with a header and one line per row.
 
-    With `index` the lines are counted in the first column.
+    With `index`, the first column numbers the rows.
     """
     if path.suffix == ".npy":
         return write_array(path, array)
@@ -106,7 +111,7 @@ def write_table(
 
 
 def write_scores(path: Path, scores: "np.ndarray") -> None:
-    """A .npy file, or .csv with a line for each example."""
+    """Write scores as a .npy file, or as a .csv file with one line per example."""
     if path.suffix == ".npy":
         return write_array(path, scores)
     rows = [f"{i},{value:.6f}\n" for i, value in enumerate(scores)]

@@ -1,4 +1,4 @@
-"""What the terminal shows: progress bars and tables."""
+"""Progress bars and tables on the terminal."""
 
 import contextlib
 import math
@@ -28,7 +28,7 @@ from iwae.training.progress import TerminalBar
 
 
 class _Console(Console):
-    """A console on which content is `visible`, and brackets and colons are themselves."""
+    """A console that escapes control characters, without markup or emoji."""
 
     def render(self, *given: Any, **options: Any) -> Iterator[Segment]:
         for text, style, control in super().render(*given, **options):
@@ -53,14 +53,14 @@ def _bar() -> Progress:
 
 
 def _stop(bar: Progress) -> None:
-    """Take a bar off the screen; one that was never drawn leaves no empty line."""
+    """Remove a bar from the screen; one that was never drawn leaves no empty line."""
     if bar.live.is_started:
         bar.stop()
 
 
 @contextlib.contextmanager
 def counting(what: str, *, quiet: bool = False) -> Iterator[Counter | None]:
-    """A callback that shows how many examples are done."""
+    """A function that shows how many examples are done."""
     if quiet:
         yield None
         return
@@ -78,7 +78,7 @@ def counting(what: str, *, quiet: bool = False) -> Iterator[Counter | None]:
 
 
 class TrainingBars:
-    """Bars of several runs, one below the other."""
+    """Progress bars of several runs."""
 
     def __init__(self, cells: int = 0):
         self.cells, self.started, self.ended = cells, 0, 0
@@ -91,23 +91,23 @@ class TrainingBars:
         _stop(self.bar)
 
     def made(self, name: str, result: Result | Failure) -> None:
-        """Say that a cell has ended."""
+        """Print that a cell has finished or failed."""
         self.ended += 1
         how = f"{result.nll:.2f} nats" if isinstance(result, Result) else result.message
         self.bar.console.print(f"{self.ended}/{self.cells} {name}: {how}", soft_wrap=True)
 
     def one(self, description: str) -> TerminalBar:
-        """The callback of a run."""
+        """The progress bar of a run, as a callback."""
         return TerminalBar(description, self.bar)
 
     def cell(self, name: str, epochs: int) -> TerminalBar:
-        """The callback of the next cell of `cells`."""
+        """The progress bar of the next of `cells` runs, as a callback."""
         self.started += 1
         return self.one(f"{self.started}/{self.cells} {name}")
 
 
 def print_evaluation(result: Evaluation) -> None:
-    """The figures of an evaluation, a line each."""
+    """Print the figures of an evaluation, one per line."""
     table = Table(show_header=False, box=None)
     rows = [
         ("data", f"{result.dataset}, {result.split}, {result.n:,} examples"),
@@ -132,7 +132,7 @@ def print_evaluation(result: Evaluation) -> None:
 
 
 def print_replicas(result: OverSeeds) -> None:
-    """NLL and active units of every seed, and their means."""
+    """Print NLL, ELBO and active units of every seed, and their means."""
     first = result.evaluations[0]
     table = Table("seed", f"NLL (L_{first.k}, nats)", "ELBO", "active units")
     for seed, e in zip(result.seeds, result.evaluations, strict=True):
@@ -152,15 +152,15 @@ def print_replicas(result: OverSeeds) -> None:
 
 
 def _print_notes(notes: Iterable[tuple[str, str]]) -> None:
-    """What results must carry, (data set, note), once for each data set."""
+    """Print the notes on results, (data set, note), once each."""
     for dataset, note in dict.fromkeys(notes):
         if note:
             Console().print(Text(f"Note on {dataset}: {note}."))
 
 
 def print_files(found: list[FileStatus]) -> None:
-    """The files of data sets, a line each, and where they were looked for."""
-    names = ("data set", "file", "state", "where", "remark")
+    """Print the files of data sets, one per line, and where they were looked for."""
+    names = ("data set", "file", "state", "where", "note")
     table = Table(*(Column(name, overflow="fold") for name in names))
     for f in found:
         table.add_row(*map(Text, (f.dataset, f.file, f.state, str(f.path or "—"), f.detail)))
@@ -171,7 +171,7 @@ def print_files(found: list[FileStatus]) -> None:
 
 
 def print_comparison(results: list[comparisons.Result]) -> None:
-    """The table of a comparison."""
+    """Print the table of a comparison."""
     first = results[0].evaluation
     table = Table(
         "model", f"NLL (L_{first.k}, nats)", f"Δ to {results[0].name}", "active units", "s"
@@ -195,7 +195,7 @@ def print_comparison(results: list[comparisons.Result]) -> None:
 
 
 def print_experiments(experiments: dict[str, tuple[str, int | None]]) -> None:
-    """What can be reproduced, and of how many cells."""
+    """Print the experiments that can be reproduced, and their numbers of cells."""
     table = Table("experiment", "cells", "what")
     for name, (about, cells) in experiments.items():
         table.add_row(name, "" if cells is None else f"{cells}", about)
@@ -203,7 +203,7 @@ def print_experiments(experiments: dict[str, tuple[str, int | None]]) -> None:
 
 
 def print_cells(rows: list[Row]) -> None:
-    """The cells of a table, what was published, and what there is of them."""
+    """Print the cells of a table with their published figures and their state."""
     table = Table(Column("cell", no_wrap=True), "published", "state")
     for row in rows:
         table.add_row(Text(row.cell.name), _published(row.cell), Text(row.state))
@@ -211,7 +211,7 @@ def print_cells(rows: list[Row]) -> None:
 
 
 def print_table(rows: list[Row], experiment: Experiment) -> None:
-    """Our figures beside the published ones."""
+    """Print our figures beside the published ones."""
     known = any(row.cell.published is not None for row in rows)
     table = Table(Column("cell", no_wrap=True), "NLL (units)", "Δ", title=experiment.about)
     for name in ("published", "ours − published", "published Δ") if known else ():
@@ -252,7 +252,7 @@ def print_table(rows: list[Row], experiment: Experiment) -> None:
 
 
 def _figures(rows: list[Row]) -> Table:
-    """What else was measured of each cell, beside what was published."""
+    """The other metrics of each cell, beside the published ones."""
     table = Table(Column("cell", no_wrap=True), "measured", "ours", "published")
     for row in rows:
         for name, figure in row.figures.items():
@@ -267,7 +267,7 @@ def _how(row: Row) -> str:
     n = f"L_{first.k} of {first.n:,} test images"
     seeds = ", ".join(map(str, row.seeds))
     before = f" after those of {row.cell.after}" if row.cell.after else ""
-    return f"{first.passes} passes{before}, {n}, seed{'s' * (len(row.seeds) > 1)} {seeds}"
+    return f"{first.epochs} epochs{before}, {n}, seed{'s' * (len(row.seeds) > 1)} {seeds}"
 
 
 def _published(cell: Cell) -> str:
@@ -277,28 +277,28 @@ def _published(cell: Cell) -> str:
 
 
 def print_estimate(jobs: dict[str, Job], seconds: dict[Job, float | None], workers: int) -> None:
-    """Which jobs are left, and about how long each and all of them take, where that is known."""
+    """Print the unfinished jobs and estimates of their time, where they are known."""
     table = Table(Column("run", no_wrap=True), "takes about")
     named = {job: name for name, job in reversed(jobs.items())}
     for job, each in seconds.items():
-        takes = "unknown until its data are here" if each is None else _duration(each)
+        takes = "unknown until its data are downloaded" if each is None else _duration(each)
         table.add_row(Text(named[job]), takes)
     console = _console()
     console.print(table)
     done, known = len(named) - len(seconds), [s for s in seconds.values() if s is not None]
-    said = [f"{len(seconds)} runs to make, {done} done."]
+    lines = [f"{len(seconds)} runs to make, {done} done."]
     missing = {t.config.data.dataset: None for t, each in seconds.items() if each is None}
     if known or not missing:
         shared = f"; {workers} workers share the processors" if workers > 1 else ""
-        others = " for those whose data are here" if missing else ""
+        others = " for those whose data are available" if missing else ""
         about = _duration(sum(known))
-        said.append(f"About {about} one after the other, with compilation{others}{shared}.")
+        lines.append(f"About {about} one after the other, with compilation{others}{shared}.")
     if missing:
-        said.append(
-            f"The data of {', '.join(missing)} are not here yet: the command without --dry-run "
-            f"downloads them first."
+        lines.append(
+            f"The data of {', '.join(missing)} are not downloaded yet; the command without "
+            f"--dry-run downloads them first."
         )
-    console.print(*said)
+    console.print(*lines)
 
 
 def _duration(seconds: float) -> str:
@@ -308,8 +308,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def print_dependence(rows: list[Any], seeds: int) -> None:
-    """Bounds, NLL and the moments of weights of every proposal, a table for each data set."""
+def print_hiwae(rows: list[Any], seeds: int) -> None:
+    """Print bounds, NLL and moments of the weights of every proposal, one table per data set."""
     console = _console()
     for dataset in dict.fromkeys(row.dataset for row in rows):
         names = ("bound", "NLL", "Cov(w_i, w_j)", "Var(p̂)", "Var(log p̂)")
@@ -336,7 +336,7 @@ def print_dependence(rows: list[Any], seeds: int) -> None:
 
 
 def print_gradients(measured: list[Measurement], slopes: list[Slope]) -> None:
-    """SNR, variance and bias of every estimator, then how SNR grows with K."""
+    """Print SNR, variance and bias of every estimator, then the exponent of SNR in K."""
     table = Table("estimator", "K", "of", "SNR", "‖E g‖", "tr Cov g", "relative bias²")
     for m in measured:
         table.add_row(
@@ -363,7 +363,7 @@ def print_gradients(measured: list[Measurement], slopes: list[Slope]) -> None:
 
 
 def print_demo(results: list[comparisons.Result]) -> None:
-    """The table of the demonstration."""
+    """Print the table of the demonstration."""
     first = results[0].evaluation
     table = Table("model", f"NLL (L_{first.k}, nats)", "Δ to the VAE, K = 1", "active units")
     for r in results:

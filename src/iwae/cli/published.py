@@ -1,4 +1,4 @@
-"""The command that reproduces what was published: tables, pictures, and the proposals of H-IWAE."""
+"""`iwae reproduce`: published tables, figures, and the comparison of H-IWAE's proposals."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,65 +26,64 @@ if TYPE_CHECKING:
     from iwae.experiments.tables import Experiment
 
 SMOKE, SMOKE_DATA, SMOKE_K = "smoke", "digits", 100
-"""The recipe for trying a table out, what it puts in the place of all data, and its K."""
+"""The recipe that tries a table out, the data set it uses for all cells, and its K."""
 
 TOO_SHORT = (
-    "The smoke recipe only shows that the table can be made: after a few passes over digits "
-    "neither the figures nor their order say anything of the paper."
+    "The smoke recipe only shows that the table can be made: after a few epochs on digits, "
+    "neither the figures nor their order say anything about the paper."
 )
 
 TABLE = ("cells", "workers", "scheduler", "list", "dry_run", "render")
-"""Flags that only tables take."""
+"""Flags that only published tables take."""
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Train and evaluate what a paper compares, and print its figures beside the published ones."""
+    """Train and evaluate the models of a paper, and print our figures beside the published ones."""
 
     config: RunConfig
-    """Settings that all its models share."""
+    """Settings that all models share."""
     name: Annotated[Positional[str | None], tyro.conf.arg(metavar="NAME|FILE.toml")] = None
-    """Which experiment, --list names them; or a file of another table, written as those of this
-    package are."""
+    """An experiment, see --list; or a file that describes a table (docs/tables.md)."""
     out: Path = Path("runs/papers")
-    """Folder of the runs; finished ones in it are reused, interrupted ones resumed."""
+    """Directory of the runs; finished ones in it are reused, interrupted ones resumed."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
-    """Settings to start from; left out: those of the experiment. smoke puts embedded digits in the
-    place of all data."""
+    """Settings to start from. Default: those of the experiment. smoke trains all cells on the
+    embedded digits."""
     cells: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "*"
-    """Only the cells of a table whose names fit, e.g. 'mnist/1/*'."""
+    """Only the cells of a table whose names match, e.g. 'mnist/1/*'."""
     datasets: str = ""
-    """Names, separated by commas; left out: those of the experiment. In a table omniglot=mine.npy
-    puts other data in the place of published ones."""
+    """Names, separated by commas. Default: those of the experiment. In a table, omniglot=mine.npy
+    replaces a published data set by other data."""
     seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
-    """How many seeds, or which; left out: that of --seed if it is given, else 0 for the tables of
+    """Number of seeds, or a list of them. Default: --seed if it is given, else 0 for the tables of
     long runs, 42 for dd2434 and 3 seeds for the others."""
     ks: tuple[int, ...] | None = None
-    """Numbers of importance samples that hiwae compares; left out: 2,5,10,20."""
+    """Numbers of importance samples that hiwae compares. Default: 2,5,10,20."""
     k: int | None = None
-    """Importance samples of the evaluation; left out: 5000, and 100 with --recipe smoke."""
+    """Importance samples of the evaluation. Default: 5000, and 100 with --recipe smoke."""
     draws: int | None = None
-    """Former name of --k, when --k stood for the present --train-k."""
+    """Former name of --k."""
     limit: int | None = None
-    """Only the first so many test examples."""
+    """Evaluate only the first LIMIT test examples."""
     workers: int = 1
     """Processes that train and evaluate the cells of a table at once."""
     scheduler: Annotated[str | None, tyro.conf.arg(metavar="tcp://HOST:PORT")] = None
-    """A running Dask cluster whose workers make the cells, in a folder that all share."""
+    """A running Dask cluster whose workers make the cells, in a directory that all share."""
     list: bool = False
-    """Only list the experiments, or the cells of the one that is named."""
+    """Only list the experiments, or the cells of NAME."""
     dry_run: bool = False
-    """Only say which cells are missing, and about how long they take on this machine."""
+    """Only list the missing cells and estimate how long they take on this machine."""
     render: bool = False
-    """Only print the table of the cells that are finished."""
+    """Only print the table of the finished cells."""
     page: Annotated[Path | None, tyro.conf.arg(metavar="FILE.md")] = None
-    """Only write the page of all tables, from the records of earlier commands."""
+    """Only write a page of all tables, from the records of earlier commands."""
     records: Path = Path("results/reproduced")
-    """Folder of these records."""
+    """Directory of these records."""
     record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Also write the results with their settings. Cells of a table join those that are in the file
-    already, if these have the same settings; --overwrite replaces cells of the same name, and a
-    file of anything else as a whole."""
+    """Also write the results with their settings. Cells of a table are added to those that the
+    file has, if these have the same settings; --overwrite replaces cells of the same name, and any
+    other file as a whole."""
     overwrite: Overwrite = False
     data_dir: DataDir = None
     given: tyro.conf.Suppress[frozenset[str]] = frozenset()
@@ -92,7 +91,7 @@ class Reproduce:
 
     @classmethod
     def start(cls, asked: Asked) -> RunConfig:
-        """The recipe that is asked for, or that of the experiment."""
+        """The given recipe, or that of the experiment."""
         return start_of(asked.recipe, _recipe_of(asked.name))
 
     def run(self) -> None:
@@ -129,27 +128,25 @@ class Reproduce:
     def _check(self, *, is_table: bool) -> None:
         """`InputError` for flags that the experiment does not take."""
         if self.ks is not None and self.name != "hiwae":
-            raise InputError(
-                f"ks were given, but {self.name} has the K of its models; leave them out."
-            )
+            raise InputError("ks were given, but only hiwae takes them; leave them out.")
         defaults = {f.name: f.default for f in fields(self) if f.name in TABLE}
         tables_only = [n for n, value in defaults.items() if vars(self)[n] != value]
         if tables_only and not is_table:
             flag = tables_only[0].replace("_", "-")
-            raise InputError(f"--{flag} was given, but {self.name} is no table; leave it out.")
+            raise InputError(f"--{flag} was given, but {self.name} is not a table; leave it out.")
         if self.recipe == SMOKE and not is_table:
             raise InputError(
-                f"recipe = {SMOKE} was given, which has no models of {self.name}; leave it out, "
-                f"and give a small --epochs."
+                f"recipe = {SMOKE} was given, but it is for tables only, unlike {self.name}; leave "
+                f"it out, and give a small --epochs."
             )
         if self.workers < 1:
             raise InputError(
-                f"workers = {self.workers} was given, but somebody has to do it; give 1 or more."
+                f"workers = {self.workers} was given, but at least 1 is needed; give 1 or more."
             )
         if self.workers > 1 and self.scheduler is not None:
             raise InputError(
-                f"workers = {self.workers} and a scheduler were given, but the cluster has workers "
-                f"of its own; give one of the two."
+                f"workers = {self.workers} and a scheduler were given, but the cluster has its own "
+                f"workers; give one of the two."
             )
         if self.record is not None and (self.list or self.dry_run):
             raise InputError(
@@ -158,7 +155,7 @@ class Reproduce:
             )
 
     def _table(self, experiment: "Experiment") -> None:
-        """List, estimate, or make and print the cells of a table, and record them."""
+        """List the cells of a table, estimate their time, or make, print and record them."""
         from iwae.cli.progress import print_cells, print_estimate
         from iwae.experiments import reproduce
 
@@ -169,12 +166,12 @@ class Reproduce:
         if self.dry_run:
             seconds = reproduce.estimated(plan, self.out, data_dir=self.data_dir)
             return print_estimate(plan.named, seconds, self.workers)
-        self._joinable(experiment)  # what a record of other settings says, before hours of work
+        self._joinable(experiment)  # raises for a record of other settings, before hours of work
         failures = {} if self.render else self._make(plan)
         return self._show(plan, failures)
 
     def _make(self, plan: "Plan") -> "dict[Job, Failure]":
-        """Make what is missing, with a bar for each run; what failed."""
+        """Make the missing runs, with a progress bar for each; return the failures."""
         from iwae.cli.progress import TrainingBars
         from iwae.experiments import reproduce
 
@@ -183,21 +180,21 @@ class Reproduce:
             return reproduce.carried_out(
                 plan,
                 self.out,
-                watch=bars,
+                callbacks=bars,
                 elsewhere=self._executor() if left else None,
                 made=bars.made,
                 data_dir=self.data_dir,
             )
 
     def _show(self, plan: "Plan", failures: "Mapping[Job, Failure]") -> None:
-        """Print the table, draw its pictures and record it; `InputError` for what has failed."""
+        """Print the table, draw its figures and record it; `InputError` if runs failed."""
         from iwae.cli.progress import print_table
         from iwae.experiments import reproduce
 
         rows = reproduce.rendered(plan, self.out, failures)
         try:
-            kept = self._put_down(plan.experiment, rows)
-        except InputError as error:  # it could not be written; the figures are shown all the same
+            kept = self._add_to_record(plan.experiment, rows)
+        except InputError as error:  # the record could not be written; still print the table
             kept = str(error)
         print_table(rows, plan.experiment)
         if self.recipe == SMOKE:
@@ -206,18 +203,18 @@ class Reproduce:
             from iwae.experiments import replication
 
             first = {cell.name: plan.jobs[cell.name][0] for cell in plan.cells}
-            folder = self.out / plan.experiment.name
-            pictures = replication.draw(first, self.out, folder, self.data_dir)
+            directory = self.out / plan.experiment.name
+            pictures = replication.draw(first, self.out, directory, self.data_dir)
             say(*(f"Wrote {path}." for path in pictures))
         messages = [_failed(rows, len(failures), len(plan.distinct))] if failures else []
-        if not failures:  # files that are damaged, of which the table says no more
-            messages = list(dict.fromkeys(said for row in rows for said in row.failures))
+        if not failures:  # damaged files, which the table does not explain
+            messages = list(dict.fromkeys(message for row in rows for message in row.failures))
         messages += [kept] if kept else []
         if messages:
             raise InputError(" ".join(messages))
 
     def _joinable(self, experiment: "Experiment") -> "TableRecord | None":
-        """The record that the cells of a table join, if there is one."""
+        """The existing record to which the cells are added, if any."""
         from iwae.experiments import records
 
         check_output(self.record, (".json",), overwrite=True)
@@ -230,8 +227,8 @@ class Reproduce:
                 return None
             raise
 
-    def _put_down(self, experiment: "Experiment", rows: "Sequence[Row]") -> str:
-        """Record the finished rows beside those that are there, and say which could not be."""
+    def _add_to_record(self, experiment: "Experiment", rows: "Sequence[Row]") -> str:
+        """Add the finished rows to the record; return a message about those it keeps instead."""
         from iwae._utils.files import one_at_a_time
         from iwae.experiments import records
 
@@ -239,7 +236,7 @@ class Reproduce:
             return ""
         added = records.of_table(experiment, self.config, rows)
         if not added.cells:
-            say(f"No cell is finished, so {self.record} is left as it was.")
+            say(f"No cell is finished, so {self.record} was not changed.")
             return ""
         with one_at_a_time(self.record.parent):
             there = self._joinable(experiment)
@@ -249,8 +246,8 @@ class Reproduce:
         if not left:
             return ""
         return (
-            f"{self.record} holds other runs of {', '.join(left)} than those here, and keeps "
-            f"them; give --overwrite to replace them, or --render and another --record."
+            f"{self.record} already holds other runs of {', '.join(left)}, which were kept; give "
+            f"--overwrite to replace them, or --render and another --record."
         )
 
     def _executor(self) -> "Executor | None":
@@ -275,7 +272,7 @@ class Reproduce:
         return k
 
     def _choice(self, experiment: "Experiment") -> "Choice":
-        """What is asked for of a table."""
+        """The choice of cells that the flags make."""
         from iwae.experiments.reproduce import Choice
 
         return Choice(
@@ -290,8 +287,8 @@ class Reproduce:
     def _datasets(self) -> Sequence[str]:
         return [name for name in self.datasets.split(",") if name]
 
-    def _seeds(self, otherwise: Sequence[int]) -> Sequence[int]:
-        """Those of --seeds, else that of --seed, else the others."""
+    def _seeds(self, default: Sequence[int]) -> Sequence[int]:
+        """The seeds of --seeds, else that of --seed, else `default`."""
         from iwae import runs
 
         if "seed" in self.given or self.config.seed != 0:
@@ -301,12 +298,12 @@ class Reproduce:
                 )
             return [self.config.seed]
         if self.seeds is None:
-            return otherwise
+            return default
         return runs.listed(self.seeds[0] if len(self.seeds) == 1 else self.seeds)
 
     def _proposals(self) -> "dict[str, object]":
-        """Print the table of proposals, write the pictures, and return the record."""
-        from iwae.cli.progress import TrainingBars, print_dependence
+        """Print the table of proposals, write the figures, and return the record."""
+        from iwae.cli.progress import TrainingBars, print_hiwae
         from iwae.experiments import hiwae
         from iwae.experiments.plan import check_shared
 
@@ -320,25 +317,25 @@ class Reproduce:
                 self.out,
                 seeds=seeds,
                 k=self._k(),
-                watch=bars,
+                callbacks=bars,
                 datasets=datasets,
                 ks=ks,
                 limit=self.limit,
                 data_dir=self.data_dir,
             )
-        print_dependence(rows, len(seeds))
+        print_hiwae(rows, len(seeds))
         say(*(f"Wrote {path}." for path in pictures))
         return hiwae.record(self.config, rows, seeds)
 
     def _figures(self) -> "dict[str, object]":
-        """Write the pictures, print what was measured, and return the record."""
+        """Write the figures, print what was measured, and return the record."""
         from iwae.cli.progress import TrainingBars
         from iwae.experiments import figures
 
         if self.seeds is not None or self.datasets:
             raise InputError(
-                f"seeds or datasets were given, but {self.name} is drawn of one model on its own "
-                f"data; give --seed, or leave them out."
+                f"seeds or datasets were given, but {self.name} trains one model on its own data; "
+                f"give --seed, or leave them out."
             )
         if self.k is not None and "k" not in self.given:
             note(TRAINED_OTHERWISE)
@@ -349,7 +346,7 @@ class Reproduce:
                 self.config,
                 self.out,
                 k=self._k(),
-                watch=bars,
+                callbacks=bars,
                 limit=self.limit,
                 data_dir=self.data_dir,
             )
@@ -358,7 +355,7 @@ class Reproduce:
 
 
 def _recipe_of(name: str | None) -> str | None:
-    """The recipe of an experiment or of a table in a file; None of one that there is not."""
+    """The recipe of an experiment or of a table in a file; None for an unknown name."""
     from iwae.experiments import tables
     from iwae.experiments.papers import EXPERIMENTS, OTHERS
 
@@ -376,7 +373,7 @@ def _write_record(path: Path, content: "Mapping[str, object]") -> None:
 
 
 def _failed(rows: "Sequence[Row]", failures: int, runs: int) -> str:
-    """How many runs failed, why the first did, and how to go on."""
+    """The message about failed runs: their number, the first reason, and how to go on."""
     first = next(row for row in rows if row.failures)
     again = "the same command tries again."
     rest = f"The others are finished; {again}" if failures < runs else again.capitalize()

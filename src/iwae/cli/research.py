@@ -1,4 +1,4 @@
-"""Commands of the researcher: gradients, posteriors, comparisons."""
+"""Research commands: gradients, posterior and compare."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from iwae.config.schema import Objective, ObjectiveConfig, RunConfig
 from iwae.errors import InputError
 
 PLACES = ("out", "data_dir", "overwrite", "run_folder")
-"""Flags that say where things are, and nothing of what they are."""
+"""Flags for places of files, which do not go into records."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Gradients:
     """Measure bias, variance and signal-to-noise ratio of gradient estimators."""
 
     run_folder: Annotated[Positional[Path | None], tyro.conf.arg(metavar="RUN")] = None
-    """The trained model to measure; left out: the untrained one of --recipe."""
+    """The run whose model is measured. Default: the untrained model of --recipe."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.toml")] = None
-    """Settings whose model is measured before its first step."""
+    """Settings whose untrained model is measured."""
     estimators: str = "reparam,stl,dreg"
     """Names, separated by commas."""
     ks: tuple[int, ...] = (1, 4, 16, 64)
@@ -43,11 +43,11 @@ class Gradients:
     order: int | None = None
     """Order of jvi."""
     repeats: int = 1000
-    """Draws of each gradient; the reference takes four times as many."""
+    """Draws of each gradient; the reference gradient takes four times as many."""
     examples: int = 20
-    """Training examples over which a gradient is the mean."""
+    """Number of training examples that a gradient is averaged over."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.svg|.json")] = None
-    """Also draw SNR against K, or write all figures."""
+    """Also plot SNR against K (.svg), or write all figures (.json)."""
     seed: Seed = 0
     overwrite: Overwrite = False
     data_dir: DataDir = None
@@ -68,7 +68,7 @@ class Gradients:
         source = self.run_folder if self.recipe is None else recipe(self.recipe)
         if source is None or (self.run_folder is not None and self.recipe is not None):
             raise InputError(
-                "Gradients are measured of one model; give either the folder of a run or --recipe."
+                "Gradients are measured for one model; give either a run directory or --recipe."
             )
         trained, measured, slopes = comparisons.gradients(
             source,
@@ -90,16 +90,16 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Draw q(h|x), the implied q_EW(h|x) and the exact posterior of a model with 2 latents."""
+    """Plot q(h|x), the implicit q_EW(h|x) and the exact posterior of a model with 2 latents."""
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.png")]
     n: int = 4
-    """Number of test images, a row each."""
+    """Number of test images, one per row."""
     k: int = 10
-    """Importance samples behind q_EW."""
+    """Importance samples of q_EW."""
     side: float = 4.0
-    """The square [-side, side]² is drawn."""
+    """The plot shows the square [-side, side]²."""
     seed: Seed = 0
     overwrite: Overwrite = False
     data_dir: DataDir = None
@@ -120,22 +120,22 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Compare:
-    """Train and evaluate objectives, estimators or precisions alike, and print a table."""
+    """Train and evaluate several objectives, estimators or precisions, and print a table."""
 
     name: Annotated[Positional[str], tyro.conf.arg(metavar="estimators|objectives|precisions")]
     """What is compared."""
     config: RunConfig
-    """Settings that all share."""
+    """Settings that all models share."""
     out: Path
-    """Folder of the runs; finished ones in it are reused, interrupted ones resumed."""
+    """Directory of the runs; finished ones in it are reused, interrupted ones resumed."""
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE.toml")] = "paper"
     """Settings to start from; flags replace them."""
     k: int | None = None
-    """Importance samples of the evaluation; left out: 5000."""
+    """Importance samples of the evaluation. Default: 5000."""
     draws: int | None = None
-    """Former name of --k, when --k stood for the present --train-k."""
+    """Former name of --k."""
     limit: int | None = None
-    """Only the first so many test examples."""
+    """Evaluate only the first LIMIT test examples."""
     record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Also write the results with their settings."""
     overwrite: Overwrite = False
@@ -168,7 +168,7 @@ class Compare:
                 k=k,
                 limit=self.limit,
                 data_dir=self.data_dir,
-                watch=bars,
+                callbacks=bars,
             )
         print_comparison(results)
         if self.record is not None:

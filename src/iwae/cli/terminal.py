@@ -1,4 +1,4 @@
-"""Text for a terminal: nothing that steers it, and plain letters where it has no others."""
+"""Text for a terminal: control characters escaped, and ASCII where the encoding lacks others."""
 
 import codecs
 import io
@@ -6,7 +6,7 @@ import sys
 import unicodedata
 
 PLAIN = "iwae-plain"
-"""The name of the handler of characters that an encoding does not have."""
+"""Name of the error handler for characters that the encoding lacks."""
 
 LETTERS = {
     "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "←": "<-", "↦": "->", "±": "+-",
@@ -14,14 +14,14 @@ LETTERS = {
     "√": "sqrt", "∇": "grad ", "∂": "d", "‖": "||", "∈": " in ", "“": '"', "”": '"', "‘": "'",
     "’": "'", "⁄": "/",
 }  # fmt: skip
-"""What is written for signs; Greek letters go by their names, letters with accents without."""
+"""ASCII for symbols; Greek letters become their names, and accented letters lose the accent."""
 
 
 def visible(text: str) -> str:
-    """The text with what would steer a terminal, or reorder its line, written as escapes.
+    """Escape what would control a terminal or reorder a line.
 
-    Line breaks stay. What is escaped are the other control characters, those that give directions
-    to bidirectional text, and halves of surrogate pairs, which stand for bytes that are no text.
+    Line breaks stay. Escaped are the other control characters, directions of bidirectional text,
+    and lone surrogates, which stand for bytes that are not text.
     """
     return "".join(c if _is_harmless(c) else _escaped(c) for c in text)
 
@@ -31,12 +31,12 @@ def _is_harmless(character: str) -> bool:
 
 
 HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Categories of characters that are not seen."""
+"""Unicode categories of invisible characters."""
 
 
 def _escaped(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that the file system's encoding does not have
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that the file system's encoding cannot decode
         return f"\\x{code - 0xDC00:02x}"
     if code < 256:
         return f"\\x{code:02x}"
@@ -50,28 +50,28 @@ def say(*lines: object) -> None:
 
 
 def speak_plainly() -> None:
-    """Let standard output and error write plain letters for what their encoding does not have."""
+    """Let standard output and error fall back to ASCII for what their encoding lacks."""
     codecs.register_error(PLAIN, _plain)
     for stream in (sys.stdout, sys.stderr):
         if not isinstance(stream, io.TextIOWrapper) or stream.closed:
             continue
-        if stream.errors in REFUSING:
+        if stream.errors in STRICT:
             stream.reconfigure(errors=PLAIN)
 
 
-REFUSING = ("strict", "backslashreplace", "surrogateescape")
-"""Handlers that Python chooses; another is the user's own."""
+STRICT = ("strict", "backslashreplace", "surrogateescape")
+"""Error handlers that Python chooses; any other is the user's choice."""
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Plain letters for the characters that could not be encoded, and where to go on."""
+    """The error handler: ASCII for what could not be encoded, and where to continue."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_letters, error.object[error.start : error.end])), error.end
 
 
 def _letters(character: str) -> str:
-    """What stands for a character, in ASCII."""
+    """ASCII for a character."""
     if character in LETTERS:
         return LETTERS[character]
     name = unicodedata.name(character, "")

@@ -1,6 +1,6 @@
-"""Gradient estimators: from a bound and a model to a loss, and what its gradients are worth.
+"""Gradient estimators: from a bound and a model to a loss; and gradient diagnostics.
 
-What is named here is imported when it is first used, so that the `rules` are asked without JAX.
+Names are imported when first used, so that `rules` can be used without importing JAX.
 """
 
 import importlib

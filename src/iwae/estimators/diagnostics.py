@@ -1,7 +1,7 @@
-"""The gradient laboratory: bias, variance and signal-to-noise ratio of gradient estimators.
+"""Gradient diagnostics: bias, variance and signal-to-noise ratio of gradient estimators.
 
-The gradient g of the bound on a few examples is drawn many times over, and its moments are streamed
-in blocks, so that memory does not grow with the repeats. Of θ and of φ, as vectors,
+The gradient g of the bound on a few examples is drawn many times, and its moments are accumulated
+in blocks, so that memory does not grow with the number of repeats. For θ and for φ, as vectors,
 
     SNR = ‖E g‖ / √tr Cov g,    relative bias² = ‖E g − ∇bound‖² / ‖∇bound‖²,
 
@@ -29,10 +29,10 @@ from iwae.estimators.surrogate import surrogate_loss
 from iwae.models.base import AbstractAutoencoder, HasEncoder, ModelLike
 
 BLOCKS = 10
-"""Blocks of repeats, between which standard errors are taken."""
+"""Number of blocks of repeats for jackknife standard errors."""
 
 CLEAR = 10.0
-"""How many times its squared error a reference must measure for a bias relative to it."""
+"""A relative bias needs a reference whose squared norm is this many times its squared error."""
 
 PARTS = ("theta", "phi")
 
@@ -41,7 +41,7 @@ Where = Callable[[PyTree], PyTree]
 
 @dataclass(frozen=True)
 class Moments:
-    """Streamed moments of a random vector, by block."""
+    """Moments of a random vector, by block."""
 
     means: np.ndarray
     """[BLOCKS, P]."""
@@ -51,7 +51,7 @@ class Moments:
     """Draws in each block."""
 
     def without(self, block: int) -> "Moments":
-        """The moments of the other blocks."""
+        """The moments without this block."""
         return Moments(
             np.delete(self.means, block, 0), np.delete(self.squares, block), self.repeats
         )
@@ -102,9 +102,9 @@ class Moments:
 def relative_bias(drawn: Moments, reference: Moments) -> tuple[float, float]:
     """`Moments.bias` and its standard error.
 
-    nan where the reference does not rise above its own error, as at an optimum. The jackknife alone
-    would call a difference of 0 by chance certain: near 0 the estimate is a quadratic form, whose
-    standard deviation is √2 √tr Cov(difference)².
+    nan if the reference is not well above its own error, as at an optimum. The jackknife alone
+    would give a difference that is 0 by chance no error: near 0 the estimate is a quadratic form,
+    with standard deviation √2 √tr Cov(difference)².
     """
     if not reference.signal > CLEAR * reference.error:
         return math.nan, math.nan
@@ -116,7 +116,7 @@ def relative_bias(drawn: Moments, reference: Moments) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one estimator's gradient is worth at one K, for θ or for φ."""
+    """Diagnostics of one estimator's gradient at one K, for θ or for φ."""
 
     estimator: str
     k: int
@@ -129,11 +129,11 @@ class Measurement:
     norm: float
     """‖E g‖."""
     bias: float
-    """Relative bias², against the mean of the reference."""
+    """Relative squared bias, against the mean of the reference."""
     bias_se: float
     repeats: int
     reference: str
-    """The estimator of the reference, which is unbiased."""
+    """The unbiased estimator of the reference."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +145,13 @@ class Slope:
     slope: float
     slope_se: float
     points: int
-    """Numbers of draws K behind it."""
+    """Number of values of K in the fit."""
 
 
 def encoder(model: PyTree) -> PyTree:
-    """φ of the built-in autoencoder.
+    """φ of the built-in autoencoder: its encoder.
 
-    `InputError` for a model without an `encoder`, or a subclass that draws in a way of its own.
+    `InputError` for a model without an `encoder`, or a subclass with its own proposal.
     """
     if not isinstance(model, HasEncoder):
         raise InputError(
@@ -160,8 +160,8 @@ def encoder(model: PyTree) -> PyTree:
         )
     if isinstance(model, AbstractAutoencoder) and model.own_proposal:
         raise InputError(
-            f"{type(model).__name__} draws in a way of its own, so that φ may be more than its "
-            f"encoder; give phi=, a function from the model to its recognition parameters."
+            f"{type(model).__name__} has its own proposal, so φ may be more than its encoder; give "
+            f"phi=, a function from the model to its recognition parameters."
         )
     return model.encoder
 
@@ -183,8 +183,8 @@ def moments(
     """
     if repeats < 2 * BLOCKS or repeats % BLOCKS:
         raise InputError(
-            f"repeats = {repeats} was given, but moments with standard errors need a multiple of "
-            f"{BLOCKS}, at least {2 * BLOCKS}; give one."
+            f"repeats = {repeats} was given, but standard errors need a multiple of {BLOCKS}, and "
+            f"at least {2 * BLOCKS}; give one."
         )
     each = repeats // BLOCKS
     draw = eqx.Partial(_gradient, bound=bound, k=k, estimator=estimator, phi=phi)
@@ -258,9 +258,9 @@ def measure(
     phi: Where = encoder,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[Measurement]:
-    """Every estimator at every K against the reference, which has 4 times the repeats.
+    """Measure every estimator at every K against the reference, which has 4 times the repeats.
 
-    `bounds(k)` is the bound of K draws. `progress` is called before each estimator and K.
+    `bounds(k)` is the bound for K draws. `progress` is called before each estimator and K.
     """
     estimators, ks = list(estimators), list(ks)
     for k in ks:
@@ -305,7 +305,7 @@ def _measured(
 
 
 def jackknife_error(values: list[float]) -> float:
-    """The standard error of a statistic from its values without each block."""
+    """The jackknife standard error of a statistic, from its values without each block."""
     n = len(values)
     return float(np.sqrt((n - 1) / n * np.sum((np.array(values) - np.mean(values)) ** 2)))
 
@@ -313,8 +313,8 @@ def jackknife_error(values: list[float]) -> float:
 def slopes(measurements: Iterable[Measurement]) -> list[Slope]:
     """Least squares of log SNR on log K, weighted by the errors.
 
-    Only SNRs above twice their standard error have a usable logarithm; `points` counts them, and
-    with fewer than 3 there is no slope. Where some are missing the slope is too flat.
+    Only SNRs above twice their standard error are used; `points` counts them, and with fewer than 3
+    there is no slope. If some are missing, the slope is too flat.
     """
     groups: dict[tuple[str, str], list[Measurement]] = {}
     for m in measurements:

@@ -1,4 +1,4 @@
-"""The list of gradient estimators, each a choice of two coefficients.
+"""The gradient estimators, each a choice of two coefficients.
 
 With ℓ_i = log w_i, c = ∇bound(ℓ) and H its Hessian, both held constant, every estimator here is
 
@@ -10,7 +10,7 @@ choice of b (`path`) and s (`score`). That b = c − H_ii is unbiased for every 
 independent draws follows from integrating the score term by parts once more, as Tucker et al. do
 for L_K.
 
-One of your own is one line of (b, s), which `surrogate_loss(…, estimator=…)` takes:
+Your own estimator is one line of (b, s), for `surrogate_loss` and `iwae.train(estimator=…)`:
 
     halfway = Estimator(path=lambda w: w.c, score=lambda w: -w.c / 2, name="halfway")
 """
@@ -30,11 +30,11 @@ PerDraw = Float[Array, " k"]
 
 @dataclass(frozen=True)
 class Weights:
-    """What an estimator weighs the K draws of one example with."""
+    """The weights of the K draws of one example, from which estimators compute coefficients."""
 
     log_w: PerDraw
     phi: BoundFunction
-    """The bound that the recognition parameters follow."""
+    """The bound for the recognition parameters φ."""
 
     @property
     def c(self) -> PerDraw:
@@ -57,14 +57,17 @@ Coefficient = Callable[[Weights], PerDraw]
 
 @dataclass(frozen=True)
 class Estimator(Rules):
-    """The coefficients b of the paths and s of the scores of log q, and what they ask for."""
+    """The coefficients b of the paths and s of the scores of log q, and the rules of their use.
+
+    None stands for zero coefficients.
+    """
 
     path: Coefficient | None = None
     score: Coefficient | None = None
 
 
 def _known(name: str, b: Coefficient | None = None, s: Coefficient | None = None) -> Estimator:
-    """Under the rules of its name."""
+    """An estimator of the package, with the rules of its name."""
     return Estimator(path=b, score=s, **asdict(rules.rules_of(name)))
 
 
@@ -81,12 +84,12 @@ ESTIMATORS: dict[str, Estimator] = {
         _known("aisle-chi2", b=lambda w: 2 * len(w.w) * w.w**2),
     )
 }
-"""Estimators by the name that `--estimator` takes:
+"""Estimators by their names in `--estimator`:
 
 - `reparam`: plain reparametrisation (Burda et al. Eq. 13); unbiased.
-- `stl`: the score dropped (Roeder et al. 2017); unbiased for the ELBO only.
+- `stl`: without the score (Roeder et al. 2017); unbiased for the ELBO only.
 - `dreg`: doubly reparametrised, b = c − H_ii: w̃² for L_K (Tucker et al. 2018), αw̃ + (1−α)w̃² for
-  VR-IWAE (Daudel et al. 2023), and the like for every other bound; unbiased.
+  VR-IWAE (Daudel et al. 2023), and accordingly for every other bound; unbiased.
 - `rws`, `rws-sleep`: wake-φ Σ w̃ ∇φ log q(h) and sleep-φ (Bornschein & Bengio 2015).
 - `rws-dreg`: wake-φ doubly reparametrised, b = w̃ − w̃² (Tucker et al. 2018).
 - `aisle-kl`, `aisle-chi2`: b = w̃ and b = 2K w̃² (Finke & Thiery 2019).
@@ -94,7 +97,7 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def named(estimator: str | Estimator) -> Estimator:
-    """The estimator of a name; `InputError` if there is none."""
+    """The estimator of this name; `InputError` if there is none."""
     if isinstance(estimator, Estimator):
         return estimator
     return ESTIMATORS[rules.rules_of(estimator).name]

@@ -1,4 +1,4 @@
-"""Which parameters the draws move with, read off the programs of a model."""
+"""Which parameters the draws depend on, from the jaxpr of a model."""
 
 from collections.abc import Callable
 
@@ -16,10 +16,10 @@ Leaves = list[Array]
 
 
 def check_path(estimator: Estimator, model: ModelLike, x: Array, k: int, key: PRNGKeyArray) -> None:
-    """`InputError` if parameters of the proposal would learn by a path through draws that is 0.
+    """`InputError` if the path gradient of a parameter of the proposal is zero by construction.
 
-    It is decided from the model's program, so that compiled steps hold nothing of it; of a model
-    that states `moves_with_its_parameters` it is known.
+    This is decided from the model's jaxpr, so it costs nothing in compiled steps. A model that
+    declares `moves_with_its_parameters` is not checked.
     """
     if estimator.path is None or as_model(model).moves_with_its_parameters:
         return
@@ -37,12 +37,12 @@ def check_path(estimator: Estimator, model: ModelLike, x: Array, k: int, key: PR
 
 
 def unmoved(model: ModelLike, x: Array, k: int, key: PRNGKeyArray) -> tuple[list[str], list[str]]:
-    """Names of parameters of log q(h|x) through which no gradient reaches the draws h.
+    """Names of parameters of log q(h|x) to which no gradient of the draws h passes.
 
-    First those on which one of the arrays that h consists of depends in jumps, as a Bernoulli
-    variable does, though another may move with them; then those that no draw depends on, as of a
-    density of more than the draws. Nothing is computed: what a gradient reaches is read off its
-    program. So of one array that holds both kinds of variables it is not known.
+    The first list has those on which one of the arrays in h depends without a derivative, like a
+    Bernoulli variable on its probability; the second those on which no draw depends. Nothing is
+    computed: dependence is read off the jaxpr. Hence it is decided per array, and not for single
+    entries of an array that mixes both kinds of variables.
     """
     moving, fixed = eqx.partition(model, eqx.is_inexact_array)
     named, structure = jax.tree_util.tree_flatten_with_path(moving)
@@ -53,8 +53,9 @@ def unmoved(model: ModelLike, x: Array, k: int, key: PRNGKeyArray) -> tuple[list
     draws = lambda leaves: jax.tree.leaves(rebuilt(leaves).propose(x, k, key))
 
     def density(leaves: Leaves) -> list[Array]:
-        of = rebuilt(leaves)
-        return [of.log_proposal(x, jax.lax.stop_gradient(of.propose(x, k, key)))]
+        rebuilt_model = rebuilt(leaves)
+        h = jax.lax.stop_gradient(rebuilt_model.propose(x, k, key))
+        return [rebuilt_model.log_proposal(x, h)]
 
     score = _gradients(density, leaves)
     jumps, reached = set(), set()
@@ -70,13 +71,13 @@ def unmoved(model: ModelLike, x: Array, k: int, key: PRNGKeyArray) -> tuple[list
 
 
 def _reached(function: Callable[[Leaves], list[Array]], leaves: Leaves) -> list[bool]:
-    """Which arguments the results depend on."""
+    """For each argument, whether the results depend on it."""
     program = jax.make_jaxpr(function)(leaves).jaxpr
     return list(dce_jaxpr(program, [True] * len(program.outvars))[1])
 
 
 def _gradients(function: Callable[[Leaves], list[Array]], leaves: Leaves) -> list[bool]:
-    """In which arguments the results have a gradient that is not zero by its very program."""
+    """For each argument, whether the gradient of the results is not zero by construction."""
     results = jax.eval_shape(function, leaves)
     of = lambda given: jax.vjp(function, leaves)[1](given)[0]
     program = jax.make_jaxpr(of)(results).jaxpr

@@ -1,7 +1,7 @@
-"""The surrogate loss: from a bound, a model and an estimator to what autodiff differentiates.
+"""The surrogate loss of a bound, a model and an estimator, for automatic differentiation.
 
-`iwae.estimators.estimators` has the formula and the list of estimators, `iwae.estimators.rules`
-which of them go with which bound, draws and K.
+`iwae.estimators.estimators` has the formula and the list of estimators; `iwae.estimators.rules`
+says which are valid for which bound, draws and K.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,9 @@ from iwae.models.base import Model, ModelLike, as_model, draw
 Scalar = Float[Array, ""]
 Frozen = TypeVar("Frozen")
 
-RESAMPLING, DREAMS = 2**32 - 2, 2**32 - 3
-"""What keys are folded with for these: `fold_in(key, i)` is the i-th of `split(key, n)`, which
-proposals draw from."""
+RESAMPLING, SLEEP = 2**32 - 2, 2**32 - 3
+"""Numbers that keys are folded with for resampling and for the sleep phase. Small ones would
+collide with proposals: `fold_in(key, i)` is the i-th of `split(key, n)`."""
 
 
 def surrogate_loss(
@@ -50,20 +50,20 @@ def surrogate_loss(
     Args:
         model: anything with `propose`, `log_joint` and `log_proposal`.
         x: one example; `jax.vmap` takes a batch.
-        key: of the draws.
+        key: the key of the draws.
         bound: a bound, any function of log-weights [K], or a `Pair` of them for θ and φ.
         k: K, the number of importance samples.
         estimator: a name of `ESTIMATORS`, or an `Estimator` of your own.
         backward_draws: with n < K the gradient passes through n draws only, resampled by their
-            weights (`resampled`), while all K are weighed. Left out: through all.
-        chunk: with `backward_draws`, how many draws are weighed at a time; left out: all at once.
+            weights (`resampled`), while all K are weighted. Default: through all.
+        chunk: with `backward_draws`, how many draws are weighted at a time. Default: all at once.
 
     Returns:
         The loss, and the value of the bound in nats (that of θ, if they differ).
 
     Raises:
-        InputError: if the estimator does not exist, or means nothing for this bound, K or model, or
-            needs gradients through draws that pass none.
+        InputError: if the estimator does not exist, is not valid for this bound, K or model, or
+            needs gradients through draws that are not differentiable.
 
     Example:
         >>> one = partial(surrogate_loss, bound=iwae, k=16, estimator="dreg")
@@ -83,28 +83,28 @@ def surrogate_loss(
             value = pair.theta(whole.log_joint(x, h) - log_q)
             return -value, value
         log_w = jax.lax.stop_gradient(whole.log_joint(x, h) - log_q)
-    weighed = Weighed.by(chosen, Weights(log_w, pair.phi), pair.theta)
+    coefficients = Coefficients.of(chosen, Weights(log_w, pair.phi), pair.theta)
     if few is not None:
-        which, weighed = resampled(weighed, few, jax.random.fold_in(key, RESAMPLING))
+        which, coefficients = resampled(coefficients, few, jax.random.fold_in(key, RESAMPLING))
         h = again(which)
-    loss = _loss(whole, x, h, weighed)
+    loss = _loss(whole, x, h, coefficients)
     if chosen.sleep:
-        loss -= _sleep(whole, k, jax.random.fold_in(key, DREAMS))
+        loss -= _sleep(whole, k, jax.random.fold_in(key, SLEEP))
     return loss, pair.theta(log_w)
 
 
 def _fewer(backward_draws: int | None, k: int) -> int | None:
-    """How many draws the gradient passes through, if not all; 0 and less stay, to be refused."""
+    """How many draws the gradient passes through; None for all. `check` rejects invalid values."""
     return None if backward_draws is None or backward_draws >= max(k, 1) else backward_draws
 
 
 def _weighed_first(
     model: Model, x: Array, k: int, key: PRNGKeyArray, chunk: int | None
 ) -> tuple[PerDraw, Callable[[Int[Array, " draws"]], PyTree]]:
-    """(log w of K draws, held constant; the same draws of these indices, to pass a gradient back).
+    """(log w of K draws, held constant; a function from indices to these draws, differentiable).
 
-    Where draws are made from noise, those are made from it again, so that the encoder is passed
-    back through for them alone. `chunk` draws are weighed at a time, or all.
+    If draws are made from noise, the indexed ones are made from it again, so that the backward pass
+    through the encoder is for them alone. `chunk` draws are weighted at a time; None: all at once.
     """
     if model.made_from_noise:
         epsilon = model.noise(k, key)
@@ -126,45 +126,45 @@ def _taken(draws: PyTree, which: Int[Array, " draws"]) -> PyTree:
     return jax.tree.map(lambda a: a[which], draws)
 
 
-class Weighed(NamedTuple):
-    """What the gradients of each draw are multiplied by."""
+class Coefficients(NamedTuple):
+    """The coefficients of the gradients of each draw."""
 
     c: PerDraw
-    """Of θ; nowhere zero."""
+    """∂bound/∂log w_i of the bound for θ, with zeros replaced by `TINY`."""
     path: PerDraw | None
     score: PerDraw | None
 
     @staticmethod
-    def by(estimator: Estimator, weights: Weights, theta: BoundFunction) -> "Weighed":
+    def of(estimator: Estimator, weights: Weights, theta: BoundFunction) -> "Coefficients":
         c = jax.grad(lambda log_w: theta(log_w))(weights.log_w)
         given = (estimator.path, estimator.score)
         path, score = (None if of is None else of(weights) for of in given)
-        return Weighed(jnp.where(jnp.abs(c) < TINY, TINY, c), path, score)
+        return Coefficients(jnp.where(jnp.abs(c) < TINY, TINY, c), path, score)
 
 
 def resampled(
-    weighed: Weighed, draws: int, key: PRNGKeyArray
-) -> tuple[Int[Array, " draws"], Weighed]:
-    """Which draws stand for all, and what their gradients are multiplied by.
+    coefficients: Coefficients, draws: int, key: PRNGKeyArray
+) -> tuple[Int[Array, " draws"], Coefficients]:
+    """Indices of the resampled draws, and the coefficients of their gradients.
 
     Draw i is taken with p_i ∝ max(|c_i|, |b_i|, |s_i|) by systematic resampling and divided by
-    `draws` · p_i, so that the gradient has the same mean: for L_K draws are taken by w̃ and weighed
-    with 1 / `draws` (Burda et al. §3, for a single one).
+    `draws` · p_i, so that the gradient has the same mean: for L_K draws are taken by w̃ and
+    weighted by 1 / `draws` (Burda et al. §3, for a single draw).
     """
-    sizes = jnp.max(jnp.abs(jnp.stack(jax.tree.leaves(weighed))), axis=0)
+    sizes = jnp.max(jnp.abs(jnp.stack(jax.tree.leaves(coefficients))), axis=0)
     shares = jnp.cumsum(sizes)
     points = (jnp.arange(draws) + jax.random.uniform(key, (), shares.dtype)) / draws * shares[-1]
     which = jnp.minimum(jnp.searchsorted(shares, points), len(shares) - 1)
     scale = shares[-1] / (draws * sizes[which])
-    return which, jax.tree.map(lambda of: of[which] * scale, weighed)
+    return which, jax.tree.map(lambda of: of[which] * scale, coefficients)
 
 
-def _loss(model: Model, x: Array, h: PyTree, weighed: Weighed) -> Scalar:
+def _loss(model: Model, x: Array, h: PyTree, coefficients: Coefficients) -> Scalar:
     """−Σ c_i [log p(x, h̃_i) − log q̄(h̃_i|x)] − Σ s_i log q(h̄_i|x), bars held constant.
 
-    h̃ is h, but what comes back to it is scaled from c_i to b_i.
+    h̃ equals h, but its gradient is scaled from c_i to b_i.
     """
-    c, path, score = weighed
+    c, path, score = coefficients
     loss = jnp.zeros((), c.dtype)
     if path is None:
         loss -= jnp.sum(c * model.log_joint(x, jax.lax.stop_gradient(h)))
@@ -179,12 +179,12 @@ def _loss(model: Model, x: Array, h: PyTree, weighed: Weighed) -> Scalar:
 
 
 TINY = 1e-20
-"""Stands for a c_i near 0, so that b_i / c_i is finite and their product b_i again."""
+"""Replaces a c_i near 0, so that b_i / c_i is finite and c_i (b_i / c_i) = b_i."""
 
 
 @jax.custom_vjp
 def _scaled(ratio: PerDraw, h: Float[Array, "k ..."]) -> Float[Array, "k ..."]:
-    """h, whose gradient is multiplied by a ratio for each draw."""
+    """The identity in h, with the gradient of each draw multiplied by its ratio."""
     return h
 
 
@@ -212,12 +212,12 @@ def _sleep(model: Model, k: int, key: PRNGKeyArray) -> Scalar:
 
 
 def paired(bound: BoundFunction | Pair) -> Pair:
-    """One bound for θ and φ, unless it is a pair already."""
+    """A bound as a pair for θ and φ."""
     return bound if isinstance(bound, Pair) else Pair(bound, bound)
 
 
 def capabilities(model: ModelLike) -> rules.Capabilities:
-    """What the model's draws allow."""
+    """The capabilities of the model's draws."""
     stated = as_model(model)
     return rules.Capabilities(
         independent=stated.independent_draws,
@@ -235,7 +235,7 @@ def check(
     *,
     backward_draws: int | None = None,
 ) -> None:
-    """`InputError` for a combination without meaning (`rules`), with what would work."""
+    """`InputError` for an invalid combination (`rules`), naming what would work."""
     check_draws(k)
     two = pair.theta is not pair.phi
     draws = capabilities(model)

@@ -1,4 +1,4 @@
-"""Experiments as data: cells, the runs they make, and the tables they end in."""
+"""Comparisons: cells, the runs that they train, and the resulting tables."""
 
 import dataclasses
 import math
@@ -32,16 +32,16 @@ from iwae.training.callbacks import Callback
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a table: what it is called, its folder, and the settings that are its own."""
+    """One entry of a comparison: its name, its directory, and its own settings."""
 
     name: str
-    folder: str
+    directory: str
     settings: Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A cell's evaluation, and its NLL less the first cell's: (mean, standard error), paired."""
+    """A cell's evaluation, and its NLL minus the first cell's, paired: (mean, standard error)."""
 
     cell: Cell
     evaluation: Evaluation
@@ -54,8 +54,8 @@ class Result:
         return self.cell.name
 
 
-class Watchers(Protocol):
-    """Gives each cell its callback."""
+class CellCallbacks(Protocol):
+    """Something that gives each cell its callback."""
 
     def cell(self, name: str, epochs: int) -> Callback: ...
 
@@ -71,12 +71,12 @@ DEMO_CELLS = tuple(
 DEMO_K = 1000
 
 
-def demo(out: Path, *, watch: Watchers) -> tuple[list[Result], Path]:
+def demo(out: Path, *, callbacks: CellCallbacks) -> tuple[list[Result], Path]:
     """Train and evaluate every cell of the demonstration in `out`, and write the report there."""
     report.check_installed()
-    results = compare(DEMO_CELLS, recipe("demo"), out, k=DEMO_K, watch=watch)
+    results = compare(DEMO_CELLS, recipe("demo"), out, k=DEMO_K, callbacks=callbacks)
     page = out / "report.html"
-    report.write([out / cell.folder for cell in DEMO_CELLS], page, overwrite=True)
+    report.write([out / cell.directory for cell in DEMO_CELLS], page, overwrite=True)
     return results, page
 
 
@@ -101,13 +101,13 @@ COMPARISONS = {
     ),
     "precisions": tuple(Cell(p, p, {"precision": p}) for p in get_args(Precision)),
 }
-"""What `iwae compare` knows: estimators of one objective, objectives under one estimator, and
-precisions of the products in training, all else alike."""
+"""Comparisons of `iwae compare`: estimators of one objective, objectives under one estimator, and
+precisions of matrix products in training, with all other settings equal."""
 
 
 def comparison(name: str, config: RunConfig, start: RunConfig) -> tuple[Cell, ...]:
-    """The cells of a comparison; `InputError` if there is none, or `config` sets what it varies
-    otherwise than the recipe `start`."""
+    """The cells of a comparison; `InputError` for an unknown name, or if `config` differs from the
+    recipe `start` in what the comparison varies."""
     if name not in COMPARISONS:
         known = nearest(name, list(COMPARISONS))
         raise InputError(f"There is no comparison {name!r}; {known}.")
@@ -124,8 +124,8 @@ def comparison(name: str, config: RunConfig, start: RunConfig) -> tuple[Cell, ..
         groups = cell.settings.get("m")
         if isinstance(groups, int) and k % groups:
             raise InputError(
-                f"k = {k} was given, but {cell.name} takes the draws in {groups} groups of equal "
-                f"size; give a --train-k that {groups} divides."
+                f"k = {k} was given, but {cell.name} needs {groups} groups of importance samples "
+                f"of equal size; give a --train-k that {groups} divides."
             )
     return COMPARISONS[name]
 
@@ -133,9 +133,9 @@ def comparison(name: str, config: RunConfig, start: RunConfig) -> tuple[Cell, ..
 def check_own(
     own: Mapping[str, Mapping[str, Setting]], config: RunConfig, start: RunConfig, instead: str = ""
 ) -> None:
-    """`InputError` if `config` differs from the recipe in what some cell has otherwise.
+    """`InputError` if `config` differs from the recipe in a setting that a cell sets itself.
 
-    `own` are the settings of each by its name; `instead` says what to do but to leave it out.
+    `own` holds the settings of each cell by its name; `instead` is the advice after "leave it out".
     """
     for setting, given, _ in differences(config, start):
         for name, settings in own.items():
@@ -151,21 +151,21 @@ def compare(
     out: Path,
     *,
     k: int,
-    watch: Watchers,
+    callbacks: CellCallbacks,
     limit: int | None = None,
     data_dir: str | Path | None = None,
 ) -> list[Result]:
-    """Train every cell's run in `out` with `config` and its own settings, and evaluate L_k.
+    """Train a run in `out` for every cell, with `config` and its own settings, and evaluate L_k.
 
-    A finished cell is reused and an interrupted one resumed. Every model sees the same binarised
-    test images, so NLLs are compared with the first cell's image by image.
+    Finished runs are reused and interrupted ones resumed. All models are evaluated on the same
+    binarised test images, so NLLs are compared with the first cell's image by image.
     """
     configs = [override(config, **cell.settings) for cell in cells]
     results: list[Result] = []
     first: np.ndarray | None = None
     for cell, own in zip(cells, configs, strict=True):
-        watcher = watch.cell(cell.name, own.training.epochs)
-        trained = finished(out / cell.folder, own, watcher, data_dir)
+        callback = callbacks.cell(cell.name, own.training.epochs)
+        trained = finished(out / cell.directory, own, callback, data_dir)
         e = runs.evaluate(trained, k=k, limit=limit)
         values = e.log_likelihoods
         apart = None if first is None else mean_and_error(first - values)
@@ -175,7 +175,7 @@ def compare(
 
 
 def record(config: RunConfig, results: list[Result]) -> dict[str, object]:
-    """The results with all that is needed to have them again."""
+    """The results with everything needed to reproduce them."""
     settings = _given(flatten(config))
     own = {name for result in results for name in result.cell.settings}
     others = {name: settings.pop(name) for name in own & settings.keys()}
@@ -198,12 +198,12 @@ def record(config: RunConfig, results: list[Result]) -> dict[str, object]:
 
 
 def _given(settings: Mapping[str, object]) -> dict[str, object]:
-    """Settings without those that are none."""
+    """Settings without those that are None."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def _kept(evaluation: Evaluation) -> dict[str, object]:
-    """What a record says of an evaluation."""
+    """The fields of an evaluation that a record keeps."""
     whole = evaluation.to_json()
     return {n: whole[n] for n in ("k", "n", "nll", "nll_se", "active_units", "seed")}
 
@@ -219,7 +219,7 @@ def gradients(
     seed: int,
     data_dir: str | Path | None = None,
 ) -> tuple[TrainedModel, list[Measurement], list[Slope]]:
-    """Gradient diagnostics of the model of a run, or on the untrained one of a configuration."""
+    """Gradient diagnostics of the model of a run, or of the untrained model of a configuration."""
     check_seed(seed)
     if not objectives:
         raise InputError("ks = () was given, but there is nothing to measure; give one K or more.")
@@ -253,25 +253,25 @@ def gradients_record(
     slopes: list[Slope],
     about: Mapping[str, object],
 ) -> dict[str, object]:
-    """Gradient diagnostics with all that is needed to have them again."""
+    """Gradient diagnostics with everything needed to reproduce them."""
     return {
         **versions(),
         "settings": dict(about),
         "model": _given(flatten(trained.config)),
-        "passes": trained.passes,
+        "passes": trained.epochs,
         "measurements": [_finite(dataclasses.asdict(m)) for m in measured],
         "slopes": [_finite(dataclasses.asdict(s)) for s in slopes],
     }
 
 
 def _finite(row: Mapping[str, object]) -> dict[str, object]:
-    """The row with None for numbers that JSON does not have."""
+    """The row with None for non-finite numbers, which JSON lacks."""
     lost = lambda v: isinstance(v, float) and not math.isfinite(v)
     return {name: None if lost(value) else value for name, value in row.items()}
 
 
 def versions() -> dict[str, str]:
-    """What a record was made with."""
+    """Versions and device, for a record."""
     return {
         "iwae": iwae.__version__,
         "jax": jax.__version__,
@@ -280,18 +280,18 @@ def versions() -> dict[str, str]:
 
 
 def known(figure: tuple[float, float] | None) -> list[float | None] | None:
-    """A figure for a record: JSON has no nan, which stands for an error that is not known."""
+    """A figure for a record, with None for an unknown error, which is nan."""
     return None if figure is None else [None if math.isnan(v) else v for v in figure]
 
 
 def finished(
     path: Path,
     config: RunConfig,
-    watch: Callback,
+    callback: Callback,
     data_dir: str | Path | None = None,
     data: Dataset | None = None,
 ) -> TrainedModel:
-    """The run in `path`, trained, resumed or simply loaded as need be."""
+    """The run in `path`: trained, resumed or loaded as needed."""
     return runs.train(
-        config, data=data, out=path, resume=None, callbacks=[watch], data_dir=data_dir
+        config, data=data, out=path, resume=None, callbacks=[callback], data_dir=data_dir
     )

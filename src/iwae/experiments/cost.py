@@ -1,4 +1,4 @@
-"""How long jobs take on this machine."""
+"""Estimates of how long jobs take on this machine."""
 
 import contextlib
 import dataclasses
@@ -11,17 +11,17 @@ from typing import NamedTuple
 from iwae import data, runs
 from iwae.config.io import override
 from iwae.evaluation.metrics import MEASURES
-from iwae.experiments.jobs import LIKELIHOODS, Job, measured, passes, state
+from iwae.experiments.jobs import LIKELIHOODS, Job, completed_epochs, measured, state
 from iwae.training.callbacks import Callback, StepChunk
 
 
 class _EnoughError(Exception):
-    """A training has been watched for long enough."""
+    """Training has been timed for long enough."""
 
 
 class _Rate(Callback):
-    """Examples per second, of a second after the first chunk, and seconds up to there, in which the
-    step is compiled."""
+    """Measure examples per second after the first chunk of steps, and the seconds up to it, in
+    which the step is compiled."""
 
     def __init__(self, batch_size: int):
         self.batch_size, self.rate = batch_size, math.nan
@@ -35,34 +35,34 @@ class _Rate(Callback):
             return
         steps, seconds = event.state.step - self.first[0], now - self.first[1]
         self.rate = steps * self.batch_size / seconds
-        if seconds > WATCHED:
+        if seconds > TIMED:
             raise _EnoughError
 
 
-WATCHED, MEASURED = 1.0, 20
-"""Seconds of training, and test examples, by which the time of a run is estimated."""
+TIMED, MEASURED = 1.0, 20
+"""Seconds of training, and number of test examples, from which times are estimated."""
 
 
 class Cost(NamedTuple):
-    """Seconds that runs of one kind take."""
+    """Seconds that jobs of one kind take."""
 
     epoch: float
-    """A pass over the training examples."""
+    """One epoch of training."""
     evaluation: float
     step: float = 0.0
-    """To compile the step, once for all runs of the kind."""
+    """Compilation of the step, once per kind."""
     program: float = 0.0
-    """To compile an evaluation."""
+    """Compilation of an evaluation."""
 
 
 def estimate(
     jobs: Sequence[Job], out: Path, *, data_dir: str | Path | None = None
 ) -> dict[Job, float | None]:
-    """Seconds that each unfinished job has left on this machine; None where its data are missing.
+    """Remaining seconds of each unfinished job on this machine; None if its data are missing.
 
-    Of each kind a second is trained and a few examples are evaluated; seeds are of one kind, and
-    the first of them is charged for what is compiled. The first job that begins with a run outside
-    of `jobs` is charged for training it. Nothing is downloaded.
+    For each kind of job a second of training and a few examples are timed. Jobs that differ only in
+    the seed are of one kind, and compilation counts for the first of them. The first job that
+    continues a run outside of `jobs` includes the training of that run. Nothing is downloaded.
     """
     costs = _Costs(out, data_dir)
     seconds: dict[Job, float | None] = {}
@@ -82,7 +82,7 @@ def estimate(
 
 
 class _Costs:
-    """What jobs have left, by the `Cost` of their kind; what is compiled counts once."""
+    """Remaining seconds of jobs by the `Cost` of their kind; compilation counts once."""
 
     def __init__(self, out: Path, data_dir: str | Path | None):
         self.out, self.data_dir = out, data_dir
@@ -91,9 +91,9 @@ class _Costs:
         self.evaluated: set[Job] = set()
 
     def of_training(self, job: Job) -> float:
-        """Seconds of the epochs that are left, and to compile the step."""
+        """Seconds of the remaining epochs, and of compiling the step."""
         t = job.config.training
-        left = max(0, t.epochs - passes(job, self.out))
+        left = max(0, t.epochs - completed_epochs(job, self.out))
         if state(job, self.out) in ("done", "trained") or left == 0:
             return 0.0
         kind, cost = self._kind(job)
@@ -104,7 +104,7 @@ class _Costs:
         return steps + compiling
 
     def of_evaluations(self, job: Job) -> float:
-        """Seconds of what is not yet measured, and to compile an evaluation."""
+        """Seconds of the remaining evaluations, and of compiling one."""
         left = [measure for measure in job.measures if not measured(job, self.out, measure)]
         evaluations = sum(MEASURES[measure].evaluations for measure in left)
         needed = ("", LIKELIHOODS) if left else ("",)
@@ -117,7 +117,7 @@ class _Costs:
         return evaluations * cost.evaluation + compiling
 
     def _kind(self, job: Job) -> tuple[Job, Cost]:
-        """The job whatever its seed and its start, and what such jobs take."""
+        """The job without its seed and start, and the cost of such jobs."""
         kind = dataclasses.replace(job, config=override(job.config, seed=0), after=None)
         if kind not in self.kinds:
             self.kinds[kind] = Cost(*_seconds(kind, self.data_dir))
@@ -125,20 +125,20 @@ class _Costs:
 
 
 def _is_missing(dataset: str, data_dir: str | Path | None) -> bool:
-    """Whether a registered data set has a file that would have to be downloaded."""
+    """Whether a registered data set has to be downloaded."""
     if dataset not in data.NAMES:
         return False
     return any(f.state == "missing" for f in data.status(dataset, data_dir=data_dir))
 
 
 def _seconds(job: Job, data_dir: str | Path | None) -> tuple[float, ...]:
-    """What `Cost` holds."""
+    """The fields of a job's `Cost`."""
     config = job.config
     how = {"values": config.data.values, "header": config.data.header}
     dataset = data.load(config.data.dataset, data_dir=data_dir, **how)
     rate = _Rate(config.training.batch_size)
-    passes = max(3, config.training.epochs)
-    short = override(config, epochs=passes, minutes=None, validate_every=10**6)
+    epochs = max(3, config.training.epochs)
+    short = override(config, epochs=epochs, minutes=None, validate_every=10**6)
     with contextlib.suppress(_EnoughError):
         runs.train(short, data_dir=data_dir, callbacks=[rate])
     model = runs.untrained(config, data_dir=data_dir)

@@ -1,4 +1,4 @@
-"""Jobs made all at once: in this process, in processes of their own, or on a cluster."""
+"""Make many jobs: in this process, in separate processes, or on a Dask cluster."""
 
 import contextlib
 import itertools
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from iwae._utils.extras import require
 from iwae.config.io import parse
 from iwae.errors import InputError, Interrupted
-from iwae.experiments.comparisons import Watchers
+from iwae.experiments.comparisons import CellCallbacks
 from iwae.experiments.jobs import (
     Failure,
     Job,
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Outcome = Result | Failure
-"""What became of a job."""
+"""The outcome of a job."""
 
 Made = Callable[[str, Outcome], None]
-"""Hears a job's name and its outcome."""
+"""Called with a job's name and its outcome."""
 
 
 def make_all(
@@ -52,15 +52,15 @@ def make_all(
     out: Path,
     *,
     elsewhere: Executor | None = None,
-    watch: Watchers,
+    callbacks: CellCallbacks,
     made: Made = lambda name, result: None,
     data_dir: str | Path | None = None,
 ) -> dict[Job, Outcome]:
-    """The results of all jobs, made in this process or through an executor.
+    """Make all jobs in this process or through an executor, and return their outcomes.
 
-    A job that fails leaves a `Failure`, and the others go on. `watch` gives those that run in this
-    process a watcher by the job's name; `made` hears of each that has ended. `Interrupted` after
-    Ctrl-C, with all saved.
+    A job that fails has the outcome `Failure` and does not stop the others. `callbacks` gives each
+    job that runs in this process its callback; `made` is called when a job has ended. Raises
+    `Interrupted` after Ctrl-C, with all runs saved.
     """
     results: dict[Job, Outcome] = {}
     missing: dict[Job, str] = {}
@@ -74,7 +74,7 @@ def make_all(
     def keep(job: Job, result: Outcome) -> None:
         if not isinstance(result, Failure):
             try:
-                write_result(job, out, result)  # where it was made without a folder that is shared
+                write_result(job, out, result)  # in case its worker does not share the directory
                 result = replace(result, log_likelihoods=None)
             except InputError as error:
                 result = Failure(str(error))
@@ -84,15 +84,15 @@ def make_all(
     try:
         if elsewhere is None:
             for job in itertools.chain(*_turns(missing)):
-                watcher = watch.cell(missing[job], job.config.training.epochs)
-                keep(job, attempt(job, out, watcher, data_dir))
+                callback = callbacks.cell(missing[job], job.config.training.epochs)
+                keep(job, attempt(job, out, callback, data_dir))
         else:
             _make_elsewhere(missing, out, data_dir, elsewhere, keep)
     except (Interrupted, KeyboardInterrupt) as error:
         left = len(missing.keys() - results.keys())
         raise Interrupted(
-            f"Interrupted with {left} of {left + len(results)} runs left; what there is of them is "
-            f"saved, and the same command goes on from there."
+            f"Interrupted with {left} of {left + len(results)} runs left; their progress is saved, "
+            f"and the same command resumes them."
         ) from error
     return results
 
@@ -104,7 +104,7 @@ def _make_elsewhere(
     elsewhere: Executor,
     keep: Callable[[Job, Outcome], None],
 ) -> None:
-    """Through an executor, which drops what has not begun on Ctrl-C."""
+    """Make jobs through an executor; on Ctrl-C, cancel those that have not started."""
     at, data = out.resolve(), None if data_dir is None else Path(data_dir).resolve()
     with elsewhere as pool:
         try:
@@ -118,7 +118,7 @@ def _make_elsewhere(
 
 
 def _turns(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Jobs that may be made at once: first those that begin anew, then those that go on."""
+    """Jobs that can run at once: first those that start anew, then those that continue a run."""
     anew = [job for job in jobs if job.after is None]
     return [anew, [job for job in jobs if job.after is not None]]
 
@@ -126,14 +126,14 @@ def _turns(jobs: Iterable[Job]) -> list[list[Job]]:
 def _outcome(future: Future[Outcome]) -> Outcome:
     try:
         return future.result()
-    except Exception as error:  # whatever became of a worker, the other cells go on
+    except Exception as error:  # a worker's error must not stop the other jobs
         if type(error).__name__ == "KilledWorker":
-            return Failure("Its workers were lost again and again.")
+            return Failure("Its workers were lost several times.")
         return Failure(str(error) or type(error).__name__)
 
 
 class _Processes(ThreadPoolExecutor):
-    """A process for each job, which is no longer awaited once the others are cancelled."""
+    """Run each job in a process, and stop waiting for it once the others are cancelled."""
 
     def __init__(self, workers: int):
         super().__init__(workers)
@@ -149,16 +149,16 @@ class _Processes(ThreadPoolExecutor):
 
 
 def processes(workers: int) -> Executor:
-    """So many processes at once on this machine."""
+    """An executor that runs up to `workers` jobs at once in processes of this machine."""
     return _Processes(workers)
 
 
 ANSWER = 10.0
-"""Seconds in which a scheduler answers."""
+"""Seconds to wait for a scheduler's answer."""
 
 
 class _Cluster(Executor):
-    """Jobs submitted to a Dask client, which is closed with it."""
+    """Submit jobs to a Dask client, which is closed on shutdown."""
 
     def __init__(self, client: "Client"):
         self.client = client
@@ -169,12 +169,14 @@ class _Cluster(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self.executor.shutdown(wait)
-        self.client.close()  # and what is still wanted of it is cancelled
+        self.client.close()  # which cancels what is still pending
 
 
 def cluster(scheduler: str) -> Executor:
-    """The workers of a running Dask cluster, which have this package; a lost one's job is made by
-    another. `InputError` if the extra is not installed, or no scheduler answers."""
+    """An executor on the workers of a running Dask cluster; another worker takes a lost one's job.
+
+    `InputError` if the extra is not installed, or no scheduler answers.
+    """
     distributed = require("distributed", purpose="a cluster's scheduler")
     try:
         client = distributed.Client(scheduler, timeout=ANSWER)
@@ -189,74 +191,74 @@ def cluster(scheduler: str) -> Executor:
 def in_a_process(
     job: Job, out: Path, data_dir: Path | None, left: threading.Event | None = None
 ) -> Outcome:
-    """`make` in a process of its own, so that what ends it ends nothing else; the result has its
+    """Run `make` in a separate process, so that a crash stays there; the result has its
     likelihoods.
 
-    It is interrupted once `left` is set, or on a worker of a cluster when its client has cancelled
-    it or disconnected. Raises `RuntimeError` if it was ended from outside, and another should try.
+    The process is interrupted once `left` is set, or on a cluster when the client has cancelled the
+    job or disconnected. `RuntimeError` if it was killed from outside, so that another one retries.
     """
     unwanted = _cancelled() if left is None else left.is_set
     command = [sys.executable, "-m", "iwae.experiments.executors"]
-    code, said = _carry_out(command, Order.of(job, out, data_dir).to_json(), unwanted)
+    code, lines = _carry_out(command, Order.of(job, out, data_dir).to_json(), unwanted)
     try:
         result, values = recorded(job, out), log_likelihoods(job, out)
     except InputError as error:
         return Failure(str(error))
     if result is not None:
         return replace(result, log_likelihoods=values)
-    if code == FAILED and said:
-        return Failure(said[-1])
+    if code == FAILED and lines:
+        return Failure(lines[-1])
     if code == 0:
-        return Failure("It was made as another run; its worker has another version, or other data.")
-    last = f": {said[-1].rstrip('.')}" if said else ""
-    ended = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
+        return Failure("Its worker made another run; it has another version, or other data.")
+    last = f": {lines[-1].rstrip('.')}" if lines else ""
+    ended = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
     raise RuntimeError(f"Its process {ended}{last}.")
 
 
 LOOK = 1.0
-"""Seconds between two looks whether a job is still wanted."""
+"""Seconds between checks whether a job is still wanted."""
 
 
 def _carry_out(
     command: Sequence[str], given: str, unwanted: Callable[[], bool]
 ) -> tuple[int, list[str]]:
-    """Exit code of a process, and the lines it wrote to standard error.
+    """The exit code of a process, and the lines it wrote to standard error.
 
-    It gets SIGINT once it is unwanted, and again after each `PATIENCE` seconds, since one that
-    comes while a library is at work can be lost.
+    It gets SIGINT once it is unwanted, and again every `PATIENCE` seconds, since a library may
+    swallow one.
     """
     text = partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="replace")
-    with text() as order, text() as said:
+    with text() as order, text() as errors:
         order.write(given)
         order.seek(0)
         process = subprocess.Popen(
             command,
             stdin=order,
             stdout=subprocess.DEVNULL,
-            stderr=said,
-            start_new_session=True,  # a terminal's Ctrl-C comes once, from here
+            stderr=errors,
+            start_new_session=True,  # so that Ctrl-C reaches it only from here
         )
-        told = -math.inf
+        signalled = -math.inf
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(LOOK)
                 break
-            if time.monotonic() - told > PATIENCE and unwanted():
+            if time.monotonic() - signalled > PATIENCE and unwanted():
                 process.send_signal(signal.SIGINT)
-                told = time.monotonic()
-        said.seek(0)
-        return code, said.read().strip().splitlines()
+                signalled = time.monotonic()
+        errors.seek(0)
+        return code, errors.read().strip().splitlines()
 
 
 def _cancelled() -> Callable[[], bool]:
-    """Whether the job that this thread of a cluster's worker is at has been cancelled."""
+    """A function that tells whether the job of this thread of a Dask worker was cancelled."""
     if "distributed" not in sys.modules:
         return lambda: False
     from distributed import get_worker
 
     try:
         worker = get_worker()
-    except ValueError:  # this thread is none of a worker
+    except ValueError:  # this thread does not belong to a worker
         return lambda: False
     name = worker.get_current_task()
 
@@ -268,11 +270,11 @@ def _cancelled() -> Callable[[], bool]:
 
 
 FAILED, INTERRUPTED = 2, 130
-"""Exit codes of a process: what was asked for cannot be, and it was told to stop."""
+"""Exit codes of a process: unusable input, and interrupted."""
 
 
 class Orphaned(Callback):
-    """Interrupts the run when the process that asked for it is gone."""
+    """Interrupt the run when the process that ordered it has ended."""
 
     def __init__(self, parent: int):
         self.parent = parent
@@ -283,12 +285,12 @@ class Orphaned(Callback):
 
 
 PATIENCE = 60.0
-"""Seconds that a process has to save its run before it is told again, or another takes it over."""
+"""Seconds for a process to save its run, before it is signalled again or another takes over."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a process of its own is asked to make."""
+    """A job for a separate process, as JSON."""
 
     config: str
     """TOML."""
@@ -296,15 +298,15 @@ class Order:
     limit: int | None
     measures: list[str]
     after: str | None
-    """TOML of the run that this one goes on from."""
+    """TOML of the run that this one continues."""
     out: str
     data_dir: str | None
     parent: int
-    """The process that asks for it."""
+    """Id of the process that ordered it."""
 
     @classmethod
     def of(cls, job: Job, out: Path, data_dir: Path | None) -> "Order":
-        """The order of this process for a job."""
+        """An order by this process."""
         return cls(
             config=job.config.to_toml(),
             k=job.k,
@@ -317,24 +319,24 @@ class Order:
         )
 
     def to_json(self) -> str:
-        """As the process reads it."""
+        """JSON as the process reads it."""
         return json.dumps(asdict(self))
 
     @property
     def job(self) -> Job:
-        """What is to be made."""
+        """The job to make."""
         config = parse(self.config, "the order")
         after = None if self.after is None else Job(parse(self.after, "the order"), self.k)
         return Job(config, self.k, self.limit, tuple(self.measures), after)
 
 
 def serve(order: Order) -> int:
-    """Carry out an order of `in_a_process`; its exit code."""
+    """Carry out an order of `in_a_process`; return the exit code."""
     job, data_dir = order.job, order.data_dir
-    watch, began = Orphaned(order.parent), time.monotonic()
+    callback, began = Orphaned(order.parent), time.monotonic()
     while True:
         try:
-            result = attempt(job, Path(order.out), watch, data_dir)
+            result = attempt(job, Path(order.out), callback, data_dir)
         except Interrupted as error:
             print(error, file=sys.stderr)
             return INTERRUPTED
@@ -347,5 +349,5 @@ def serve(order: Order) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if the parent ignored it
     raise SystemExit(serve(persisted.typed(json.load(sys.stdin), Order)))

@@ -1,4 +1,4 @@
-"""Published pictures: small models, what is drawn of them, and what is measured."""
+"""Published figures: train small models, draw them, and measure them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
 from iwae.evaluation.examples import mean_and_error
 from iwae.evaluation.trained import TrainedModel
-from iwae.experiments.comparisons import Watchers, finished, known, versions
+from iwae.experiments.comparisons import CellCallbacks, finished, known, versions
 from iwae.experiments.tables import Widths
 from iwae.experiments.toy_densities import slides_ring, slides_ring_log_prob
 from iwae.models.bayesian import UncertainAutoencoder
@@ -25,15 +25,15 @@ from iwae.plotting import figures
 from iwae.plotting.figures import Panel
 
 POINTS = (20_000, 1000, 5000)
-"""Of the ring, to train, validate and test."""
+"""Points of the ring for training, validation and test."""
 
 SHOWN = 4000
-"""Points of a picture."""
+"""Points per panel."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pictures that were written, and the lines that say what was measured."""
+    """The figures that were written, and lines to print about the measurements."""
 
     pictures: tuple[Path, ...]
     lines: tuple[str, ...]
@@ -41,7 +41,7 @@ class Drawn:
 
 
 class Draw(Protocol):
-    """Trains models, and draws and measures them."""
+    """A function that trains, draws and measures models."""
 
     def __call__(
         self,
@@ -49,7 +49,7 @@ class Draw(Protocol):
         out: Path,
         *,
         k: int,
-        watch: Watchers,
+        callbacks: CellCallbacks,
         limit: int | None = None,
         data_dir: str | Path | None = None,
     ) -> Drawn: ...
@@ -60,16 +60,16 @@ def ring(
     out: Path,
     *,
     k: int,
-    watch: Watchers,
+    callbacks: CellCallbacks,
     limit: int | None = None,
     data_dir: str | Path | None = None,
 ) -> Drawn:
-    """The ring learned by a factorised Gaussian decoder, whose −L_K the exact entropy bounds."""
+    """The ring learned by a factorised Gaussian decoder, beside its exact entropy."""
     drawn = np.asarray(slides_ring(sum(POINTS), threefry.key(config.seed)))
     train, valid, test = np.split(drawn, np.cumsum(POINTS)[:-1])
     points = data.load({"train": train, "valid": valid, "test": test}, values="real")
-    watcher = watch.cell("ring", config.training.epochs)
-    trained = finished(out / "ring" / "run", config, watcher, data_dir, points)
+    callback = callbacks.cell("ring", config.training.epochs)
+    trained = finished(out / "ring" / "run", config, callback, data_dir, points)
     e = runs.evaluate(trained, k=k, limit=limit)
     exact = np.asarray(slides_ring_log_prob(jnp.asarray(points.test[:limit])), np.float64)
     entropy, gap = mean_and_error(-exact), mean_and_error(exact - e.log_likelihoods)
@@ -93,10 +93,10 @@ MODELS: dict[str, dict[str, Widths]] = {
     "10": {"latents": (10,)},
     "3-of-100": {"latents": (3,), "hidden": ((100,),)},
 }
-"""Models of the manifolds: latents, and 3 of them on 100 hidden units."""
+"""Models of the manifold experiment: numbers of latents, and 3 latents with 100 hidden units."""
 
 SIDE = 20
-"""Images along an edge of the manifold."""
+"""Images per side of the manifold."""
 
 
 def manifold(
@@ -104,26 +104,27 @@ def manifold(
     out: Path,
     *,
     k: int,
-    watch: Watchers,
+    callbacks: CellCallbacks,
     limit: int | None = None,
     data_dir: str | Path | None = None,
 ) -> Drawn:
-    """The manifold of 2 latents, and samples of models with 2, 5, 10, and 3 of 100 hidden units."""
-    folder = out / "manifold"
+    """The manifold of 2 latents, and samples of models with 2, 5 and 10 latents, and 3 latents with
+    100 hidden units."""
+    directory = out / "manifold"
     pictures: list[Path] = []
     lines: list[str] = []
     record: dict[str, object] = {}
     for name, settings in MODELS.items():
         own = override(config, **settings)
-        watcher = watch.cell(f"{name} latents", own.training.epochs)
-        trained = finished(folder / name, own, watcher, data_dir)
+        callback = callbacks.cell(f"{name} latents", own.training.epochs)
+        trained = finished(directory / name, own, callback, data_dir)
         e = runs.evaluate(trained, k=k, limit=limit)
         lines.append(f"{name} latents: NLL (L_{k}) {with_error(e.nll, e.nll_se)} nats")
         record[name] = {"k": k, **{n: e.to_json()[n] for n in ("n", "nll", "nll_se")}}
-        pictures.append(folder / f"samples-{name}.png")
+        pictures.append(directory / f"samples-{name}.png")
         write_atomic(pictures[-1], figures.sample_picture(trained, seed=config.seed))
         if own.model.widths[1] == (2,):
-            pictures.append(folder / "manifold.png")
+            pictures.append(directory / "manifold.png")
             write_atomic(pictures[-1], figures.png(figures.grid(plane(trained), SIDE)))
     return Drawn(tuple(pictures), tuple(lines), record)
 
@@ -141,10 +142,10 @@ def plane(trained: TrainedModel, side: int = SIDE) -> np.ndarray:
 
 
 FIGURES: dict[str, tuple[Draw, int]] = {"ring": (ring, 1), "manifold": (manifold, 4)}
-"""What draws each, and how many models it trains."""
+"""Experiments by name: the function, and how many models it trains."""
 
 
 def record(name: str, config: RunConfig, drawn: Drawn) -> dict[str, object]:
-    """What was measured, with all that is needed to have it again."""
+    """The measurements with everything needed to reproduce them."""
     settings = {n: v for n, v in flatten(config).items() if v is not None}
     return {**versions(), "experiment": name, "settings": settings, "measured": drawn.record}

@@ -1,7 +1,7 @@
-"""What draws that know of one another gain: three proposals at equal K and budget (H-IWAE).
+"""The gain of dependent draws: three proposals at equal K and budget (H-IWAE).
 
-Compared are independent draws (IWAE), heads on a z_0 that each draws for itself, and heads on one
-z_0 that all share; on densities in the plane, where the evidence is 1, and in trained autoencoders.
+The experiment compares independent draws (IWAE), heads with one z_0 each, and heads with a shared
+z_0, on densities in the plane, where the evidence is 1, and in trained autoencoders.
 """
 
 import time
@@ -30,7 +30,7 @@ from iwae.evaluation.examples import mean_and_error, over_examples
 from iwae.evaluation.likelihood import repetitions
 from iwae.evaluation.trained import Evaluation, TrainedModel
 from iwae.experiments import toy_densities
-from iwae.experiments.comparisons import Watchers, finished, known, versions
+from iwae.experiments.comparisons import CellCallbacks, finished, known, versions
 from iwae.experiments.toy_densities import NO_DATA, TARGETS, GaussianProposal, OnTarget
 from iwae.models.autoencoder import Model, draw, draw_log_weights
 from iwae.models.hierarchical import Heuristic, hierarchical
@@ -45,24 +45,24 @@ KINDS = {
     "own z_0": "hierarchical-independent",
     "shared z_0": "hierarchical",
 }
-"""The proposals that are compared, by name."""
+"""The compared proposals, by name."""
 
 KS = (2, 5, 10, 20)
 DATASETS = ("mixture", "mnist")
 
 STEPS, RATE, BATCH, UNITS = 8000, 1e-2, 64, 32
-"""On a density in the plane: steps of Adam, the rate that a cosine takes to 0, estimates in a step,
-and hidden units."""
+"""For a density in the plane: steps of Adam, initial rate of the cosine schedule, estimates per
+step, and hidden units."""
 
 ESTIMATES, BLOCKS = 20_000, 100
-"""Estimates p̂ that are measured on a density in the plane, and of each image."""
+"""Number of estimates p̂ for a density in the plane, and for each image."""
 
 DRAWN, POINTS = 5, 4000
-"""Largest K that is drawn, and points of a panel."""
+"""Largest K with a figure, and points per panel."""
 
 
 class Spread(NamedTuple):
-    """How an estimate p̂ = (1/K) Σ w_i of an evidence of 1 varies."""
+    """The variation of an estimate p̂ = (1/K) Σ w_i of an evidence of 1."""
 
     bound: Float[np.ndarray, "..."]
     """E[log p̂], in nats."""
@@ -71,11 +71,11 @@ class Spread(NamedTuple):
     variance: Float[np.ndarray, "..."]
     """Var(p̂) = (1/K²) (Σ_i Var(w_i) + Σ_{i≠j} Cov(w_i, w_j))."""
     log_variance: Float[np.ndarray, "..."]
-    """Var(log p̂), which rare large weights hardly touch."""
+    """Var(log p̂), which rare large weights hardly affect."""
 
 
 def spread(log_w: Float[np.ndarray, "... n k"]) -> Spread:
-    """Of the log-weights of n estimates, K ≥ 2 draws each."""
+    """The `Spread` of n estimates, from their log-weights with K ≥ 2 draws each."""
     log_w = np.asarray(log_w, np.float64)
     n, k = log_w.shape[-2:]
     w = np.exp(log_w)
@@ -91,7 +91,7 @@ def spread(log_w: Float[np.ndarray, "... n k"]) -> Spread:
 
 
 Index = int | slice | np.ndarray
-"""Of an axis of an array."""
+"""An index into an axis of an array."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Row:
     variance: Figure
     log_variance: Figure
     seconds: list[float]
-    """To train, by seed; on a density to learn and measure, all seeds together."""
+    """Training time by seed; for a density, time to learn and measure all seeds together."""
 
 
 @computing()
@@ -121,36 +121,36 @@ def run(
     *,
     seeds: Sequence[int],
     k: int,
-    watch: Watchers,
+    callbacks: CellCallbacks,
     datasets: Sequence[str] = (),
     ks: Sequence[int] = KS,
     limit: int | None = None,
     data_dir: str | Path | None = None,
 ) -> tuple[list[Row], list[Path]]:
-    """Every proposal for every K on every data set or density; pictures of the smaller K on these.
+    """Every proposal for every K on every data set or density, and figures of densities at small K.
 
-    NLL is L_k. Finished runs in `out` are reused and interrupted ones resumed; what is learned on
-    a density takes seconds and is learned again.
+    NLL is −L_k. Finished runs in `out` are reused and interrupted ones resumed; proposals for
+    densities take seconds and are learned again.
     """
     if config.model.proposal != "hierarchical":
         raise InputError(
-            f"proposal = {config.model.proposal} was given, but every proposal is compared; leave "
+            f"proposal = {config.model.proposal} was given, but all proposals are compared; leave "
             f"it out."
         )
     if min(ks) < 2:
         raise InputError(
-            f"K = {min(ks)} was given, but draws depend on one another from 2 on; give 2 or more."
+            f"K = {min(ks)} was given, but dependent draws need K = 2 or more; give 2 or more."
         )
     for dataset in set(datasets or DATASETS) - TARGETS.keys():
         how = {"values": config.data.values, "header": config.data.header}
-        data.load(dataset, data_dir=data_dir, **how)  # or say now what is the matter with it
-    trainings = Trainings(config, out, seeds, watch, data_dir)
+        data.load(dataset, data_dir=data_dir, **how)  # so that errors in the data come first
+    trainings = Trainings(config, out, seeds, callbacks, data_dir)
     rows: list[Row] = []
     pictures: list[Path] = []
     for dataset in datasets or DATASETS:
         for draws in ks:
             if dataset in TARGETS:
-                some, found = _in_the_plane(dataset, draws, config, seeds, watch)
+                some, found = _in_the_plane(dataset, draws, config, seeds, callbacks)
                 if draws <= DRAWN:
                     pictures.append(out / dataset / f"k-{draws}.png")
                     pictures[-1].parent.mkdir(parents=True, exist_ok=True)
@@ -163,50 +163,50 @@ def run(
 
 @dataclass(frozen=True)
 class Trainings:
-    """How autoencoders are trained, and where they lie."""
+    """How autoencoders are trained, and in which directory."""
 
     config: RunConfig
     out: Path
     seeds: Sequence[int]
-    watch: Watchers
+    callbacks: CellCallbacks
     data_dir: str | Path | None
 
     def of(self, dataset: str, k: int, name: str) -> list[TrainedModel]:
-        """A proposal at one K, trained with every seed."""
+        """The models of a proposal at one K, trained with every seed."""
         proposal, trained = KINDS[name], list[TrainedModel]()
         weights = "uniform" if proposal == "independent" else self.config.model.proposal_weights
         own = {"proposal": proposal, "proposal_weights": weights, "k": k}
         for seed in self.seeds:
             settings = override(self.config, dataset=dataset, seed=seed, **own)
             about = f"{dataset}, K = {k}, {name}, seed {seed}"
-            watcher = self.watch.cell(about, self.config.training.epochs)
+            callback = self.callbacks.cell(about, self.config.training.epochs)
             place = self.out / Path(dataset).stem / f"k-{k}" / proposal / f"seed-{seed}"
-            trained.append(finished(place, settings, watcher, self.data_dir))
+            trained.append(finished(place, settings, callback, self.data_dir))
         return trained
 
 
 def _in_the_plane(
-    dataset: str, k: int, config: RunConfig, seeds: Sequence[int], watch: Watchers
+    dataset: str, k: int, config: RunConfig, seeds: Sequence[int], callbacks: CellCallbacks
 ) -> tuple[list[Row], dict[str, OnTarget]]:
-    """Every proposal at one K on a density."""
+    """Rows and models of every proposal at one K on a density."""
     rows: list[Row] = []
     found: dict[str, OnTarget] = {}
     heuristic = config.model.proposal_weights
     for name in KINDS:
-        watcher = watch.cell(f"{dataset}, K = {k}, {name}", 1)
-        row, found[name] = _on_target(dataset, k, name, heuristic, seeds, watcher)
+        callback = callbacks.cell(f"{dataset}, K = {k}, {name}", 1)
+        row, found[name] = _on_target(dataset, k, name, heuristic, seeds, callback)
         rows.append(row)
     return rows, found
 
 
 def count(datasets: Sequence[str], seeds: Sequence[int], ks: Sequence[int] = KS) -> int:
-    """How many times `run` learns something."""
+    """The number of trainings in `run`."""
     each = [1 if dataset in TARGETS else len(seeds) for dataset in datasets or DATASETS]
     return sum(each) * len(ks) * len(KINDS)
 
 
 def start(name: str, k: int, heuristic: Heuristic, key: PRNGKeyArray) -> PyTree:
-    """What a proposal in the plane starts from: N(0, I), or K heads on a z_0 of two units."""
+    """The initial proposal in the plane: N(0, I), or K heads on a z_0 of two units."""
     if name == "IWAE":
         return GaussianProposal(jnp.zeros(2, jnp.float32), jnp.zeros(2, jnp.float32))
     return hierarchical(
@@ -224,11 +224,11 @@ def start(name: str, k: int, heuristic: Heuristic, key: PRNGKeyArray) -> PyTree:
 
 @computing()
 def learn(
-    model: OnTarget, key: PRNGKeyArray, *, k: int, steps: int, watch: Callback | None = None
+    model: OnTarget, key: PRNGKeyArray, *, k: int, steps: int, callback: Callback | None = None
 ) -> OnTarget:
-    """The model after so many steps of Adam on the mean of L_k over a batch of estimates.
+    """The model after `steps` steps of Adam on the mean of L_k over a batch of estimates.
 
-    `model` may hold several along a leading axis, as many as there are keys.
+    `model` may hold several models along a leading axis, one for each key.
     """
     params, static = eqx.partition(model, eqx.is_inexact_array)
     adam = optax.adam(optax.cosine_decay_schedule(RATE, steps))
@@ -257,20 +257,20 @@ def learn(
     began = time.monotonic()
     for at in np.array_split(np.arange(steps), min(8, steps)):
         state, bound = advance(state, key, jnp.asarray(at))
-        if watch is not None:
+        if callback is not None:
             done, value = int(at[-1]) + 1, float(jnp.mean(bound))
             seconds = time.monotonic() - began
             at_step = TrainerState(done // steps, 1, done, steps, seconds)
-            watch.on_step_chunk(StepChunk(at_step, value, done * BATCH * key.size / seconds))
-    if watch is not None:
-        watch.on_epoch_end(EpochEnd(at_step, RATE, value, None))
+            callback.on_step_chunk(StepChunk(at_step, value, done * BATCH * key.size / seconds))
+    if callback is not None:
+        callback.on_epoch_end(EpochEnd(at_step, RATE, value, None))
     return eqx.combine(state[0], static)
 
 
 def _on_target(
-    dataset: str, k: int, name: str, heuristic: Heuristic, seeds: Sequence[int], watch: Callback
+    dataset: str, k: int, name: str, heuristic: Heuristic, seeds: Sequence[int], callback: Callback
 ) -> tuple[Row, OnTarget]:
-    """A proposal learned once with every seed, all of them together, and that of the first."""
+    """The row of a proposal, learned with all seeds together, and the model of the first seed."""
     began = time.monotonic()
     keys = jnp.stack([threefry.key(seed) for seed in seeds])
     key_start, key_learn, key_measure = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
@@ -283,7 +283,7 @@ def _on_target(
         return jax.lax.map(each, jax.random.split(key, ESTIMATES), batch_size=1000)
 
     models = eqx.filter_vmap(model_of)(key_start)
-    models = learn(models, key_learn, k=k, steps=STEPS, watch=watch)
+    models = learn(models, key_learn, k=k, steps=STEPS, callback=callback)
     log_w = eqx.filter_jit(eqx.filter_vmap(measured))(models, key_measure)
     found = spread(np.asarray(log_w))
     row = Row(
@@ -300,7 +300,7 @@ def _on_target(
 def _of_models(
     trainings: Trainings, dataset: str, draws: int, name: str, k: int, limit: int | None
 ) -> Row:
-    """Bound, NLL and the moments of weights of the same model under each seed."""
+    """The row of an autoencoder: bound, NLL and moments of weights, over seeds."""
     trained = trainings.of(dataset, draws, name)
     evaluations = [runs.evaluate(one, k=k, limit=limit) for one in trained]
     pairs = zip(trained, evaluations, strict=True)
@@ -321,7 +321,7 @@ def _of_models(
 
 
 def weights_of(trained: TrainedModel, k: int, evaluation: Evaluation) -> Spread:
-    """Of estimates by K draws on the evaluated images, each relative to the p(x) found there."""
+    """The `Spread` of estimates by K draws on the evaluated images, relative to their p(x)."""
     log_w = over_examples(
         eqx.Partial(_estimates, k=k, n=BLOCKS),
         trained.model,
@@ -342,9 +342,9 @@ def _estimates(
 
 @computing()
 def picture(dataset: str, models: Mapping[str, OnTarget], k: int, seed: int) -> bytes:
-    """The density, draws of each head and what their weights keep, a row each proposal: PNG.
+    """A PNG with one row per proposal: the density, draws of each head, and draws kept by weight.
 
-    Draws have the colour of the direction of their z_0, so that draws of one shared z_0 are alike.
+    The colour shows the direction of z_0, so draws with a shared z_0 have the same colour.
     """
     key_exact, *keys = jax.random.split(threefry.key(seed), 1 + len(models))
     exact = Panel(dataset, np.asarray(toy_densities.draw(dataset, POINTS, key_exact)))
@@ -367,7 +367,7 @@ def picture(dataset: str, models: Mapping[str, OnTarget], k: int, seed: int) -> 
 
 @eqx.filter_jit
 def _draws(model: OnTarget, k: int, keys: PRNGKeyArray) -> tuple[PyTree, Array]:
-    """(h, log w) of K draws under each key."""
+    """(h, log w) of K draws for each key."""
 
     def one(key: PRNGKeyArray) -> tuple[PyTree, Array]:
         h, log_q = draw(model, NO_DATA, k, key)
@@ -377,7 +377,7 @@ def _draws(model: OnTarget, k: int, keys: PRNGKeyArray) -> tuple[PyTree, Array]:
 
 
 def record(config: RunConfig, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, object]:
-    """The rows with all that is needed to have them again."""
+    """The rows with everything needed to reproduce them."""
     own = {"dataset", "seed", "k", "proposal"}
     settings = {n: v for n, v in flatten(config).items() if v is not None and n not in own}
     plane = {"steps": STEPS, "rate": RATE, "batch": BATCH, "units": UNITS, "estimates": ESTIMATES}

@@ -1,7 +1,7 @@
-"""Runs that are known by their content: made once, reused, resumed.
+"""Jobs: runs with their evaluation, made once and then reused.
 
-A job is a configuration and how it is evaluated. Equal configurations have one folder, whatever
-table asks for them, and a finished evaluation in it is never replaced.
+A job is a configuration and how it is evaluated. Equal configurations share one run directory,
+whichever table needs them, and a finished evaluation in it is never replaced.
 """
 
 import functools
@@ -31,40 +31,40 @@ from iwae.storage.run_directory import CONFIG, MODEL, SAVING, InUseError, read_m
 from iwae.training import soap
 from iwae.training.callbacks import Callback
 
-FOLDER = "cells"
-"""Where runs lie in the folder of a command."""
+DIRECTORY = "cells"
+"""Subdirectory with the runs of a command."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train, and the L_k of how many test examples (None: all) it is evaluated by."""
+    """A run to train, and its evaluation by L_k on `limit` test examples (None: all)."""
 
     config: RunConfig
     k: int
     limit: int | None = None
     measures: tuple[str, ...] = ()
-    """What else is measured, by names of `MEASURES`."""
+    """Further metrics, by names of `MEASURES`."""
     after: "Job | None" = None
-    """The job with whose model this one's run begins."""
+    """The job whose model this one continues to train."""
 
     def __post_init__(self) -> None:
         check_draws(self.k)
         if self.limit is not None and self.limit < 1:
             raise InputError(
-                f"limit = {self.limit} was given, but an evaluation needs at least 1; give 1 or "
-                f"more."
+                f"limit = {self.limit} was given, but an evaluation needs at least 1 example; give "
+                f"1 or more."
             )
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the key, which is that of the machine's own files."""
+        """Without the key, which depends on files of this machine."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @functools.cached_property
     def key(self) -> str:
-        """The folder's name: what one looks for, then a digest of every setting that matters.
+        """The name of the run directory: the main settings, then a digest of all that matter.
 
-        Only those that are not the default are in it, so that it outlives the settings to come. Of
-        a data file, and of the model that `start_from` names, it is the content that counts.
+        The digest covers only settings that differ from their defaults, so that it does not change
+        when settings are added. Data files and the model of `start_from` enter by their content.
         """
         given = differences(self.config, RunConfig())
         content: dict[str, object] = {n: v for n, v, _ in given if n not in SAVING}
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def evaluation(self) -> str:
-        """The name of its result."""
+        """The name of the result's file."""
         return f"L_{self.k}" + ("" if self.limit is None else f"-of-{self.limit}")
 
 
@@ -96,19 +96,19 @@ def _digest(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job has no result."""
+    """The reason why a job has no result."""
 
     message: str
     in_use: bool = False
-    """Whether another process trains in the folder."""
+    """Whether another process is training in the run directory."""
 
 
 CLOSE = 1e-4
-"""Relative difference of an NLL from minus the mean of its likelihoods, which float64 sums."""
+"""Tolerated relative difference between an NLL and the mean of its likelihoods in float64."""
 
 
 class _Measured(TypedDict):
-    """What the file of a result has to hold, beside an evaluation's other figures."""
+    """Required and checked fields of a result's file."""
 
     seed: int
     passes: int
@@ -128,12 +128,12 @@ class _Measured(TypedDict):
     jax: NotRequired[str]
 
 
-AGAIN = "delete it, and the same command measures it again"
+AGAIN = "delete it, and the same command writes it again"
 
 
 def place(job: Job, out: Path) -> Path:
-    """The folder of a job's run."""
-    return out / FOLDER / job.key
+    """The run directory of a job."""
+    return out / DIRECTORY / job.key
 
 
 def _result_file(job: Job, out: Path, part: str = "") -> Path:
@@ -141,8 +141,10 @@ def _result_file(job: Job, out: Path, part: str = "") -> Path:
 
 
 def recorded(job: Job, out: Path) -> Result | None:
-    """The result of a job that is finished, with the figures of every measure that it asks for;
-    `InputError` if a file of it is damaged."""
+    """The result of a finished job with all metrics that it asks for, or None.
+
+    `InputError` if one of its files is damaged.
+    """
     entry = _entry(job, out)
     taken = {measure: _figures(job, out, measure) for measure in job.measures}
     figures = {measure: of for measure, of in taken.items() if of is not None}
@@ -152,8 +154,10 @@ def recorded(job: Job, out: Path) -> Result | None:
 
 
 def log_likelihoods(job: Job, out: Path) -> Float[np.ndarray, " n"] | None:
-    """L_K of each test image, in nats, [n], if they were kept; `InputError` if they are damaged, or
-    others than those of the job's NLL."""
+    """L_K of each test image, in nats, [n], or None if they were not kept.
+
+    `InputError` if they are damaged, or do not match the job's NLL.
+    """
     values = _read(job, out, LIKELIHOODS, list[float])
     if values is None:
         return None
@@ -165,8 +169,10 @@ def log_likelihoods(job: Job, out: Path) -> Float[np.ndarray, " n"] | None:
 
 
 def measured(job: Job, out: Path, part: str = "") -> bool:
-    """Whether there is this part of a job's result: a measure, `LIKELIHOODS`, or (none named) its
-    evaluation. `InputError` if it is damaged."""
+    """Whether a part of the result exists: a metric, `LIKELIHOODS`, or by default the evaluation.
+
+    `InputError` if it is damaged.
+    """
     if part == "":
         return _entry(job, out) is not None
     if part == LIKELIHOODS:
@@ -175,7 +181,7 @@ def measured(job: Job, out: Path, part: str = "") -> bool:
 
 
 def _entry(job: Job, out: Path) -> Entry | None:
-    """The evaluation of a job; `InputError` if it is damaged, or another's."""
+    """The evaluation of a job; `InputError` if it is damaged or of another job."""
     entry = _read(job, out, "", _Measured)
     if entry is None:
         return None
@@ -193,9 +199,9 @@ def _figures(job: Job, out: Path, measure: str) -> Figures | None:
 
 
 def _read(job: Job, out: Path, part: str, kind: Any) -> Any:
-    """The content of a part's file; None if there is none, or only what a crash left.
+    """The content of a part's file; None if there is none, or a crash left it unreadable.
 
-    `InputError` if it is damaged, or was written of another job.
+    `InputError` if it is damaged, or belongs to another job.
     """
     path = _result_file(job, out, part)
     if not path.exists():
@@ -216,31 +222,33 @@ def _read(job: Job, out: Path, part: str, kind: Any) -> Any:
 
 
 CONTENT = "content"
-"""Where a sealed file holds what is no result, but a list or figures."""
+"""Key of the content in sealed files other than the evaluation."""
 
 
 def state(job: Job, out: Path) -> str:
-    """done, trained (but not all is measured), begun (after so many passes), missing or damaged."""
+    """done, trained (but not fully evaluated), begun (with its epochs), missing or damaged."""
     try:
         if recorded(job, out) is not None:
             return "done"
         path = place(job, out)
         if not (path / CONFIG).exists():
             return "missing"
-        return "trained" if (path / MODEL).exists() else f"begun, {passes(job, out)} passes"
+        return (
+            "trained" if (path / MODEL).exists() else f"begun, {completed_epochs(job, out)} epochs"
+        )
     except InputError:
         return "damaged"
 
 
-def passes(job: Job, out: Path) -> int:
-    """How many a job's run has behind it."""
+def completed_epochs(job: Job, out: Path) -> int:
+    """The number of epochs that a job's run has completed."""
     return len(read_metrics(place(job, out)))
 
 
-def make(job: Job, out: Path, *, watch: Callback, data_dir: str | Path | None = None) -> Result:
-    """Train, resume or reuse the run, measure what is missing, and return the recorded result.
+def make(job: Job, out: Path, *, callback: Callback, data_dir: str | Path | None = None) -> Result:
+    """Train, resume or reuse the run, evaluate what is missing, and return the recorded result.
 
-    Of two commands that come to one run, one measures while the other waits.
+    If two commands reach the same run, one evaluates it while the other waits.
     """
     before = recorded(job, out)
     if before is not None:
@@ -249,9 +257,9 @@ def make(job: Job, out: Path, *, watch: Callback, data_dir: str | Path | None = 
     path.parent.mkdir(parents=True, exist_ok=True)
     config = job.config
     if job.after is not None:
-        begin = _trained(job.after, out, watch, data_dir)
+        begin = _trained(job.after, out, callback, data_dir)
         config = override(config, start_from=str(begin.path))
-    trained = finished(path, config, watch, data_dir)
+    trained = finished(path, config, callback, data_dir)
     with one_at_a_time(path):
         _measure(job, trained, out)
     result = recorded(job, out)
@@ -260,7 +268,7 @@ def make(job: Job, out: Path, *, watch: Callback, data_dir: str | Path | None = 
 
 
 def _measure(job: Job, trained: TrainedModel, out: Path) -> None:
-    """Evaluate the run, take the job's measures of it, and record what is not yet there."""
+    """Evaluate the run, compute the job's metrics, and record those that are missing."""
     if not measured(job, out):
         evaluated = runs.evaluate(trained, k=job.k, limit=job.limit)
         entry = evaluated.to_json() | {
@@ -281,34 +289,37 @@ def _measure(job: Job, trained: TrainedModel, out: Path) -> None:
             _write(job, out, measure, {name: known(figure) for name, figure in taken.items()})
 
 
-def _trained(job: Job, out: Path, watch: Callback, data_dir: str | Path | None) -> TrainedModel:
-    """The run of a job, trained if it is not yet."""
+def _trained(job: Job, out: Path, callback: Callback, data_dir: str | Path | None) -> TrainedModel:
+    """The trained run of a job; train it if needed."""
     path = place(job, out)
     return (
-        runs.load(path) if (path / MODEL).exists() else finished(path, job.config, watch, data_dir)
+        runs.load(path)
+        if (path / MODEL).exists()
+        else finished(path, job.config, callback, data_dir)
     )
 
 
 def write_result(job: Job, out: Path, result: Result) -> None:
-    """Write the parts that are given and not there yet: what is finished is never replaced.
+    """Write the parts of a result that do not exist yet; existing ones are never replaced.
 
-    `InputError` if they are of a run that ended elsewhere with another NLL than the one here.
+    `InputError` if the same run ended with another NLL here.
     """
     there = _entry(job, out)
     if there is not None and there["nll"] != result.nll:
         raise InputError(
             f"{_result_file(job, out)} holds an NLL of {there['nll']}, but another worker trained "
-            f"the same run to {result.nll}; let workers share the folder, so that one is made."
+            f"the same run to {result.nll}; let workers share the directory, so "
+            f"that it is trained once."
         )
     if result.log_likelihoods is not None:
         _write(job, out, LIKELIHOODS, result.log_likelihoods.tolist())
     for measure, figures in result.figures.items():
         _write(job, out, measure, {name: list(figure) for name, figure in figures.items()})
-    _write(job, out, "", result.entry)  # last, so that its likelihoods are there
+    _write(job, out, "", result.entry)  # last, so that its likelihoods exist
 
 
 def _write(job: Job, out: Path, part: str, content: object) -> None:
-    """Write the file of a part, sealed, unless it is there."""
+    """Write the sealed file of a part, unless it exists."""
     if measured(job, out, part):
         return
     path = _result_file(job, out, part)
@@ -319,10 +330,12 @@ def _write(job: Job, out: Path, part: str, content: object) -> None:
     write_atomic(path, json.dumps(whole, indent=indent, allow_nan=False))
 
 
-def attempt(job: Job, out: Path, watch: Callback, data_dir: str | Path | None) -> Result | Failure:
+def attempt(
+    job: Job, out: Path, callback: Callback, data_dir: str | Path | None
+) -> Result | Failure:
     """`make`, or what is the matter with this one job, which is no reason to leave the others."""
     try:
-        return make(job, out, watch=watch, data_dir=data_dir)
+        return make(job, out, callback=callback, data_dir=data_dir)
     except InputError as error:
         return Failure(str(error), in_use=isinstance(error, InUseError))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What was measured of a run: its evaluation, and how it was made."""
+"""Results of a run: its evaluation, further metrics, and provenance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from iwae.storage.persisted import Unbounded
 
 Known = tuple[float, float | None]
-"""A figure of a file: a value with its standard error, None where none is known."""
+"""A figure in a file: a value and its standard error, or None if that is unknown."""
 
 Figures = Mapping[str, Known]
 """Figures by name."""
@@ -20,7 +20,7 @@ LIKELIHOODS = "log_likelihoods"
 
 
 class Entry(TypedDict):
-    """A run's evaluation as files hold it; what else was measured of it stands beside."""
+    """A run's evaluation as files hold it."""
 
     seed: int
     k: int
@@ -41,12 +41,12 @@ class Entry(TypedDict):
 
 @dataclass(frozen=True)
 class Result:
-    """A run's evaluation, with the figures of each measure that was taken of it."""
+    """A run's evaluation, with the figures of each further metric."""
 
     entry: Entry
     figures: Mapping[str, Figures] = field(default_factory=dict)
     log_likelihoods: Float[np.ndarray, " n"] | None = field(default=None, compare=False)
-    """None where they are not at hand."""
+    """None if they are not loaded."""
 
     @property
     def seed(self) -> int:
@@ -54,11 +54,11 @@ class Result:
 
     @property
     def dataset(self) -> str:
-        """What it was evaluated on, in words."""
+        """Name of the data set."""
         return self.entry.get("dataset", "")
 
     @property
-    def passes(self) -> int:
+    def epochs(self) -> int:
         return self.entry["passes"]
 
     @property
@@ -67,7 +67,7 @@ class Result:
 
     @property
     def n(self) -> int:
-        """How many test images."""
+        """Number of test images."""
         return self.entry["n"]
 
     @property
@@ -77,32 +77,32 @@ class Result:
 
     @property
     def nll_se(self) -> float | None:
-        """Its standard error over test images; None of a single one."""
+        """Its standard error over test images; None for a single image."""
         return self.entry.get("nll_se")
 
     @property
     def active_units(self) -> Sequence[int] | None:
-        """Layer by layer; None of a single test image."""
+        """Layer by layer; None for a single test image."""
         return self.entry.get("active_units")
 
     @property
     def device(self) -> str:
-        """Where it was evaluated."""
+        """Device of the evaluation."""
         return self.entry["device"]
 
     @property
     def note(self) -> str:
-        """What it must be read with, or nothing."""
+        """A note on the data, or an empty string."""
         return self.entry.get("note", "")
 
     @property
     def made_with(self) -> Sequence[str]:
-        """Devices and versions that trained the run, as far as they are known."""
+        """Devices and versions that trained the run, where known."""
         return self.entry.get("made_with", ())
 
     @property
     def version(self) -> str | None:
-        """The version that evaluated it, if it is known."""
+        """The version of iwae that evaluated it, if known."""
         return self.entry.get("iwae")
 
     @property

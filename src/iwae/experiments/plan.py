@@ -1,4 +1,4 @@
-"""What is to be made of a table: which cells, on which data, and the jobs of each."""
+"""Plans: the chosen cells of a table, on which data, and the jobs of each."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence
@@ -16,29 +16,29 @@ from iwae.experiments.tables import Cell, Experiment, Setting
 
 @dataclass(frozen=True)
 class Choice:
-    """What is asked for of a table."""
+    """Which cells of a table to make, and how."""
 
     cells: str = "*"
-    """Those whose names fit a pattern."""
+    """Pattern of the cells' names."""
     datasets: Sequence[str] = ()
-    """Those on these data sets, `published=ours` with other data; none stands for all."""
+    """Only cells on these data sets; `published=ours` replaces one. Empty: all."""
     everywhere: str | None = None
-    """A data set that stands for every one."""
+    """A data set that replaces all others."""
     seeds: Sequence[int] = (0,)
     k: int = 5000
     """Importance samples of the evaluation."""
     limit: int | None = None
-    """Only the first so many test examples."""
+    """Number of test examples; None: all."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a table that were chosen, and the jobs that they are made of."""
+    """The chosen cells of a table, and their jobs."""
 
     experiment: Experiment
     cells: tuple[Cell, ...]
     jobs: Mapping[str, Sequence[Job]]
-    """By cell, also of those that the chosen ones are held against."""
+    """Jobs by cell, including the cells that chosen ones are compared with."""
 
     @property
     def named(self) -> dict[str, Job]:
@@ -47,14 +47,14 @@ class Plan:
 
     @property
     def distinct(self) -> list[Job]:
-        """Each of them once, in their order."""
+        """The same jobs without duplicates, in order."""
         return list(dict.fromkeys(self.named.values()))
 
 
 def plan(experiment: Experiment, choice: Choice, config: RunConfig, start: RunConfig) -> Plan:
-    """What is to be made of a table with the settings `config`, whose recipe is `start`.
+    """The plan of a table with the settings `config`, which started from the recipe `start`.
 
-    `InputError` for a choice that has no cells, and for settings that are a cell's own.
+    `InputError` for a choice without cells, and for settings that cells set themselves.
     """
     everything = placed(experiment, choice.datasets, choice.everywhere)
     cells = fitting(everything, choice.cells)
@@ -70,21 +70,21 @@ def placed(
 ) -> tuple[Cell, ...]:
     """The cells of an experiment on these data sets (none: on all).
 
-    A data set may be given as `published=ours`, which puts ours in its place: such cells have no
-    published figures. `everywhere` stands for every one. `InputError` if there is none such.
+    `published=ours` replaces a data set by another; such cells have no published figures.
+    `everywhere` replaces all. `InputError` for a data set that no cell uses.
     """
     published = list(dict.fromkeys(cell.dataset for cell in experiment.cells))
     places = dict(part.partition("=")[::2] for part in datasets) or dict.fromkeys(published, "")
     if everywhere is not None and any(places.values()):
         raise InputError(
-            f"datasets = {','.join(datasets)} was given, but every cell is of {everywhere} here; "
+            f"datasets = {','.join(datasets)} was given, but every cell uses {everywhere} here; "
             f"give another --recipe."
         )
     for name in places:
         if name not in published:
             raise InputError(
-                f"datasets = {','.join(datasets)} was given, but no cell is of {name!r}; "
-                f"{nearest(name, published)}, or {published[0]}={name} to put it in its place."
+                f"datasets = {','.join(datasets)} was given, but no cell uses {name!r}; "
+                f"{nearest(name, published)}, or {published[0]}={name} to replace a data set by it."
             )
     cells: dict[str, Cell] = {}
     for cell in experiment.cells:
@@ -101,22 +101,22 @@ def placed(
 
 
 def fitting(cells: Sequence[Cell], pattern: str) -> tuple[Cell, ...]:
-    """Those whose name fits a pattern like mnist/1/*; `InputError` if there are none."""
+    """The cells whose names match a pattern like mnist/1/*; `InputError` if there are none."""
     found = tuple(cell for cell in cells if fnmatch.fnmatch(cell.name, pattern))
     if not found:
         raise InputError(
-            f"cells = {pattern} was given, but no cell has such a name; they are "
+            f"cells = {pattern} was given, but no cell's name matches; the cells are "
             f"{', '.join(cell.name for cell in cells)}."
         )
     return found
 
 
 def _moved(cell: Cell, dataset: str, to: str) -> Cell:
-    """The cell on another data set, of which nothing was published."""
+    """The cell on another data set, without published figures."""
     if to == dataset:
         return cell
     settings = {**cell.settings, "dataset": to if to in data.NAMES else str(Path(to).resolve())}
-    if settings.get("binarization") == "none":  # as of data that are binary themselves
+    if settings.get("binarization") == "none":  # for published data that are already binary
         settings["binarization"] = "fixed"
     named = lambda name: name and name.replace(dataset, Path(to).name, 1)
     return Cell(
@@ -139,8 +139,8 @@ def jobs_of(
 ) -> dict[str, list[Job]]:
     """The jobs of each cell by its name, one for each seed.
 
-    `start` is the recipe that `config` was made from; `InputError` if they differ in what is the
-    cells' own.
+    `config` started from the recipe `start`; `InputError` if they differ in what cells set
+    themselves.
     """
     own = set.intersection(*(set(cell.settings) for cell in cells))
     check_shared(config, start, own, "choose by --cells")
@@ -156,24 +156,24 @@ def jobs_of(
 
 
 def continued(config: RunConfig) -> RunConfig:
-    """How a converged model is trained on: 3^7 of the 3,280 passes at a tenth of the first
-    learning rate (Burda et al. §5)."""
+    """Settings for training a converged model further: 3^7 of 3,280 epochs, at a tenth of the
+    initial learning rate (Burda et al. §5)."""
     t = config.training
-    passes = max(1, round(t.epochs * 3**7 / 3280))
+    epochs = max(1, round(t.epochs * 3**7 / 3280))
     return override(
         config,
-        epochs=passes,
+        epochs=epochs,
         learning_rate=t.learning_rate / 10,
         **CONTINUED,
     )
 
 
 CONTINUED: dict[str, Setting] = {"schedule": "constant", "warmup": 0}
-"""How the learning rate of such a training goes, whatever that of the first did."""
+"""The learning-rate schedule of further training."""
 
 
 def check_shared(config: RunConfig, start: RunConfig, own: set[str], instead: str) -> None:
-    """`InputError` if `config` differs from the recipe in what is each model's own."""
+    """`InputError` if `config` differs from the recipe in what each model sets itself."""
     for name, value, _ in differences(config, start):
         if name in own:
             raise InputError(
@@ -183,5 +183,5 @@ def check_shared(config: RunConfig, start: RunConfig, own: set[str], instead: st
 
 
 def own_settings(cells: Sequence[Cell]) -> dict[str, dict[str, Setting]]:
-    """By the name of each cell, what is its own whatever the recipe says."""
+    """By cell name, the settings that a cell sets itself."""
     return {cell.name: {**cell.settings, **(CONTINUED if cell.after else {})} for cell in cells}

@@ -1,6 +1,6 @@
-"""Records: what was measured, with all that is needed to have it again.
+"""Records: results with everything needed to reproduce them.
 
-The record of a table grows: cells that are measured later, or on another machine, join it.
+Cells that are measured later, or on another machine, are added to the record of a table.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from iwae.training import soap
 
 
 class _Settings(TypedDict):
-    """Settings by name; of these something is made."""
+    """Settings that are used by name."""
 
     dataset: NotRequired[str]
     optimizer: NotRequired[str]
@@ -37,14 +37,14 @@ class _Settings(TypedDict):
 
 
 class _HiwaeSettings(TypedDict):
-    """Settings that the page of results shows of a record of dependent draws."""
+    """Settings of a hiwae record that the results page shows."""
 
     proposal_weights: str
     epochs: int
 
 
 class _ShownRun(TypedDict):
-    """What the page of results shows of a run."""
+    """Fields of a run that the results page shows."""
 
     passes: int
     nll_se: float | None
@@ -70,7 +70,7 @@ class _Cell(TypedDict):
 
 
 class _ShownCell(TypedDict):
-    """What the page of results shows of a cell."""
+    """Fields of a cell that the results page shows."""
 
     runs: list[_ShownRun]
 
@@ -82,14 +82,14 @@ class _Placed(TypedDict):
 
 
 class _JoinableCell(TypedDict):
-    """What a cell is joined by."""
+    """Fields by which a cell is joined to a record."""
 
     against: str | None
     settings: _Placed
 
 
 class _Record(TypedDict):
-    """What every record says."""
+    """Fields of every record."""
 
     experiment: str
     iwae: NotRequired[str]
@@ -106,20 +106,20 @@ class _Table(_Record):
 
 
 class _ShownTable(TypedDict):
-    """What the page of results shows of a table."""
+    """Fields of a table that the results page shows."""
 
     iwae: str
     cells: list[_ShownCell]
 
 
 class _JoinableTable(TypedDict):
-    """A table that cells can join."""
+    """Fields of a table that cells can be added to."""
 
     cells: list[_JoinableCell]
 
 
 class _Row(TypedDict):
-    """A proposal at one K."""
+    """A row of a hiwae record: a proposal at one K."""
 
     dataset: str
     k: int
@@ -132,7 +132,7 @@ class _Row(TypedDict):
 
 
 class _Hiwae(TypedDict):
-    """A record of dependent draws."""
+    """A hiwae record."""
 
     experiment: str
     source: NotRequired[str]
@@ -143,37 +143,37 @@ class _Hiwae(TypedDict):
 
 
 class _Pictured(_Record):
-    """A record of an experiment that ends in pictures."""
+    """A record of an experiment whose results are figures."""
 
     measured: dict[str, Known | float | dict[str, Known | float]]
 
 
-HELD: dict[str, tuple[str, type]] = {
+CONTENTS: dict[str, tuple[str, type]] = {
     "hiwae": ("rows", _Hiwae),
     "ring": ("measured", _Pictured),
     "manifold": ("measured", _Pictured),
 }
-"""What a record of an experiment that is no table holds, and its type."""
+"""Experiments that are not tables: the key of a record's content, and the record's type."""
 
 KEPT = (
     *("seed", "passes", "k", "n", "nll", "nll_se", "elbo", "active_units"),
     *("training_seconds", "made_with", "device", "iwae", "jax", "note"),
 )
-"""What is kept of a run's evaluation."""
+"""Fields of a run's evaluation that a record keeps."""
 
 
 @dataclass(frozen=True)
 class RecordedCell:
-    """A cell of a table with its runs, as a record holds it."""
+    """A cell of a table with its runs, in a record."""
 
     name: str
     settings: Mapping[str, object]
     nll: Known
     difference: Known | None
-    """Of its NLL to that of the cell it is held against."""
+    """NLL minus that of the cell it is compared with."""
     runs: tuple[Result, ...]
     reference: tuple[tuple[int, float], ...] | None = None
-    """(seed, NLL) of the runs that the difference is to, as long as these are in no cell here."""
+    """(seed, NLL) of the runs compared with, while these are in no cell of the record."""
     against: str | None = None
     after: str | None = None
     published: Known | None = None
@@ -182,7 +182,7 @@ class RecordedCell:
 
     @classmethod
     def of_json(cls, cell: Mapping[str, Any]) -> "RecordedCell":
-        """The cell as it was read."""
+        """The cell from JSON."""
         runs = tuple(Result(run) for run in cell["runs"])
         reference = cell.get("reference")
         return cls(
@@ -200,7 +200,7 @@ class RecordedCell:
         )
 
     def to_json(self) -> dict[str, object]:
-        """What a file holds of it."""
+        """The cell as JSON."""
         content: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
         del content["runs"]
         if self.reference is None:
@@ -209,17 +209,17 @@ class RecordedCell:
 
     @property
     def ended(self) -> dict[int, tuple[int, int, float]]:
-        """How each seed's run was evaluated, and to what NLL."""
+        """By seed: K and number of images of the evaluation, and its NLL."""
         return {run.seed: (run.k, run.n, run.nll) for run in self.runs}
 
     @property
     def knowledge(self) -> int:
-        """0 of no difference, 1 of one without an error, 2 of one with it."""
+        """0 without a difference, 1 for a difference without an error, 2 for one with an error."""
         return 0 if self.difference is None else 1 + (self.difference[1] is not None)
 
 
 MADE_WITH = ("iwae", "jax", "device")
-"""What a record says that it was made with."""
+"""Provenance in a record."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class TableRecord:
     experiment: str
     cells: tuple[RecordedCell, ...]
     settings: Mapping[str, object] | None = None
-    """Those that not every cell has of its own; None where they are not known."""
+    """Settings that not every cell sets itself; None if unknown."""
     source: str | None = None
     iwae: str | None = None
     jax: str | None = None
@@ -237,13 +237,13 @@ class TableRecord:
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any]) -> "TableRecord":
-        """The record as it was read."""
+        """The record from JSON."""
         about = {name: content.get(name) for name in ("settings", "source", *MADE_WITH)}
         cells = tuple(RecordedCell.of_json(cell) for cell in content["cells"])
         return cls(content["experiment"], cells, **about)
 
     def to_json(self) -> dict[str, object]:
-        """What a file holds, in its order."""
+        """The record as JSON, with keys in the order of the file."""
         names = (*MADE_WITH, "experiment", "source", "settings")
         about = {name: getattr(self, name) for name in names}
         content = {name: value for name, value in about.items() if value is not None}
@@ -252,11 +252,11 @@ class TableRecord:
 
 @dataclass(frozen=True)
 class OtherRecord:
-    """A record of an experiment that is no table."""
+    """A record of an experiment that is not a table."""
 
     experiment: str
     content: Mapping[str, Any]
-    """What its file holds, as `HELD` types it."""
+    """Content of the file, with the type in `CONTENTS`."""
 
 
 Record = TableRecord | OtherRecord
@@ -268,7 +268,7 @@ def _known(figure: Sequence[Any] | None) -> Any:
 
 
 def of_table(experiment: Experiment, config: RunConfig, rows: Sequence[Row]) -> TableRecord:
-    """The finished rows, and the settings that they share."""
+    """The record of the finished rows, with the settings that they share."""
     further = {n: v for n, v, _ in differences(continued(config), config)}
     return TableRecord(
         experiment=experiment.name,
@@ -280,7 +280,7 @@ def of_table(experiment: Experiment, config: RunConfig, rows: Sequence[Row]) -> 
 
 
 def _cell(row: Row, further: Mapping[str, object]) -> RecordedCell:
-    """A row that is finished; `further` are settings of a training that goes on."""
+    """The cell of a finished row; `further` are the settings of further training."""
     cell = row.cell
     return RecordedCell(
         name=cell.name,
@@ -303,12 +303,12 @@ def _kept(run: Result) -> dict[str, object]:
 
 
 def _nlls(runs: Sequence[Result]) -> tuple[tuple[int, float], ...]:
-    """(seed, NLL) of runs, by seed."""
+    """(seed, NLL) of runs, sorted by seed."""
     return tuple(sorted((run.seed, run.nll) for run in runs))
 
 
 def _shared(experiment: Experiment, config: RunConfig) -> dict[str, object]:
-    """The settings that not every cell of the table has of its own, as JSON gives them back."""
+    """The settings that not every cell of the table sets itself, as JSON values."""
     own = {"seed", *set.intersection(*(set(cell.settings) for cell in experiment.cells))}
     settings = {n: v for n, v in flatten(config).items() if v is not None and n not in own}
     if config.training.optimizer == "soap":
@@ -317,9 +317,9 @@ def _shared(experiment: Experiment, config: RunConfig) -> dict[str, object]:
 
 
 def read(path: Path) -> Record | None:
-    """What `iwae reproduce --record` wrote, or None if the file is nothing of the kind.
+    """Read a file of `iwae reproduce --record`; None if it is not a record.
 
-    `InputError` if it is a record that is damaged.
+    `InputError` if it is a damaged record.
     """
     content = _content(path)
     if content is None:
@@ -330,7 +330,7 @@ def read(path: Path) -> Record | None:
 
 
 def _content(path: Path, kind: type | None = None) -> dict[str, Any] | None:
-    """The JSON of a record, of a table also as `kind`; None if the file is none."""
+    """The JSON of a record, validated also as `kind` if it is a table; None for other files."""
     try:
         content = persisted.parsed(persisted.content_of(path))
     except (MistypedError, InputError):
@@ -338,8 +338,8 @@ def _content(path: Path, kind: type | None = None) -> dict[str, Any] | None:
     experiment = content.get("experiment") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(experiment, str):
         return None
-    held, whole = HELD.get(experiment, ("cells", _Table))
-    if held not in content:
+    key, whole = CONTENTS.get(experiment, ("cells", _Table))
+    if key not in content:
         return None
     try:
         record: dict[str, Any] = persisted.typed(content, whole)
@@ -356,14 +356,13 @@ REMEDY = "restore it from a copy, or measure again"
 
 
 def shown(path: Path) -> Record | None:
-    """`read` of a record that the page of results shows; `InputError` if it lacks what that
-    needs."""
+    """`read` a record for the results page; `InputError` if it lacks fields that the page shows."""
     _content(path, _ShownTable)
     return read(path)
 
 
 def _check_cell(cell: Mapping[str, Any]) -> None:
-    """`MistypedError` unless a cell has runs, whose NLL it has, with units of as many layers."""
+    """`MistypedError` unless a cell has runs that match its NLL and one another's layers."""
     nlls = [run["nll"] for run in cell["runs"]]
     if nlls and not math.isclose(sum(nlls) / len(nlls), cell["nll"][0], rel_tol=CLOSE):
         raise MistypedError(f"the NLL of {cell['name']} is not that of its runs")
@@ -374,18 +373,18 @@ def _check_cell(cell: Mapping[str, Any]) -> None:
 
 
 def joinable(path: Path, experiment: Experiment, config: RunConfig) -> TableRecord:
-    """The record in a file that cells of this table can join; `InputError` if it is another's.
+    """The record in a file to which cells of this table can be added.
 
-    A setting that it does not know came later, and stood at its default. How often runs were saved
-    does not matter.
+    `InputError` if it is another table's, or has other settings. A setting that the record lacks
+    was added later and had its default. Settings of checkpoints do not matter.
     """
     _content(path, _JoinableTable)
     there = read(path)
     of_it = isinstance(there, TableRecord) and there.experiment == experiment.name
     if not isinstance(there, TableRecord) or not of_it or there.settings is None:
         raise InputError(
-            f"record = {path} was given, which is there and no record of {experiment.name}; give "
-            f"another --record, or --overwrite."
+            f"record = {path} was given, which exists and is not a record of {experiment.name}; "
+            f"give another --record, or --overwrite."
         )
     ours, theirs = _shared(experiment, config), there.settings
     defaults = json.loads(json.dumps(flatten(RunConfig())))
@@ -406,12 +405,12 @@ def joined(
     *,
     replace: bool = False,
 ) -> tuple[TableRecord, list[str]]:
-    """(the cells of both, those of `order` first; the names of those that could not join).
+    """(the cells of both records, those of `order` first; names of cells that could not be added).
 
-    A cell that is in both is that of `added` if its runs hold those of `there`, or with `replace`;
-    else that of `there`, and could not join if it has other runs. A difference to runs of the cell
-    that it is held against which are not those in the record is dropped, and one that is missing is
-    taken when both are in it.
+    A cell in both is taken from `added` if its runs include those of `there`, or with `replace`;
+    otherwise from `there`, and if its runs differ it could not be added. A difference to runs that
+    are not those in the record is dropped, and a missing difference is computed once both cells are
+    in the record.
     """
     before = {} if there is None else {cell.name: _versioned(cell, there) for cell in there.cells}
     cells, taken, left = _together(before, added.cells, replace=replace)
@@ -429,29 +428,29 @@ def joined(
 
 
 Cells = dict[str, RecordedCell]
-"""By their names."""
+"""Cells by name."""
 
 
 def _together(
     before: Cells, added: Sequence[RecordedCell], *, replace: bool
 ) -> tuple[Cells, Cells, list[str]]:
-    """(all cells, those that were taken of `added`, the names of those that could not join)."""
+    """(all cells, those taken from `added`, names of cells that could not be added)."""
     cells, taken, left = dict(before), Cells(), list[str]()
     for cell in added:
         name = cell.name
         if replace or name not in cells:
             cells[name] = taken[name] = cell
             continue
-        held, ended = cells[name].ended.items(), cell.ended.items()
-        if held <= ended:
+        known, ended = cells[name].ended.items(), cell.ended.items()
+        if known <= ended:
             cells[name], taken[name] = _updated(cells[name], cell), cell
-        elif not ended <= held:
+        elif not ended <= known:
             left.append(name)
     return cells, taken, left
 
 
 def _versioned(cell: RecordedCell, record: TableRecord) -> RecordedCell:
-    """The cell, of whose runs each says what versions made it."""
+    """The cell, with the record's versions in each of its runs."""
     made = {"iwae": record.iwae, "jax": record.jax}
     known = {name: version for name, version in made.items() if version is not None}
     runs = [cast(Entry, {**run.entry, **known, **run.entry}) for run in cell.runs]
@@ -459,7 +458,7 @@ def _versioned(cell: RecordedCell, record: TableRecord) -> RecordedCell:
 
 
 def _updated(before: RecordedCell, cell: RecordedCell) -> RecordedCell:
-    """The later entry, with what only the earlier one of the same runs knows."""
+    """The later cell, with figures that only the earlier one of the same runs has."""
     if len(before.runs) < len(cell.runs):
         return cell
     figures = {**before.figures, **cell.figures}
@@ -469,23 +468,23 @@ def _updated(before: RecordedCell, cell: RecordedCell) -> RecordedCell:
 def _with_known_difference(
     cell: RecordedCell, found: Sequence[RecordedCell], cells: Cells
 ) -> RecordedCell:
-    """The cell with the difference of that of `found` which knows most, if it is to these runs."""
+    """The cell with the best-known difference among `found` that is to these runs."""
     against = cells.get(cell.against or "")
     fitting = [c for c in found if _is_to(c, against)]
     best = max(fitting, key=lambda c: c.knowledge, default=None)
     if best is None or best.difference is None:
         return dataclasses.replace(cell, difference=None, reference=None)
-    reference = best.reference if against is None else None  # until that is there to be compared
+    reference = best.reference if against is None else None  # until that cell is in the record
     return dataclasses.replace(cell, difference=best.difference, reference=reference)
 
 
 def _is_to(cell: RecordedCell, other: RecordedCell | None) -> bool:
-    """Whether the difference of a cell is to these runs, or none are there to say."""
+    """Whether the difference of a cell is to these runs, as far as is known."""
     return other is None or cell.reference is None or cell.reference == _nlls(other.runs)
 
 
 def _with_difference(cell: RecordedCell, cells: Cells) -> RecordedCell:
-    """The cell with its difference, seed by seed, to the one that it is held against."""
+    """The cell with its difference, paired by seed, to the cell it is compared with."""
     other = cells.get(cell.against or "")
     if cell.difference is not None or other is None:
         return cell

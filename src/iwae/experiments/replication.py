@@ -1,6 +1,6 @@
-"""Pictures of a table's models side by side: training curves, and reconstructions.
+"""Figures that compare the models of a table: training curves and reconstructions.
 
-For cells called dataset/layers/objective-k, as in Table 1 of Burda et al. and the figures of the
+For cells named dataset/layers/objective-k, as in Table 1 of Burda et al. and the figures of the
 DD2434 replication (Bradicic, Sitarz, Skoglund & Swartling 2024).
 """
 
@@ -19,16 +19,16 @@ from iwae.storage.run_directory import MODEL, read_metrics
 BOTH = ("vae", "iwae")
 
 SHOWN = 10
-"""Test images that are reconstructed."""
+"""Number of reconstructed test images."""
 
 
 def draw(
-    jobs: Mapping[str, Job], out: Path, folder: Path, data_dir: str | Path | None = None
+    jobs: Mapping[str, Job], out: Path, directory: Path, data_dir: str | Path | None = None
 ) -> list[Path]:
-    """Write the pictures of all finished cells whose models are here into `folder`; their paths.
+    """Write the figures of all finished cells whose models exist here, and return their paths.
 
-    Per data set and number of layers: the bounds of VAE and IWAE at the largest K they share; of
-    each objective at every K; and test images above the reconstructions of these two.
+    For each data set and number of layers: the bounds of VAE and IWAE at the largest K they share;
+    the bounds of each objective at every K; and test images above the reconstructions of the two.
     """
     found: dict[tuple[str, str], dict[str, Job]] = {}
     for name, job in jobs.items():
@@ -49,9 +49,9 @@ def draw(
             models = [runs.load(place(t, out), data_dir=data_dir) for t in pair.values()]
             pictures[f"{own}-reconstructions.png"] = reconstructions(models)
     for name, content in pictures.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / name, content)
-    return [folder / name for name in pictures]
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(directory / name, content)
+    return [directory / name for name in pictures]
 
 
 def _draws(bound: str) -> int:
@@ -64,7 +64,7 @@ def _curves(jobs: Mapping[str, Job], out: Path) -> bytes:
 
 
 def reconstructions(models: list[TrainedModel]) -> bytes:
-    """Test images as the models saw them, then a row of reconstructions of each, as a PNG."""
+    """Test images as the models saw them, then a row of reconstructions per model, as a PNG."""
     images = models[0].data().test[:SHOWN]
     seen, _ = models[0].reconstructed(images)
     again = [model.reconstructed(images)[1] for model in models]

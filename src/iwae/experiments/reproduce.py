@@ -1,10 +1,10 @@
-"""Tables of papers in five parts: list, plan, run, render, and the page of all results.
+"""Reproduce published tables: list, plan, run, render, and write the results page.
 
-experiments = listed()                              # what there is
+experiments = listed()                              # all experiments
 plan = planned(find("table1"), Choice(), config, recipe("paper"))
-failures = carried_out(plan, out, watch=watch)      # what is missing is made
+failures = carried_out(plan, out, callbacks=bars)   # make what is missing
 rows = rendered(plan, out, failures)                # our figures beside the published ones
-text = page(Path("results/reproduced"))             # of all that was recorded
+text = page(Path("results/reproduced"))             # the page of all records
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from iwae.errors import InputError, nearest
 from iwae.experiments import cost, executors, tables
-from iwae.experiments.comparisons import Watchers
+from iwae.experiments.comparisons import CellCallbacks
 from iwae.experiments.executors import Made, Outcome
 from iwae.experiments.jobs import Failure, Job, state
 from iwae.experiments.papers import EXPERIMENTS, OTHERS
@@ -38,15 +38,15 @@ __all__ = [
 
 
 def listed() -> dict[str, tuple[str, int | None]]:
-    """By name what every experiment is about, and how many cells it has if it is a table."""
+    """Experiments by name: a description, and the number of cells if it is a table."""
     known = {name: (e.about, len(e.cells)) for name, e in EXPERIMENTS.items()}
     return known | {name: (about, None) for name, about in OTHERS.items()}
 
 
 def find(name: str | None) -> Experiment | None:
-    """The table of that name or in that file of TOML; None of an experiment that is no table.
+    """The table of a name or TOML file; None for an experiment that is not a table.
 
-    `InputError` if there is none such.
+    `InputError` for an unknown name.
     """
     if name in OTHERS:
         return None
@@ -60,7 +60,7 @@ def find(name: str | None) -> Experiment | None:
 
 
 def _own(path: Path) -> Experiment:
-    """The table in a file, whose records have its name."""
+    """The table in a file; its records are named like the file."""
     if path.stem in {*EXPERIMENTS, *OTHERS}:
         raise InputError(
             f"{path} was given, but {path.stem} is an experiment of this package; rename the file."
@@ -71,12 +71,12 @@ def _own(path: Path) -> Experiment:
 def estimated(
     plan: Plan, out: Path, *, data_dir: str | Path | None = None
 ) -> dict[Job, float | None]:
-    """Seconds that each unfinished job of a plan has left, as `iwae.experiments.cost` has them."""
+    """Remaining seconds of each unfinished job of a plan (`iwae.experiments.cost.estimate`)."""
     return cost.estimate(plan.distinct, out, data_dir=data_dir)
 
 
 def missing(plan: Plan, out: Path) -> int:
-    """How many jobs of a plan are not done."""
+    """Number of unfinished jobs of a plan."""
     return sum(state(job, out) != "done" for job in plan.distinct)
 
 
@@ -84,18 +84,18 @@ def carried_out(
     plan: Plan,
     out: Path,
     *,
-    watch: Watchers,
+    callbacks: CellCallbacks,
     elsewhere: Executor | None = None,
     made: Made = lambda name, result: None,
     data_dir: str | Path | None = None,
 ) -> dict[Job, Failure]:
-    """Make what is missing of a plan as `iwae.experiments.executors.make_all` does; what failed."""
+    """Make the missing jobs of a plan (`iwae.experiments.executors.make_all`); return failures."""
     outcomes: Mapping[Job, Outcome] = executors.make_all(
-        plan.named, out, elsewhere=elsewhere, watch=watch, made=made, data_dir=data_dir
+        plan.named, out, elsewhere=elsewhere, callbacks=callbacks, made=made, data_dir=data_dir
     )
     return {job: of for job, of in outcomes.items() if isinstance(of, Failure)}
 
 
 def rendered(plan: Plan, out: Path, failures: Mapping[Job, Failure] | None = None) -> list[Row]:
-    """Our figures of every chosen cell, as its runs stand."""
+    """Our figures of every chosen cell."""
     return rows(plan.cells, plan.jobs, out, failures)

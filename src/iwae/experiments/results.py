@@ -1,6 +1,6 @@
-"""The page of results: every cell of every table, measured with its provenance or not yet run.
+"""The results page: every cell of every table, with provenance, or marked as not yet run.
 
-All figures come from the records that `iwae reproduce --record` wrote; none is typed.
+All figures come from records of `iwae reproduce --record`; none is typed.
 """
 
 import math
@@ -45,20 +45,20 @@ FOLDER` writes this page from the records that are named in it.
 
 
 Tables = Mapping[str, TableRecord]
-"""Records of tables by the names of their files."""
+"""Records of tables by file name."""
 
 Measured = Mapping[tuple[str, str], RecordedCell]
-"""What was measured, by file and cell."""
+"""Recorded cells by file and name."""
 
 
-def page(folder: Path) -> str:
-    """The page in Markdown, of all records in a folder; `InputError` for one that is none."""
-    if not folder.is_dir():
+def page(directory: Path) -> str:
+    """The page in Markdown of all records in a directory; `InputError` if there is none."""
+    if not directory.is_dir():
         raise InputError(
-            f"records = {folder} was given, which is no folder; give that of the files that "
-            f"`iwae reproduce --record` wrote."
+            f"records = {directory} was given, which is not a directory; give that of the "
+            f"files that `iwae reproduce --record` wrote."
         )
-    found = {path.name: _read(path) for path in sorted(folder.glob("*.json"))}
+    found = {path.name: _read(path) for path in sorted(directory.glob("*.json"))}
     records_of = {file: record for file, record in found.items() if isinstance(record, TableRecord)}
     experiments = EXPERIMENTS | _own_tables(records_of)
     of = {
@@ -183,15 +183,15 @@ def _glance(of: Mapping[str, Cell], entries: Measured) -> list[str]:
 
 
 def _weight(entry: RecordedCell) -> tuple[object, ...]:
-    """What one entry is preferred to another for."""
+    """The order by which one entry is preferred to another."""
     first, versions = entry.runs[0], " ".join(entry.runs[0].made_with)
     version = re.findall(r"\d+", versions.rpartition("iwae ")[2] or first.version or "")
-    order = (first.n, first.k, first.passes, len(entry.runs))
+    order = (first.n, first.k, first.epochs, len(entry.runs))
     return (*order, tuple(map(int, version)))
 
 
 def _figures(of: Mapping[str, Cell], measured: Measured) -> list[str]:
-    """What else was measured of each cell, beside what was published."""
+    """Further metrics of each cell, beside the published ones."""
     heads = ("cell", "measured", "published", "ours", "record")
     theirs = lambda name, what: of[name].theirs(what) if name in of else ""
     lines = [
@@ -203,7 +203,7 @@ def _figures(of: Mapping[str, Cell], measured: Measured) -> list[str]:
 
 
 def _published(cell: Cell | None, of: Mapping[str, Cell]) -> tuple[str, str]:
-    """NLL (units), and the difference to the cell it is held against."""
+    """Published NLL (units), and the difference to the cell it is compared with."""
     if cell is None or cell.published is None:
         return "", ""
     units = f" ({cell.units})" if cell.units else ""
@@ -217,7 +217,7 @@ def _entry(
     name: str, entry: RecordedCell, of: Mapping[str, Cell], file: str, record: TableRecord
 ) -> list[str]:
     runs, first = entry.runs, entry.runs[0]
-    how = [_passes(entry, record), f"L_{first.k} of {first.n:,} images"]
+    how = [_epochs(entry, record), f"L_{first.k} of {first.n:,} images"]
     how += [f"seed{'s' * (len(runs) > 1)} {', '.join(str(run.seed) for run in runs)}"]
     how += _made_with(runs, record)
     how += [first.note] if first.note else []
@@ -230,12 +230,12 @@ def _entry(
     return [f"`{name}`", published, _ours(entry), more, delta, apart, ", ".join(how), f"`{file}`"]
 
 
-def _passes(entry: RecordedCell, record: TableRecord) -> str:
+def _epochs(entry: RecordedCell, record: TableRecord) -> str:
     """How long the runs were trained, and how."""
     before = f" after those of `{entry.after}`" if entry.after else ""
     seconds = [run.training_seconds for run in entry.runs if run.training_seconds]
     took = f" in {np.mean(seconds):,.0f} s" if seconds else ""
-    return f"{entry.runs[0].passes} passes{_stepping(entry, record)}{before}{took}"
+    return f"{entry.runs[0].epochs} passes{_stepping(entry, record)}{before}{took}"
 
 
 def _ours(entry: RecordedCell) -> str:
@@ -259,7 +259,7 @@ def _made_with(runs: Sequence[Result], record: TableRecord) -> list[str]:
 
 
 def _other(file: str, name: str, record: Mapping[str, Any]) -> str:
-    """What a record of an experiment that is no table holds."""
+    """The section of a record that is not a table."""
     source = record.get("source")
     lines = [f"## {name}: `{file}`", ""]
     lines += [f"After {source}.", ""] if source else []
@@ -293,7 +293,7 @@ def _measured(value: Any) -> str:
 
 
 BAR = r"\|"
-"""A bar that ends no cell, as those of E|log p̂ − E log p̂|."""
+"""A bar that does not end a cell, as in E|log p̂ − E log p̂|."""
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Rows of a table: our figures of each cell, as its runs stand."""
+"""Rows of a table: our figures of each cell."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +16,15 @@ from iwae.experiments.tables import Cell
 
 @dataclass(frozen=True)
 class Row:
-    """A cell with what there is of it."""
+    """A cell with its results so far."""
 
     cell: Cell
     state: str
-    """done, or what there is instead."""
+    """done, or the state of the first unfinished run."""
     results: list[Result]
-    """Of each seed, when all are there."""
+    """Results by seed; empty until all are finished."""
     reference: list[Result]
-    """Of the cell that it is held against."""
+    """Results of the cell that it is compared with."""
     failures: list[str]
 
     @property
@@ -33,7 +33,7 @@ class Row:
 
     @property
     def nll(self) -> Figure:
-        """Over seeds, or of a single one over examples."""
+        """Mean and standard error over seeds, or for one seed over examples."""
         if len(self.results) == 1:
             return _figure(self.results[0].nll, self.results[0].nll_se)
         return mean_and_error(np.array([e.nll for e in self.results]))
@@ -45,7 +45,7 @@ class Row:
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """What else was measured, by name, over seeds or of a single one."""
+        """Further metrics by name, over seeds or for a single one."""
         each = [
             {name: figure for of in e.figures.values() for name, figure in of.items()}
             for e in self.results
@@ -56,8 +56,7 @@ class Row:
 
     @property
     def difference(self) -> Figure | None:
-        """NLL less that of the cell it is held against: seed by seed, or of a single one image by
-        image."""
+        """NLL minus that of the cell to compare with, paired by seed, or for one seed by image."""
         if not (self.results and self.reference):
             return None
         pairs = list(zip(self.results, self.reference, strict=True))
@@ -71,15 +70,15 @@ def _figure(value: float, error: float | None) -> Figure:
 
 
 def mean_difference(differences: Sequence[float]) -> Figure:
-    """Mean over seeds and its standard error, which is unknown of one, or of equal runs."""
+    """Mean over seeds and its standard error, which is unknown for one seed or equal runs."""
     if len(differences) == 1 or not any(differences):
         return float(np.mean(differences)), UNKNOWN
     return mean_and_error(np.array(differences))
 
 
 def _paired(ours: Result, other: Result) -> Figure:
-    """NLL less the other, image by image; the error is unknown where likelihoods were not kept, or
-    are those of one run."""
+    """NLL minus the other, paired by image; the error is unknown if likelihoods were not kept, or
+    both are the same run."""
     a, b = ours.log_likelihoods, other.log_likelihoods
     if a is None or b is None or np.array_equal(a, b):
         return ours.nll - other.nll, UNKNOWN
@@ -92,7 +91,7 @@ def rows(
     out: Path,
     failures: Mapping[Job, Failure] | None = None,
 ) -> list[Row]:
-    """Every cell as its runs in `out` stand; `jobs` may hold more cells, to hold these against."""
+    """The rows of cells by their runs in `out`; `jobs` also holds the cells to compare with."""
     failed = dict(failures or {})
     found: dict[str, list[Result | None]] = {}
     for name, of in jobs.items():
@@ -111,8 +110,8 @@ def rows(
 
 
 def _found(job: Job, out: Path, failed: dict[Job, Failure]) -> Result | None:
-    """What is recorded of a job, with its likelihoods if they were kept; where a file is damaged
-    the job has `failed`, and the others have not."""
+    """The result of a job, with its likelihoods if they were kept; damaged files count as failure
+    of this job in `failed`."""
     try:
         result = recorded(job, out)
         return result and replace(result, log_likelihoods=log_likelihoods(job, out))
@@ -122,7 +121,7 @@ def _found(job: Job, out: Path, failed: dict[Job, Failure]) -> Result | None:
 
 
 def _state(jobs: Sequence[Job], out: Path) -> str:
-    """What is left to do first."""
+    """The state of the first unfinished run, or done."""
     states = [state(job, out) for job in jobs]
     left = [s for s in states if s != "done"]
     if not left:

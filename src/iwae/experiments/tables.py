@@ -1,21 +1,21 @@
-"""Published tables: what each cell is trained with, what was published of it, and their files.
+"""Published tables: the settings and published figures of each cell, and the TOML files of tables.
 
-A table is a file of TOML. Its entries:
+A table is a TOML file with these entries:
 
-- `about`, `source`: one line each; `recipe`: what all cells start from (paper); `seeds`: unless
-  they are given ([0]); `pictured`: whether curves and reconstructions are drawn as well.
-- `[nll]`: rows of what was published, after `columns`, their names: "84.78", "84.78 ± 0.02" or
-  "84.78 (25)" with active units, by layer "82.90 (26+7)", in nats. There is no cell where it is
-  empty. Left out: every row has every column, and no NLL was published.
-- `[settings]`: fields of the configuration of all cells; `[rows]` and `[columns]`: of each row and
-  column, by name, which replace those. `unset` lists fields that stand at none. A column says
-  `against` which other the table holds it, and `after` which other it is trained on.
-- `measures`: what else is measured, by names of `iwae.evaluation.metrics.MEASURES`; `[further]`:
-  what was published of that, in nats or in words, by patterns of cells.
-- `like`: the table whose cells these are, `only` those whose names fit one of these patterns.
-- `order`: settings, numbers, by which cells are listed; left out: row by row.
+- `about`, `source`: one line each; `recipe`: settings that all cells start from (default paper);
+  `seeds`: default seeds ([0]); `pictured`: whether to draw curves and reconstructions as well.
+- `[nll]`: rows of published figures in nats, under the names in `columns`: "84.78",
+  "84.78 ± 0.02", or with active units "84.78 (25)", by layer "82.90 (26+7)". An empty entry is no
+  cell. Without `[nll]` every row has every column, and no NLL was published.
+- `[settings]`: fields of the configuration for all cells; `[rows]` and `[columns]`: those of each
+  row and column, which override them. `unset` lists fields to set to None. `against` names the
+  column to compare with, and `after` the column whose model is trained further.
+- `measures`: further metrics, by names of `iwae.evaluation.metrics.MEASURES`; `[further]`: their
+  published values, in nats or in words, by patterns of cell names.
+- `like`: another table whose cells are used; `only`: patterns of their names.
+- `order`: numeric settings by which cells are sorted; by default they are listed row by row.
 
-A cell is called ROW/COLUMN, and a row DATASET or DATASET/….
+A cell is named ROW/COLUMN, and a row DATASET or DATASET/….
 """
 
 import fnmatch
@@ -31,7 +31,7 @@ from iwae.errors import InputError, nearest
 from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError
 
-FOLDER = Path(__file__).parent / "published"
+PUBLISHED = Path(__file__).parent / "published"
 """The tables of this package."""
 
 Widths = tuple[int, ...] | tuple[tuple[int, ...], ...]
@@ -42,7 +42,7 @@ Setting = int | float | str | Widths | None
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a table: the settings that are its own, and what was published of it."""
+    """One entry of a table: its own settings and its published figures."""
 
     name: str
     """Parts from the coarsest to the finest, e.g. mnist/1/iwae-50."""
@@ -51,23 +51,23 @@ class Cell:
     published: Figure | None = None
     """NLL in nats."""
     units: str = ""
-    """Active units that were published, layer by layer."""
+    """Published active units, layer by layer."""
     against: str | None = None
-    """The cell that the table holds it against."""
+    """The cell that it is compared with."""
     after: str | None = None
-    """The cell whose model is trained on (`continued`)."""
+    """The cell whose model is trained further (`continued`)."""
     measures: tuple[str, ...] = ()
-    """What else is measured, by names of `iwae.evaluation.metrics.MEASURES`."""
+    """Further metrics, by names of `iwae.evaluation.metrics.MEASURES`."""
     further: Mapping[str, float | str] = field(default_factory=dict)
-    """Published figures of these measures, in nats, or what was said of them."""
+    """Published values of these metrics, in nats or in words."""
 
     @property
     def dataset(self) -> str:
-        """The data set or file of its settings."""
+        """The data set or file in its settings."""
         return str(self.settings["dataset"])
 
     def theirs(self, what: str) -> str:
-        """What was published of a measured figure, in words; empty where nothing was."""
+        """The published value of a metric, in words; empty if there is none."""
         figure = self.further.get(what, "")
         return figure if isinstance(figure, str) else f"{figure:.2f}"
 
@@ -80,24 +80,24 @@ class Experiment:
     about: str
     source: str
     recipe: str
-    """What all cells start from, unless another is given."""
+    """Settings that all cells start from, unless another recipe is given."""
     cells: tuple[Cell, ...] = field(repr=False)
     seeds: tuple[int, ...] = (0,)
-    """Unless they are given."""
+    """Default seeds."""
     pictured: bool = False
-    """Whether training curves and reconstructions are drawn as well."""
+    """Whether to draw training curves and reconstructions as well."""
 
 
 Entry = dict[str, int | float | str | list[int] | list[list[int]] | list[str]]
-"""Settings of a row or column, and what `_RESERVED` names."""
+"""Settings of a row or column, and entries in `_RESERVED`."""
 
 _RESERVED = ("unset", "against", "after")
-"""Entries of a row or column that are no settings."""
+"""Entries of a row or column that are not settings."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """What a file holds."""
+    """The content of a table's file."""
 
     about: str
     source: str
@@ -116,8 +116,10 @@ class _File:
 
 
 def read(path: Path) -> Experiment:
-    """The table in a file, called as the file is; `InputError` names the entry that does not fit,
-    or a cell whose settings mean nothing."""
+    """Read the table in a file, which is named like the file.
+
+    `InputError` names an invalid entry, or a cell with invalid settings.
+    """
     from iwae.evaluation.metrics import MEASURES
 
     experiment = _read(path)
@@ -126,24 +128,26 @@ def read(path: Path) -> Experiment:
         *MEASURES
     }:
         raise InputError(
-            f"{path} asks for the measure {measure!r}, which is none; "
+            f"{path} asks for the measure {measure!r}, which does not exist; "
             f"{nearest(measure, list(MEASURES))}."
         )
     for cell in experiment.cells:
         try:
             override(start, **cell.settings)
         except InputError as error:
-            raise InputError(f"{path} has a cell {cell.name} that cannot be: {error}") from error
+            raise InputError(
+                f"{path} has a cell {cell.name} with invalid settings: {error}"
+            ) from error
     return experiment
 
 
 def published(name: str) -> Experiment:
-    """The table of this package of that name."""
-    return _read(FOLDER / f"{name}.toml")
+    """The table of this package with this name."""
+    return _read(PUBLISHED / f"{name}.toml")
 
 
 def _read(path: Path) -> Experiment:
-    """`read`, without a look at what settings mean."""
+    """`read` without validating the settings of cells."""
     try:
         file = persisted.typed(tomllib.loads(read_text(path)), _File)
         cells = _cells(file) if file.like is None else _like(file, path)
@@ -154,8 +158,8 @@ def _read(path: Path) -> Experiment:
         raise InputError(f"{path} is not valid TOML: {error}.") from error
     except MistypedError as error:
         raise InputError(
-            f"{path} is no published table, since {error}; write it as those of "
-            f"iwae/experiments/published are."
+            f"{path} is not a published table, since {error}; write it like those in "
+            f"iwae/experiments/published."
         ) from error
     measures = tuple(file.measures)
     cells = [replace(c, measures=measures, further=_further(c.name, file)) for c in cells]
@@ -171,13 +175,13 @@ def _read(path: Path) -> Experiment:
 
 
 def _further(name: str, file: _File) -> dict[str, float | str]:
-    """What was published of a cell's measures: of every pattern that its name fits."""
+    """Published metrics of a cell, from every pattern that matches its name."""
     fitting = [of for pattern, of in file.further.items() if fnmatch.fnmatchcase(name, pattern)]
     return {figure: value for of in fitting for figure, value in of.items()}
 
 
 def _cells(file: _File) -> list[Cell]:
-    """The cells of rows and columns, in their order."""
+    """The cells of rows and columns, in order."""
     names = file.nll.get("columns", list(file.columns))
     cells: list[Cell] = []
     for row in file.nll.keys() - file.rows.keys() - {"columns"}:
@@ -195,7 +199,7 @@ def _cells(file: _File) -> list[Cell]:
 
 
 def _cell(row: str, column: str, figure: str | float | None, *entries: Entry) -> Cell:
-    """A cell of entries of which the later ones count."""
+    """A cell from entries of which later ones override earlier ones."""
     settings: dict[str, Setting] = {}
     for entry in entries:
         for name in _texts(entry.get("unset", [])):
@@ -216,10 +220,10 @@ def _cell(row: str, column: str, figure: str | float | None, *entries: Entry) ->
 
 
 def _number(cell: Cell, name: str) -> float:
-    """A setting of a cell by which it is listed."""
+    """A setting of a cell by which it is sorted."""
     value = cell.settings.get(name)
     if not isinstance(value, int | float):
-        raise MistypedError(f"order has {name}, which is no number of {cell.name}")
+        raise MistypedError(f"order has {name}, which is not a number in {cell.name}")
     return value
 
 
@@ -228,32 +232,32 @@ FIGURE = re.compile(r"(\d+(?:\.\d+)?)(?: (?:±|\+-) (\d+(?:\.\d+)?))?(?: \((\d+(
 
 
 def _figure(text: str, where: str) -> tuple[Figure, str]:
-    """(NLL with its standard error, active units) of a text like 94.35 ± 0.02 or 82.90 (26+7)."""
+    """(NLL with its standard error, active units) from a text like 94.35 ± 0.02 or 82.90 (26+7)."""
     found = FIGURE.fullmatch(text)
     if found is None:
-        raise MistypedError(f"{where} has {text!r}, which is not of the kind 84.78 ± 0.02 (25)")
+        raise MistypedError(f"{where} has {text!r}, which is not of the form 84.78 ± 0.02 (25)")
     value, error, units = found.groups()
     return (float(value), UNKNOWN if error is None else float(error)), units or ""
 
 
 def _texts(value: object) -> Sequence[str]:
-    """Names in a list."""
+    """A list of names."""
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise MistypedError(f"unset is {value!r}, not a list of names of settings")
     return value
 
 
 def _frozen(value: object) -> Setting:
-    """A value of TOML, with tuples in place of lists."""
+    """A TOML value with tuples instead of lists."""
     if isinstance(value, list):
         return tuple(map(_frozen, value))  # type: ignore[return-value]
     return value  # type: ignore[return-value]
 
 
 def _like(file: _File, path: Path) -> list[Cell]:
-    """The cells of another table: one of this package, or a file beside this one."""
+    """The cells of another table: one of this package, or a file in the same directory."""
     name = str(file.like)
-    known = sorted(p.stem for p in FOLDER.glob("*.toml"))
+    known = sorted(p.stem for p in PUBLISHED.glob("*.toml"))
     if not name.endswith(".toml") and name not in known:
         raise MistypedError(f"like is {name!r}; {nearest(name, known)}")
     other = _read(path.parent / name) if name.endswith(".toml") else published(name)
@@ -264,8 +268,8 @@ def _like(file: _File, path: Path) -> list[Cell]:
 
 
 def _check_names(cells: Sequence[Cell]) -> None:
-    """`MistypedError` for a cell that refers to one which is not there."""
+    """`MistypedError` for a cell that refers to a missing one."""
     names = {cell.name for cell in cells}
     for cell in cells:
         for other in {cell.against, cell.after} - names - {None}:
-            raise MistypedError(f"{cell.name} refers to {other}, which is no cell of it")
+            raise MistypedError(f"{cell.name} refers to {other}, which is not one of its cells")

@@ -1,6 +1,6 @@
 """Densities in the plane whose integral is 1, so that E[(1/K) Σ w_i] = 1 for every valid proposal.
 
-They stand for the posterior of one example: a proposal is tried on them without a decoder.
+They stand for the posterior of one example, to test proposals without a decoder.
 """
 
 import math
@@ -16,11 +16,11 @@ from iwae.models.normal import log_normal, log_standard_normal
 
 Point = Float[Array, " 2"]
 NO_DATA = jnp.zeros(1, jnp.float32)
-"""What stands for x where there is none."""
+"""A placeholder for x, which these models do not have."""
 
 
 RADIUS, THICKNESS = 2.0, 0.3
-"""Of the ring."""
+"""Of the ring: radius r and width s."""
 
 
 def ring(z: Point) -> Float[Array, ""]:
@@ -33,17 +33,17 @@ def ring(z: Point) -> Float[Array, ""]:
 
 
 MODES, AROUND, WIDTH = 8, 2.5, 0.4
-"""Of the mixture: how many, the radius of the circle they lie on, and σ."""
+"""Of the mixture: number of modes, radius of their circle, and σ."""
 
 
 def _centres(n: Float[Array, " n"]) -> Float[Array, "n 2"]:
-    """Of the modes of these numbers."""
+    """Centres of the modes with these indices."""
     angle = 2 * jnp.pi * n / MODES
     return AROUND * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
 
 
 def mixture(z: Point) -> Float[Array, ""]:
-    """Eight Gaussians of σ = 0.4, alike, evenly on a circle of radius 2.5."""
+    """Eight equal Gaussians of σ = 0.4, evenly on a circle of radius 2.5."""
     centres = _centres(jnp.arange(MODES))
     each = log_normal(z, centres, jnp.full(centres.shape, jnp.log(WIDTH)))
     return jax.nn.logsumexp(each) - jnp.log(MODES)

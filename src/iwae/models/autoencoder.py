@@ -37,23 +37,23 @@ class Autoencoder(HasSlots):
     The slots take any callable equinox modules: each conditional maps a vector to (μ, log σ), and
     `observation` maps h_1 to the likelihood's parameters, flat or [n_parameters, d].
 
-    A subclass may put a part of its own in the place of one of these, and states which:
+    A subclass may replace parts, and declares which:
 
     - `own_proposal = True`, with `propose` and `log_proposal`: another q(h|x). Posterior means are
-      then averages of its draws, and the ELBO has one KL term for all layers.
-    - `own_prior = True`, with `log_prior_terms`; and with `prior`, if it is to be sampled.
-    - `own_observation = True`, with `log_observation`; and with `draw` and `expected`, if examples
-      are to be drawn and reconstructed.
+      then averages over its draws, and the ELBO has one KL term for all layers.
+    - `own_prior = True`, with `log_prior_terms`: another p(h); define `prior` as well to sample.
+    - `own_observation = True`, with `log_observation`: another p(x|h); define `draw` and `expected`
+      as well to sample and reconstruct.
 
-    Whatever else the subclass inherits that would not be true of such a part is refused. A class
-    that writes one of these methods without saying so, or half of a part, is refused as it is made
-    (`InputError`): its numbers would be those of the part that it replaces.
+    Inherited methods that would be wrong for a replaced part raise `InputError`. So does defining a
+    class that overrides one of these methods without declaring it, or only half of a part, since
+    its results would be those of the original part.
     """
 
     encoder: tuple[Conditional, ...]
-    """q(h_1|x), q(h_2|h_1), …, from the image up."""
+    """q(h_1|x), q(h_2|h_1), …, from the data upwards."""
     decoder: tuple[Conditional, ...]
-    """p(h_1|h_2), p(h_2|h_3), …, from the image up: one fewer than the encoder."""
+    """p(h_1|h_2), p(h_2|h_3), …, from the data upwards: one fewer than the encoder."""
     observation: Callable[[Array], Array]
     likelihood: AbstractLikelihood
     latents: tuple[int, ...] = eqx.field(static=True)
@@ -79,7 +79,7 @@ class Autoencoder(HasSlots):
 
     @property
     def moves_with_its_parameters(self) -> bool:  # type: ignore[override]
-        """Its draws are differentiable, as far as its density is."""
+        """The built-in draws are differentiable wherever the density is."""
         return not self.own_proposal
 
     def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> PyTree:
@@ -95,13 +95,13 @@ class Autoencoder(HasSlots):
         return self.reparametrize(x, self.noise(k, key))
 
     def noise(self, k: int, key: PRNGKeyArray) -> Latents:
-        """ε_l ~ N(0, I) of K draws, from the image up."""
+        """ε_l ~ N(0, I) of K draws, from the data upwards."""
         return self.recognition.noise(k, key)
 
     def reparametrize(
         self, x: Float[Array, " d"], epsilon: Latents
     ) -> tuple[Latents, Float[Array, " k"]]:
-        """(h, log q(h|x)) of the draws that ε stands for."""
+        """(h, log q(h|x)) of the draws made from ε."""
         return self.recognition.reparametrize(x, epsilon)
 
     def log_proposal(self, x: Float[Array, " d"], h: PyTree) -> Float[Array, " k"]:
@@ -117,9 +117,9 @@ class Autoencoder(HasSlots):
     def posterior_mean(
         self, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
     ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
-        """E[h_l|x] under q and the squared standard error of the estimate, from which A_u is made.
+        """E[h_l|x] under q, which A_u needs, and its squared standard error.
 
-        For l = 1 the encoder's mean, exactly; above, an average over k draws.
+        For l = 1 it is exactly the encoder's mean; above, an average over k draws.
         """
         if self.own_proposal:
             return super().posterior_mean(x, layer, k, key)
@@ -138,37 +138,37 @@ class Autoencoder(HasSlots):
         return self.generation.parameters(h1)
 
     def prior(self, n: int, key: PRNGKeyArray) -> Latents:
-        """n ancestral draws through p(h_L) … p(h_1|h_2), from the image up."""
+        """n ancestral draws through p(h_L) … p(h_1|h_2), from the data upwards."""
         if self.own_prior:
-            self._refuse("own_prior", "prior")
+            self._reject("own_prior", "prior")
         return self.generation.prior(n, key)
 
     def draw(self, h1: Float[Array, " d1"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """x ~ p(x|h_1)."""
         if self.own_observation:
-            self._refuse("own_observation", "draw")
+            self._reject("own_observation", "draw")
         return self.generation.draw(h1, key)
 
     def expected(self, h1: Float[Array, " d1"]) -> Float[Array, " d"]:
         """E[x|h_1]."""
         if self.own_observation:
-            self._refuse("own_observation", "expected")
+            self._reject("own_observation", "expected")
         return self.generation.expected(h1)
 
     def pruned(self, keep: Keep, fill: tuple[Array, ...]) -> "Autoencoder":
-        """The model with the latent units outside `keep` taken out of p and q, and held at `fill`.
+        """The model with the latent units outside `keep` removed from p and q and fixed at `fill`.
 
         What remains is again a latent-variable model, so its log-weights bound its own log p(x).
         """
         for part, own in _stated(type(self)).items():
             if own:
-                self._refuse(part, "pruned")
+                self._reject(part, "pruned")
         return prune_parts(self, keep, fill)
 
-    def _refuse(self, part: str, method: str) -> NoReturn:
+    def _reject(self, part: str, method: str) -> NoReturn:
         raise InputError(
-            f"{type(self).__name__} states {part} = True, of which Autoencoder.{method} knows "
-            f"nothing; write {method} in it."
+            f"{type(self).__name__} declares {part} = True, for which Autoencoder.{method} is not "
+            f"valid; define {method} in it."
         )
 
 
@@ -177,7 +177,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "own_prior": ("log_prior_terms",),
     "own_observation": ("log_observation",),
 }
-"""What a subclass may state to be its own, and the methods that it then has to write."""
+"""Parts that a subclass may declare as its own, and the methods that it then has to define."""
 
 FOLLOWING: dict[str, str] = {
     "propose_and_log_prob": "own_proposal",
@@ -187,20 +187,20 @@ FOLLOWING: dict[str, str] = {
     "draw": "own_observation",
     "expected": "own_observation",
 }
-"""Methods that it may write beside those, and the part that each is of."""
+"""Further methods that a subclass may define, and the part that each belongs to."""
 
 SEALED: dict[str, str] = {
-    "log_joint": "write log_prior_terms or log_observation",
-    "noise": "write propose and log_proposal",
-    "reparametrize": "write propose and log_proposal",
-    "dream": "write sample_joint",
+    "log_joint": "define log_prior_terms or log_observation",
+    "noise": "define propose and log_proposal",
+    "reparametrize": "define propose and log_proposal",
+    "dream": "define sample_joint",
 }
-"""Methods that a subclass cannot replace, and what it does instead; log_joint is the sum of its
+"""Methods that a subclass cannot override, and what to do instead; log_joint is the sum of the
 parts."""
 
 
 def _stated(cls: type[Autoencoder]) -> dict[str, bool]:
-    """Which of `PARTS` a class states to be its own."""
+    """Which of `PARTS` a class declares as its own."""
     return {
         "own_proposal": cls.own_proposal,
         "own_prior": cls.own_prior,
@@ -209,35 +209,35 @@ def _stated(cls: type[Autoencoder]) -> dict[str, bool]:
 
 
 def _check_parts(cls: type[Autoencoder]) -> None:
-    """`InputError` for a subclass that replaces a part without saying so, or half of one."""
+    """`InputError` for a subclass that replaces a part without declaring it, or half of one."""
     if Autoencoder not in cls.__bases__:
         raise InputError(
-            f"{cls.__name__} is a subclass of {cls.__bases__[0].__name__}, but a subclass of "
-            f"Autoencoder is the last of its line; make it a subclass of Autoencoder itself."
+            f"{cls.__name__} is a subclass of {cls.__bases__[0].__name__}, but subclasses "
+            f"of Autoencoder are final; make it a direct subclass of Autoencoder."
         )
     writes = partial(_writes, cls)
     for name, instead in SEALED.items():
         if writes(name):
-            raise InputError(f"{cls.__name__} writes {name}, but cannot; {instead} instead.")
+            raise InputError(f"{cls.__name__} defines {name}, but must not; {instead} instead.")
     stated = _stated(cls)
     methods = {name: part for part, names in PARTS.items() for name in names} | FOLLOWING
     for name, part in methods.items():
         if writes(name) and not stated[part]:
             raise InputError(
-                f"{cls.__name__} writes {name}, but does not say that this part is its own; state "
-                f"{part} = True in it, and write {' and '.join(PARTS[part])}."
+                f"{cls.__name__} defines {name}, but does not declare that this part is its own; "
+                f"declare {part} = True in it, and define {' and '.join(PARTS[part])}."
             )
     for part, names in PARTS.items():
         for name in names:
             if stated[part] and not writes(name):
                 raise InputError(
-                    f"{cls.__name__} states {part} = True, but does not write {name}; write "
-                    f"{' and '.join(names)}, or say that the inherited one holds by `{name} = "
+                    f"{cls.__name__} declares {part} = True, but does not define {name}; define "
+                    f"{' and '.join(names)}, or keep the inherited one by `{name} = "
                     f"Autoencoder.{name}`."
                 )
 
 
 def _writes(cls: type[Autoencoder], name: str) -> bool:
-    """Whether a method stands in a class, or comes to it from one beside `Autoencoder`."""
+    """Whether a class overrides a method of `Autoencoder`, itself or through another base."""
     inherited = inspect.getattr_static(Autoencoder, name)
     return name in vars(cls) or inspect.getattr_static(cls, name) is not inherited

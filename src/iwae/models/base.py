@@ -1,9 +1,9 @@
-"""What a model is: the contract, and how models of one's own enter it.
+"""The contract of models.
 
 A model is written for ONE example x and yields K log-weights. Its draws h are a pytree whose leaves
-lead with the axis K. Within the package a model is a `Model`, which states what it can do; at the
-public edges anything with `propose`, `log_joint` and `log_proposal` (`ModelLike`) is taken, by way
-of `as_model`.
+have the leading axis K. Within the package a model is a `Model`, which declares what it can do;
+public functions also accept any object with `propose`, `log_joint` and `log_proposal`
+(`ModelLike`), which `as_model` adapts.
 """
 
 import warnings
@@ -21,9 +21,9 @@ from iwae.errors import InputError
 from iwae.models.likelihoods import AbstractLikelihood
 
 Latents = tuple[Float[Array, "k _"], ...]
-"""h_1, …, h_L, from the data up."""
+"""h_1, …, h_L, from the data upwards."""
 Conditional = Callable[[Array], tuple[Array, Array]]
-"""From a vector to (μ, log σ)."""
+"""Maps a vector to (μ, log σ)."""
 
 
 # --- the contract -----------------------------------------------------------------------------
@@ -31,7 +31,7 @@ Conditional = Callable[[Array], tuple[Array, Array]]
 
 @runtime_checkable
 class ModelLike(Protocol):
-    """The least that a model of one's own needs."""
+    """The methods that a model needs."""
 
     def propose(self, x: Array, k: int, key: PRNGKeyArray) -> PyTree:
         """K draws h ~ q(h|x)."""
@@ -44,30 +44,30 @@ class ModelLike(Protocol):
 
 
 class Model(eqx.Module):
-    """A latent-variable model: three methods, and what it states of its draws.
+    """A latent-variable model: subclass it and define the three abstract methods.
 
-    What is stated has a default that holds for independent draws from a density of their own; a
-    class states otherwise by an attribute, a field or a property of that name.
+    The attributes declare properties of the draws. Their defaults hold for independent draws with a
+    density; a subclass overrides them by an attribute, a field or a property of the same name.
     """
 
     block: ClassVar[int] = 1
-    """Draws that the proposal makes at once."""
+    """Number of draws that the proposal makes at once."""
     in_blocks: ClassVar[bool] = False
-    """Whether draws are weighed in such blocks together, so that q(h|x) of one has no density."""
+    """Whether draws are weighted in such blocks together, so that single draws have no density."""
     independent_draws: ClassVar[bool] = True
     """Whether the K draws of an example are independent of one another, as `dreg` needs."""
     density_of_draws: ClassVar[bool] = True
-    """Whether `log_proposal` is the density that the draws have, as partial gradients need."""
+    """Whether `log_proposal` is the density of the draws, as partial gradients need."""
     made_from_noise: ClassVar[bool] = False
-    """Whether the draws are those that `reparametrize` makes of `noise`."""
+    """Whether the draws are `reparametrize` of `noise`."""
     moves_with_its_parameters: ClassVar[bool] = False
-    """Whether the draws are known to move with every parameter of q(h|x); else it is looked up."""
+    """Whether the draws are known to depend on every parameter of q(h|x); else this is checked."""
     samples_joint: ClassVar[bool] = False
-    """Whether there is a `sample_joint`."""
+    """Whether `sample_joint` is defined."""
 
     @abstractmethod
     def propose(self, x: Array, k: int, key: PRNGKeyArray) -> PyTree:
-        """K draws h ~ q(h|x), reparametrised where a gradient is to pass through them."""
+        """K draws h ~ q(h|x), reparametrised if a gradient has to pass through them."""
 
     @abstractmethod
     def log_joint(self, x: Array, h: PyTree) -> Float[Array, " k"]:
@@ -80,30 +80,30 @@ class Model(eqx.Module):
     def propose_and_log_prob(
         self, x: Array, k: int, key: PRNGKeyArray
     ) -> tuple[PyTree, Float[Array, " k"]]:
-        """K draws and log q(h|x) of each: `propose` and `log_proposal`, or both at once."""
+        """K draws and log q(h|x) of each; override it if both are cheaper together."""
         h = self.propose(x, k, key)
         return h, self.log_proposal(x, h)
 
     def noise(self, k: int, key: PRNGKeyArray) -> PyTree:
-        """What K draws are made from; for models that state `made_from_noise`."""
+        """The noise of K draws; for models that declare `made_from_noise`."""
         raise self._cannot("draw noise", "noise")
 
     def reparametrize(self, x: Array, epsilon: PyTree) -> tuple[PyTree, Float[Array, " k"]]:
-        """(h, log q(h|x)) of the draws that noise stands for."""
+        """(h, log q(h|x)) of the draws made from noise."""
         raise self._cannot("make draws from noise", "reparametrize")
 
     def sample_joint(self, n: int, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-        """n draws (x, h) ~ p(x, h); for models that state `samples_joint`."""
+        """n draws (x, h) ~ p(x, h); for models that declare `samples_joint`."""
         raise self._cannot("draw (x, h) from p(x, h)", "sample_joint")
 
     def _cannot(self, what: str, method: str) -> InputError:
         return InputError(
-            f"{type(self).__name__} does not say how to {what}; give it a method {method}."
+            f"{type(self).__name__} does not define how to {what}; give it a method {method}."
         )
 
 
 class Adapted(Model):
-    """An object with the three methods of a `ModelLike`, and what it states beside them."""
+    """A `Model` from an object with the three methods of a `ModelLike`, and its attributes."""
 
     model: ModelLike
 
@@ -148,35 +148,35 @@ class Adapted(Model):
 
 @runtime_checkable
 class StatesBlock(Protocol):
-    """An object whose draws come in blocks."""
+    """An object whose proposal makes draws in blocks."""
 
     block: int
 
 
 @runtime_checkable
 class StatesDependence(Protocol):
-    """An object that says whether its draws are independent."""
+    """An object that declares whether its draws are independent."""
 
     independent_draws: bool
 
 
 @runtime_checkable
 class StatesDensity(Protocol):
-    """An object that says whether its density is that of its draws."""
+    """An object that declares whether its density is that of its draws."""
 
     density_of_draws: bool
 
 
 @runtime_checkable
 class SamplesJoint(Protocol):
-    """An object that draws from p(x, h)."""
+    """An object with `sample_joint`."""
 
     def sample_joint(self, n: int, key: PRNGKeyArray) -> tuple[PyTree, PyTree]: ...
 
 
 @runtime_checkable
 class Dreams(Protocol):
-    """An object that draws from p(x, h) by the former name of `sample_joint`."""
+    """An object with `dream`, the former name of `sample_joint`."""
 
     def dream(self, n: int, key: PRNGKeyArray) -> tuple[PyTree, PyTree]: ...
 
@@ -190,38 +190,37 @@ class HasEncoder(Protocol):
 
 @runtime_checkable
 class HasLatents(Protocol):
-    """Draws that hold h_1, …, h_L beside other things."""
+    """Draws that hold h_1, …, h_L beside other variables."""
 
     latents: Latents
 
 
 def _warn_of_dream() -> None:
     warnings.warn(
-        "dream is sample_joint now; the former name goes with the next version.",
+        "dream was renamed to sample_joint; the former name will be removed in the next version.",
         DeprecationWarning,
         stacklevel=3,
     )
 
 
 def as_model(model: object) -> Model:
-    """A model as the package asks it, whoever wrote it.
+    """Return a `Model`, adapting other objects with its three methods.
 
-    An object that is no `Model` is asked for its draws by `propose` and for their density by
-    `log_proposal`; `block`, `independent_draws` and `density_of_draws` are believed where it states
-    them. `InputError` for an object without the three methods.
+    The attributes `block`, `independent_draws` and `density_of_draws` of such an object are used if
+    it has them. `InputError` for an object without the three methods.
     """
     if isinstance(model, Model):
         return model
     if not isinstance(model, ModelLike):
         raise InputError(
-            f"{type(model).__name__} was given for a model, but a model has the methods propose, "
-            f"log_joint and log_proposal; write those that are missing."
+            f"{type(model).__name__} was given as a model, but a model has the methods propose, "
+            f"log_joint and log_proposal; define those that are missing."
         )
     return Adapted(model)
 
 
 def block_of(model: ModelLike) -> int:
-    """How many draws the model's proposal makes at once."""
+    """Number of draws that the model's proposal makes at once."""
     return as_model(model).block
 
 
@@ -248,14 +247,14 @@ class FromFunctions(Model):
     """A model from your own functions, each of which takes the parameters first.
 
     Args:
-        params: any pytree; its arrays are what a gradient is taken in.
+        params: any pytree; gradients are with respect to its arrays.
         propose: `propose(params, x, k, key)` makes K reparametrised draws h, any pytree whose
-            leaves lead with the axis K.
+            leaves have the leading axis K.
         log_joint: `log_joint(params, x, h)`, log p(x, h) of each draw [K], in nats.
         log_proposal: `log_proposal(params, x, h)`, log q(h|x) of each draw [K], in nats.
 
     Returns:
-        A model that bounds, estimators and evaluation take.
+        A model for bounds, estimators and evaluation.
 
     Raises:
         TypeError: if one of the functions is left out.
@@ -305,15 +304,15 @@ class AbstractAutoencoder(Model):
 
         log_joint − log_proposal = log_observation + Σ log_prior_terms − Σ log_proposal_terms.
 
-    What is asked of layers, codes and samples has a default that holds for any draws, or says that
-    the class does not tell.
+    Methods about layers, codes and samples have defaults that are valid for any draws, or raise
+    `InputError` until a subclass defines them.
     """
 
     likelihood: eqx.AbstractVar[AbstractLikelihood]
     latents: eqx.AbstractVar[tuple[int, ...]]
     """Units of h_1, …, h_L."""
     own_proposal: ClassVar[bool] = False
-    """Whether a subclass draws in a way of its own, by `propose` and `log_proposal`."""
+    """Whether a subclass has another q(h|x), by `propose` and `log_proposal`."""
     own_prior: ClassVar[bool] = False
     """Whether a subclass has another p(h), by `log_prior_terms`."""
     own_observation: ClassVar[bool] = False
@@ -333,11 +332,11 @@ class AbstractAutoencoder(Model):
         return self.log_observation(x, h) + sum(self.log_prior_terms(h))
 
     def log_proposal_terms(self, x: Float[Array, " d"], h: PyTree) -> list[Float[Array, " k"]]:
-        """log q(h_l|h_{l−1}) for l = 1 … L; where q is not told apart by layers, one term."""
+        """log q(h_l|h_{l−1}) for l = 1 … L; one term if q does not factorise by layers."""
         return [self.log_proposal(x, h)]
 
     def layers(self, h: PyTree) -> PyTree:
-        """h_1, …, h_L within draws, whose form `latents_of` checks."""
+        """h_1, …, h_L of draws, in the form that `latents_of` checks."""
         return h.latents if isinstance(h, HasLatents) else h
 
     def posterior_mean(
@@ -348,7 +347,7 @@ class AbstractAutoencoder(Model):
         return jnp.mean(h, axis=0), jnp.var(h, axis=0, ddof=1) / k
 
     def prior(self, n: int, key: PRNGKeyArray) -> Latents:
-        """n draws h ~ p(h), from the data up."""
+        """n draws h ~ p(h), from the data upwards."""
         raise self._cannot("draw from its prior", "prior")
 
     def draw(self, h1: Float[Array, " d1"], key: PRNGKeyArray) -> Float[Array, " d"]:
@@ -357,7 +356,7 @@ class AbstractAutoencoder(Model):
 
     def expected(self, h1: Float[Array, " d1"]) -> Float[Array, " d"]:
         """E[x|h_1]."""
-        raise self._cannot("tell E[x|h_1]", "expected")
+        raise self._cannot("compute E[x|h_1]", "expected")
 
     def sample_joint(self, n: int, key: PRNGKeyArray) -> tuple[Float[Array, "n d"], PyTree]:
         """n draws (x, h) ~ p(x, h)."""
@@ -366,7 +365,7 @@ class AbstractAutoencoder(Model):
         return jax.vmap(self.draw)(h[0], jax.random.split(key_x, n)), h
 
     def dream(self, n: int, key: PRNGKeyArray) -> tuple[Float[Array, "n d"], PyTree]:
-        """`sample_joint`, by its former name."""
+        """The former name of `sample_joint`."""
         _warn_of_dream()
         return self.sample_joint(n, key)
 
@@ -383,12 +382,12 @@ class AbstractAutoencoder(Model):
     def pruned(
         self, keep: tuple[Bool[Array, " _"], ...], fill: tuple[Array, ...]
     ) -> "AbstractAutoencoder":
-        """The model with the latent units outside `keep` taken out, and held at `fill`."""
-        raise self._cannot("take units out", "pruned")
+        """The model with the latent units outside `keep` removed and fixed at `fill`."""
+        raise self._cannot("remove units", "pruned")
 
 
 def final(cls: type, base: str) -> InputError:
-    """What is raised where a subclass is made of a class that is final."""
+    """The error for a subclass of a final class."""
     return InputError(
         f"{cls.__name__} is a subclass of {base}, which is final; write a subclass of "
         f"iwae.models.Model that holds one in a field."
@@ -396,7 +395,7 @@ def final(cls: type, base: str) -> InputError:
 
 
 def latents_of(model: AbstractAutoencoder, h: PyTree) -> Latents:
-    """h_1, …, h_L of the model's draws, each [k, d_l]; `InputError` if they are of another form."""
+    """h_1, …, h_L of the model's draws, each [k, d_l]; `InputError` if they have another form."""
     latents = model.layers(h)
     fits = isinstance(latents, tuple | list) and (
         [jnp.shape(part)[1:] for part in latents] == [(d,) for d in model.latents]
@@ -404,7 +403,7 @@ def latents_of(model: AbstractAutoencoder, h: PyTree) -> Latents:
     if not fits:
         raise InputError(
             f"The draws of {type(model).__name__} are not (h_1, …, h_L) of {model.latents} units, "
-            f"so its layers cannot be told apart; have propose return such a tuple, or something "
-            f"with an attribute latents that is one."
+            f"so its layers are unknown; let propose return such a tuple, or an object with such a "
+            f"tuple as attribute latents."
         )
     return tuple(latents)

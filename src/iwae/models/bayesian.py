@@ -1,13 +1,13 @@
 """Networks with uncertain weights (IWAEU): Gaussian posteriors over the weights and biases.
 
 p(x|h) = ∫ p(x|h; θ) q(θ) dθ and q(h|x) = ∫ q(h|x; φ) q(φ) dφ, where q(θ) and q(φ) are factorised
-Gaussians. Every importance sample i has weights of its own,
+Gaussians. Every importance sample i has its own weights,
 
     w_i = p(x|h_i; θ_i) p(h_i) / q(h_i|x; φ_i),   θ_i ~ q(θ), φ_i ~ q(φ),
 
 the same φ_i for h_i and for its density, so that E[w_i] = p(x) and L_K is a lower bound of log p(x)
-(Hernández-Lobato et al., slides of 2016), of each example by itself: `weight_kl` says what is not
-bounded. Not the weights are drawn but what they make of a vector v, by local reparametrisation
+(Hernández-Lobato et al., slides of 2016) of each single example; see `weight_kl` for what is not
+bounded. Instead of the weights, their product with a vector v is drawn, by local reparametrisation
 (Kingma et al. 2015): W v + b is Gaussian with mean μ_W v + μ_b and variance σ_W² v² + σ_b².
 """
 
@@ -30,10 +30,10 @@ Part = TypeVar("Part")
 Out = TypeVar("Out")
 
 TINY = 1e-30
-"""Variance that is added, so that the square root of zero has a derivative."""
+"""Added to variances, so that the square root has a finite derivative at 0."""
 
 WEIGHTS = 2**32 - 1
-"""What the key of a draw is folded with for its weights; ε comes from the key itself."""
+"""Number that the key of a draw is folded with for its weights; ε uses the key itself."""
 
 
 class UncertainLinear(eqx.Module):
@@ -41,20 +41,20 @@ class UncertainLinear(eqx.Module):
 
     mean: Linear
     log_sigma: Linear
-    """log σ of the weights and of the biases, as a map of the same shape."""
+    """log σ of weights and biases, in a map of the same shape."""
 
     @staticmethod
     def around(linear: Linear, sigma: float) -> "UncertainLinear":
-        """Means of a map with fixed weights, and one σ for all."""
+        """The uncertain map with the weights of `linear` as means, and one σ for all."""
         same = lambda a: jnp.full_like(a, jnp.log(sigma))
         return UncertainLinear(linear, jax.tree.map(same, linear))
 
     def __call__(self, v: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
-        """What the mean weights make of v."""
+        """W v + b at the mean weights."""
         return self.mean(v)
 
     def draw(self, v: Float[Array, " n_in"], key: PRNGKeyArray) -> Float[Array, " n_out"]:
-        """W v + b of one draw of W and b."""
+        """W v + b for one draw of W and b."""
         variance = jax.tree.map(lambda a: jnp.exp(2 * a), self.log_sigma)
         mean = self.mean(v)
         noise = jax.random.normal(key, mean.shape, jnp.float32)
@@ -74,7 +74,7 @@ def _kl(mu: Array, log_sigma: Array, prior_sigma: float) -> Float[Array, ""]:
 
 
 class Drawn(eqx.Module):
-    """An uncertain map held at one draw, which the key stands for."""
+    """An uncertain map fixed at one draw, which the key determines."""
 
     linear: UncertainLinear
     key: PRNGKeyArray
@@ -91,7 +91,7 @@ class Draws(NamedTuple):
 
 
 class Slots(TypedDict):
-    """The parts of an `Autoencoder` by name, in whose order its uncertain maps are numbered."""
+    """The parts of an `Autoencoder` by name; their order numbers the uncertain maps."""
 
     encoder: tuple[Conditional, ...]
     decoder: tuple[Conditional, ...]
@@ -111,9 +111,9 @@ def _slots(model: "Autoencoder | UncertainAutoencoder") -> Slots:
 
 
 class UncertainAutoencoder(HasSlots):
-    """An autoencoder whose uncertain weights are drawn anew for every draw; these are `Draws`.
+    """An autoencoder whose uncertain weights are drawn anew for every draw; its draws are `Draws`.
 
-    It is made of the `Autoencoder`s that its slots are at one draw of all weights (`at`).
+    For one draw of all weights it is an `Autoencoder` (`at`).
     """
 
     encoder: tuple[Conditional, ...]
@@ -131,7 +131,7 @@ class UncertainAutoencoder(HasSlots):
     def around(
         model: Autoencoder, *, which: Literal["encoder", "decoder", "both"], sigma: float
     ) -> "UncertainAutoencoder":
-        """The model with the weights of these networks uncertain, its own as their means."""
+        """The model with uncertain weights in these networks, whose means are its weights."""
         slots = _slots(model)
         if which != "decoder":
             slots["encoder"] = _uncertain(model.encoder, sigma)
@@ -152,10 +152,10 @@ class UncertainAutoencoder(HasSlots):
         """KL(q(θ, φ) ‖ N(0, s² I)), in nats.
 
         Σ_x E[L_1(x)] − KL is a lower bound of log p(D), the evidence of the whole training set. For
-        K > 1 Σ_x E[L_K(x)] − KL is none: with weights of its own for every draw, L_K(x) tends to
-        log E_q[p(x|θ)], as if each example had been made with other weights. Of ten zeros and ten
-        ones of one pixel, whose logit is its bias, under q = prior = N(0, 10²), it is −14.24 at
-        K = 25, while log p(D) = −16.96.
+        K > 1 Σ_x E[L_K(x)] − KL is not: with separate weights for every draw, L_K(x) tends to
+        log E_q[p(x|θ)], as if each example had been generated with other weights. Example: for ten
+        zeros and ten ones of one pixel whose logit is its bias, and q = prior = N(0, 10²), it is
+        −14.24 at K = 25, while log p(D) = −16.96.
         """
         return sum((u.kl(prior_sigma) for u in _uncertain_parts(self)), jnp.zeros((), jnp.float32))
 
@@ -165,18 +165,18 @@ class UncertainAutoencoder(HasSlots):
     def propose_and_log_prob(
         self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
     ) -> tuple[Draws, Float[Array, " k"]]:
-        """K draws, each from weights of its own, and log q(h_i|x; φ_i)."""
+        """K draws, each with its own weights, and log q(h_i|x; φ_i)."""
         return self.reparametrize(x, self.noise(k, key))
 
     def noise(self, k: int, key: PRNGKeyArray) -> Draws:
-        """ε of K draws, each with the key of weights of its own."""
+        """ε of K draws, each with the key of its own weights."""
         weights = jax.random.split(jax.random.fold_in(key, WEIGHTS), k)
         return Draws(Recognition(self.encoder, self.latents).noise(k, key), weights)
 
     def reparametrize(
         self, x: Float[Array, " d"], epsilon: Draws
     ) -> tuple[Draws, Float[Array, " k"]]:
-        """(h, log q(h_i|x; φ_i)) of the draws that ε and its weights stand for."""
+        """(h, log q(h_i|x; φ_i)) of the draws made from ε and the weights' keys."""
         latents, log_q = self._each(lambda model, noise: model.reparametrize(x, noise), epsilon)
         return Draws(latents, epsilon.weights), log_q
 
@@ -185,7 +185,7 @@ class UncertainAutoencoder(HasSlots):
         return self._each(lambda model, latents: model.log_joint(x, latents), h)
 
     def log_proposal(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
-        """log q(h_i|x; φ_i), per draw, at the weights that it was drawn with."""
+        """log q(h_i|x; φ_i), per draw, with the weights that it was drawn with."""
         return self._each(lambda model, latents: model.log_proposal(x, latents), h)
 
     def log_observation(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
@@ -206,7 +206,7 @@ class UncertainAutoencoder(HasSlots):
     def posterior_mean(
         self, x: Float[Array, " d"], layer: int, k: int, key: PRNGKeyArray
     ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
-        """E[h_l|x] under q, over weights as well, and the squared standard error of it."""
+        """E[h_l|x] under q, including the weights, and its squared standard error."""
 
         def mean(model: Autoencoder, latents: Latents) -> Array:
             below = x if layer == 1 else latents[layer - 2][0]
@@ -216,14 +216,14 @@ class UncertainAutoencoder(HasSlots):
         return jnp.mean(mu, axis=0), jnp.var(mu, axis=0, ddof=1) / k
 
     def sample_joint(self, n: int, key: PRNGKeyArray) -> tuple[Float[Array, "n d"], Draws]:
-        """n draws (x, h), each from weights of its own."""
+        """n draws (x, h), each with its own weights."""
         keys = jax.random.split(key, (2, n))
         drawn = lambda weights, key: self.at(weights).sample_joint(1, key)
         x, latents = jax.tree.map(lambda a: a[:, 0], jax.vmap(drawn)(*keys))
         return x, Draws(latents, keys[0])
 
     def sample(self, n: int, key: PRNGKeyArray, *, mean: bool = True) -> Float[Array, "n d"]:
-        """n images, each from weights of its own."""
+        """n images, each with its own weights."""
         drawn = lambda weights, key: self.at(weights).sample(1, key, mean=mean)[0]
         return jax.vmap(drawn)(*jax.random.split(key, (2, n)))
 
@@ -232,11 +232,11 @@ class UncertainAutoencoder(HasSlots):
         return self.at(jax.random.fold_in(key, WEIGHTS)).reconstruct(x, key)
 
     def pruned(self, keep: Keep, fill: tuple[Array, ...]) -> "UncertainAutoencoder":
-        """The model with the units outside `keep` taken out of p and q, and held at `fill`."""
+        """The model with the units outside `keep` removed from p and q and fixed at `fill`."""
         return prune_parts(self, keep, fill)
 
     def _each(self, run: Callable[[Autoencoder, Latents], Out], h: Draws) -> Out:
-        """What `run` makes of each draw at its own weights, stacked."""
+        """The results of `run` for each draw with its own weights, stacked."""
 
         def one(key: PRNGKeyArray, latents: PyTree) -> Out:
             alone = jax.tree.map(lambda a: a[None], latents)
@@ -259,7 +259,7 @@ def _replaced(tree: Part, replace: Callable[[UncertainLinear], Linear]) -> Part:
 
 
 def _drawn(tree: Part, key: PRNGKeyArray) -> Part:
-    """Every uncertain map held at a draw of its own."""
+    """The tree with every uncertain map fixed at its own draw."""
     parts, structure = jax.tree.flatten(tree, is_leaf=_is_uncertain)
     drawn = [
         Drawn(part, jax.random.fold_in(key, i)) if _is_uncertain(part) else part
@@ -269,7 +269,7 @@ def _drawn(tree: Part, key: PRNGKeyArray) -> Part:
 
 
 def _uncertain(tree: Part, sigma: float) -> Part:
-    """Every `Linear` with uncertain weights around its own."""
+    """The tree with every `Linear` replaced by an uncertain map around it."""
     is_linear = lambda part: isinstance(part, Linear)
     around = lambda part: UncertainLinear.around(part, sigma) if is_linear(part) else part
     return jax.tree.map(around, tree, is_leaf=is_linear)

@@ -1,4 +1,4 @@
-"""From a configuration to a model: which parts it has, and where its parameters start."""
+"""From a configuration to a model with its initial parameters."""
 
 from collections.abc import Collection, Iterator
 from typing import TypeVar
@@ -21,10 +21,10 @@ Built = TypeVar("Built", bound=AbstractAutoencoder)
 
 
 def as_kept(model: Built, leaves: Collection[str]) -> Built:
-    """The model as a file has it that holds these leaves, by their tree paths.
+    """The model in the form of a file with these leaves, given by tree paths.
 
-    In files of early versions a decoder gives the parameters of numpyro's families on a part of
-    the line as they are, without `Numpyro.start` and `units`.
+    In files of early versions the decoder of numpyro's families on part of the real line outputs
+    their parameters directly, without `Numpyro.start` and `units`.
     """
     own = model.likelihood
     if not isinstance(own, Numpyro) or own.start is None:
@@ -44,26 +44,26 @@ def build(
     k: int = 1,
     own: AbstractLikelihood | None = None,
 ) -> AbstractAutoencoder:
-    """The autoencoder that `config` describes, as it is before training.
+    """Build the untrained autoencoder of `config`.
 
-    Weights and biases start as `initialization` says, by default Glorot uniform and zero, with the
-    output bias of the likelihood. Real values are standardised in front of the encoder. Uncertain
-    weights start from these as their means.
+    `initialization` sets the initial weights and biases, by default Glorot uniform and zero, with
+    the output bias of the likelihood. Real values are standardised in front of the encoder.
+    Uncertain weights have these values as initial means.
 
     Args:
         config: layers, widths, likelihood, proposal.
-        kind: "binary" or "real", what the model sees of the data.
-        mean: of the training examples, [d].
+        kind: "binary" or "real", the kind of the model's input.
+        mean: the mean of the training examples, [d].
         spread: their standard deviations, [d].
-        key: of the parameters.
-        k: heads of a hierarchical proposal.
-        own: a likelihood in the place of the one that is named.
+        key: the key of the initial parameters.
+        k: the number of heads of a hierarchical proposal.
+        own: a likelihood instead of the one that `config` names.
 
     Returns:
         An `Autoencoder`, `UncertainAutoencoder` or `HierarchicalAutoencoder`.
 
     Raises:
-        InputError: for a likelihood that there is not, or that does not fit this kind of values.
+        InputError: for an unknown likelihood, or one that does not fit this kind of values.
 
     Example:
         >>> model = build(
@@ -145,7 +145,7 @@ def _fan_in(linear: Linear, key: PRNGKeyArray) -> Linear:
 
 
 def gaussian(n_in: int, widths: tuple[int, ...], n_out: int, *, key: PRNGKeyArray) -> Gaussian:
-    """tanh layers of these widths, topped by a Gaussian of n_out units."""
+    """tanh layers of these widths, followed by a Gaussian of n_out units."""
     key_features, key_heads = jax.random.split(key)
     features = MLP(n_in, widths, key=key_features)
     return Gaussian(features, (n_in, *widths)[-1], n_out, key=key_heads)
@@ -154,7 +154,7 @@ def gaussian(n_in: int, widths: tuple[int, ...], n_out: int, *, key: PRNGKeyArra
 def _hierarchical(
     plain: Autoencoder, encoder: Gaussian, config: ModelConfig, k: int, *, key: PRNGKeyArray
 ) -> HierarchicalAutoencoder:
-    """The model with heads on the features of its encoder in place of its moments."""
+    """The model with heads on the encoder's features instead of its moments."""
     (latents,) = plain.latents
     proposal = hierarchical(
         encoder.features,

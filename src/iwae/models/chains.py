@@ -1,6 +1,6 @@
 """The two halves of an autoencoder of L Gaussian layers: q(h|x), and p(h) with p(x|h).
 
-They are views of the networks that a model holds, not modules: nothing is stored under their names.
+They are views of a model's networks and not modules, so they do not occur in tree paths.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ class Recognition:
     """q(h|x) = q(h_1|x) q(h_2|h_1) … q(h_L|h_{L−1})."""
 
     encoder: tuple[Conditional, ...]
-    """q(h_1|x), q(h_2|h_1), …, from the data up."""
+    """q(h_1|x), q(h_2|h_1), …, from the data upwards."""
     latents: tuple[int, ...]
 
     def noise(self, k: int, key: PRNGKeyArray) -> Latents:
-        """ε_l ~ N(0, I) of K draws, from the data up."""
+        """ε_l ~ N(0, I) of K draws, from the data upwards."""
         keys = jax.random.split(key, len(self.encoder))
         shapes = [(k, d) for d in self.latents]
         draw = lambda key, shape: jax.random.normal(key, shape, jnp.float32)
@@ -36,7 +36,7 @@ class Recognition:
     ) -> tuple[Latents, Float[Array, " k"]]:
         """K draws and log q(h|x) = −Σ_l Σ_u (ε² / 2 + log σ + log(2π) / 2) of each, from ε itself.
 
-        In the gradient each conditional is then passed through once, not once for the draws and
+        The gradient then passes through each conditional once, instead of once for the draws and
         once for their density.
         """
         draws: list[Array] = []
@@ -63,8 +63,8 @@ class Recognition:
     ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
         """E[h_l|x] and its squared standard error.
 
-        For l = 1 the encoder's mean, exactly; above, the average over k draws of h_{l−1} of the
-        mean of q(h_l|h_{l−1}).
+        For l = 1 it is exactly the encoder's mean; above, the average over k draws of h_{l−1} of
+        the mean of q(h_l|h_{l−1}).
         """
         if layer == 1:
             mu, _ = self.encoder[0](x)
@@ -79,7 +79,7 @@ class Generation:
     """p(x, h) = p(h_L) p(h_{L−1}|h_L) … p(h_1|h_2) p(x|h_1) with p(h_L) = N(0, I)."""
 
     decoder: tuple[Conditional, ...]
-    """p(h_1|h_2), p(h_2|h_3), …, from the data up."""
+    """p(h_1|h_2), p(h_2|h_3), …, from the data upwards."""
     observation: Callable[[Array], Array]
     likelihood: AbstractLikelihood
     latents: tuple[int, ...]
@@ -90,7 +90,7 @@ class Generation:
 
     def log_observation(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:
         """log p(x|h_1), per draw."""
-        with computing(h):  # numpyro computes in JAX's own width
+        with computing(h):  # numpyro computes in JAX's default precision
             return jax.vmap(lambda h1: self.likelihood.log_prob(self.parameters(h1), x))(h[0])
 
     def prior_terms(self, h: Latents) -> list[Float[Array, " k"]]:
@@ -100,7 +100,7 @@ class Generation:
         return [*terms, log_standard_normal(h[-1])]
 
     def prior(self, n: int, key: PRNGKeyArray) -> Latents:
-        """n ancestral draws through p(h_L) … p(h_1|h_2), from the data up."""
+        """n ancestral draws through p(h_L) … p(h_1|h_2), from the data upwards."""
         keys = jax.random.split(key, len(self.latents))
         draws = [jax.random.normal(keys[0], (n, self.latents[-1]), jnp.float32)]
         for conditional, key_l in zip(reversed(self.decoder), keys[1:], strict=True):

@@ -1,17 +1,17 @@
-"""How the K draws of an example are made: hierarchical proposals (H-IWAE).
+"""Hierarchical proposals for the K draws of an example (H-IWAE).
 
 A z_0 ~ q(z_0|x) is drawn, then z_j ~ q_j(z_j|z_0, x) for j = 1 … K. With r(z_0|z_j, x), a reverse
 model, and weights π_j(z_j|z_0) that sum to 1 over j at every z,
 
     w_j = K π_j · p(x, z_j) r(z_0|z_j, x) / (q(z_0|x) q_j(z_j|z_0, x)),   E[(1/K) Σ_j w_j] = p(x),
 
-so that log (1/K) Σ w_j is a lower bound of log p(x) (Huang et al. 2019). A z_0 that all draws share
-lets them keep apart from one another, which lowers the variance of the mean of their weights.
+so that log (1/K) Σ w_j is a lower bound of log p(x) (Huang et al. 2019). A shared z_0
+allows draws to repel one another, which lowers the variance of the mean of their weights.
 
-With uniform weights π_j = 1/K every w_j has the mean p(x) by itself, so each head has a reverse
-model r_j of its own. Where π_j depends on z only their sum over j is 1, and all share one r.
-Since E[w_j | z_0] = r_j(z_0|x) p(x) / q(z_0|x) under uniform weights, one r for all would leave
-Cov(w_i, w_j) ≥ 0: by reverse models of their own can heads take turns.
+With uniform weights π_j = 1/K every w_j has mean p(x), so each head can have its own reverse model
+r_j. If π_j depends on z, only the sum over j is 1, and all heads share one r. Since
+E[w_j | z_0] = r_j(z_0|x) p(x) / q(z_0|x) under uniform weights, one r for all heads would imply
+Cov(w_i, w_j) ≥ 0; with separate reverse models the covariance can be negative.
 """
 
 from abc import abstractmethod
@@ -39,11 +39,11 @@ class Heads(eqx.Module):
     """J Gaussians q_j(z|z_0, x) on one trunk: μ_j and log σ_j linear in its features and in z_0."""
 
     trunk: Callable[[Array], Array]
-    """From (features of x, z_0) to features."""
+    """Maps (features of x, z_0) to features."""
     mu: Linear
     log_sigma: Linear
     skip: Linear
-    """From z_0 straight to all μ_j."""
+    """Maps z_0 directly to all μ_j."""
     latents: int = eqx.field(static=True)
 
     def __init__(
@@ -70,7 +70,7 @@ class Reverse(eqx.Module):
 
     conditional: Gaussian
     skip: Linear
-    """From z straight to μ."""
+    """Maps z directly to μ."""
 
     def __call__(self, v: Float[Array, " f"]) -> tuple[Float[Array, " d0"], Float[Array, " d0"]]:
         """(μ, log σ) of z_0."""
@@ -79,14 +79,14 @@ class Reverse(eqx.Module):
 
 
 class Draws(NamedTuple):
-    """Draws z_i from head i mod J, each with the z_0 that it came from."""
+    """Draws z_i from head i mod J, each with its z_0."""
 
     latents: tuple[Float[Array, "k d"]]
     z0: Float[Array, "k d0"]
 
 
 class Proposal(eqx.Module):
-    """q(h|x) by itself: draws, the density that divides in their weights, and what they allow."""
+    """q(h|x): draws, the density in their weights, and properties of the draws."""
 
     block: ClassVar[int] = 1
     in_blocks: ClassVar[bool] = False
@@ -99,7 +99,7 @@ class Proposal(eqx.Module):
 
     @abstractmethod
     def log_prob(self, x: Array, h: PyTree) -> Float[Array, " k"]:
-        """What divides in the weight of each draw, in nats."""
+        """The log of the density in the denominator of each weight, in nats."""
 
 
 class HierarchicalProposal(Proposal):
@@ -111,14 +111,14 @@ class HierarchicalProposal(Proposal):
     features: Callable[[Array], Array]
     first: Conditional
     heads: Callable[[Array, Array], tuple[Array, Array]]
-    """From (features of x, z_0) to (μ, log σ) of every head, each [J, d]."""
+    """Maps (features of x, z_0) to (μ, log σ) of every head, each [J, d]."""
     reverse: Conditional
-    """From (features of x, e_j, z) to the moments of z_0; e_j, which is 1 for head j and 0 for the
-    others, is left out unless the weights are uniform."""
+    """Maps (features of x, e_j, z) to the moments of z_0. The one-hot vector e_j of the head is
+    left out unless the weights are uniform."""
     block: int = eqx.field(static=True)  # type: ignore[misc]
-    """J, draws of a block."""
+    """J, the number of draws in a block."""
     shared: bool = eqx.field(static=True)
-    """Whether the draws of a block have one z_0 in common, or each its own."""
+    """Whether the draws of a block share one z_0, or have one each."""
     heuristic: Heuristic = eqx.field(static=True)
     """π_j: uniform is 1/J, balance q_j / Σ_i q_i, power q_j² / Σ_i q_i²."""
 
@@ -134,7 +134,7 @@ class HierarchicalProposal(Proposal):
         return self.heuristic == "uniform"
 
     def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Draws:
-        """K draws, blocks of J one after the other; the last may lack its last heads."""
+        """K draws in successive blocks of J; the last block may be incomplete."""
         key_0, key_z = jax.random.split(key)
         blocks, features = -(-k // self.block), self.features(x)
         mu, log_sigma = self.first(features)
@@ -147,9 +147,9 @@ class HierarchicalProposal(Proposal):
         return Draws((listed(z),), listed(every))
 
     def log_prob(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
-        """log q(z_0|x) + log q_j(z|z_0, x) − log J π_j, per draw: what divides in w_j.
+        """log q(z_0|x) + log q_j(z|z_0, x) − log J π_j, per draw: the denominator of w_j.
 
-        In a last block of m < J draws, the weights π_j are those of its m heads, and J is m.
+        In an incomplete last block of m draws, the weights π_j are those of m heads, and J is m.
         """
         features, k = self.features(x), len(h.z0)
         missing = -k % self.block
@@ -182,7 +182,7 @@ class HierarchicalProposal(Proposal):
     def mean(
         self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
     ) -> tuple[Float[Array, " d1"], Float[Array, " d1"]]:
-        """E[z|x] under the mean of the heads, by k draws of z_0, and its squared standard error."""
+        """E[z|x] under the average head, from k draws of z_0, and its squared standard error."""
         features = self.features(x)
         mu, log_sigma = self.first(features)
         z0 = mu + jnp.exp(log_sigma) * jax.random.normal(key, (k, mu.shape[-1]), jnp.float32)
@@ -192,7 +192,7 @@ class HierarchicalProposal(Proposal):
     def _moments(
         self, features: Float[Array, " f"], z0: Float[Array, "b c d0"]
     ) -> tuple[Float[Array, "b c j d"], Float[Array, "b c j d"]]:
-        """(μ, log σ) of every head at every z_0; c is 1 where the block shares it."""
+        """(μ, log σ) of every head at every z_0; c is 1 if the block shares z_0."""
         return jax.vmap(jax.vmap(lambda z0: self.heads(features, z0)))(z0)
 
 
@@ -208,7 +208,7 @@ def hierarchical(
     heuristic: Heuristic,
     key: PRNGKeyArray,
 ) -> HierarchicalProposal:
-    """Heads and reverse model with one tanh layer of `width` units, and q(z_0|x) that starts as
+    """Heads and a reverse model with one tanh layer of `width` units, and q(z_0|x) initialised to
     N(0, I)."""
     keys = jax.random.split(key, 5)
     own = block if heuristic == "uniform" else 0
@@ -230,7 +230,7 @@ def hierarchical(
 
 
 class ByProposal(Model):
-    """A model whose draws, and what they allow, are those of a `Proposal`."""
+    """A model that takes its draws and their properties from a `Proposal`."""
 
     @abstractmethod
     def drawn_by(self) -> Proposal:
@@ -260,15 +260,15 @@ class ByProposal(Model):
 
 
 class HierarchicalAutoencoder(ByProposal, AbstractAutoencoder):
-    """An autoencoder of one stochastic layer, of a `HierarchicalProposal` and a `Generation`.
+    """An autoencoder of one stochastic layer with a `HierarchicalProposal`.
 
     Its draws h are `Draws`. For any K, L_K is a lower bound of log p(x).
     """
 
     encoder: tuple[HierarchicalProposal]
-    """The proposal alone."""
+    """Only the proposal."""
     decoder: tuple[()]
-    """Nothing, with one layer."""
+    """Empty for one layer."""
     observation: Callable[[Array], Array]
     likelihood: AbstractLikelihood
     latents: tuple[int, ...] = eqx.field(static=True)
@@ -302,7 +302,7 @@ class HierarchicalAutoencoder(ByProposal, AbstractAutoencoder):
         return self.generation.prior_terms(h.latents)
 
     def log_proposal_terms(self, x: Float[Array, " d"], h: Draws) -> list[Float[Array, " k"]]:
-        """[log q(z_0, z|x) − log J π_j − log r(z_0|z, x)], an upper bound of log q(z|x) in mean."""
+        """[log q(z_0, z|x) − log J π_j − log r(z_0|z, x)], in mean above log q(z|x)."""
         return [self.log_proposal(x, h) - self.proposal.log_reverse(x, h)]
 
     def layers(self, h: Draws) -> Latents:
@@ -332,7 +332,7 @@ class HierarchicalAutoencoder(ByProposal, AbstractAutoencoder):
 
 
 def _own(moments: Float[Array, "b c j d"]) -> Float[Array, "b j d"]:
-    """Of draw j that of head j: the diagonal, where every draw has a z_0 of its own."""
+    """The moments of head j for draw j: the diagonal if every draw has its own z_0."""
     if moments.shape[1] == 1:
         return moments[:, 0]
     return jnp.einsum("bjjd->bjd", moments)

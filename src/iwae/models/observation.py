@@ -1,4 +1,4 @@
-"""From stored examples to what the model sees: a fresh 0/1 sample, a fixed one, or the values."""
+"""From stored examples to the model's input: a fresh 0/1 sample, a fixed one, or the values."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,24 +16,24 @@ from iwae.errors import InputError
 from iwae.models import likelihoods
 
 CHECKED = 1000
-"""Examples that a likelihood is tried on before training."""
+"""Number of examples that a likelihood is checked on before training."""
 
 REPEATS = 5
-"""How often the values of a column come on average that is taken for discrete."""
+"""A column is taken for discrete if its values occur this often on average."""
 
 ON_MIXTURES = (
     "zeros count by their probability and other values by their density, so that this is "
     "comparable with likelihoods of the same kind alone"
 )
-"""What is to be said of an NLL that is neither a probability's nor a density's."""
+"""The note on NLLs that mix probabilities and densities."""
 
 FIXED_SEED = 0
-"""Seed of the fixed binarisation: one and the same for every run."""
+"""Seed of the fixed binarisation, the same for every run."""
 
 
 @dataclass(frozen=True)
 class Observer:
-    """x / scale, or with `dynamic` a 0/1 sample with P(1) = x / scale, drawn at each use."""
+    """Maps x to x / scale, or with `dynamic` to a fresh 0/1 sample with P(1) = x / scale."""
 
     scale: float
     dynamic: bool
@@ -47,7 +47,7 @@ class Observer:
 
 @dataclass(frozen=True)
 class Observation:
-    """How the values of one data set reach one model, and what is remembered of the data."""
+    """How a model sees the values of a data set, and what it records about the data."""
 
     name: str
     kind: str
@@ -56,19 +56,19 @@ class Observation:
     note: str
     binarization: str
     digest: str = ""
-    """Of the examples of all splits as they are stored; empty where an early version kept none."""
+    """Digest of the stored examples of all splits; empty in runs of early versions."""
     names: tuple[str, ...] = ()
-    """Of the columns, in the order in which the model takes them; empty where they have none."""
+    """Names of the columns, in the order of the model's input; empty if they have none."""
 
     @property
     def observer(self) -> Observer:
-        """The observer of examples that `prepare` has been through."""
+        """The observer of examples from `prepare`."""
         scale = 1.0 if self.binarization == "fixed" else self.scale
         return Observer(scale, dynamic=self.binarization == "dynamic")
 
     @property
     def model_kind(self) -> str:
-        """What the model sees: "binary" or "real" values."""
+        """The kind of the model's input: "binary" or "real" values."""
         return "binary" if self.kind == "binary" or self.binarization != "none" else "real"
 
     def fits(self, dataset: Dataset) -> bool:
@@ -84,10 +84,10 @@ class Observation:
     ) -> np.ndarray:
         """A user's examples [n, d], checked against the data that the model was trained on.
 
-        Columns that have names are brought into the order of training.
+        Named columns are sorted into the order of training.
 
-        A fixed binarisation is that of each split where a registered data set is named, and goes
-        by the position among your own examples.
+        A fixed binarisation is that of the split if a registered data set is named, and otherwise
+        depends on the position of an example.
         """
         examples = data.read_examples(
             source,
@@ -107,7 +107,7 @@ class Observation:
 
 
 def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Observation:
-    """The observation that the configuration asks for; `InputError` if the values do not fit it."""
+    """The observation of a configuration; `InputError` if the values do not fit it."""
     how, binary = config.binarization, likelihoods.is_binary(model.likelihood)
     if how == "auto":
         intensity = dataset.kind == "intensity"
@@ -140,7 +140,7 @@ def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Obs
 
 
 def _notes_on_densities(dataset: Dataset) -> list[str]:
-    """What is to be said of a density of these values."""
+    """Notes on densities of these values."""
     constant = dataset.train.min(axis=0) == dataset.train.max(axis=0)
     discrete = _look_discrete(dataset.train[:CHECKED]) & ~constant
     notes = []
@@ -160,15 +160,15 @@ def _notes_on_densities(dataset: Dataset) -> list[str]:
 
 
 def _look_discrete(values: Shaped[np.ndarray, "n d"]) -> Bool[np.ndarray, " d"]:
-    """Columns in which a value comes `REPEATS` times or more on average."""
+    """Columns whose values occur `REPEATS` times or more on average."""
     ordered = np.sort(values, axis=0)
     distinct = 1 + np.sum(ordered[1:] != ordered[:-1], axis=0)
     return distinct * REPEATS <= len(values)
 
 
 def prepare(dataset: Dataset, seen: Observation) -> Dataset:
-    """The data set as it lies on the device: its columns in the order of training, and binarised
-    once if the observation is fixed."""
+    """The data set for the device: columns in the order of training, and binarised once if the
+    binarisation is fixed."""
     dataset = dataset.in_order(seen.names)
     if seen.binarization != "fixed":
         return dataset

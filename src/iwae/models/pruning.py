@@ -1,4 +1,4 @@
-"""Latent units taken out of a model, and held at a value of their own."""
+"""Pruning: latent units are removed from a model and fixed at given values."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,11 +14,11 @@ Out = TypeVar("Out")
 Slots = TypeVar("Slots", bound="HasSlots")
 
 Keep = tuple[Bool[Array, " _"], ...]
-"""Of each layer, which of its units stay."""
+"""For each layer, which of its units to keep."""
 
 
 class PrunedInput(eqx.Module, Generic[Out]):
-    """`network` for a vector of which only the units `kept` are given; the others are at `fill`."""
+    """`network` with the units `kept` as input; the others are fixed at `fill`."""
 
     network: Callable[[Array], Out]
     kept: Int[Array, " n_kept"]
@@ -29,7 +29,7 @@ class PrunedInput(eqx.Module, Generic[Out]):
 
 
 class PrunedOutput(eqx.Module):
-    """A Gaussian conditional of which only the output units `kept` are left."""
+    """A Gaussian conditional with only the output units `kept`."""
 
     conditional: Conditional
     kept: Int[Array, " n_kept"]
@@ -42,7 +42,7 @@ class PrunedOutput(eqx.Module):
 
 
 class HasSlots(AbstractAutoencoder):
-    """An autoencoder whose networks stand in slots of their own."""
+    """An autoencoder with its networks in the slots encoder, decoder and observation."""
 
     encoder: eqx.AbstractVar[tuple[Conditional, ...]]
     decoder: eqx.AbstractVar[tuple[Conditional, ...]]
@@ -50,7 +50,7 @@ class HasSlots(AbstractAutoencoder):
 
 
 def prune_parts(model: Slots, keep: Keep, fill: tuple[Array, ...]) -> Slots:
-    """The model with every network cut down to the units that stay (`prune`)."""
+    """The model with every network reduced to the kept units (`prune`)."""
     kept = [jnp.flatnonzero(mask) for mask in keep]
 
     def filled(network: Callable[[Array], Out], layer: int) -> PrunedInput[Out]:
@@ -69,9 +69,9 @@ def prune_parts(model: Slots, keep: Keep, fill: tuple[Array, ...]) -> Slots:
 
 
 def prune(model: AbstractAutoencoder, keep: Keep, fill: tuple[Array, ...]) -> AbstractAutoencoder:
-    """The model with the latent units outside `keep` taken out of p and q, and held at `fill`.
+    """The model with the latent units outside `keep` removed from p and q and fixed at `fill`.
 
     What remains is again a latent-variable model, so its log-weights bound its own log p(x).
-    `InputError` for a model that does not say how.
+    `InputError` for a model that does not define how.
     """
     return model.pruned(keep, fill)

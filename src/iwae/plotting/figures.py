@@ -1,7 +1,7 @@
-"""Pictures of images as PNG, and curves and histograms as SVG.
+"""Images as PNG, and curves and histograms as SVG.
 
-An SVG is drawn for light and dark pages alike, and holds nothing that changes from one drawing to
-the next. matplotlib and Pillow are imported when something is drawn.
+SVGs suit light and dark pages, and are reproducible byte by byte. matplotlib and Pillow are
+imported when something is drawn.
 """
 
 import contextlib
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 needed = partial(require, purpose="a picture")
-"""A module of matplotlib or Pillow, or `InputError` where it is not installed."""
+"""A module of matplotlib or Pillow; `InputError` if it is not installed."""
 
 Bounds = Literal["train_bound", "valid_bound"]
 
 CELL, GAP, SEPARATOR = 64, 2, 128
-"""Pixels that the longer side of an image is enlarged to at most, width and grey of separators."""
+"""Maximal size of an enlarged image in pixels, and width and grey value of separators."""
 
 SEEN, RECONSTRUCTION = "what the model saw", "the reconstruction E[x′ | h₁]"
 """The last two rows of a reconstruction picture; above them the intensities, if they differ."""
 
 LOG_FROM = 50
-"""Passes beyond which training curves have a logarithmic axis."""
+"""Number of epochs above which training curves have a logarithmic axis."""
 
 LOWEST, HIGHEST, BIN = -6.0, 1.0, 0.25
-"""Range and bin width of log10 A_u; what lies outside is drawn in the outermost bins."""
+"""Range and bin width of log10 A_u; values outside are drawn in the outermost bins."""
 
 INK = "#010203"
-"""Stands for the colour of text while matplotlib draws; the SVG says currentColor instead."""
+"""A placeholder for the text colour in matplotlib, which the SVG replaces by currentColor."""
 
 COLOURS = ("#3d85c6", "#e07b39", "#3f9f5f", "#cc4f5f", "#8f6cc0", "#a07a50", "#d36ba8", "#85909a")
 
@@ -78,12 +78,11 @@ def grid(images: np.ndarray, columns: int | None = None, *, stretched: bool = Fa
 
     `images` is [n, h, w], [n, h, w, c] (averaged over channels unless c = 3), [n, c, h, w] with c
     of 1 or 3, or vectors [n, d], each drawn as a strip with a column per value. Channels are last
-    where the last axis has 1 or 3, else first where the second has as many and the others more
-    than 4. Values in [0, 1] are shown as they are; if one
-    lies outside, or they are `stretched`, all are mapped linearly from their common range to
-    [0, 1]. Each pixel becomes a
-    square of CELL // max(h, w) pixels, at least 1; GAP grey ones lie around every image.
-    `columns` is by default the square root of n, rounded up, for vectors 1.
+    if the last axis has size 1 or 3, else first if the second has and the others are larger than 4.
+    Values in [0, 1] are shown as they are; if one lies outside, or with `stretched`, all are mapped
+    linearly from their common range to [0, 1]. Each pixel becomes a square of CELL // max(h, w)
+    pixels, at least 1; GAP grey pixels surround every image. `columns` is by default the square
+    root of n, rounded up, and 1 for vectors.
     """
     if images.ndim not in (2, 3, 4) or 0 in images.shape:
         raise InputError(
@@ -108,7 +107,7 @@ def grid(images: np.ndarray, columns: int | None = None, *, stretched: bool = Fa
 
 
 def _with_channels(images: np.ndarray) -> np.ndarray:
-    """[n, h, w, 1 or 3]; a vector of d values becomes a strip of d // 8 equal lines, 1 to 8."""
+    """Images [n, h, w, 1 or 3]; a vector of d values becomes d // 8 equal lines, from 1 to 8."""
     if images.ndim == 2:
         lines = min(8, max(1, images.shape[1] // 8))
         images = images[:, None].repeat(lines, 1)
@@ -120,7 +119,7 @@ def _with_channels(images: np.ndarray) -> np.ndarray:
 
 
 def _pixels(values: np.ndarray, *, stretched: bool) -> np.ndarray:
-    """round(255 x) of x in [0, 1], after `values` were mapped there; 0 where they are not finite"""
+    """round(255 x) for values mapped to x in [0, 1]; 0 where they are not finite."""
     x = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
     low, high = x.min(), x.max()
     if stretched or low < 0 or high > 1:
@@ -143,8 +142,7 @@ def sample_picture(trained: TrainedModel, n: int = 100, seed: int = 0) -> bytes:
 
 
 def sheet(trained: TrainedModel, images: np.ndarray, columns: int | None = None) -> bytes:
-    """Images in the model's units as a PNG: real values in greys of their whole range, intensities
-    cut off where a mean under a Gaussian leaves [0, 1]."""
+    """Images as a PNG: real values span the grey scale, and intensities are clipped to [0, 1]."""
     real = trained.seen.kind == "real"
     return png(grid(images if real else np.clip(images, 0, 1), columns, stretched=real))
 
@@ -152,10 +150,10 @@ def sheet(trained: TrainedModel, images: np.ndarray, columns: int | None = None)
 def reconstruction_picture(
     trained: TrainedModel, n: int = 10, seed: int = 0, split: str = "test"
 ) -> bytes:
-    """The first n examples of a split in a row each of `reconstruction_rows`, as a PNG.
+    """The first n examples of a split, with the rows of `reconstruction_rows`, as a PNG.
 
-    Vectors are drawn as lines, what the model saw in grey under the reconstruction. Raises
-    `InputError` if the data are not found any more.
+    Vectors are drawn as lines, the input in grey under the reconstruction. `InputError` if the data
+    are no longer found.
     """
     if n < 1:
         raise InputError(f"n = {n} was given, but at least 1 example is needed.")
@@ -170,15 +168,15 @@ def reconstruction_picture(
 
 
 def reconstruction_rows(trained: TrainedModel) -> tuple[str, ...]:
-    """What the rows of `reconstruction_picture` show, from the top."""
+    """Captions of the rows of `reconstruction_picture`, from the top."""
     drawn = trained.seen.observer.dynamic and len(trained.seen.shape) > 1
     return ("the original intensities", SEEN, RECONSTRUCTION) if drawn else (SEEN, RECONSTRUCTION)
 
 
 def training_curves(runs: Sequence[tuple[str, Sequence[Row]]]) -> bytes:
-    """Bounds in nats against passes, of (name, rows of metrics.jsonl), as an SVG.
+    """Bounds in nats against epochs, for pairs (name, rows of metrics.jsonl), as an SVG.
 
-    Solid on the validation split, dashed the average over the training steps of a pass.
+    Solid lines show the validation split, dashed lines averages over the steps of an epoch.
     """
     lines = needed("matplotlib.lines")
     last = max((row["pass"] for _, rows in runs for row in rows), default=1)
@@ -189,7 +187,7 @@ def training_curves(runs: Sequence[tuple[str, Sequence[Row]]]) -> bytes:
             colour = COLOURS[i % len(COLOURS)]
             _curve(axes, rows, "train_bound", color=colour, linestyle="--", linewidth=1, alpha=0.7)
             _curve(axes, rows, "valid_bound", color=colour, linewidth=1.6)
-        _pass_axis(axes, last)
+        _epoch_axis(axes, last)
         axes.set_ylabel("bound (nats)")
         axes.grid(color=INK, alpha=0.12, linewidth=0.6)
         line = lambda **style: lines.Line2D([], [], **style)
@@ -209,7 +207,7 @@ def _curve(
         axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, **style)
 
 
-def _pass_axis(axes: "Axes", last: float) -> None:
+def _epoch_axis(axes: "Axes", last: float) -> None:
     ticker = needed("matplotlib.ticker")
     if last > LOG_FROM:
         axes.set_xscale("log")
@@ -218,11 +216,11 @@ def _pass_axis(axes: "Axes", last: float) -> None:
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     else:
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel("passes over the training split")
+    axes.set_xlabel("epochs")
 
 
 def _legend(figure: "Figure", handles: "Sequence[Artist]", names: list[str]) -> None:
-    """Names are set afterwards, so that none is read as mathematics or as a wish to be left out."""
+    """Add a legend; texts are set afterwards, since matplotlib interprets some names, as `_x`."""
     blank = [f"{i}" for i in range(len(names))]
     legend = figure.legend(handles, blank, loc="outside lower left", ncols=2)
     for text, name in zip(legend.get_texts(), names, strict=True):
@@ -235,10 +233,10 @@ def _shortened(name: str, length: int = 44) -> str:
 
 
 def activity_histogram(runs: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> bytes:
-    """Histograms of log10 A_u, one below the other, of (name, A_u of every unit per layer): SVG.
+    """Histograms of log10 A_u for pairs (name, A_u of the units of each layer), as an SVG.
 
-    The threshold A_u = 0.01 is marked. A_u is estimated without bias and may fall to 0 or below;
-    it is then drawn at 1e-6.
+    The threshold A_u = 0.01 is marked. The unbiased estimate of A_u may be 0 or negative; it is
+    then drawn at 1e-6.
     """
     panels = [
         (f"{_shortened(name)}, " if len(runs) > 1 else "", layer, np.asarray(values))
@@ -295,10 +293,10 @@ def snr_curves(measured: Sequence[Measurement]) -> bytes:
 def posterior_picture(
     trained: TrainedModel, *, n: int = 4, k: int = 10, side: float = 4.0, seed: int = 0
 ) -> bytes:
-    """A row per test image: the image, q(h|x), q_EW(h|x) and p(h|x), as a PNG.
+    """A row per test image with the image, q(h|x), q_EW(h|x) and p(h|x), as a PNG.
 
     `InputError` unless the model has 2 latent units in one layer and a density q(h|x). Uncertain
-    weights are held at their means.
+    weights are fixed at their means.
     """
     check_seed(seed)
     model = trained.model
@@ -306,11 +304,13 @@ def posterior_picture(
         model = model.at_the_mean()
     if isinstance(model, HierarchicalAutoencoder):
         raise InputError(
-            "A hierarchical proposal has no density q(h|x) in closed form to draw; give a run with "
+            "A hierarchical proposal has no density q(h|x) in closed form; give a run with "
             "independent draws."
         )
     if n < 1:
-        raise InputError(f"n = {n} was given, but a picture needs at least 1 image; give more.")
+        raise InputError(
+            f"n = {n} was given, but a picture needs at least 1 image; give 1 or more."
+        )
     images = trained.data().test[:n]
     keys = jax.random.split(threefry.key(seed), len(images))
     rows = []
@@ -335,7 +335,7 @@ def posterior_picture(
 
 
 class Panel(NamedTuple):
-    """Points in the plane with a title, and for each a hue in turns, or None for one colour."""
+    """Points in the plane with a title and a hue for each point, or None for one colour."""
 
     title: str
     points: Float[np.ndarray, "n 2"]
@@ -343,7 +343,7 @@ class Panel(NamedTuple):
 
 
 def scatter_picture(rows: Sequence[Sequence[Panel]]) -> bytes:
-    """Rows of as many panels each on one scale, as a PNG."""
+    """Rows of panels, all on the same scale, as a PNG."""
     side = 1.05 * max(float(np.abs(panel.points).max()) for row in rows for panel in row)
     with _drawing():
         figure = _figure(2.8 * len(rows[0]), 3.0 * len(rows))
@@ -362,7 +362,7 @@ def scatter_picture(rows: Sequence[Sequence[Panel]]) -> bytes:
 
 
 def _lines(rows: list[np.ndarray], columns: int = 10) -> bytes:
-    """Vectors [n, d] as lines, a cell each on a common scale; later rows over earlier ones: PNG."""
+    """Vectors [n, d] as lines on a common scale, later rows over earlier ones, as a PNG."""
     n, d = rows[0].shape
     low, high = _range(rows)
     span = high - low if high > low else 1.0
@@ -388,14 +388,14 @@ def _lines(rows: list[np.ndarray], columns: int = 10) -> bytes:
 
 
 def _range(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The least and the greatest finite value, 0 and 0 if there is none."""
+    """The smallest and the largest finite value; 0 and 0 if there is none."""
     finite = np.concatenate([a[np.isfinite(a)].ravel() for a in arrays])
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 @contextlib.contextmanager
 def _drawing() -> Iterator[None]:
-    """matplotlib's settings while a figure is made; a name may hold letters its font lacks."""
+    """Apply matplotlib's settings, and ignore warnings about letters that its font lacks."""
     matplotlib = needed("matplotlib")
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -403,7 +403,7 @@ def _drawing() -> Iterator[None]:
 
 
 def _figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
-    """A figure of so many inches, on no screen."""
+    """A figure of this size in inches, without a screen."""
     return needed("matplotlib.figure").Figure(figsize=(width, height), layout=layout)
 
 
@@ -414,7 +414,7 @@ def _png(figure: "Figure", dpi: int = 120) -> bytes:
 
 
 def _svg(figure: "Figure") -> bytes:
-    """The figure as an SVG without date, whose text and lines take the colour of the page."""
+    """The figure as an SVG without a date, with text and lines in the text colour of the page."""
     matplotlib = needed("matplotlib")
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "iwae"}):

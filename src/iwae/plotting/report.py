@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page of one or several runs, side by side.
 
-Everything is derived from the files of the runs; the same files give the same page.
+The page depends only on the files of the runs.
 """
 
 import base64
@@ -42,16 +42,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"
-"""What the pictures show, and the seed of their draws."""
+"""Numbers of samples and reconstructions, the seed of their draws, and the split."""
 
 
 Kept = Mapping[str, Any]
-"""An evaluation as the folder of a run keeps it."""
+"""An evaluation as JSON."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run as the page needs it."""
+    """A run on the page."""
 
     name: str
     path: Path
@@ -61,15 +61,15 @@ class Entry:
     evaluations: list[Kept]
     trained: TrainedModel | None
     missing: str
-    """Why there is no model, and which files are damaged."""
+    """Messages about a missing model and damaged files."""
     own: Mapping[str, str] = field(default_factory=dict)
     """Names of the parts of the run that are objects of the user's own."""
 
     @property
-    def passes(self) -> int:
-        """Passes behind the model, or so far."""
+    def epochs(self) -> int:
+        """Epochs that the model was trained for, or so far."""
         if self.trained is not None:
-            return self.trained.passes
+            return self.trained.epochs
         return int(self.rows[-1]["pass"]) if self.rows else 0
 
     @property
@@ -78,19 +78,21 @@ class Entry:
 
     @property
     def latest(self) -> Kept | None:
-        """The evaluation of most passes; among these one on the test split, the largest."""
+        """The evaluation after the most epochs; among these one on the test split, the largest."""
         order = lambda e: (e["passes"], e["split"] == SPLIT, e["n"], e["k"])
         return max(self.evaluations, key=order, default=None)
 
 
 def runs_among(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """(runs, each of a folder of replicas by itself; files among folders, as a pattern like demo/*
-    takes along the page that is there)."""
+    """(run directories, with replicas listed one by one; other files among the paths).
+
+    A pattern like demo/* matches an existing report as well.
+    """
     files = [path for path in paths if path.is_file()]
-    folders = [path for path in paths if not path.is_file()]
-    if not folders:
+    directories = [path for path in paths if not path.is_file()]
+    if not directories:
         return list(paths), []
-    return [run for path in folders for run in replicas(path) or [path]], files
+    return [run for path in directories for run in replicas(path) or [path]], files
 
 
 def write(
@@ -100,10 +102,9 @@ def write(
     data_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the page of some runs to `out`; `InputError` if it exists or a path is no run.
+    """Write the page of some runs to `out`; `InputError` if it exists or a path is not a run.
 
-    A run that was loaded with parts of its own, which its directory does not hold, is given as
-    loaded.
+    Give a run with your own parts as a loaded `TrainedModel`, since its directory lacks their code.
     """
     check_installed()
     check_writable(out, overwrite=overwrite)
@@ -111,7 +112,7 @@ def write(
 
 
 def check_installed() -> None:
-    """`InputError` where a library that the page is made with is not installed."""
+    """`InputError` if a library that the page needs is not installed."""
     for module in ("jinja2", "matplotlib", "PIL"):
         require(module, purpose="a report", extra="report")
 
@@ -123,10 +124,10 @@ def render(
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """The page of some runs as HTML without references to anything outside it.
+    """The page of some runs as self-contained HTML.
 
-    A run that has no model or evaluation yet, whose data are gone or of which a file is damaged, is
-    shown with what there is and a message. Raises `InputError` for a path that is not a run.
+    Runs without a model, evaluation or data, or with damaged files, are shown with a message.
+    `InputError` for a path that is not a run.
     """
     entries = _entries(paths, data_dir)
     cards = []
@@ -165,11 +166,11 @@ def _template() -> "Template":
 
 def _entries(given: Sequence[Path | TrainedModel], data_dir: str | Path | None) -> list[Entry]:
     if not given:
-        raise InputError("No run was given; name at least one folder of `iwae train`.")
+        raise InputError("No run was given; give at least one run directory of `iwae train`.")
     loaded = {of.path: of for of in given if isinstance(of, TrainedModel)}
     if None in loaded:
         raise InputError(
-            "A run in memory was given for a report, which is of the files of runs; train it with "
+            "A run in memory was given for a report, which needs a run directory; train it with "
             "out=…."
         )
     paths = [of.path if isinstance(of, TrainedModel) else Path(of) for of in given]
@@ -186,26 +187,26 @@ def _entry(
     loaded: TrainedModel | None,
     data_dir: str | Path | None,
 ) -> Entry:
-    said: list[str] = []
+    messages: list[str] = []
 
-    def there(read: Callable[[], T], otherwise: T) -> T:
+    def attempt(read: Callable[[], T], default: T) -> T:
         try:
             return read()
         except InputError as error:
-            said.append(_printable(str(error)))
-            return otherwise
+            messages.append(_printable(str(error)))
+            return default
 
-    trained = loaded or there(lambda: runs.load(path, data_dir=data_dir), None)
-    rows: Sequence[Row] = there(lambda: read_metrics(path), [])
-    evaluations: list[Kept] = there(
+    trained = loaded or attempt(lambda: runs.load(path, data_dir=data_dir), None)
+    rows: Sequence[Row] = attempt(lambda: read_metrics(path), [])
+    evaluations: list[Kept] = attempt(
         lambda: [e.to_json() for e in read_evaluations(path).values()], []
     )
-    missing = " ".join(dict.fromkeys(said))
+    missing = " ".join(dict.fromkeys(messages))
     return Entry(name, path, config, rows, evaluations, trained, missing, read_own(path))
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """The last part of each path, or as many as tell the runs apart."""
+    """The last part of each path, or as many parts as make the names unique."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]) for p in parts]
@@ -215,7 +216,7 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """A folder's name may hold control characters or bytes that are no UTF-8."""
+    """The text with control characters and bytes that are not UTF-8 replaced."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
@@ -235,36 +236,35 @@ def _listed(words: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: a run with one evaluation, or that has none."""
+    """A line of the table: a run with one evaluation, or without any."""
 
     run: str
     objective: str
     k: int
     layers: str
-    passes: str
+    epochs: str
     shown: Mapping[str, str] = field(default_factory=dict)
-    """What is printed of the evaluation; empty where there is none."""
+    """Printed figures of the evaluation; empty if there is none."""
     command: str = ""
-    """What would evaluate the run; empty where it has no model."""
+    """The command that evaluates the run; empty if it has no model."""
     nll: float = math.inf
     alike: tuple[object, ...] = ()
-    """NLLs are compared where this is equal."""
+    """NLLs are compared between lines for which this is equal."""
     note: str = ""
     best: bool = False
     footnote: int = 0
-    """The number of its note, 0 of none."""
+    """The number of its note; 0 without one."""
 
 
 def _lines(entry: Entry) -> list[Line]:
-    """What the table prints of a run: a line for each evaluation, or one that says there is
-    none."""
+    """The lines of a run: one for each evaluation, or one without figures."""
     model, objective = entry.config.model, entry.config.objective
     line = Line(
         run=entry.name,
         objective=label(entry.config, entry.own),
         k=objective.k,
         layers="—" if "model" in entry.own else str(model.layers),
-        passes=_count(entry.passes),
+        epochs=_count(entry.epochs),
         command=f"iwae evaluate {as_argument(entry.path)}" if entry.trained else "",
     )
     if not entry.evaluations:
@@ -272,7 +272,7 @@ def _lines(entry: Entry) -> list[Line]:
     return [
         replace(
             line,
-            passes=_count(e["passes"]),
+            epochs=_count(e["passes"]),
             shown=_shown(e),
             nll=e["nll"],
             alike=_alike(entry, e),
@@ -285,7 +285,7 @@ def _lines(entry: Entry) -> list[Line]:
 
 
 def _shown(e: Kept) -> dict[str, str]:
-    """What the table prints of an evaluation."""
+    """The printed figures of an evaluation."""
     pruned = e.get("nll_without_inactive")
     return {
         "split": e["split"],
@@ -305,13 +305,13 @@ def _shown(e: Kept) -> dict[str, str]:
 
 
 def _alike(entry: Entry, e: Kept) -> tuple[object, ...]:
-    """NLLs are compared where this is equal: data and their units, binarisation, probabilities or
-    densities, split, examples and draws."""
+    """What must be equal to compare NLLs: data and their units, binarisation, probability or
+    density, split, number of examples and K."""
     how = (e["dataset"], e["split"], e["n"], e["k"])
     if entry.trained is None:
         return (*how, entry.config.data.binarization)
     seen, digest = entry.trained.seen, entry.trained.seen.digest
-    if not digest:  # of an early version
+    if not digest:  # a run of an early version
         with contextlib.suppress(InputError):
             digest = entry.trained.data().whole_digest
     name = entry.config.model.likelihood
@@ -322,7 +322,7 @@ def _alike(entry: Entry, e: Kept) -> tuple[object, ...]:
 
 
 def _with_best(table: Sequence[Line]) -> list[Line]:
-    """The lines, with the lowest NLL among each two or more marked that were evaluated alike."""
+    """The lines, with the lowest NLL marked in each group of comparable lines."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, line in enumerate(table):
         if line.shown:
@@ -340,7 +340,7 @@ def _with_footnotes(table: Sequence[Line]) -> tuple[list[Line], list[str]]:
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    """A number, or a dash for one that was not finite."""
+    """A number, or a dash for a non-finite one."""
     if value is None:
         return "—"
     return f"{value:,.{digits}f}".replace("-", "−")
@@ -358,17 +358,17 @@ def _curves(entries: list[Entry]) -> dict[str, str] | None:
     if not drawn:
         return None
     names = _listed([name for name, _ in drawn])
-    alt = f"Bound in nats against passes, on the training and validation split, of {names}"
+    alt = f"Bound in nats against epochs, on the training and validation split, of {names}"
     return {"source": _uri(figures.training_curves(drawn), "svg+xml"), "alt": alt}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with a caption, or a message in its place."""
+    """A picture with a caption, or a message instead."""
 
     heading: str
     source: str = ""
-    """As a URI; empty where there is a message."""
+    """A URI; empty if there is a message."""
     alt: str = ""
     caption: str = ""
     message: str = ""
@@ -390,8 +390,8 @@ def _card(entry: Entry) -> Card:
     of_layers = f"{layers} stochastic {'layer' if layers == 1 else 'layers'}"
     summary = [
         f"{label(entry.config, entry.own)}, K = {objective.k}",
-        "a model of its own" if "model" in entry.own else of_layers,
-        f"{_count(entry.passes)} of {_count(entry.config.training.epochs)} passes",
+        "a user-defined model" if "model" in entry.own else of_layers,
+        f"{_count(entry.epochs)} of {_count(entry.config.training.epochs)} epochs",
     ]
     return Card(
         name=entry.name,
@@ -416,7 +416,7 @@ def _picture(
     heading: str,
     draw: Callable[[TrainedModel], tuple[bytes, str, str]],
 ) -> Figure:
-    """The picture that `draw` makes; its error's message if the data are not to be found."""
+    """The picture that `draw` makes, or the error's message if the data are not found."""
     try:
         picture, alt, caption = draw(trained)
     except InputError as error:
@@ -459,14 +459,14 @@ def _histogram(entry: Entry) -> Figure:
     if e is None:
         return Figure(heading, message="Not evaluated yet.")
     if e["active_units"] is None:
-        alone = "One example alone has no activity; evaluate more."
-        of_own = "A model of its own has no layers whose units could be counted."
+        alone = "Activity needs more than one example; evaluate more."
+        of_own = "A user-defined model has no layers whose units could be counted."
         return Figure(heading, message=of_own if "model" in entry.own else alone)
     active = units_in_words(e["active_units"])
     known = [[a for a in layer if a is not None] for layer in e["activity"]]
     caption = (
         f"Activity A = Var(E[h | x]) of each latent unit over {_count(e['n'])} {e['split']} "
-        f"examples ({TERM_DRAWS} draws, seed {e['seed']}, after {_count(e['passes'])} passes). "
+        f"examples ({TERM_DRAWS} draws, seed {e['seed']}, after {_count(e['passes'])} epochs). "
         f"Units right of the dotted line, A > {ACTIVE:g}, are active."
     )
     alt = f"Histogram of the activity of the latent units of {entry.name}: {active} active"
@@ -475,7 +475,7 @@ def _histogram(entry: Entry) -> Figure:
 
 
 def _with_code(message: str) -> "Markup":
-    """A message as HTML, with what stands between backticks as code."""
+    """A message as HTML, with text between backticks as code."""
     markup = require("markupsafe", purpose="a report")
     parts = [markup.escape(part) for part in message.split("`")]
     code = markup.Markup("<code>{}</code>")
@@ -493,7 +493,7 @@ def _uri(content: bytes, kind: str) -> str:
 
 
 def _differing(configs: list[RunConfig]) -> list[tuple[str, list[str]]]:
-    """(setting, its value in each run) for settings that are not the same in all runs."""
+    """(setting, its value in each run) for settings that differ between runs."""
     flat = [flatten(config) for config in configs]
     return [
         (name, [_setting(f[name]) for f in flat])
@@ -503,7 +503,7 @@ def _differing(configs: list[RunConfig]) -> list[tuple[str, list[str]]]:
 
 
 def _setting(value: object) -> str:
-    """As the command line writes it: 100,50 for latents, 200,200/100,100 for hidden layers."""
+    """The value as on the command line: 100,50 for latents, 200,200/100,100 for hidden layers."""
     if value is None:
         return "—"
     if isinstance(value, tuple):

@@ -1,8 +1,8 @@
-"""p(x|h1): what the decoder's last layer parametrises, one example at a time.
+"""Likelihoods p(x|h_1) of one example, parametrised by the decoder's last layer.
 
 A likelihood turns an array of unconstrained parameters [n_parameters, d] into a numpyro
-distribution over x [d]. Bernoulli and Gaussian are written out; the other families of numpyro with
-one parameter per pixel and argument come through `Numpyro`, their densities from `densities`.
+distribution over x [d]. Bernoulli and Gaussian are implemented here; `Numpyro` provides numpyro's
+other families with one parameter per pixel and argument, with the densities in `densities`.
 """
 
 import abc
@@ -25,7 +25,7 @@ from iwae.models.likelihoods.special import LARGEST, exp, scaled_e1
 from iwae.models.likelihoods.starts import start, unit
 
 MOVING = ("DoublyTruncatedPowerLaw", "LogUniform", "LowerTruncatedPowerLaw", "Pareto", "Uniform")
-"""Families whose parameters say where their support ends: training moves it past the data."""
+"""Families whose support depends on their parameters, so that training moves it past the data."""
 
 WRITTEN_OUT = ("bernoulli", "gaussian")
 
@@ -46,7 +46,7 @@ class AbstractLikelihood(eqx.Module):
 
     @abc.abstractmethod
     def log_prob(self, parameters: Float[Array, "p d"], x: Float[Array, " d"]) -> Float[Array, ""]:
-        """log p(x|h1) in nats, summed over pixels."""
+        """log p(x|h_1) in nats, summed over pixels."""
 
     @abc.abstractmethod
     def initial_bias(
@@ -55,8 +55,7 @@ class AbstractLikelihood(eqx.Module):
         """The decoder's output bias, from the moments of the training data."""
 
     def expected(self, parameters: Float[Array, "p d"]) -> Float[Array, " d"]:
-        """E[x|h1]; where it is not finite the middle instead: `loc` on the whole line, else the
-        median, if it is known."""
+        """E[x|h_1]; where it is not finite, `loc` on the whole line, else the median if known."""
         distribution = self.distribution(parameters)
         try:
             mean = distribution.mean
@@ -97,15 +96,15 @@ class Bernoulli(AbstractLikelihood):
 
 
 MOST_FACTORS = 16
-"""Factors 1 + exp(−|z|) ≤ 2 behind one logarithm."""
+"""Maximal number of factors 1 + exp(−|z|) ≤ 2 per logarithm."""
 
 
 @jax.custom_jvp
 def _log_bernoulli(z: Float[Array, " d"], x: Float[Array, " d"]) -> Float[Array, ""]:
-    """Σ_j x_j z_j − max(z_j, 0) − log(1 + exp(−|z_j|)), with a logarithm for many pixels at once.
+    """Σ_j x_j z_j − max(z_j, 0) − log(1 + exp(−|z_j|)), with one logarithm for several pixels.
 
-    A product of slices needs no reduction across a vector register; the gradient is better off with
-    the plain formula, which shares its exponentials.
+    A product of slices needs no reduction across a vector register; the gradient uses the plain
+    formula, which shares its exponentials.
     """
     divisors = [n for n in range(1, MOST_FACTORS + 1) if len(z) % n == 0]
     rows = max([n for n in divisors if len(z) // n % 8 == 0] or divisors)
@@ -127,7 +126,7 @@ def _plain(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple
 class Gaussian(AbstractLikelihood):
     """x_j ~ N(m_j + s_j a_j, (s_j exp b_j)²), with m and s the training mean and spread.
 
-    The decoder works in standard units (a, b) while the density is that of x in its own.
+    The decoder outputs standard units (a, b); the density is that of x in its original units.
     """
 
     mean: Float[Array, " d"]
@@ -156,16 +155,15 @@ class Gaussian(AbstractLikelihood):
 class Numpyro(AbstractLikelihood):
     """A family of numpyro, its arguments mapped from the real line by `biject_to`.
 
-    Of a distribution over the whole line the decoder gives `loc` and `scale` in standard units, as
-    `Gaussian` has them, by the training `mean` and `spread`; biases start there, but for the `df`
-    of Student's t, 5. Of others it gives what `start + units a` makes of its output a, by
-    `starts`; χ², which has no scale of its own, is that of x / `spread`. Without these the
-    output is the unconstrained parameters themselves, and biases start at the moments of the
-    training data.
+    For a distribution over the whole line the decoder outputs `loc` and `scale` in standard units,
+    like `Gaussian`, by the training `mean` and `spread`; biases start at these, and the `df` of
+    Student's t at 5. For others the unconstrained parameters are `start + units a` of the output a,
+    from `starts`; χ², which has no scale, is that of x / `spread`. Without these the output is the
+    unconstrained parameters, and biases start at the moments of the training data.
 
-    Densities are those of `densities`: numpyro's lose their digits in float32. Outside the
-    support log p is −∞, and log p of a discrete value is never above 0. Concentrations and degrees
-    of freedom have a largest value, `densities.MOST`, where larger ones make no difference.
+    Densities are from `densities`, since numpyro's lose precision in float32. Outside the support
+    log p is −∞, and log p of a discrete value is never above 0. Concentrations and degrees of
+    freedom are limited to `densities.MOST`, beyond which they make no difference.
     """
 
     family: str = eqx.field(static=True)
@@ -201,12 +199,12 @@ class Numpyro(AbstractLikelihood):
             mean, spread = jax.lax.stop_gradient((self.mean, self.spread))
             arguments["loc"] = mean + spread * arguments["loc"]
             arguments["scale"] = spread * arguments["scale"]
-        if self.family == "NegativeBinomialProbs":  # as many digits of 1 − p as of p
+        if self.family == "NegativeBinomialProbs":  # as accurate in 1 − p as in p
             return drawable("NegativeBinomialLogits")(arguments["total_count"], rows["probs"])
         return drawable(self.family)(**arguments)
 
     def expected(self, parameters: Float[Array, "p d"]) -> Float[Array, " d"]:
-        if self.family == "Gompertz":  # of which numpyro's is not finite, or does not end
+        if self.family == "Gompertz":  # numpyro's mean is not finite, or does not terminate
             rows = self._unconstrained(parameters)
             return scaled_e1(rows["concentration"]) * exp(-rows["rate"])
         return super().expected(parameters)
@@ -217,7 +215,7 @@ class Numpyro(AbstractLikelihood):
     def log_probs(
         self, parameters: Float[Array, "p d"], x: Float[Array, " d"]
     ) -> Float[Array, " d"]:
-        """log p(x_j|h1) of each pixel, in nats."""
+        """log p(x_j|h_1) of each pixel, in nats."""
         rows = self._unconstrained(parameters)
         if self.family in WHOLE_LINE:
             return self._of_the_line(rows, x)
@@ -240,7 +238,7 @@ class Numpyro(AbstractLikelihood):
         return WHOLE_LINE[self.family](z, **rows) - units
 
     def _inside(self, x: Float[Array, "*n d"]) -> Bool[Array, "*n d"]:
-        """Whether x lies in the support, of continuous values without its ends."""
+        """Whether x lies in the support, without its ends for continuous values."""
         inside = self._support(x) & jnp.isfinite(x)
         return inside & (x > 0) & (x < 1) if self._support is constraints.unit_interval else inside
 
@@ -258,26 +256,25 @@ class Numpyro(AbstractLikelihood):
 
 
 def _argument(to: transforms.Transform, row: Float[Array, " d"]) -> Float[Array, " d"]:
-    """An argument of numpyro, neither 0 nor infinite where it is positive."""
+    """An argument of numpyro; positive ones are neither 0 nor infinite."""
     if isinstance(to, transforms.IdentityTransform):
         return row
     return to(jnp.clip(row, -LARGEST, LARGEST))
 
 
 def names() -> list[str]:
-    """The likelihoods that `likelihood` accepts by name."""
+    """Names that `likelihood` accepts."""
     return [*WRITTEN_OUT, *sorted(f for f in WHOLE_LINE | BOUNDED if hasattr(dist, f))]
 
 
 def check_values(name: str, values: Float[np.ndarray, "n d"], of: str, scale: float = 1.0) -> None:
-    """`InputError` if a numpyro distribution of a part of the real line gives some of these values
-    no finite density.
+    """`InputError` if a numpyro distribution on part of the real line has no finite density at some
+    of these values, for its initial parameters and nearby ones.
 
-    Where it starts and a little to either side. The values are those of the data divided by
-    `scale`.
+    The values are those of the data divided by `scale`.
     """
     if name in MOVING:
-        _refuse_moving(name)
+        _reject_moving(name)
     if name not in BOUNDED or name not in names():
         return
     mean, spread = (jnp.asarray(m, jnp.float32) for m in (values.mean(axis=0), values.std(axis=0)))
@@ -289,7 +286,7 @@ def check_values(name: str, values: Float[np.ndarray, "n d"], of: str, scale: fl
             what = f"the value {value}" if scale == 1 else f"x / {scale:g} = {value}"
             inside = "" if scale == 1 else ", by --values real if x itself lies there"
             raise InputError(
-                f"likelihood = {name} was given, but to {what} in {of} it gives no finite density; "
+                f"likelihood = {name} was given, but it has no finite density at {what} in {of}; "
                 f"give another likelihood, or bring the data inside its support{inside}."
             )
 
@@ -303,7 +300,7 @@ def _density_of_each(
 
 
 def is_binary(name: str) -> bool:
-    """Whether the likelihood `name` is of 0 and 1 only: Bernoulli, however it is parametrised."""
+    """Whether the likelihood `name` is of 0 and 1 only: Bernoulli in any parametrisation."""
     return name.lower().startswith("bernoulli")
 
 
@@ -325,7 +322,7 @@ def likelihood(name: str, *, kind: str, mean: Array, spread: Array) -> AbstractL
     if name == "gaussian":
         return Gaussian(mean, jnp.where(spread > 0, spread, 1.0))
     if name in MOVING:
-        _refuse_moving(name)
+        _reject_moving(name)
     if name not in names():
         raise InputError(f"There is no likelihood {name!r}; {nearest(name, names())}.")
     if name in WHOLE_LINE:
@@ -337,15 +334,15 @@ def likelihood(name: str, *, kind: str, mean: Array, spread: Array) -> AbstractL
     return Numpyro(name, spread=own, start=first, units=units)
 
 
-def _refuse_moving(name: str) -> None:
+def _reject_moving(name: str) -> None:
     raise InputError(
-        f"likelihood = {name} was given, but where its support ends is one of its parameters, "
-        f"which training moves past the data; give Gamma, LogNormal or Weibull."
+        f"likelihood = {name} was given, but a parameter of it is an end of its support, which "
+        f"training moves past the data; give Gamma, LogNormal or Weibull."
     )
 
 
 def is_continuous(name: str, kind: str) -> bool:
-    """Whether p(x|h1) of the likelihood `name` is a density, of data of this kind, at least above
+    """Whether p(x|h_1) of the likelihood `name` for data of this kind is a density, at least above
     0 (`is_mixed`)."""
     if name in ("auto", *WRITTEN_OUT):
         return name == "gaussian" or (name == "auto" and kind == "real")
@@ -353,5 +350,5 @@ def is_continuous(name: str, kind: str) -> bool:
 
 
 def is_mixed(name: str) -> bool:
-    """Whether p(x|h1) is a probability of x = 0 and a density of what is above."""
+    """Whether p(x|h_1) is a probability at x = 0 and a density above."""
     return name in ("HurdleGamma", "HurdleLogNormal")

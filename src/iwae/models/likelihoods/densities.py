@@ -1,9 +1,9 @@
 """Log-densities and log-probabilities of numpyro's distributions, from unconstrained parameters.
 
-Parameters have the names of numpyro's arguments and are what `biject_to` maps to these: the
-logarithm of what is positive, the logit of what lies in (0, 1). They are not mapped there and back,
-so that nothing saturates, and what is a small difference of large terms comes from `special`.
-x and parameters are arrays [d]; so is what is returned, in nats. x lies in the support.
+Parameters have the names of numpyro's arguments and are what `biject_to` maps to them: logarithms
+of positive arguments, logits of arguments in (0, 1). They are used directly, so that nothing
+saturates, and small differences of large terms come from `special`. x, parameters and results, in
+nats, are arrays [d]. x lies in the support.
 """
 
 from collections.abc import Callable
@@ -32,9 +32,8 @@ LOG_2 = 0.6931471805599453
 LOG_PI = LOG_2PI - LOG_2
 
 MOST = 40.0
-"""Concentrations and degrees of freedom beyond e^40 are taken for it: at every x that float32 can
-tell from its neighbours the density is that of the limit. Those of the beta negative binomial are
-also bounded by e^−40 from below."""
+"""Concentrations and degrees of freedom are limited to e^40: beyond it, float32 cannot distinguish
+the density from its limit. Those of the beta negative binomial are also at least e^−40."""
 
 
 # --- the whole line: z = (x − loc) / scale --------------------------------------------------------
@@ -77,7 +76,7 @@ def asymmetric_laplace_quantile(z: Array, scale: Array, quantile: Array) -> Arra
 
 
 def student_t(z: Array, scale: Array, df: Array) -> Array:
-    """With h = df / 2 and Stirling's rest B, log Γ(h + ½) − log Γ(h) − ½ log h is
+    """With h = df / 2 and Stirling's remainder B, log Γ(h + ½) − log Γ(h) − ½ log h is
     h log(1 + 1 / 2h) − ½ + B(h + ½) − B(h)."""
     df = jnp.minimum(df, MOST)
     h = exp(df) / 2
@@ -220,7 +219,7 @@ def hurdle_poisson(x: Array, gate: Array, rate: Array) -> Array:
 
 
 def negative_binomial(x: Array, mean: Array, concentration: Array) -> Array:
-    """For a concentration n → ∞ it is Poisson."""
+    """A negative binomial; for concentration n → ∞ it is Poisson."""
     n, seen = jnp.minimum(concentration, MOST), _positive(x)
     none = -exp(n) * softplus(mean - n)
     return jnp.where(x > 0, _arranged(seen, n) - two_counts(mean, n, seen), none)
@@ -273,7 +272,7 @@ def _hurdle(x: Array, gate: Array, above: Array) -> Array:
 
 
 def _positive(x: Array) -> Array:
-    """x, and 1 in place of 0, so that both sides of a choice are finite."""
+    """x with 0 replaced by 1, so that both branches of a `where` are finite."""
     return jnp.where(x > 0, x, 1.0)
 
 
@@ -288,7 +287,7 @@ WHOLE_LINE: dict[str, Callable[..., Array]] = {
     "SoftLaplace": soft_laplace,
     "StudentT": student_t,
 }
-"""Of z = (x − loc) / scale, and the other parameters by name."""
+"""Functions of z = (x − loc) / scale, and of the other parameters by name."""
 
 BOUNDED: dict[str, Callable[..., Array]] = {
     "BernoulliLogits": bernoulli,
@@ -323,4 +322,4 @@ BOUNDED: dict[str, Callable[..., Array]] = {
     "Weibull": weibull,
     "ZeroInflatedPoisson": zero_inflated_poisson,
 }
-"""Of x in a part of the real line, and all parameters by name."""
+"""Functions of x in part of the real line, and of all parameters by name."""

@@ -1,6 +1,6 @@
-"""Draws from numpyro's distributions by any key of `jax.random`, and at all parameters.
+"""Draws from numpyro's distributions with any key of `jax.random`, for all parameters.
 
-Some of numpyro's samplers take JAX's own Threefry only, and some lose their digits in float32.
+Some of numpyro's samplers only accept JAX's default keys, and some lose precision in float32.
 """
 
 import functools
@@ -15,12 +15,12 @@ from iwae._utils.threefry import plain_key
 from iwae.models.likelihoods.special import log_rise
 
 NARROW = 1e4
-"""A concentration on the circle from which on von Mises is normal to float32."""
+"""The concentration above which a von Mises distribution is normal in float32."""
 
 
 @functools.cache
 def drawable(family: str) -> type[dist.Distribution]:
-    """The class of numpyro, whose `sample` takes any key."""
+    """The class of numpyro with a `sample` that accepts any key."""
     theirs = getattr(dist, family)
     draw = SAMPLERS.get(family, theirs.sample)
 
@@ -33,7 +33,7 @@ def drawable(family: str) -> type[dist.Distribution]:
 
 
 LARGE = 1e8
-"""A rate from which on counts are normal to float32, which has no larger one to the unit."""
+"""The rate above which counts are normal in float32, which lacks some integers there."""
 
 
 def _poisson(of: dist.Poisson, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
@@ -65,7 +65,7 @@ def _zero_inflated_poisson(
 
 
 def _counts(key: PRNGKeyArray, rate: Array) -> Array:
-    """Poisson counts, as floats: JAX draws integers of 32 bits, which end at 2³¹ − 1."""
+    """Poisson counts as floats; JAX draws 32-bit integers, which are limited to 2³¹ − 1."""
     few = jax.random.poisson(key, jnp.minimum(rate, LARGE)).astype(rate.dtype)
     many = rate + jnp.sqrt(rate) * jax.random.normal(key, rate.shape, rate.dtype)
     return jnp.where(rate > LARGE, jnp.round(many), few)
@@ -74,9 +74,9 @@ def _counts(key: PRNGKeyArray, rate: Array) -> Array:
 def _hurdle_poisson(
     of: dist.HurdlePoisson, key: PRNGKeyArray, sample_shape: tuple[int, ...]
 ) -> Array:
-    """Counts above 0 by the time of the first, so that none is drawn again however small the rate.
+    """Draw counts above 0 from the time of the first event, without rejection at small rates.
 
-    Of events at rate λ in a unit of time, given that there is one, the first comes at
+    Given that events of rate λ occur in a unit of time, the first is at
     −log(1 − u (1 − e^−λ)) / λ with u uniform.
     """
     shape = (*sample_shape, *of.batch_shape)

@@ -1,9 +1,9 @@
-"""Differences that lose no digits in float32, for values and gradients alike.
+"""Differences that are accurate in float32, for values and gradients.
 
 A log-density of large parameters is a small difference of large terms: of log Γ(x + n) and
-log Γ(n), say. Here these differences are functions of their own, small where the density is near
-its mode. Gradients are written out, finite wherever the values are. Logarithms of parameters come
-in rather than the parameters themselves.
+log Γ(n), say. Here these differences are separate functions, which are small near the mode of the
+density. Gradients are explicit, and finite wherever the values are. Arguments are logarithms of
+parameters.
 """
 
 import jax
@@ -13,13 +13,13 @@ from jaxtyping import Array
 LOG_2PI = 1.8378770664093453
 
 LARGEST = 80.0
-"""Exponents beyond ± this are taken for it: e^80 is nearly the largest number of float32."""
+"""Exponents are clipped to ± this value: e^80 is nearly the largest float32."""
 
 EULER, TERMS = 0.5772156649015329, 25
-"""Euler's constant, and of how many terms `scaled_e1` takes a continued fraction."""
+"""Euler's constant, and the number of terms of the continued fraction in `scaled_e1`."""
 
 LN2_HEAD, LN2_TAIL = 0.693138122558594, 9.0580006145e-06
-"""log 2 in two parts, of which multiples of the first by an exponent are exact in float32."""
+"""log 2 in two parts; products of the first with an exponent are exact in float32."""
 
 
 def exp(a: Array) -> Array:
@@ -29,7 +29,7 @@ def exp(a: Array) -> Array:
 
 @jax.custom_jvp
 def log_parts(x: Array) -> tuple[Array, Array]:
-    """log x in two parts, as a sum good to about 10⁻⁹ however large it is; x > 0.
+    """log x as a sum of two parts, with an error of about 10⁻⁹ at any size; x > 0.
 
     With x = 2^e (1 + f) and s = f / (2 + f) it is e log 2 + 2 (s + s³/3 + s⁵/5 + …).
     """
@@ -38,7 +38,7 @@ def log_parts(x: Array) -> tuple[Array, Array]:
     power = exponent.astype(x.dtype) - low
     f = jnp.where(low, 2 * mantissa, mantissa) - 1
     b_1, _ = _halves(2 + f)
-    b_2 = f - (b_1 - 2)  # exact, and nothing that a compiler takes for 0
+    b_2 = f - (b_1 - 2)  # exact, and not simplified to 0 by a compiler
     s = f / (b_1 + b_2)
     s_1, s_2 = _halves(s)
     rest = ((f - s_1 * b_1) - s_2 * b_1) - s * b_2
@@ -49,7 +49,7 @@ def log_parts(x: Array) -> tuple[Array, Array]:
 
 
 def _halves(a: Array) -> tuple[Array, Array]:
-    """a in two parts, of which products with such parts are exact."""
+    """a in two parts; products of such parts are exact."""
     if a.dtype != jnp.float32:
         return a, jnp.zeros_like(a)
     bits = jax.lax.bitcast_convert_type(a, jnp.uint32) & jnp.uint32(0xFFFFF000)
@@ -64,7 +64,7 @@ def _log_parts_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 def less_log(a: Array, x: Array, b: Array | float = 0.0) -> Array:
-    """a − log x − b, with the error of a number of its own size and not of its terms; x > 0."""
+    """a − log x − b, with an error relative to its own size and not to its terms'; x > 0."""
     head, tail = log_parts(x)
     difference, error = _two_sum(a, -head)
     total, error_b = _two_sum(difference, -jnp.asarray(b, difference.dtype))
@@ -72,9 +72,9 @@ def less_log(a: Array, x: Array, b: Array | float = 0.0) -> Array:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b, and what its rounding has lost.
+    """a + b, and its rounding error.
 
-    Of constants the compiler would take (a + b) − a for b; the barrier keeps it from that.
+    For constants a compiler would simplify (a + b) − a to b; the barrier prevents this.
     """
     total = jax.lax.optimization_barrier(a + b)
     virtual = total - a
@@ -97,7 +97,7 @@ def _excess_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 def deviance(a: Array, t: Array) -> Array:
-    """e^a (e^t − 1 − t), where e^t alone may be too large to be represented."""
+    """e^a (e^t − 1 − t), where e^t alone may overflow."""
     far = t > 1
     near = exp(a) * excess(jnp.where(far, 0.0, t))
     return jnp.where(far, exp(a + t) - exp(a) * (1 + t), near)
@@ -105,7 +105,7 @@ def deviance(a: Array, t: Array) -> Array:
 
 @jax.custom_jvp
 def divergence(a: Array, s: Array, t: Array) -> Array:
-    """e^s − e^a − e^a (s − a) ≥ 0, where t is s − a to all its digits.
+    """e^s − e^a − e^a (s − a) ≥ 0, where t is s − a to full precision.
 
     Gradients are with respect to a and s.
     """
@@ -166,8 +166,8 @@ def _log_rise_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 def two_counts(mean: Array, n: Array, x: Array) -> Array:
     """(x + n) log((μ + n) / (x + n)) − x log(μ / x) ≥ 0 of e^mean and e^n, for x > 0.
 
-    What a negative binomial of mean μ and concentration n loses at x against one of mean x; for
-    n → ∞ that is x log(x / μ) + μ − x, of Poisson.
+    The log-probability at x that a negative binomial of mean μ and concentration n loses against
+    one of mean x; for n → ∞ it is that of Poisson, x log(x / μ) + μ − x.
     """
     return _two_counts(n, x, less_log(mean, x))
 
@@ -218,7 +218,7 @@ def _changes(log_n: Array, x: Array, log_ratio: Array, odds: Array) -> tuple[Arr
 
 
 def _coin(log_n: Array, x: Array, log_ratio: Array) -> tuple[Array, Array, Array]:
-    """n, and w and τ of the side of the coin of chance w ≤ ½."""
+    """n, and w and τ for the side of the coin with probability w ≤ ½."""
     n = exp(log_n)
     return n, jnp.minimum(x, n) / (x + n), jnp.where(x > n, -log_ratio, log_ratio)
 

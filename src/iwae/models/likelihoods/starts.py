@@ -1,9 +1,9 @@
-"""Where the parameters of a numpyro distribution start, and in which units the decoder gives them.
+"""Initial parameters of numpyro distributions, and the units of the decoder's output.
 
 With the unconstrained parameters η [p, d] and the decoder's output a [p, d], η = start + units a,
-where `units` [p, p, d] is a matrix for each pixel. At a = 0 the distribution has the moments of the
-training data, or about these; an output of ±1 moves its mean by about their standard deviation, or
-at constant mean its shape by a factor of e. So training does not depend on the scale of the data.
+where `units` [p, p, d] is a matrix for each pixel. At a = 0 the distribution has approximately the
+moments of the training data; an output of ±1 moves its mean by about their standard deviation, or
+its shape at constant mean by a factor of e. So training does not depend on the scale of the data.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from jax.scipy.special import gammaln, logit
 from jaxtyping import Array, Bool, Float
 
 RARE = 1e-3
-"""The mean that counts are taken to have where all in training are 0."""
+"""The assumed mean of counts that are all 0 in training."""
 
 SHARPEST, WIDEST = 1e-4, 10.0
 """Bounds of the standard deviation in units of the mean."""
 
 OVERDISPERSED = 0.05
-"""The least excess of a count's variance over its mean, in units of the mean: with none, families
-beyond Poisson have no maximum."""
+"""The least excess of a count's variance over its mean, in units of the mean; without it, families
+other than Poisson have no maximum."""
 
 Moments = tuple[Bool[Array, " d"], Array, Array]
 Entry = Array | float | int
@@ -34,8 +34,8 @@ def start(
 ) -> tuple[Float[Array, "p d"], Float[Array, "p p d"]]:
     """`start` and `units` of a family in `STARTS`, from the mean and the standard deviation.
 
-    Where no distribution of the family has such moments (a mean of 0 with a spread, say) η = a.
-    Constant pixels (spread 0) are taken to vary: counts like Poisson's, positive values by their
+    If no distribution of the family has such moments (such as a mean of 0 with a spread), η = a.
+    Constant pixels (spread 0) are assumed to vary: counts like Poisson's, positive values by their
     mean.
     """
     moments, of = STARTS[family]
@@ -50,7 +50,7 @@ def start(
 
 
 def unit(mean: Float[Array, " d"], spread: Float[Array, " d"]) -> Float[Array, " d"]:
-    """What a χ² has to be multiplied by for these moments; 1 where there are no such."""
+    """The factor that gives a χ² variable these moments; 1 where there is none."""
     known, mean, spread = _positive(mean, spread)
     return jnp.where(known, (spread / mean) * spread / 2, 1.0)
 
@@ -203,7 +203,7 @@ def _gompertz(mean: Array, spread: Array) -> Rows:
 
 
 def _hurdle_gamma(mean: Array, spread: Array) -> Rows:
-    """Half of the squared relative spread c² from zeros, c² / 2 from what is above."""
+    """Half of the squared relative spread c² is from zeros, half from the values above."""
     gate, above, c = _halves(mean, spread)
     a = -2 * jnp.log(c)
     matrix: list[list[Entry]] = [[1, 0, 0], [0, 1, 0], [0, 1, _unit(mean, spread)]]
@@ -218,7 +218,7 @@ def _hurdle_log_normal(mean: Array, spread: Array) -> Rows:
 
 
 def _halves(mean: Array, spread: Array) -> tuple[Array, Array, Array]:
-    """The logit of the zeros, and of what is above log E[x] and the relative spread."""
+    """The logit of zeros, and log E[x] and the relative spread of the values above."""
     square = (spread / mean) ** 2
     gate = square / (2 + 2 * square)
     return logit(gate), jnp.log(mean) - jnp.log1p(-gate), jnp.sqrt(square / 2)
@@ -239,7 +239,7 @@ def _beta_proportion(mean: Array, spread: Array) -> Rows:
 
 
 def _kumaraswamy(mean: Array, spread: Array) -> Rows:
-    """Of log a that gives the spread where b gives the mean; a is that of Gumbel's for large b."""
+    """log a from the spread, with b from the mean; for large b, a is that of Gumbel's."""
     square = (spread / mean) ** 2
 
     def b_of(a: Array) -> Array:
@@ -256,7 +256,7 @@ def _kumaraswamy(mean: Array, spread: Array) -> Rows:
 
 
 def _kumaraswamy_moment(r: int, log_a: Array, log_b: Array) -> Array:
-    """log E[x^r] = log b B(1 + r/a, b); of a large b a ratio of Γs is a power of the middle."""
+    """log E[x^r] = log b B(1 + r/a, b); for large b the ratio of Γs is approximated by a power."""
     s, b = r * jnp.exp(-log_a), jnp.exp(log_b)
     some = jnp.minimum(b, 100.0)
     ratio = gammaln(some + 1) - gammaln(some + 1 + s)
@@ -264,7 +264,7 @@ def _kumaraswamy_moment(r: int, log_a: Array, log_b: Array) -> Array:
 
 
 def _halved(beyond: Callable[[Array], Array], low: Array, high: Array) -> Array:
-    """Where `beyond` turns from true to false, by halving the interval."""
+    """The point where `beyond` turns from true to false, by bisection."""
 
     def halve(_: Array | int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         middle = (ends[0] + ends[1]) / 2
@@ -275,7 +275,7 @@ def _halved(beyond: Callable[[Array], Array], low: Array, high: Array) -> Array:
 
 
 def _relaxed_bernoulli(mean: Array, spread: Array) -> Rows:
-    """The logit of x is logistic, of about this middle and spread."""
+    """The logit of x is logistic, with about this centre and spread."""
     square = jnp.log1p((spread / (mean * (1 - mean))) ** 2)
     temperature = jnp.log(jnp.pi / jnp.sqrt(3 * square))
     logits = jnp.exp(temperature) * (logit(mean) + (mean - 0.5) * square)
@@ -287,23 +287,23 @@ def _von_mises(mean: Array, spread: Array) -> Rows:
 
 
 def _followed(by: Array) -> Sequence[Sequence[Entry]]:
-    """Units where the second parameter goes with the first in this proportion."""
+    """Units in which the second parameter follows the first in this proportion."""
     slow = 1 / (1 + jnp.abs(by))
     return [[slow, 0], [slow * by, 1]]
 
 
 def _log_sd(mean: Array, spread: Array) -> Array:
-    """The standard deviation of the logarithm, if it is normal."""
+    """The standard deviation of the logarithm, assumed normal."""
     return jnp.sqrt(jnp.log1p((spread / mean) ** 2))
 
 
 def _log_size(mean: Array, spread: Array) -> Array:
-    """The logarithm of both concentrations' sum: the variance is μ (1 − μ) / (1 + size)."""
+    """The logarithm of the sum of both concentrations; the variance is μ (1 − μ) / (1 + size)."""
     return jnp.log((mean / spread) * ((1 - mean) / spread) - 1)
 
 
 def _unit(mean: Array, spread: Array) -> Array:
-    """By how much the logarithm of the mean moves for one standard deviation, 1 at most."""
+    """The change of the log-mean for one standard deviation, at most 1."""
     return jnp.minimum(spread / mean, 1.0)
 
 
@@ -319,7 +319,7 @@ GOMPERTZ = np.array(
     ],
     np.float32,
 )
-"""Of Gompertz: relative spread, log concentration and log (rate · mean)."""
+"""For Gompertz: relative spread, log concentration and log (rate · mean)."""
 
 STARTS: dict[str, tuple[Callable[..., Moments], Callable[..., Rows]]] = {
     "BernoulliLogits": (_chances, _bernoulli),
@@ -352,4 +352,4 @@ STARTS: dict[str, tuple[Callable[..., Moments], Callable[..., Rows]]] = {
     "Weibull": (_positive, _weibull),
     "ZeroInflatedPoisson": (_counts, _zero_inflated_poisson),
 }
-"""By family: the moments it can have, and what starts at these."""
+"""By family: the moments that it can have, and the function of its initial parameters."""
