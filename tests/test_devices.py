@@ -138,7 +138,7 @@ def test_processes_that_cannot_come_together_are_refused(monkeypatch) -> None:
 
 def test_replicas_are_trained_on_one_device(tmp_path: Path) -> None:
     form = ["--out", str(tmp_path / "x"), "--seeds", "2", "--devices", "2"]
-    with refused("devices = 2 was given, but replicas are trained on one; leave it out."):
+    with refused("devices = 2 was given, but replicas are trained on one device; leave it out."):
         parse("train", form).run()
 
 

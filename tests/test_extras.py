@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 import iwae
 from iwae._utils.extras import COMMAND_LINE, EXTRAS, require
-from iwae.data import characters, files
+from iwae.data import characters, files, in_use
 from iwae.experiments import executors
 from iwae.plotting import figures, report
 
@@ -59,6 +59,7 @@ def test_a_library_that_is_missing_is_asked_for_by_its_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hide(monkeypatch, library)
+    monkeypatch.setattr(in_use, "_in_use", {})  # nothing that another test holds
     with pytest.raises(iwae.InputError, match=message) as raised:
         use(tmp_path)
     assert "which is not installed; pip install 'iwae[" in str(raised.value)

@@ -270,7 +270,7 @@ def test_dreg_has_the_mean_of_reparam_where_every_draw_has_its_own_z0() -> None:
             "balance",
             "dreg",
             "Estimator dreg drops the score of the density in the weights, but this model's draws "
-            "have another; give reparam, or uniform weights of the heads.",
+            "have another density; give reparam, or uniform weights of the heads.",
         ),
         (
             False,

@@ -77,9 +77,7 @@ def test_the_estimator_that_is_shown_lies_halfway() -> None:
         np.testing.assert_allclose(half, (dreg + reparam) / 2, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.skipif(
-    not (ROOT / "src/iwae/experiments/published").is_dir(), reason="tables are no files yet"
-)
+@pytest.mark.slow
 def test_a_table_of_ones_own_is_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,7 @@ def test_runs_that_share_a_step_are_those_that_do_not(tiny: RunConfig) -> None:
     np.testing.assert_array_equal(draws(iwae.train(kind)), alone)
 
 
+@pytest.mark.slow
 def test_few_programs_serve_any_number_of_examples(tiny_run: TrainedModel) -> None:
     """Of which each is what it is among others."""
     x = tiny_run.data().test
@@ -231,6 +232,7 @@ def test_numbers_of_64_bits_that_are_given_are_kept() -> None:
         assert jax.numpy.ones(()).dtype == np.float64
 
 
+@pytest.mark.slow
 def test_a_model_of_64_bits_is_computed_in_64_bits(tiny_run: TrainedModel) -> None:
     """To the same numbers, up to the rounding of 32 bits, and more digits of them."""
     x = tiny_run.data().test[:2]

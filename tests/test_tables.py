@@ -58,6 +58,7 @@ class Frame:
         return Frame(self.x[:, [self.columns.index(n) for n in names]], names)
 
 
+@pytest.mark.slow
 def test_names_stay_where_data_bring_none(settings, tmp_path):
     """A run, one that begins where it ended, and a run on a file that lost its line of names."""
     turned = lambda: Frame(X[:3][:, [2, 0, 1]], [NAMES[i] for i in (2, 0, 1)])
