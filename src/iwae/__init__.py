@@ -1,6 +1,6 @@
 """Importance weighted autoencoders on JAX.
 
-`train`, `evaluate` and `load` are the front door. Behind it stands a package for each idea: the
+`train`, `evaluate` and `load` are the main entry points. Each package covers one idea: the
 `bounds`, the `models` that yield log-weights, the `estimators` of a bound's gradient, `evaluation`
 and `training`; all compose freely. What is named here is imported when it is first used.
 """

@@ -301,7 +301,7 @@ def named(name: str, **settings: Setting | None) -> Pair:
     for setting in chosen.needs:
         value = settings.get(setting)
         if value is None:
-            raise InputError(rules.missing(name).keyword)
+            raise InputError(rules.missing(name, setting).keyword)
         taken[setting] = value
     chosen = chosen.with_settings(**taken) if taken else chosen
     return Pair(chosen, chosen)

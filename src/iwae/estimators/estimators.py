@@ -12,7 +12,7 @@ for L_K.
 
 Your own estimator is one line of (b, s), for `surrogate_loss` and `iwae.train(estimator=…)`:
 
-    halfway = Estimator(path=lambda w: w.c, score=lambda w: -w.c / 2, name="halfway")
+    halfway = Estimator(path=lambda w: w.c - w.h_ii / 2, score=lambda w: -w.c / 2, name="halfway")
 """
 
 from collections.abc import Callable

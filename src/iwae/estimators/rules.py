@@ -130,9 +130,9 @@ def check_settings(
         yield from check_order(order, k)
 
 
-def missing(bound: str) -> Objection:
-    """The objection that a bound's setting was not given."""
-    setting = SETTINGS[bound]
+def missing(bound: str, setting: str | None = None) -> Objection:
+    """The objection that a setting of a bound, by default its only one, was not given."""
+    setting = setting or SETTINGS[bound]
     return Objection(
         f"The bound {bound} has a setting {setting}, but none was given; give one.",
         f"objective = {bound} needs {setting}; give --{setting}.",
@@ -309,8 +309,9 @@ def check_draws_of(rules: Rules, draws: Capabilities) -> Iterator[Objection]:
         )
     if rules.sleep and not draws.joint:
         yield _same(
-            f"Estimator {rules.name} needs draws (x, h) from the model, but it has no method "
-            f"sample_joint(n, key); write one, or use rws."
+            f"Estimator {rules.name} needs draws (x, h) from the model, but this model does not "
+            f"declare that it makes them; define sample_joint(n, key) and, in a subclass of Model, "
+            f"samples_joint = True, or use rws."
         )
 
 

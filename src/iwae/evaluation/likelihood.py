@@ -1,4 +1,4 @@
-"""L_K of one example, streamed over K, and the training bounds."""
+"""L_K of one example, streamed over K, and the value of any bound."""
 
 import jax
 import jax.numpy as jnp

@@ -1,1 +1,1 @@
-"""What papers published, and ours beside it: tables, jobs, executors, records, the results page."""
+"""Published results beside ours: tables, jobs, executors, records, the results page."""

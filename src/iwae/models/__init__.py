@@ -1,4 +1,4 @@
-"""Latent-variable models: what one has to say, the autoencoder, and its parts."""
+"""Latent-variable models: the contract, the autoencoder, and its parts."""
 
 from iwae.models.autoencoder import Autoencoder as Autoencoder
 from iwae.models.base import AbstractAutoencoder as AbstractAutoencoder

@@ -7,12 +7,12 @@ the first logs.
 """
 
 import abc
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from iwae._utils.distributed import is_first
+from iwae._utils.extras import require
 from iwae.config.io import flatten
 from iwae.errors import InputError
 from iwae.training.callbacks import Callback, End, EpochEnd, Start, StepChunk
@@ -83,7 +83,7 @@ class TensorBoard(Logger):
 
     def __init__(self, folder: str | Path | None = None):
         self.folder = folder
-        self.library = _library("tensorboardX", "TensorBoard", "tensorboard")
+        self.library = require("tensorboardX", purpose="the callback TensorBoard")
         self.writer: Any = None
 
     def open(self, event: Start) -> None:
@@ -118,7 +118,7 @@ class WeightsAndBiases(Logger):
 
     def __init__(self, project: str | None = None, **settings: object):
         self.project, self.settings = project, settings
-        self.library = _library("wandb", "WeightsAndBiases", "wandb")
+        self.library = require("wandb", purpose="the callback WeightsAndBiases")
         self.run: Any = None
 
     def open(self, event: Start) -> None:
@@ -145,7 +145,7 @@ class MLflow(Logger):
 
     def __init__(self, experiment: str | None = None, name: str | None = None):
         self.experiment, self.name = experiment, name
-        self.library = _library("mlflow", "MLflow", "mlflow")
+        self.library = require("mlflow", purpose="the callback MLflow")
         self.client: Any = None
         self.run, self.own = "", False
 
@@ -184,16 +184,3 @@ class MLflow(Logger):
 def _settings(event: Start) -> dict[str, object]:
     """The fields of the configuration by name, without those that are None."""
     return {n: v for n, v in flatten(event.config).items() if v is not None}
-
-
-def _library(module: str, callback: str, extra: str) -> Any:
-    """The library of a callback; `InputError` if it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-    raise InputError(
-        f"The callback {callback} needs {module}, which is not installed; pip install "
-        f"'iwae[{extra}]'."
-    )
