@@ -853,8 +853,9 @@ def test_combinations_without_meaning_are_refused():
     ):
         loss(bound=Pair(iwae, elbo), k=4, estimator="aisle-kl")
     with refused(
-        "Estimator rws-sleep needs draws (x, h) from the model, but it has no method "
-        "sample_joint(n, key); write one, or use rws."
+        "Estimator rws-sleep needs draws (x, h) from the model, but this model does not declare "
+        "that it makes them; define sample_joint(n, key) and, in a subclass of Model, "
+        "samples_joint = True, or use rws."
     ):
         loss(bound=iwae, k=4, estimator="rws-sleep")
     with refused(

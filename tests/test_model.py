@@ -433,9 +433,8 @@ def problem(name, parameters, x, whole, pixels):
         return f"parameters of shape {parameters.shape} observe shape {x.shape}"
     if not np.isfinite(whole):
         return f"log p({x}) is {whole}"
-    if not np.isclose(
-        whole, pixels.sum(), rtol=1e-5, atol=1e-6 * np.abs(pixels).sum()
-    ) or pixels.shape != (2,):
+    rounding = 1e-6 * np.abs(pixels).sum()
+    if pixels.shape != (2,) or not np.isclose(whole, pixels.sum(), rtol=1e-5, atol=rounding):
         return f"log p {whole} is not the sum over pixels {pixels}"
     if not np.all(one.distribution(jnp.asarray(parameters)).support(x)):
         return f"{x} is outside its support"
