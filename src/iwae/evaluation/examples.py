@@ -59,16 +59,11 @@ def over_examples(
     n, d = images.shape
     workers = _workers()
     plan = _agreed(n, d, draws, memory, workers)
-    placed = _Placed.of(function, model)
-
-    def evaluated(turn: int) -> PyTree:
-        index = plan.examples(turn, jax.process_index())
-        return placed.evaluated(turn, images, index, seed, observe, plan.block)
-
+    work = _Work.of(function, model, plan, images, observe, seed)
     parts: list[PyTree] = []
     turns = range(plan.turns)
-    with computing(placed.copies[0]), _pool(max(workers, len(placed.devices))) as pool:
-        for turn, part in zip(turns, pool.map(evaluated, turns), strict=True):
+    with computing(work.copies[0]), _pool(max(workers, len(work.devices))) as pool:
+        for turn, part in zip(turns, pool.map(work.evaluated, turns), strict=True):
             parts.append(part)
             if progress is not None:
                 progress(plan.done(turn), n)
@@ -93,37 +88,44 @@ def _agreed(n: int, d: int, draws: int, memory: int | None, workers: int) -> Blo
 
 
 @dataclass(frozen=True)
-class _Placed:
-    """A function and its model, with copies of their arrays on each device of this process."""
+class _Work:
+    """A function and its model on each device of this process, and the examples of a plan."""
 
     devices: Sequence[jax.Device]
     copies: Sequence[PyTree]
+    """Arrays of the function and the model, on each device."""
     static: PyTree
+    plan: BlockPlan
+    images: np.ndarray | Array
+    observe: Observer
+    seed: int
 
     @classmethod
-    def of(cls, function: PerExample, model: PyTree) -> "_Placed":
+    def of(
+        cls,
+        function: PerExample,
+        model: PyTree,
+        plan: BlockPlan,
+        images: np.ndarray | Array,
+        observe: Observer,
+        seed: int,
+    ) -> "_Work":
         devices = jax.local_devices()
         arrays, static = eqx.partition((function, model), eqx.is_array)
         several = len(devices) > 1
         copies = [jax.device_put(arrays, one) for one in devices] if several else [arrays]
-        return cls(devices, copies, static)
+        return cls(devices, copies, static, plan, images, observe, seed)
 
-    def evaluated(
-        self,
-        turn: int,
-        images: np.ndarray | Array,
-        index: np.ndarray,
-        seed: int,
-        observe: Observer,
-        block: int,
-    ) -> PyTree:
-        """The function's values on the examples in `index`, on the device of this turn."""
+    def evaluated(self, turn: int) -> PyTree:
+        """The function's values on the examples of a turn, on the device of that turn."""
+        index = self.plan.examples(turn, jax.process_index())
         own = turn % len(self.devices)
         device = self.devices[own] if len(self.devices) > 1 else None
         with computing(self.copies[0]), jax.default_device(device):
             function, model = eqx.combine(self.copies[own], self.static)
-            rows, numbers = jnp.asarray(images[index]), jnp.asarray(index)
-            part = _over_group(function, model, rows, numbers, jnp.uint32(seed), observe, block)
+            rows, numbers = jnp.asarray(self.images[index]), jnp.asarray(index)
+            seed, block = jnp.uint32(self.seed), self.plan.block
+            part = _over_group(function, model, rows, numbers, seed, self.observe, block)
             return jax.tree.map(np.asarray, part)
 
 
