@@ -1,5 +1,6 @@
 """Bounds of log-weights: exact values, identities, extremes, second derivatives, refusals."""
 
+import pickle
 from functools import partial
 from itertools import combinations
 from math import comb, factorial
@@ -587,3 +588,19 @@ def test_a_jackknife_that_explodes_is_refused(k, order, subsets):
         f"them; give an order of at most 2, or fewer draws."
     ):
         jvi(jnp.zeros(k), order=order)
+
+
+def test_a_bound_is_pickled_by_its_name_and_batches_have_curvatures() -> None:
+    shaped = bounds.vr_iwae.with_settings(alpha=0.5)
+    again = pickle.loads(pickle.dumps(shaped))
+    assert again == shaped
+    log_w = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
+    median = bounds.as_bound(lambda log_w: jnp.log(jnp.mean(jnp.exp(log_w), axis=0)))
+    closed = bounds.iwae.curvature(log_w)
+    np.testing.assert_allclose(median.curvature(log_w), closed, atol=1e-6)
+
+
+def test_a_setting_that_was_forgotten_is_asked_for() -> None:
+    for use in (bounds.vr_iwae, bounds.vr_iwae.curvature):
+        with refused("The bound vr-iwae has a setting alpha, but none was given; give one."):
+            use(jnp.zeros(3))

@@ -174,7 +174,7 @@ def test_what_is_no_callback_is_refused(tiny: RunConfig) -> None:
     ):
         iwae.train(tiny, callbacks=[3])  # type: ignore[list-item]
     alone = Callback()
-    assert iwae.train(tiny, epochs=1, callbacks=alone).passes == 1  # type: ignore[arg-type]
+    assert iwae.train(tiny, epochs=1, callbacks=alone).passes == 1
 
 
 def test_what_watched_before_still_does(tiny: RunConfig) -> None:

@@ -172,3 +172,18 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "none.toml"
     with refused(f"The configuration {path} cannot be read: No such file or directory."):
         tables.read(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('against = "vae-5"', 'after = "iwae-5"', "after goes in a circle"),
+        ('recipe = "smoke"', 'recipe = "smoke"\nonly = ["zz"]', "only chooses among"),
+        ('recipe = "smoke"', 'recipe = "smoke"\nlike = "mine.toml"', "like is the table itself"),
+        ('"digits/vae-5" = {', '"digts/*" = {', "matches none of its cells"),
+    ],
+)
+def test_a_table_that_means_nothing_is_refused(own: Path, before, after, message) -> None:
+    own.write_text(OWN.replace(before, after, 1))
+    with pytest.raises(InputError, match=message):
+        tables.read(own)

@@ -81,7 +81,7 @@ def train(
     out: str | Path | None = None,
     resume: bool | None = False,
     data_dir: str | Path | None = None,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Callback | Iterable[Callback] = (),
     progress: bool | None = None,
     devices: int = 1,
     model: ModelLike | None = None,
@@ -158,7 +158,7 @@ def _resolved_config(
 
 
 def _all_callbacks(
-    callbacks: Iterable[Callback],
+    callbacks: Callback | Iterable[Callback],
     watch: Callback | Watcher | None,
     progress: bool | None,
     description: str = "training",

@@ -18,6 +18,7 @@ Concrete log-weights that are nan, +inf, or -inf for all draws of an example rai
 inside `jit` or `vmap`, where values are unknown, the bound of such an example is nan or infinite.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ class Bound:
         log_w = jnp.asarray(log_w)
         if not isinstance(log_w, jax.core.Tracer):
             _check(np.asarray(log_w))
-        return self.value(log_w, **{**self.settings, **settings})
+        return self.value(log_w, **self._complete(settings))
 
     def curvature(self, log_w: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
         """H_ii = ∂²bound / ∂(log w_i)², [K].
@@ -83,8 +84,25 @@ class Bound:
         no K × K array is stored.
         """
         if self.closed is not None:
-            return self.closed(log_w, **self.settings)
-        return _diagonal(self, log_w)
+            return self.closed(log_w, **self._complete({}))
+        if log_w.ndim == 1:
+            return _diagonal(self, log_w)
+        flat = log_w.reshape(len(log_w), -1)
+        each = jax.vmap(lambda one: _diagonal(self, one), in_axes=1, out_axes=1)(flat)
+        return each.reshape(log_w.shape)
+
+    def _complete(self, settings: Mapping[str, Setting]) -> dict[str, Setting]:
+        """All its settings; `InputError` if one that it needs was given nowhere."""
+        given = {**self.settings, **settings}
+        for name in self.needs:
+            if name not in given:
+                raise InputError(rules.missing(self.name, name).keyword)
+        return given
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled by the name of its function, which it stands for in its module."""
+        module, name = self.value.__module__, self.value.__qualname__
+        return _restored, (module, name, self.given)
 
     def with_settings(self, **settings: Setting) -> "Bound":
         """The bound with these settings added; `InputError` for settings that it does not take."""
@@ -104,6 +122,12 @@ class Bound:
         """Names of the settings that it needs."""
         parameters = signature(self.value).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def _restored(module: str, name: str, given: tuple[tuple[str, Setting], ...]) -> Bound:
+    """The `Bound` of a module, with settings."""
+    found = importlib.import_module(module)
+    return replace(vars(found)[name], given=given)
 
 
 def bound(

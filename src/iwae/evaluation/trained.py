@@ -82,12 +82,16 @@ class TrainedModel:
     def __repr__(self) -> str:
         units = self._units()
         parts = [
-            f"{self.config.label}, K = {self.config.objective.k}",
+            f"{self._objective()}, K = {self.config.objective.k}",
             *([f"{units} latent units"] if units else []),
             f"{self.seen.name}, {self.epochs:,} epochs",
             *([] if self.path is None else [repr(str(self.path))]),
         ]
         return f"TrainedModel({', '.join(parts)})"
+
+    def _objective(self) -> str:
+        """What was maximised: the settings' objective, or a bound of the user's own."""
+        return self.own.get("bound", self.config.label)
 
     def _units(self) -> str:
         """Latent units of each layer as text; empty for a model that is not an `Autoencoder`."""
@@ -97,7 +101,7 @@ class TrainedModel:
     def _repr_html_(self) -> str:
         """A summary as a table, for a notebook."""
         rows = [
-            ("model", f"{self.config.label}, K = {self.config.objective.k}"),
+            ("model", f"{self._objective()}, K = {self.config.objective.k}"),
             *([("latent units", self._units())] if self._units() else []),
             ("likelihood", self.config.model.likelihood),
             ("data", f"{self.seen.name}, {self.seen.kind}, {_times(self.seen.shape)}"),

@@ -145,7 +145,8 @@ def jobs_of(
     own = set.intersection(*(set(cell.settings) for cell in cells))
     check_shared(config, start, own, "choose by --cells")
     jobs: dict[str, list[Job]] = {}
-    for cell in sorted(cells, key=lambda cell: cell.after is not None):
+    before = {cell.name: cell.after for cell in cells}
+    for cell in sorted(cells, key=lambda cell: _depth(cell.name, before)):
         begun = [None] * len(seeds) if cell.after is None else jobs[cell.after]
         basis = config if cell.after is None else continued(config)
         jobs[cell.name] = [
@@ -153,6 +154,12 @@ def jobs_of(
             for seed, after in zip(seeds, begun, strict=True)
         ]
     return jobs
+
+
+def _depth(name: str, before: Mapping[str, str | None]) -> int:
+    """How many cells are trained one after the other before this one."""
+    after = before.get(name)
+    return 0 if after is None else 1 + _depth(after, before)
 
 
 def continued(config: RunConfig) -> RunConfig:

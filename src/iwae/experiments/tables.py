@@ -19,6 +19,7 @@ A cell is named ROW/COLUMN, and a row DATASET or DATASET/….
 """
 
 import fnmatch
+import graphlib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -151,6 +152,8 @@ def _read(path: Path) -> Experiment:
     try:
         file = persisted.typed(tomllib.loads(read_text(path)), _File)
         cells = _cells(file) if file.like is None else _like(file, path)
+        if file.like is None and file.only != ["*"]:
+            raise MistypedError("only chooses among the cells of like, which it lacks")
         if not cells:
             raise MistypedError("it has no cells")
         _check_names(cells)
@@ -162,6 +165,9 @@ def _read(path: Path) -> Experiment:
             f"iwae/experiments/published."
         ) from error
     measures = tuple(file.measures)
+    for pattern in file.further:
+        if not any(fnmatch.fnmatchcase(cell.name, pattern) for cell in cells):
+            raise InputError(f"further of {path} has {pattern!r}, which matches none of its cells.")
     cells = [replace(c, measures=measures, further=_further(c.name, file)) for c in cells]
     return Experiment(
         name=path.stem,
@@ -260,7 +266,11 @@ def _like(file: _File, path: Path) -> list[Cell]:
     known = sorted(p.stem for p in PUBLISHED.glob("*.toml"))
     if not name.endswith(".toml") and name not in known:
         raise MistypedError(f"like is {name!r}; {nearest(name, known)}")
+    if (path.parent / name).resolve() == path.resolve():
+        raise MistypedError("like is the table itself")
     other = _read(path.parent / name) if name.endswith(".toml") else published(name)
+    if other.name == path.stem and name.endswith(".toml"):
+        raise MistypedError("like is a table of the same name")
     fits = lambda cell: any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in file.only)
     cells = [cell for cell in other.cells if fits(cell)]
     names = {cell.name for cell in cells}
@@ -273,3 +283,7 @@ def _check_names(cells: Sequence[Cell]) -> None:
     for cell in cells:
         for other in {cell.against, cell.after} - names - {None}:
             raise MistypedError(f"{cell.name} refers to {other}, which is not one of its cells")
+    try:
+        graphlib.TopologicalSorter({c.name: {c.after} - {None} for c in cells}).prepare()
+    except graphlib.CycleError as error:
+        raise MistypedError(f"after goes in a circle: {', '.join(error.args[1])}") from error

@@ -31,7 +31,7 @@ PATIENCE = "patience"
 Row = Mapping[str, int | float]
 """A line of metrics.jsonl."""
 
-RESERVED = ("epochs", "minutes")
+RESERVED = ("epochs", "minutes", "interrupted", "failed")
 """Reasons reserved for the trainer: a run that ended by one continues if its budget grows."""
 
 
@@ -144,7 +144,7 @@ class Stop:
     reason: str
 
     def __post_init__(self) -> None:
-        if not self.reason or self.reason in RESERVED:
+        if not isinstance(self.reason, str) or not self.reason or self.reason in RESERVED:
             raise InputError(
                 f"Stop({self.reason!r}) was given, but the reason is stored with the run and says "
                 f"why it ended; give a text other than {' and '.join(RESERVED)}."
@@ -206,6 +206,11 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: int):
+        if patience < 1:
+            raise InputError(
+                f"patience = {patience} was given, but at least 1 validation is needed to stop; "
+                f"give 1 or more."
+            )
         self.patience = patience
 
     def on_validation(self, event: Validation) -> Stop | None:
@@ -256,8 +261,13 @@ class FromWatcher(Callback):
         self.watcher.on_pass(event.row)
 
 
-def checked(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
+def checked(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
     """The callbacks as a tuple; `InputError` if one is not a `Callback`."""
+    if not isinstance(callbacks, Callback | Iterable):
+        raise InputError(
+            f"callbacks = {callbacks!r} was given, but it must be a list of instances of "
+            f"iwae.training.Callback; give [] for none."
+        )
     given = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
     for callback in given:
         if not isinstance(callback, Callback):

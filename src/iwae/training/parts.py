@@ -5,14 +5,17 @@ the user's parts, which have to be given again when the run is resumed or loaded
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from iwae._utils import threefry
@@ -22,7 +25,7 @@ from iwae.config.io import override
 from iwae.config.schema import ModelConfig, RunConfig
 from iwae.errors import InputError
 from iwae.estimators.surrogate import ESTIMATORS, Estimator, paired
-from iwae.models.base import ModelLike, draw_log_weights
+from iwae.models.base import ModelLike, draw
 from iwae.models.likelihoods import AbstractLikelihood
 
 
@@ -195,14 +198,27 @@ def check_shapes(own: OwnParts, d: int, k: int) -> None:
             )
     if own.model is not None:
         given = (own.model, jax.ShapeDtypeStruct((d,), jnp.float32), threefry.key(0))
-        weigh = lambda model, x, key: draw_log_weights(model, x, k, key)
-        shape = _shape(eqx.filter_eval_shape(weigh, *given))
-        if shape != (k,):
-            raise InputError(
-                f"The log-weights of {described(own.model)} have the shape {shape} for K = {k} "
-                f"importance samples of one example of {d} values, but there must be one for each "
-                f"sample; have log_joint and log_proposal return [K]."
-            )
+        for method, shape in _shapes_of_densities(*given, k).items():
+            if shape != (k,):
+                raise InputError(
+                    f"{method} of {described(own.model)} returns the shape {shape} for K = {k} "
+                    f"importance samples of one example of {d} values, but there must be one "
+                    f"number for each sample; have log_joint and log_proposal return [K]."
+                )
+
+
+def _shapes_of_densities(
+    model: ModelLike, x: jax.ShapeDtypeStruct, key: PRNGKeyArray, k: int
+) -> dict[str, tuple[int, ...] | str]:
+    """What each density of a model returns: a scalar would broadcast into their difference."""
+
+    def densities(model: ModelLike, x: Array, key: PRNGKeyArray) -> dict[str, Array]:
+        h, log_q = draw(model, x, k, key)
+        joint, proposal = model.log_joint(x, h), model.log_proposal(x, h)
+        return {"log_joint": joint, "log_proposal": proposal, "propose_and_log_prob": log_q}
+
+    found = eqx.filter_eval_shape(densities, model, x, key)
+    return {method: _shape(value) for method, value in found.items()}
 
 
 def _shape(value: object) -> tuple[int, ...] | str:
@@ -299,7 +315,14 @@ def _is_named(value: Callable[..., object]) -> bool:
 
 
 def _name(of: Callable[..., object]) -> str:
-    return f"{of.__module__}.{of.__qualname__}"
+    """Where a function or class is defined; of a lambda, also a digest of its code, without which
+    two of one scope would look the same."""
+    name = f"{of.__module__}.{of.__qualname__}"
+    if not isinstance(of, FunctionType) or "<lambda>" not in of.__qualname__:
+        return name
+    code = of.__code__
+    content = (code.co_code, code.co_names, [c for c in code.co_consts if _is_plain(c)])
+    return f"{name}#{hashlib.sha256(repr(content).encode()).hexdigest()[:8]}"
 
 
 def label(config: RunConfig, own: Mapping[str, str]) -> str:
