@@ -328,7 +328,7 @@ def test_a_model_of_ones_own_holds_another():
     model = Doubled(built())
     expected = draw_log_weights(model.inner, BITS, 4, KEY)
     np.testing.assert_allclose(draw_log_weights(model, BITS, 4, KEY), expected, rtol=1e-5)
-    with pytest.raises(InputError, match="it has no method sample_joint"):
+    with pytest.raises(InputError, match="does not declare that it makes them"):
         surrogate_loss(model, BITS, KEY, bound=iwae, k=2, estimator="rws-sleep")
     with refused("Doubled does not define how to draw noise; give it a method noise."):
         model.noise(2, KEY)
