@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
+import sys
 import tomllib
 import types
 import typing
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from iwae._utils.checks import require
 from iwae.config.schema import RunConfig
@@ -138,7 +137,8 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
     Converts lists to tuples, whole numbers to floats where these are expected, and NumPy scalars
     to Python's.
     """
-    if isinstance(value, np.generic):
+    numpy = sys.modules.get("numpy")  # which a number of numpy has imported
+    if numpy is not None and isinstance(value, numpy.generic):
         value = value.item()
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
