@@ -604,3 +604,14 @@ def test_a_setting_that_was_forgotten_is_asked_for() -> None:
     for use in (bounds.vr_iwae, bounds.vr_iwae.curvature):
         with refused("The bound vr-iwae has a setting alpha, but none was given; give one."):
             use(jnp.zeros(3))
+
+
+def test_a_curvature_is_of_settings_that_the_bound_has() -> None:
+    for shaped in (
+        bounds.ciwae.with_settings(beta=2.0),
+        bounds.vr_iwae.with_settings(alpha=float("nan")),
+        bounds.miwae.with_settings(m=2),
+    ):
+        for use in (shaped, shaped.curvature):
+            with pytest.raises(InputError, match=r"was given"):
+                use(jnp.zeros(3))

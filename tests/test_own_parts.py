@@ -383,3 +383,15 @@ def test_lambdas_of_one_scope_are_told_apart() -> None:
     one, other = lambda log_w: log_w.mean(0), lambda log_w: -log_w.mean(0)
     assert parts.described(one) != parts.described(other)
     assert parts.described(one) == parts.described(lambda log_w: log_w.mean(0))
+
+
+def test_functions_that_a_function_makes_are_told_apart_by_what_they_are_made_with() -> None:
+    def scaled(by: float, through=jnp.mean):
+        def bound(log_w, power=1):
+            return by * through(log_w**power)
+
+        return bound
+
+    described = {parts.described(scaled(*of)) for of in ((1.0,), (2.0,), (2.0, jnp.sum))}
+    assert len(described) == 3
+    assert parts.described(scaled(2.0)) in described

@@ -179,7 +179,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     [
         ('against = "vae-5"', 'after = "iwae-5"', "after goes in a circle"),
         ('recipe = "smoke"', 'recipe = "smoke"\nonly = ["zz"]', "only chooses among"),
-        ('recipe = "smoke"', 'recipe = "smoke"\nlike = "mine.toml"', "like is the table itself"),
+        ('recipe = "smoke"', 'recipe = "smoke"\nlike = "mine.toml"', "like goes in a circle"),
+        ('against = "vae-5"', 'against = "iwae-5"', "is held against itself"),
         ('"digits/vae-5" = {', '"digts/*" = {', "matches none of its cells"),
     ],
 )
@@ -187,3 +188,11 @@ def test_a_table_that_means_nothing_is_refused(own: Path, before, after, message
     own.write_text(OWN.replace(before, after, 1))
     with pytest.raises(InputError, match=message):
         tables.read(own)
+
+
+def test_tables_that_are_like_one_another_are_refused(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        like = f'about = "x"\nsource = "x"\nlike = "{other}.toml"\n'
+        (tmp_path / f"{name}.toml").write_text(like)
+    with pytest.raises(InputError, match="like goes in a circle"):
+        tables.read(tmp_path / "a.toml")

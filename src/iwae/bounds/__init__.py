@@ -34,9 +34,8 @@ from jaxtyping import Array, Float
 
 import iwae.estimators.rules as rules
 from iwae.bounds import jackknife
+from iwae.bounds.jackknife import LogWeights as LogWeights
 from iwae.errors import InputError, nearest
-
-LogWeights = Float[Array, "k *batch"]
 
 BoundFunction = Callable[[LogWeights], Float[Array, "*batch"]]
 """The type of bounds in arguments: a `Bound`, or any function of log-weights."""
@@ -84,7 +83,9 @@ class Bound:
         no K × K array is stored.
         """
         if self.closed is not None:
-            return self.closed(log_w, **self._complete({}))
+            given = self._complete({})
+            jax.eval_shape(partial(self.value, **given), log_w)  # which validates the settings
+            return self.closed(log_w, **given)
         if log_w.ndim == 1:
             return _diagonal(self, log_w)
         flat = log_w.reshape(len(log_w), -1)

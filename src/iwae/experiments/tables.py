@@ -147,11 +147,11 @@ def published(name: str) -> Experiment:
     return _read(PUBLISHED / f"{name}.toml")
 
 
-def _read(path: Path) -> Experiment:
-    """`read` without validating the settings of cells."""
+def _read(path: Path, within: tuple[Path, ...] = ()) -> Experiment:
+    """`read` without validating the settings of cells; `within` are the tables that are like it."""
     try:
         file = persisted.typed(tomllib.loads(read_text(path)), _File)
-        cells = _cells(file) if file.like is None else _like(file, path)
+        cells = _cells(file) if file.like is None else _like(file, path, within)
         if file.like is None and file.only != ["*"]:
             raise MistypedError("only chooses among the cells of like, which it lacks")
         if not cells:
@@ -260,17 +260,17 @@ def _frozen(value: object) -> Setting:
     return value  # type: ignore[return-value]
 
 
-def _like(file: _File, path: Path) -> list[Cell]:
+def _like(file: _File, path: Path, within: tuple[Path, ...]) -> list[Cell]:
     """The cells of another table: one of this package, or a file in the same directory."""
     name = str(file.like)
     known = sorted(p.stem for p in PUBLISHED.glob("*.toml"))
     if not name.endswith(".toml") and name not in known:
         raise MistypedError(f"like is {name!r}; {nearest(name, known)}")
-    if (path.parent / name).resolve() == path.resolve():
-        raise MistypedError("like is the table itself")
-    other = _read(path.parent / name) if name.endswith(".toml") else published(name)
-    if other.name == path.stem and name.endswith(".toml"):
-        raise MistypedError("like is a table of the same name")
+    source = path.parent / name if name.endswith(".toml") else PUBLISHED / f"{name}.toml"
+    within = (*within, path.resolve())
+    if source.resolve() in within:
+        raise MistypedError(f"like goes in a circle: {name} is like this table")
+    other = _read(source, within)
     fits = lambda cell: any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in file.only)
     cells = [cell for cell in other.cells if fits(cell)]
     names = {cell.name for cell in cells}
@@ -281,6 +281,8 @@ def _check_names(cells: Sequence[Cell]) -> None:
     """`MistypedError` for a cell that refers to a missing one."""
     names = {cell.name for cell in cells}
     for cell in cells:
+        if cell.against == cell.name:
+            raise MistypedError(f"{cell.name} is held against itself")
         for other in {cell.against, cell.after} - names - {None}:
             raise MistypedError(f"{cell.name} refers to {other}, which is not one of its cells")
     try:

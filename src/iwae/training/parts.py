@@ -4,12 +4,13 @@ A run directory cannot store a function or a class. It stores the model's arrays
 the user's parts, which have to be given again when the run is resumed or loaded.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType
+from types import CodeType, FunctionType
 
 import equinox as eqx
 import jax
@@ -315,14 +316,39 @@ def _is_named(value: Callable[..., object]) -> bool:
 
 
 def _name(of: Callable[..., object]) -> str:
-    """Where a function or class is defined; of a lambda, also a digest of its code, without which
-    two of one scope would look the same."""
+    """Where a function or class is defined.
+
+    Of a function that its name does not tell from others, as a lambda or one made by another
+    function, also a digest of its code and of the plain values that it was made with.
+    """
     name = f"{of.__module__}.{of.__qualname__}"
-    if not isinstance(of, FunctionType) or "<lambda>" not in of.__qualname__:
+    shared = "<" in of.__qualname__ or of.__module__ == "__main__"
+    if not isinstance(of, FunctionType) or not shared:
         return name
-    code = of.__code__
-    content = (code.co_code, code.co_names, [c for c in code.co_consts if _is_plain(c)])
+    made_with = [*(of.__defaults__ or ()), *(of.__kwdefaults__ or {}).values(), *_enclosed(of)]
+    content = (_content(of.__code__), [_stated(value) for value in made_with])
     return f"{name}#{hashlib.sha256(repr(content).encode()).hexdigest()[:8]}"
+
+
+def _content(code: CodeType) -> tuple[object, ...]:
+    """What a function does, wherever it stands in its file."""
+    constants = [_content(c) if isinstance(c, CodeType) else _stated(c) for c in code.co_consts]
+    return (code.co_code, code.co_names, constants)
+
+
+def _enclosed(of: FunctionType) -> Iterator[object]:
+    """Values that a function has from around it, but for those that are not there yet."""
+    for cell in of.__closure__ or ():
+        with contextlib.suppress(ValueError):
+            yield cell.cell_contents
+
+
+def _stated(value: object) -> str:
+    """A plain value, or the name of a function; of anything else its type."""
+    if callable(value) and _is_named(value):
+        named: Callable[..., object] = value
+        return f"{named.__module__}.{named.__qualname__}"
+    return repr(value) if _is_plain(value) else type(value).__name__
 
 
 def label(config: RunConfig, own: Mapping[str, str]) -> str:
