@@ -96,6 +96,7 @@ def test_the_extra_all_has_every_extra_that_a_user_may_want() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_core_trains_evaluates_and_keeps_a_run_without_any_of_them(tmp_path: Path) -> None:
     hidden = [*EXTRAS, *COMMAND_LINE, "pandas", "polars", "torch", "IPython"]
     code = f"""

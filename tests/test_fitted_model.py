@@ -163,6 +163,7 @@ def taken(counted: Counter[str]) -> Counter[str]:
     return counts
 
 
+@pytest.mark.slow
 def test_the_data_of_a_run_are_read_once(file, tmp_path, counted, monkeypatch) -> None:
     runs.train_replicas(seeds=2, out=tmp_path / "s", dataset=str(file), **SMALL)
     assert taken(counted) == ONCE

@@ -70,6 +70,7 @@ TOYS = (
 )
 
 
+@pytest.mark.slow
 def test_an_item_that_fails_or_hangs_stops_no_other(schedule, tmp_path):
     made = schedule(seconds=4)
     for item in TOYS:

@@ -192,6 +192,7 @@ def of_autoencoder(bound, estimator, k=5):
     return -flat((gradient.decoder, gradient.observation)), -flat(gradient.encoder)
 
 
+@pytest.mark.slow
 def test_aisle_is_stl_and_2k_dreg_of_iwae():
     theta, stl = of_autoencoder(iwae, "stl")
     same, kl = of_autoencoder(iwae, "aisle-kl")

@@ -113,6 +113,7 @@ def test_a_run_of_an_early_version_goes_on_to_the_same_model(
     assert again.seen.note == run_directory.UNVERIFIED, "of where it began"
 
 
+@pytest.mark.slow
 def test_counts_of_an_early_version_keep_their_parameters(tmp_path: Path) -> None:
     """Whose decoder gave the parameters of Poisson as they are, where it now does in units."""
     run = Path(shutil.copytree(GOLDEN / "counts", tmp_path / "run"))

@@ -183,6 +183,7 @@ def test_a_run_in_memory_is_saved(in_memory: TrainedModel, rows, tmp_path: Path)
 # Few rows
 
 
+@pytest.mark.slow
 def test_a_batch_that_nobody_asked_for_is_as_large_as_there_are_rows(
     rows: np.ndarray, in_memory: TrainedModel, tmp_path: Path, capsys
 ) -> None:

@@ -31,6 +31,7 @@ def examples(text: str) -> list[str]:
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
+@pytest.mark.slow
 def test_every_extension_is_short_and_does_what_it_says() -> None:
     names: dict[str, Any] = {}
     for code in examples(EXTENDING):

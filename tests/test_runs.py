@@ -186,6 +186,7 @@ def _passes(out: Path) -> int:
 
 
 @pytest.mark.parametrize("write", thinned((1, 2, 3, 4), 3))
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_write(tiny, tiny_run, tmp_path: Path, write: int) -> None:
     config, whole, out = tmp_path / "config.toml", tiny_run.path, tmp_path / "torn"
     config.write_text(override(tiny, checkpoint_every=1).to_toml())

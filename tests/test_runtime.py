@@ -62,6 +62,7 @@ os.waitpid(child, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.slow
 def test_a_forked_child_says_why_it_computes_nothing(tiny_run: TrainedModel) -> None:
     code = [sys.executable, "-W", "ignore", "-c", "import iwae.errors\n" + FORKED]
     done = subprocess.run(

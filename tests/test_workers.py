@@ -29,6 +29,7 @@ from refusals import refused
 from test_cells import result_of, small
 
 
+@pytest.mark.slow
 def test_other_processes_make_what_this_one_makes(tiny, tmp_path: Path, monkeypatch) -> None:
     """Where they share no folder, all that was measured is sent back."""
     measured = replace(small(tiny), measures=("bound",))
