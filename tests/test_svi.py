@@ -434,7 +434,7 @@ def test_guides_that_cannot_be_evaluated_again_are_refused_but_for_reparam():
     ):
         loss(ImportanceELBO(iwae, "dreg"), flow)
     with refused(
-        "The sleep phase needs draws (x, h) from the model, which NumPyro's models do not give by "
-        "themselves; use rws for the wake phase, or dreg."
+        "The sleep phase needs draws (x, h) from the model, which NumPyro's models do not provide; "
+        "use rws for the wake phase, or dreg."
     ):
         ImportanceELBO(iwae, "rws-sleep")

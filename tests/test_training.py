@@ -195,8 +195,8 @@ def test_a_batch_in_groups_and_draws_in_chunks_are_the_whole(monkeypatch):
     for size, few in ((12, None), (3, None), (3, 2)):
         group = lambda *given, size=size: asked.append(given) or size
         chunk = lambda *given, few=few: asked.append(given) or few
-        monkeypatch.setattr(step, "group_size", group)
-        monkeypatch.setattr(step, "chunk_size", chunk)
+        monkeypatch.setattr(gradient_step, "group_size", group)
+        monkeypatch.setattr(gradient_step, "chunk_size", chunk)
         observe = Observer(255.0, dynamic=True)
         objective = ObjectiveConfig("iwae", k=3, backward_draws=2)
         step = gradient_step.make_step(static, objective, config, 5, observe)
