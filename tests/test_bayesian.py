@@ -129,6 +129,7 @@ def test_the_divergence_from_the_prior_is_that_of_the_distributions() -> None:
 # --- a model ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_bound_less_the_divergence_bounds_the_training_set_for_one_draw_only() -> None:
     """Ten zeros and ten ones of one pixel, whose logit is its bias; q = prior = N(0, 10²)."""
     nothing = Linear(jnp.zeros((1, 0)), jnp.zeros(1))
@@ -160,6 +161,7 @@ def test_the_bound_less_the_divergence_bounds_the_training_set_for_one_draw_only
 @pytest.mark.parametrize(
     ("layers", "which"), thinned([(1, "encoder"), (1, "decoder"), (2, "both")], (1, "encoder"))
 )
+@pytest.mark.slow
 def test_certain_weights_are_plain_weights(layers: int, which: str) -> None:
     """The same log-weights and gradients from the same ε as those of the plain model."""
     model = small(layers, which=which)
@@ -280,6 +282,7 @@ def test_what_is_asked_of_a_draw_is_answered_at_its_weights() -> None:
             np.testing.assert_allclose(first, other, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_joint_draws_and_samples_come_from_weights_of_their_own() -> None:
     model, key = small(1), jax.random.key(7)
 
@@ -339,6 +342,7 @@ def both(tiny: RunConfig) -> RunConfig:
 
 
 @pytest.mark.parametrize("uncertain", thinned(["none", "both"], "both"))
+@pytest.mark.slow
 def test_as_many_are_drawn_as_are_asked_for(tiny, uncertain: str) -> None:
     """Programs are of few sizes only where draw i is the same among any number."""
     start = runs.untrained(override(tiny, uncertain_weights=uncertain))

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from callbacks import Interrupting
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
+from iwae.models.base import ModelLike
 from iwae.storage import checkpoint, run_directory
 from iwae.training import SAVE, Callback, EarlyStopping, Stop, progress, trainer
+from iwae.training.callbacks import Validation
 from refusals import refused
 
 
@@ -246,3 +249,24 @@ def test_rows_are_those_of_the_metrics_file(tiny_run) -> None:
     text = (tiny_run.path / run_directory.METRICS).read_text().splitlines()
     names = ["pass", "step", "seconds", "learning_rate", "train_bound", "valid_bound"]
     assert [list(json.loads(line)) for line in text] == [names] * 3
+
+
+class Models(Callback):
+    """Keeps the model of each validation."""
+
+    def __init__(self) -> None:
+        self.found: list[ModelLike] = []
+
+    def on_validation(self, event: Validation) -> None:
+        self.found.append(event.model())
+
+
+def test_a_callback_keeps_the_model_of_a_validation(tiny: RunConfig) -> None:
+    """Each is a copy, which later steps leave as it is; the last is the result."""
+    models = Models()
+    trained = iwae.train(tiny, epochs=2, callbacks=models)
+    first, last = (jax.tree.leaves(eqx.filter(m, eqx.is_array)) for m in models.found)
+    result = jax.tree.leaves(eqx.filter(trained.model, eqx.is_array))
+    for a, b in zip(last, result, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(np.any(np.asarray(a) != b) for a, b in zip(first, last, strict=True))

@@ -49,6 +49,7 @@ def test_addresses_stay_what_they_are() -> None:
     assert Job(config, k=5000).key == "mnist-1-iwae-5-seed-0-4a32042b59fd"
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_reused_and_a_failure_stops_nothing(
     tiny: RunConfig, tmp_path: Path
 ) -> None:

@@ -109,6 +109,7 @@ def test_evaluate_prints_a_table(trained: Path, capsys) -> None:
         assert part in text
 
 
+@pytest.mark.slow
 def test_sample_reconstruct_encode_score_report(trained: Path, tmp_path: Path) -> None:
     assert run("sample", trained, "--n", "7", "--out", tmp_path / "s.npy") == 0
     assert np.load(tmp_path / "s.npy").shape == (7, 8, 8)
@@ -282,7 +283,7 @@ def test_existing_output_is_kept(trained: Path, tmp_path: Path, capsys) -> None:
     ("values", "part"),
     [
         (np.zeros((3, 63)), "63"),
-        (np.full((3, 64), np.nan), "NaN"),
+        (np.full((3, 64), np.inf), "infinite"),
         (np.full((3, 64), 17.0), "17"),
     ],
 )

@@ -37,6 +37,7 @@ def test_every_field_survives_toml(objectives: dict) -> None:
         patience=3,
         checkpoint_every=2,
         start_from="elsewhere",
+        schema="mine.toml",
     )
     given = {name for name, value in flatten(config).items() if value is not None}
     optional = {*PARAMETERS.values(), "encoder_objective", "backward_draws"}
@@ -193,7 +194,7 @@ def test_refusals(changes: dict, sentence: str) -> None:
         (
             "[data]\ndatset = 'mnist'",
             "r.toml, [data] has an unknown entry 'datset'; did you mean 'dataset'? Known are "
-            "binarization, dataset, header, values.",
+            "binarization, dataset, header, schema, values.",
         ),
         (
             "[model]\nhidden = 3",

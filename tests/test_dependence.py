@@ -159,8 +159,8 @@ def test_the_comparison_from_the_command_line(
         ),
         (
             ["hiwae", "--datasets", "mixture,digit"],
-            "'digit' is neither a data set nor a .npy, .npz or .csv file: did you mean 'digits'? "
-            "Known are digits, mnist, mnist-fixed, omniglot, omniglot-raw.",
+            "'digit' is neither a data set nor a .npy, .npz, .csv or .parquet file: did you mean "
+            "'digits'? Known are digits, mnist, mnist-fixed, omniglot, omniglot-raw.",
         ),
         (
             ["ring", "--ks", "2"],
@@ -176,6 +176,7 @@ def test_what_is_not_compared_is_refused(
     assert capsys.readouterr().err == f"iwae: {sentence}\n"
 
 
+@pytest.mark.slow
 def test_the_recipe_is_of_the_published_proposal() -> None:
     config: RunConfig = recipe("hiwae")
     assert config.model.proposal_latents == config.model.widths[1][0] == 32

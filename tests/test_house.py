@@ -27,6 +27,7 @@ ORDER = (
     "evaluation",
     "training",
     "runs",
+    "sklearn",
     "plotting",
     "numpyro",
     "experiments",

@@ -79,6 +79,7 @@ def moved(kind, layers=1):
 
 
 @pytest.mark.parametrize(("kind", "layers"), [(Flow, 1), (DeepFlow, 2)])
+@pytest.mark.slow
 def test_posterior_means_are_those_of_the_draws(kind, layers):
     model = moved(kind, layers)
     draws = np.asarray(model.propose(BITS, 200_000, jax.random.key(1))[-1], np.float64)
@@ -108,6 +109,7 @@ def test_codes_of_the_same_posterior_in_another_way_are_active_alike():
 
 
 @pytest.mark.parametrize("kind", [Flow, DeepFlow])
+@pytest.mark.slow
 def test_terms_add_up_to_the_elbo_of_the_same_draws(kind):
     model = moved(kind, 2 if kind is DeepFlow else 1)
     got = terms(model, BITS, KEY, k=500)

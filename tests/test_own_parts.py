@@ -253,6 +253,7 @@ def test_an_own_bound_is_that_of_the_same_formula(tiny, tmp_path: Path) -> None:
     assert by_name == {"k": 5, "objective": "vae", "estimator": "stl", "likelihood": "gaussian"}
 
 
+@pytest.mark.slow
 def test_a_run_says_by_which_bound_and_estimator_it_was_trained(tiny, tmp_path: Path) -> None:
     out = tmp_path / "run"
     of = partial(bounds.vr_iwae, alpha=0.5)
@@ -334,6 +335,7 @@ def test_an_own_likelihood_of_bits_sees_bits(tiny, tmp_path: Path) -> None:
     assert again.sample(2).shape == (2, 8, 8)
 
 
+@pytest.mark.slow
 def test_an_own_likelihood_of_values_sees_values(tiny, tmp_path: Path) -> None:
     out, wide = tmp_path / "run", Laplace(0.5)
     with pytest.raises(Interrupted):

@@ -104,6 +104,7 @@ def test_a_standard_error_that_is_gone_ends_nothing(stream, tiny, monkeypatch, c
 # From the library as from the command line
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_settings(rows: np.ndarray, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = iwae.train(data=rows, out=out, **SMALL, learning_rate=0.01)

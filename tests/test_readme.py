@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
 CALLBACKS = (ROOT / "docs" / "callbacks.md").read_text()
+TABLES = (ROOT / "docs" / "tutorial-tables.md").read_text()
 
 
 def examples(text: str) -> list[str]:
@@ -92,7 +93,7 @@ def test_a_table_of_ones_own_is_planned(
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
-    assert set(re.findall(r"\]\((\w+\.md)\)", index)) == {
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", index)) == {
         p.name for p in (ROOT / "docs").glob("*.md") if p.name != "README.md"
     }
 
@@ -170,6 +171,59 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names["scores"].shape == (400,)
     assert names["codes"].shape == (400, 20)
     assert names["images"].shape == (100, 8, 8)
+
+
+def _patients(n: int = 120) -> str:
+    """A table like that of the tutorial, whose last patient is odd."""
+    rng = np.random.default_rng(0)
+    age = rng.normal(60, 12, n).round()
+    columns: list[Any] = [
+        age.astype(int),
+        rng.choice(["male", "female"], n),
+        rng.choice(["never", "former", "current"], n),
+        (100 + age / 2 + rng.normal(0, 8, n)).round(1),
+        rng.negative_binomial(2, 0.3, n),
+        np.exp(rng.normal(1, 0.8, n)).round(2),
+        rng.integers(0, 7, n),
+    ]
+    rows = [
+        [str(v) if rng.random() > 0.1 else "" for v in row] for row in zip(*columns, strict=True)
+    ]
+    rows[-1] = ["61", "male", "never", "310", "50", "0.01", "6"]
+    header = TABLES.partition("```\n")[2].splitlines()[0]
+    return "\n".join([header, *map(",".join, rows)]) + "\n"
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_tables_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("patients.csv").write_text(_patients())
+    (code,) = examples(TABLES)
+    assert len([line for line in code.splitlines() if line]) <= 10
+    exec(code, {})
+    assert "row 119: " in capsys.readouterr().out.splitlines()[0]
+    before, after = (Path(f"{name}.csv").read_text() for name in ("patients", "filled"))
+    assert ",," in before
+    assert ",," not in after
+    assert "<title>" in Path("patients.html").read_text()
+
+
+def test_the_command_lines_of_the_tutorial_show_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("patients.csv").write_text(_patients())
+    lines = re.findall(r"^iwae (\w+) (.*)$", TABLES, flags=re.MULTILINE)
+    assert {name for name, _ in lines} >= {"data", "train", "impute", "anomalies", "report"}
+    for name, arguments in lines:
+        parse(name, arguments.split())
+        if name == "data":
+            main([name, *arguments.split()])
+    words = capsys.readouterr().out.split()
+    assert {"count", "binary", "categorical", "positive", "ordinal"} <= set(words)
+    assert tomllib.loads(Path("types.toml").read_text())["pain"]["type"] == "ordinal"
 
 
 def test_the_layout_names_every_file() -> None:

@@ -388,6 +388,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(tiny_run, tiny, tm
     assert [row["pass"] for row in run_directory.read_metrics(path)] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_refused_resume_changes_nothing(tiny: RunConfig, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).random((200, 9))
     mine, others = tmp_path / "mine.npy", tmp_path / "others.npy"
@@ -404,6 +405,7 @@ def test_a_refused_resume_changes_nothing(tiny: RunConfig, tmp_path: Path) -> No
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monkeypatch) -> None:
     rows = np.random.default_rng(0).random((200, 9))
     (tmp_path / "elsewhere").mkdir()
@@ -697,6 +699,7 @@ def test_a_run_that_is_only_read_is_evaluated(
     assert not (path / run_directory.EVALUATION).exists()
 
 
+@pytest.mark.slow
 def test_a_single_example_has_neither_error_nor_activity(tiny_run, tmp_path, capsys) -> None:
     path = tmp_path / "run"
     shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns(run_directory.EVALUATION))

@@ -96,6 +96,7 @@ with files.locked(place / "lock", wait=False):
 """
 
 
+@pytest.mark.slow
 def test_no_module_needs_what_posix_alone_has(tmp_path: Path) -> None:
     code = [sys.executable, "-W", "error", "-c", ELSEWHERE, str(tmp_path)]
     done = subprocess.run(code, capture_output=True, text=True, check=False)
@@ -145,6 +146,7 @@ def test_a_second_fit_compiles_nothing(tiny: RunConfig, objective: dict) -> None
     assert third, "another optimiser is another step"
 
 
+@pytest.mark.slow
 def test_runs_that_share_a_step_are_those_that_do_not(tiny: RunConfig) -> None:
     """A fit after others of its kind, and of almost its kind, is the one that comes first."""
     kind = override(tiny, epochs=1)

@@ -16,6 +16,7 @@ import pytest
 
 import iwae
 from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
+from iwae.errors import InputError
 from iwae.evaluation.likelihood import log_likelihood
 from iwae.models.networks import Linear, at_precision
 from iwae.models.observation import Observer
@@ -373,3 +374,25 @@ def test_a_step_on_data_that_are_not_binarised_compiles_in_time(tmp_path):
     )
     plain = {n: v for n, v in os.environ.items() if n != "XLA_FLAGS"}
     subprocess.run([sys.executable, "-c", code], env=plain, check=True, timeout=120)
+
+
+def test_weight_decay_shrinks_the_weights_of_the_networks_alone():
+    """AdamW: beside Adam's step, each weight W of a linear map moves by −λ · lr · W."""
+    params = eqx.filter(small_model(2), eqx.is_inexact_array)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    moved = {}
+    for decay in (0.0, 0.5):
+        config = TrainingConfig(learning_rate=0.01, weight_decay=decay)
+        transform = gradient_step.optimizer(config, 5, gradient_step.rates(config))
+        moved[decay] = transform.update(gradient, transform.init(params), params)[0]
+    by_decay = jax.tree.map(jnp.subtract, moved[0.5], moved[0.0])
+    for path, by in jax.tree_util.tree_leaves_with_path(by_decay):
+        name = jax.tree_util.keystr(path)
+        own = dict(jax.tree_util.tree_leaves_with_path(params))[path]
+        expected = -0.005 * own if name.endswith(".weight") else jnp.zeros_like(own)
+        np.testing.assert_allclose(by, expected, atol=1e-7, err_msg=name)
+
+
+def test_weight_decay_is_for_adam():
+    with pytest.raises(InputError, match=r"weight_decay = 0\.1 was given, but it is for optimizer"):
+        TrainingConfig(optimizer="soap", weight_decay=0.1)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from iwae.runs import train as train
     from iwae.runs import train_replicas as train_replicas
     from iwae.runs import train_together as train_together
+    from iwae.sklearn import IWAE as IWAE
+    from iwae.sklearn import IWAEImputer as IWAEImputer
 
 __version__ = "0.2.3"
 
@@ -52,6 +54,8 @@ _MODULES = (
 )
 
 _NAMES = {
+    "IWAE": "iwae.sklearn",
+    "IWAEImputer": "iwae.sklearn",
     "InputError": "iwae.errors",
     "RunConfig": "iwae.config",
     "evaluate": "iwae.runs",

@@ -13,6 +13,10 @@ class Interrupted(Exception):  # noqa: N818
     """Ctrl-C or SIGTERM, after the run was saved; the message says how to resume."""
 
 
+class UnknownCategoryWarning(UserWarning):
+    """A category of a table that training lacked is taken for a missing value."""
+
+
 TOO_LARGE = (
     "This needs more memory than there is; give a smaller --k, --n, --batch-size or --memory."
 )
@@ -21,6 +25,11 @@ TOO_LARGE = (
 def unusable(error: OSError) -> str:
     """The message for a file that the operating system cannot open, read or write."""
     return f"{error.filename or 'A file'} could not be used: {error.strerror or error}."
+
+
+def within(where: str) -> str:
+    """What a message calls the user's data, such as "The table", within a sentence."""
+    return "the" + where[3:] if where.startswith("The ") else where
 
 
 def nearest(name: str, known: list[str]) -> str:

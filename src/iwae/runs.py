@@ -26,6 +26,7 @@ from iwae.config.io import differences, override, parse
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.data.in_use import reading_once
+from iwae.data.schema import Schema
 from iwae.errors import InputError, unusable
 from iwae.estimators.surrogate import Estimator
 from iwae.evaluation.examples import Progress, mean_and_error
@@ -436,7 +437,7 @@ def _check_names(configs: Mapping[str, RunConfig]) -> None:
             )
 
 
-SHARED = ("dataset", "values", "header", "binarization", "batch_size")
+SHARED = ("dataset", "values", "schema", "header", "binarization", "batch_size")
 """Settings that all runs in one program share."""
 
 
@@ -498,6 +499,8 @@ def _resolved_data(
     begin = config.training.start_from
     if begin is not None:
         config = override(config, start_from=str(Path(begin).resolve()))
+    if config.data.schema is not None:
+        config = override(config, schema=str(Path(config.data.schema).expanduser().resolve()))
     dataset = _dataset(config, given, data_dir)
     batch, n = config.training.batch_size, len(dataset.train)
     if n < batch == RunConfig().training.batch_size and not asked:
@@ -510,8 +513,16 @@ def _resolved_data(
     return config, dataset
 
 
-def _dataset(config: RunConfig, given: Any, data_dir: str | Path | None) -> Dataset:
+def _dataset(
+    config: RunConfig, given: Any, data_dir: str | Path | None, schema: Schema | None = None
+) -> Dataset:
+    """The data that are given or configured; with `schema`, that of the run's table."""
     if isinstance(given, Dataset):
+        if config.data.schema is not None and schema is None:
+            raise InputError(
+                f"schema = {config.data.schema} was given, but the data are a Dataset, whose "
+                f"columns are decided; leave it out, or give the table."
+            )
         if config.data.values not in ("auto", given.kind):
             raise InputError(
                 f"values = {config.data.values} was given, but the data are a Dataset of "
@@ -519,8 +530,13 @@ def _dataset(config: RunConfig, given: Any, data_dir: str | Path | None) -> Data
             )
         return given
     source = config.data.dataset if given is None else given
-    how = {"values": config.data.values, "header": config.data.header}
-    return data.load(source, data_dir=data_dir, **how)
+    return data.load(
+        source,
+        data_dir=data_dir,
+        values=config.data.values,
+        header=config.data.header,
+        schema=config.data.schema if schema is None else schema,
+    )
 
 
 @computing()
@@ -642,10 +658,22 @@ def _given_data(
 ) -> tuple[Observation, Dataset | None]:
     """The data given to `load`; `InputError` if they do not fit the model."""
     as_before = override(config, values=seen.kind)
-    given = data if isinstance(data, Dataset | None) else _dataset(as_before, data, data_dir)
+    given = data
+    if not isinstance(given, Dataset | None):
+        given = _dataset(as_before, data, data_dir, seen.schema)
     if given is None:
         return seen, None
     given = given.in_order(seen.names)
+    if seen.kind == given.kind == "table" and seen.schema != given.schema:
+        raise InputError(
+            f"The Dataset that was given has other types or categories of columns than {path} was "
+            f"trained on; give the table itself, which is then read as in training."
+        )
+    if given.missing and not (seen.missing or seen.kind == "table"):
+        raise InputError(
+            f"The data that were given lack some values, but {path} was trained on complete ones; "
+            f"fill them in, or train on data with missing values."
+        )
     if not seen.fits(given):
         raise InputError(
             f"The data that were given hold {given.kind} values of shape {given.shape} on a scale "

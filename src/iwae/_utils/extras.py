@@ -16,6 +16,8 @@ EXTRAS = {
     "tensorboardX": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow",
+    "narwhals": "tables",
+    "pyarrow": "tables",
 }
 """The extra that installs each library, unless a caller names another."""
 

@@ -9,7 +9,7 @@ from typing import NoReturn, Protocol
 
 import iwae
 from iwae.cli import configured, flags
-from iwae.cli.applied import Encode, Reconstruct, Sample, Score
+from iwae.cli.applied import Anomalies, Encode, Impute, Reconstruct, Sample, Score
 from iwae.cli.everyday import Data, Demo, Evaluate, Report, Train
 from iwae.cli.flags import ALONE
 from iwae.cli.outputs import StandardError
@@ -17,7 +17,14 @@ from iwae.cli.published import Reproduce
 from iwae.cli.research import Compare, Gradients, Posterior
 from iwae.cli.terminal import speak_plainly, visible
 from iwae.config.io import recipe_names
-from iwae.errors import TOO_LARGE, InputError, Interrupted, nearest, unusable
+from iwae.errors import (
+    TOO_LARGE,
+    InputError,
+    Interrupted,
+    UnknownCategoryWarning,
+    nearest,
+    unusable,
+)
 
 
 class Command(Protocol):
@@ -26,7 +33,19 @@ class Command(Protocol):
     def run(self) -> None: ...
 
 
-EVERYDAY = (Train, Evaluate, Sample, Reconstruct, Encode, Score, Report, Data, Demo)
+EVERYDAY = (
+    Train,
+    Evaluate,
+    Sample,
+    Reconstruct,
+    Encode,
+    Score,
+    Impute,
+    Anomalies,
+    Report,
+    Data,
+    Demo,
+)
 COMMANDS: dict[str, type[Command]] = {
     c.__name__.lower(): c for c in (*EVERYDAY, Gradients, Posterior, Compare, Reproduce)
 }
@@ -46,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"iwae {iwae.__version__}")
         else:
             command = parse(arguments[0], arguments[1:])
-            command.run()
+            with flags.noting(UnknownCategoryWarning):
+                command.run()
     except (InputError, MemoryError, RuntimeError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader of the output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,15 +10,26 @@ from tyro.conf import Positional
 
 from iwae._utils.files import as_argument
 from iwae.cli.configured import Asked, start_of
-from iwae.cli.flags import ALONE, DataDir, Overwrite, Processes, Seed
+from iwae.cli.flags import ALONE, DataDir, Header, Overwrite, Processes, Seed, note
 from iwae.cli.outputs import check_output, write_scores
 from iwae.cli.terminal import say
+from iwae.config.io import flatten, override
 from iwae.config.schema import RunConfig
+from iwae.config.tables import TableSettings
 from iwae.errors import InputError
 
 if TYPE_CHECKING:
     from iwae.runs import OverSeeds
     from iwae.storage.evaluations import Evaluation
+
+
+NOT_FOR_TABLES = frozenset(
+    {
+        *("layers", "likelihood", "proposal", "uncertain_weights", "networks", "optimizer"),
+        *("encoder_objective", "start_from"),
+    }
+)
+"""Settings that describe another model or training than those of `TableSettings`."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,7 @@ class Train:
         return start_of(asked.recipe)
 
     def run(self) -> None:
-        from iwae import runs
-        from iwae.cli.progress import TrainingBars
+        from iwae.data.in_use import reading_once
 
         first, seeds = self.together.join(), self._seeds()
         where: dict[str, Any] = {
@@ -63,21 +73,59 @@ class Train:
             "data_dir": self.data_dir,
             "progress": False,
         }
+        with reading_once():
+            config = self._for_table()
+            self._train(config, where, first=first, seeds=seeds)
+
+    def _train(
+        self,
+        config: RunConfig,
+        where: dict[str, Any],
+        *,
+        first: bool,
+        seeds: int | list[int] | tuple[int, ...] | None,
+    ) -> None:
+        from iwae import runs
+        from iwae.cli.progress import TrainingBars
+
         if "batch_size" in self.given:
-            where["batch_size"] = self.config.training.batch_size
+            where["batch_size"] = config.training.batch_size
         with TrainingBars() as bars:
             if seeds is None:
                 shown = [bars.one("training")] if first else []
-                trained = [runs.train(self.config, callbacks=shown, devices=self.devices, **where)]
+                trained = [runs.train(config, callbacks=shown, devices=self.devices, **where)]
             else:
                 each = lambda seed: [bars.one(f"seed {seed}")]
-                trained = runs.train_replicas(self.config, seeds=seeds, callbacks=each, **where)
-        epochs, completed = self.config.training.epochs, min(model.epochs for model in trained)
+                trained = runs.train_replicas(config, seeds=seeds, callbacks=each, **where)
+        epochs, completed = config.training.epochs, min(model.epochs for model in trained)
         ended = ""
         if completed < epochs:
             ended = f" for {completed} of {epochs} epochs, as its settings end it"
         if first:
             say(f"Trained {self.out}{ended}. Next: iwae evaluate {as_argument(self.out)}")
+
+    def _for_table(self) -> RunConfig:
+        """The settings, which for a table are those of `TableSettings` unless flags or a recipe
+        give others."""
+        from iwae import data
+
+        config, source = self.config, Path(self.config.data.dataset).expanduser()
+        otherwise = self.recipe is not None or self.resume or self.given & NOT_FOR_TABLES
+        if otherwise or not source.is_file():
+            return config
+        of = config.data
+        read = data.load(source, values=of.values, header=of.header, schema=of.schema)
+        if read.schema is None:
+            return config
+        continuous = len(read.schema.of_type("real", "positive", "bounded"))
+        chosen = TableSettings.of(len(read.train), len(read.schema.columns), continuous)
+        given = {name: value for name, value in flatten(config).items() if name in self.given}
+        note(
+            f"{source.name} is a table of {len(read.train):,} training rows: settings that no flag "
+            f"gives are those for tables of its size (docs/tutorial-tables.md); --recipe takes "
+            f"others."
+        )
+        return override(RunConfig(), **chosen.by_name() | given)
 
     def _seeds(self) -> int | list[int] | tuple[int, ...] | None:
         """Seeds of the replicas, or their number; None for a single run."""
@@ -125,8 +173,8 @@ class Evaluate:
     """Print one JSON object."""
     overwrite: Overwrite = False
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """A .npy, .npz or .csv file of the data that the run was trained on; needed if they were arrays
-    in memory or the file has moved."""
+    """A .npy, .npz, .csv or .parquet file of the data that the run was trained on; needed if they
+    were in memory or the file has moved."""
     data_dir: DataDir = None
     together: Processes = ALONE
 
@@ -214,17 +262,55 @@ class Report:
 
 @dataclass(frozen=True)
 class Data:
-    """List the data sets: which files exist, where they are looked for, whether they are intact."""
+    """List the data sets and their files, or show the columns of your own table."""
 
-    name: Annotated[Positional[str | None], tyro.conf.arg(metavar="[NAME]")] = None
-    """One data set. Default: all."""
+    name: Annotated[Positional[str | None], tyro.conf.arg(metavar="[NAME|FILE]")] = None
+    """One data set, or a table (.csv, .csv.gz, .parquet): then the type of each column, what it is
+    modelled as, and why. Default: all data sets."""
     verify: bool = False
-    """Read the files and check their content."""
+    """Read the files of data sets and check their content."""
     data_dir: DataDir = None
+    header: Header = "auto"
+    schema: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None
+    """Types of a table's columns, for those that are not to be detected."""
+    write_schema: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None
+    """Write the schema of a table, to be edited and given with --schema."""
+    overwrite: Overwrite = False
 
     def run(self) -> None:
+        from iwae.data import NAMES
+
+        if self.name is None or self.name in NAMES:
+            self._show_files()
+        else:
+            self._show_table(Path(self.name))
+
+    def _show_table(self, file: Path) -> None:
+        from iwae import data
+        from iwae._utils.files import write_atomic
+        from iwae.cli.progress import print_schema
+        from iwae.data import arrays, tabular
+
+        path = arrays.data_path(file, data.NAMES)
+        source = data.table_in(path, self.header)
+        if source is None:
+            raise InputError(f"{path} is no table; give a .csv, .csv.gz or .parquet file.")
+        found, table = tabular.described(source, self.schema, str(path))
+        if self.write_schema is not None:
+            for given in (file, self.schema):
+                check_output(self.write_schema, (".toml",), overwrite=self.overwrite, reads=given)
+        print_schema(found, table)
+        if self.write_schema is not None:
+            write_atomic(self.write_schema, found.schema.to_toml(found.reasons))
+            say(f"Wrote {self.write_schema}.")
+
+    def _show_files(self) -> None:
         from iwae import data
         from iwae.cli.progress import print_files
+
+        if self.schema is not None or self.write_schema is not None:
+            what = "A schema was given without a table"
+            raise InputError(f"{what}; give a .csv, .csv.gz or .parquet file before it.")
 
         found = data.status(self.name, data_dir=self.data_dir, verify=self.verify)
         print_files(found)

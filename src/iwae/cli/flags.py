@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import difflib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, TextIO, TypeVar, get_args, get_type_hints, is_typeddict
 
 import tyro
 
@@ -70,6 +71,30 @@ ALONE = Processes()
 def note(message: str) -> None:
     """Print a note on standard error."""
     print(visible(f"Note: {message}"), file=StandardError())
+
+
+@contextlib.contextmanager
+def noting(noted: type[Warning]) -> Iterator[None]:
+    """Context in which warnings of this category are printed as notes, each of them."""
+    shown = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, noted):
+            note(str(message))
+        else:
+            shown(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", noted)
+        warnings.showwarning = show
+        yield
 
 
 def note_former(flag: str, present: str) -> None:

@@ -5,6 +5,7 @@ import csv
 import io
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from iwae.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from iwae.evaluation.anomalies import Anomaly
+    from iwae.models.observation import Observation
 
 
 class StandardError(io.TextIOBase):
@@ -108,6 +112,62 @@ def write_table(
     for i, row in enumerate(rows):
         writer.writerow([str(i)] * index + [f"{value:.9g}" for value in row])
     return write_atomic(path, text.getvalue())
+
+
+def write_columns(path: Path, columns: "Mapping[str, np.ndarray]") -> None:
+    """Write the columns of a table as a .csv file with a header: words as they are, and numbers
+    with 7 digits, those of float32."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    cell = lambda value: f"{value:.7g}" if isinstance(value, float) else value
+    for row in zip(*(values.tolist() for values in columns.values()), strict=True):
+        writer.writerow(map(cell, row))
+    write_atomic(path, text.getvalue())
+
+
+def write_filled(
+    path: Path, source: str, rows: "np.ndarray", seen: "Observation", *, header: str
+) -> None:
+    """Write a file like `source` whose holes are filled from rows [n, d], or [m, n, d] for each of
+    m imputations (`CsvText.stacked`; a .npy file then has another axis in front)."""
+    import numpy as np
+
+    from iwae.data.refilled import CsvText
+    from iwae.data.tables import read_table
+    from iwae.evaluation import filling
+
+    several = rows.ndim == 3
+    if path.suffix == ".parquet":
+        filling.write_parquet(path, Path(source), rows, seen)
+    elif path.suffix == ".npy":
+        parts = [
+            filling.filled(source, part, seen, header) for part in (rows if several else [rows])
+        ]
+        write_array(path, np.stack(parts) if several else parts[0])
+    else:
+        names = seen.names if seen.schema is None else (*seen.schema.names, *seen.schema.ignored)
+        table = read_table(Path(source), header=header, names=names)
+        text = CsvText.read(Path(source), header=header, names=names)
+        if several:
+            content = text.stacked([filling.holes(table, part, seen) for part in rows])
+        else:
+            content = text.filled(filling.holes(table, rows, seen))
+        write_atomic(path, content)
+
+
+def write_anomalies(path: Path, found: "Sequence[Anomaly]", names: Sequence[str]) -> None:
+    """Write anomalies as a .csv file, log p(x_j|x_rest) of the columns under their names."""
+    names = names or sorted({c.name for a in found for c in a.columns}, key=lambda n: int(n[1:]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rank", "index", "score", "log_likelihood", "standard_error", *names])
+    for rank, anomaly in enumerate(found, start=1):
+        of = {column.name: f"{column.log_density:.6f}" for column in anomaly.columns}
+        figures = [anomaly.score, anomaly.log_likelihood, anomaly.standard_error]
+        own = [f"{value:.6f}" for value in figures] + [of.get(name, "") for name in names]
+        writer.writerow([rank, anomaly.index, *own])
+    write_atomic(path, text.getvalue())
 
 
 def write_scores(path: Path, scores: "np.ndarray") -> None:

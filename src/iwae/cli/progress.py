@@ -15,6 +15,8 @@ from iwae._utils.formatting import excess_in_words, to_its_error, units_in_words
 from iwae.cli.outputs import StandardError
 from iwae.cli.terminal import visible
 from iwae.data import FileStatus
+from iwae.data import cells as tables
+from iwae.data.detect import Detected
 from iwae.estimators.diagnostics import Measurement, Slope
 from iwae.evaluation.examples import Progress as Counter
 from iwae.evaluation.trained import Evaluation
@@ -168,6 +170,24 @@ def print_files(found: list[FileStatus]) -> None:
     console.print(table)
     for place in dict.fromkeys(place for f in found for place in f.looked_in):
         console.print(Text(f"looked in {place}"))
+
+
+def print_schema(found: Detected, table: tables.Table) -> None:
+    """Print the columns of a table: types, models, missing values, ranges, and reasons."""
+    names = ("column", "type", "modelled as", "missing", "values", "why")
+    shown = Table(*(Column(name, overflow="fold") for name in names))
+    for column in found.schema.columns:
+        cells = table.columns[table.names.index(column.name)]
+        gaps = f"{cells.gaps.mean():.1%}" if cells.gaps.any() else "—"
+        described = (column.name, column.type, column.model, gaps, column.range_of(cells))
+        shown.add_row(*map(Text, (*described, found.reasons[column.name])))
+    console = _console()
+    console.print(shown)
+    for name in found.unusable:
+        console.print(Text(f"Not usable: {found.reasons[name]}"))
+    if left_out := [name for name in found.schema.ignored if name not in found.unusable]:
+        console.print(Text(f"left out: {', '.join(left_out)}"))
+    console.print(Text(f"{len(table):,} rows; {found.schema.measure}"))
 
 
 def print_comparison(results: list[comparisons.Result]) -> None:

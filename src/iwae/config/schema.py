@@ -24,10 +24,15 @@ class DataConfig:
     """The data set, and how its values are read."""
 
     dataset: str = "digits"
-    """A registered data set (see `iwae data`) or a .npy, .npz, .csv or .csv.gz file."""
-    values: Literal["auto", "binary", "intensity", "real"] = "auto"
-    """How to read the values of your own file. auto decides from their range, and rejects ambiguous
-    ones: integers with a maximum from 2 to 127, and numbers in 0-1 that are all below 1/255."""
+    """A registered data set (see `iwae data`) or a .npy, .npz, .csv, .csv.gz or .parquet file."""
+    values: Literal["auto", "binary", "intensity", "real", "table"] = "auto"
+    """How to read the values of your own file. table: each column by its own type (see `iwae data
+    FILE`), as auto does if columns have names or hold words or gaps. auto decides other files from
+    their range, and rejects ambiguous values: integers with a maximum from 2 to 127, and numbers in
+    0-1 that are all below 1/255."""
+    schema: str | None = None
+    """A .toml file with the types of a table's columns, for those that are not to be detected;
+    `iwae data FILE --write-schema mine.toml` writes one."""
     header: Literal["auto", "yes", "no"] = "auto"
     """Whether the first line of a .csv file holds the names of its columns; auto rejects a line
     that could be either names or an example."""
@@ -68,6 +73,26 @@ class ModelConfig:
     initialization: Literal["glorot", "fan-in"] = "glorot"
     """glorot: weights U[±√(6/(n_in+n_out))], the output bias from the training mean, other biases
     zero; fan-in: weights U[±1/√n_in], all biases zero."""
+    networks: Literal["tanh", "tanh+linear"] = "tanh"
+    """tanh+linear: beside the tanh layers, linear paths from the input of every network to its
+    output. A table's model then starts near the Gaussian of its training rows: the codes are
+    principal components, and the decoder is linear in them or, with correlated noise, constant."""
+    noise: Literal["independent", "full", "low-rank"] = "independent"
+    """Noise of a table's real, positive and bounded columns given the latents: independent, or with
+    a learned correlation matrix, of any form or of --noise-rank factors."""
+    noise_rank: int = 4
+    """Number of factors of low-rank noise."""
+    prior: Literal["normal", "mixture"] = "normal"
+    """Prior of the top layer: N(0, I), or a learned mixture of --prior-components Gaussians with
+    diagonal covariances."""
+    prior_components: int = 10
+    """Number of components of a mixture prior."""
+    missingness: Literal[
+        "at-random", "self-masking", "self-masking-high", "self-masking-low", "linear"
+    ] = "at-random"
+    """Why values of a table's real, positive and bounded columns are missing: at random given what
+    is observed (MIWAE); by their own size, or because they are high, or low, or by a linear
+    combination of all values, which is then learned (not-MIWAE)."""
 
     def __post_init__(self) -> None:
         check_counts(self)
@@ -118,8 +143,23 @@ class ModelConfig:
             f"initialization = {self.initialization} was given, but the heads of a {self.proposal} "
             f"proposal have their own; leave it out.",
         )
-        for name in ("proposal_latents", "proposal_width"):
+        for name in ("proposal_latents", "proposal_width", "noise_rank", "prior_components"):
             check_at_least_one(name, getattr(self, name))
+        require(
+            self.prior == "normal" or (plain and self.uncertain_weights == "none"),
+            f"prior = {self.prior} was given, but it is for independent proposals and fixed "
+            f"weights; leave out --proposal and --uncertain-weights.",
+        )
+        require(
+            self.networks == "tanh" or (plain and self.initialization == "glorot"),
+            f"networks = {self.networks} was given, but it is for independent proposals and has "
+            f"its own initial weights; leave out --proposal and --initialization.",
+        )
+        require(
+            self.missingness == "at-random" or (plain and self.uncertain_weights == "none"),
+            f"missingness = {self.missingness} was given, but it is for independent proposals and "
+            f"fixed weights; leave out --proposal and --uncertain-weights.",
+        )
 
     @property
     def widths(self) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
@@ -251,6 +291,9 @@ class TrainingConfig:
     """Standard deviation of the uncertain weights' prior."""
     clip: float | None = None
     """Largest global norm of the gradient."""
+    weight_decay: float = 0.0
+    """Decoupled decay of Adam: every step also takes this times the learning rate off each weight
+    of the networks, as a fraction of it. Biases, the likelihood and the prior do not decay."""
     average: float | None = None
     """Decay of an exponential moving average of the parameters, which then make the final model."""
     patience: int | None = None
@@ -282,7 +325,14 @@ class TrainingConfig:
                 value is None or 0 <= value < 1,
                 f"{name} = {value} was given, but a decay lies in [0, 1).",
             )
-        for name in ("checkpoint_minutes", "weight_kl", "weight_kl_passes", "warmup"):
+        require(
+            self.weight_decay == 0 or self.optimizer == "adam",
+            f"weight_decay = {self.weight_decay} was given, but it is for optimizer = adam; leave "
+            f"it out.",
+        )
+        for name in (
+            *("checkpoint_minutes", "weight_kl", "weight_kl_passes", "warmup", "weight_decay"),
+        ):
             value = getattr(self, name)
             require(
                 0 <= value < float("inf"),

@@ -9,8 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from iwae.data import columns
+from iwae.data.cells import Table
 from iwae.data.dataset import KINDS, SPLITS, Dataset
+from iwae.data.frames import (
+    PARQUET,
+    as_table,
+    densified,
+    is_columns,
+    is_sparse,
+    is_tabular,
+    read_parquet,
+)
 from iwae.data.rows import Rows, Summary, of_array, read_npy, read_npz, summary
+from iwae.data.schema import LOST, TINY
 from iwae.data.tables import read_csv
 from iwae.errors import InputError, nearest
 
@@ -19,16 +30,10 @@ VALUES = ("auto", *KINDS)
 DARK = 128
 """Integers that are all below this are not read as 8-bit intensities by "auto"."""
 
-LOST = 1e-3
-"""Fraction of a column's range that float32 may lose."""
-
 ROUNDING = 1e-12
 """Relative range below which a column counts as constant up to float64's rounding."""
 
-TINY = float(np.finfo(np.float32).tiny)
-"""The smallest normal float32; many processors flush smaller numbers to zero."""
-
-SUFFIXES = (".npy", ".npz", ".csv", ".csv.gz")
+SUFFIXES = (".npy", ".npz", ".csv", ".csv.gz", ".parquet")
 
 
 def from_arrays(source: object, *, values: str, name: str, where: str) -> Dataset:
@@ -45,19 +50,23 @@ def from_arrays(source: object, *, values: str, name: str, where: str) -> Datase
     }
     _check_widths({key: x.shape[1:] for key, x in sources.items()}, where)
     found = {key: _summary(x, orders[key], called[key]) for key, x in sources.items()}
-    parts = _parts({key: x.shape[0] for key, x in sources.items()}, where)
-    dtype, kind, scale = understand(reduce(add, found.values()), values, where)
+    parts = parts_of({key: x.shape[0] for key, x in sources.items()}, where)
+    whole = reduce(add, found.values())
+    dtype, kind, scale = understand(whole, values, where)
+    dtype = np.float32 if whole.gaps else dtype
     stored = {
         key: _stored(x, dtype, orders[key], mixed=key == "train" and "test" not in sources)
         for key, x in sources.items()
     }
     train, valid, test = (stored[key][part] for key, part in (parts[split] for split in SPLITS))
+    if whole.gaps:
+        _check_observed(train, shape, names, where)
     return Dataset(name, train, valid, test, kind, scale, shape, names=names)
 
 
 def understand(x: Summary, values: str, where: str) -> tuple[type, str, float]:
     """The type to store values in, their kind and scale. InputError if `values` does not fit."""
-    low, high = float(x.low.min()), float(x.high.max())
+    low, high = x.lowest, x.highest
     unit = low >= 0 and high <= 1
     if values in ("auto", "binary") and unit and x.whole:
         return np.uint8, "binary", 1.0
@@ -82,7 +91,7 @@ def understand(x: Summary, values: str, where: str) -> tuple[type, str, float]:
 
 def _check_brightness(x: Summary, values: str, where: str) -> None:
     """Raises InputError for numbers in [0, 1] that are all close to zero."""
-    if x.high.max() < (1 / 255 if values == "auto" else TINY / LOST):
+    if x.highest < (1 / 255 if values == "auto" else TINY / LOST):
         what = f"{where} holds {x}, which are almost zero as intensities"
         raise InputError(f"{what}: multiply them, or pass values='real' (as they are).")
 
@@ -109,59 +118,90 @@ def _check_digits(x: Summary, where: str) -> None:
 
 
 def is_array(source: object) -> bool:
-    """Whether it is a data frame, or an array of NumPy or another library."""
-    return hasattr(source, "__array__")
+    """Whether it is a data frame, or an array of NumPy or another library, or a sparse matrix."""
+    return hasattr(source, "__array__") or is_sparse(source)
+
+
+def is_splits(source: object) -> bool:
+    """Whether it is a mapping of the splits train, valid and test, or of some of them."""
+    return isinstance(source, Mapping) and bool(source) and set(source) <= set(SPLITS)
 
 
 def as_rows(source: object, where: str) -> Rows:
-    """The rows of an array of any library, or of a data frame with its names; Rows unchanged.
+    """The rows of an array of any library, or of a table with its names; Rows unchanged.
 
     Raises InputError if they are not numbers, or empty.
     """
-    foreign = is_array(source) and not isinstance(source, np.ndarray)
-    x = np.asarray(source) if foreign else source
+    names, x = () if isinstance(source, Table) else columns.names_of(source), source
+    if isinstance(source, Table) or is_tabular(source):
+        table = source if isinstance(source, Table) else as_table(source, where)
+        names = names or (table.names if table.named else ())
+        x = table.numbers(where)
+    elif is_sparse(source):
+        x = densified(source, where)
+    elif is_array(source) and not isinstance(source, np.ndarray):
+        x = np.asarray(source)
     if not isinstance(x, Rows | np.ndarray):
         given = type(x).__name__
         raise InputError(f"{where} is a {given}: give a NumPy array, for example np.asarray(x).")
     if x.dtype.kind not in "biuf":
         what = f"{where} has the dtype {x.dtype}, but numbers are expected"
-        raise InputError(f"{what}: convert it to float32 or uint8.")
+        words = ", or pass values='table'" if x.dtype.kind in "OUT" else ""
+        raise InputError(f"{what}: convert it to float32 or uint8{words}.")
     if 0 in x.shape:
         what = f"{where} is empty (shape {x.shape})"
         raise InputError(f"{what}: give at least one example with at least one feature.")
-    return x if isinstance(x, Rows) else of_array(x, columns.names_of(source))
+    return x if isinstance(x, Rows) else of_array(x, names)
 
 
-def check_finite(x: Summary, where: str, *, masked: bool) -> None:
-    """Raises InputError unless all values are finite, and none are `masked`."""
-    if masked or not x.finite:
-        what = f"{where} holds NaN, masked or infinite values"
+def check_finite(x: Summary, where: str, *, missing: bool) -> None:
+    """Raises InputError for infinite values, and unless `missing` for missing ones."""
+    if not x.finite or (x.gaps and not missing):
+        what = f"{where} holds {'' if missing else 'NaN, masked or '}infinite values"
         raise InputError(f"{what}: replace them, or drop the examples that have them.")
+
+
+def _check_observed(
+    train: np.ndarray, shape: tuple[int, ...], names: Sequence[str], where: str
+) -> None:
+    """Raises InputError for a column, or a pixel, of which every training value is missing."""
+    lost = np.isnan(train).all(axis=0)
+    if lost.any():
+        j = int(np.argmax(lost))
+        at = [int(i) for i in np.unravel_index(j, shape)]
+        which = f"column {names[j]!r}" if names else f"column {j}"
+        which = which if len(shape) == 1 else f"pixel {at}"
+        raise InputError(f"{where} has no value in {which} in training: leave it out.")
 
 
 def check_range(x: Summary, where: str) -> None:
     """Raises InputError for values that float32 cannot hold."""
     if np.isinf(x.lost).any():
-        what = f"{where} holds values from {x.low.min():g} to {x.high.max():g}"
+        what = f"{where} holds values from {x.lowest:g} to {x.highest:g}"
         raise InputError(f"{what}, beyond float32's range: rescale them.")
 
 
 def _summary(x: Rows, order: np.ndarray | None, where: str) -> Summary:
     found = summary(x, order)
-    check_finite(found, where, masked=x.masked)
+    check_finite(found, where, missing=True)
     return found
 
 
 def _sources(source: object, where: str) -> tuple[dict[str, Rows], dict[str, str]]:
     """The rows given for each split, and the names of the splits in messages."""
-    if not isinstance(source, Mapping):
+    if not isinstance(source, Mapping) or (is_columns(source) and not is_splits(source)):
         return {"train": _examples(source, where)}, {"train": where}
+    called = called_splits(source, where)
+    return {key: _examples(source[key], called[key]) for key in source}, called
+
+
+def called_splits(source: Mapping[str, object], where: str) -> dict[str, str]:
+    """How messages call each split of a mapping. Raises InputError for other keys."""
     unknown = [key for key in source if key not in SPLITS]
     if unknown or "train" not in source:
         what = f"{where} has the keys {', '.join(map(repr, source)) or 'none'}"
         raise InputError(f"{what}: give 'train' and, if there are any, 'valid' and 'test'.")
-    called = {key: f"{where} ({key})" for key in source}
-    return {key: _examples(source[key], called[key]) for key in source}, called
+    return {key: f"{where} ({key})" for key in source}
 
 
 def _check_widths(widths: Mapping[str, tuple[int, ...]], where: str) -> None:
@@ -179,7 +219,7 @@ def _examples(source: object, where: str) -> Rows:
     return x
 
 
-def _parts(sizes: Mapping[str, int], where: str) -> dict[str, tuple[str, slice]]:
+def parts_of(sizes: Mapping[str, int], where: str) -> dict[str, tuple[str, slice]]:
     """The stored split, and the slice of it, from which each split is taken.
 
     A missing test is the last tenth of the permuted train; a missing valid is the last tenth of the
@@ -187,8 +227,10 @@ def _parts(sizes: Mapping[str, int], where: str) -> dict[str, tuple[str, slice]]
     """
     end, tenth = sizes["train"], sizes["train"] // 10
     if len(sizes) < len(SPLITS) and tenth == 0:
-        what = f"{where} has {end} training examples, and splitting them needs at least 10"
-        raise InputError(f"{what}: give more, or give train, valid and test.")
+        what = f"{where} has {end} training example{'s' * (end != 1)}"
+        raise InputError(
+            f"{what}, and splitting needs at least 10: give more, or give train, valid and test."
+        )
     parts = {key: (key, slice(0, n)) for key, n in sizes.items()}
     for split in ("test", "valid"):
         if split not in sizes:
@@ -222,7 +264,9 @@ def data_path(source: str | os.PathLike[str], names: Sequence[str]) -> Path:
     """`source` as the path of an existing file of a known suffix, else an InputError."""
     path = Path(source).expanduser()
     if not suffix(path):
-        what = f"{os.fspath(source)!r} is neither a data set nor a .npy, .npz or .csv file"
+        what = (
+            f"{os.fspath(source)!r} is neither a data set nor a .npy, .npz, .csv or .parquet file"
+        )
         raise InputError(f"{what}: {nearest(os.fspath(source), list(names))}.")
     if not path.is_file():
         raise InputError(f"{path} is not an existing file: check its name and directory.")
@@ -235,20 +279,30 @@ def read_file(
     header: str = "auto",
     names: Sequence[str] = (),
     width: int | None = None,
+    missing: bool = True,
 ) -> Rows | dict[str, Rows]:
     """The array of a .npy or .csv file, or of a .npz with a single array; else a .npz's arrays.
 
     `header` says whether the first line of a .csv file holds names; `names` and `width` are the
-    expected names and number of its columns, if known.
+    expected names and number of its columns, if known. Without `missing`, cells of a .csv file that
+    are missing are refused.
     """
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        what = f"{path} cannot be read ({error.strerror})"
-        raise InputError(f"{what}: check its permissions.") from None
+    check_readable(path)
     if suffix(path) == ".npy":
         return read_npy(path)
     if suffix(path) == ".npz":
         arrays = read_npz(path)
         return next(iter(arrays.values())) if len(arrays) == 1 else arrays
-    return read_csv(path, header=header, names=names, width=width)
+    if suffix(path) == PARQUET:
+        table = read_parquet(path)
+        return as_rows(table, str(path))
+    return read_csv(path, header=header, names=names, width=width, missing=missing)
+
+
+def check_readable(path: Path) -> None:
+    """Raises InputError for a file that may not be read."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        what = f"{path} cannot be read ({error.strerror})"
+        raise InputError(f"{what}: check its permissions.") from None

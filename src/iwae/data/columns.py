@@ -56,7 +56,7 @@ def check_named(splits: Mapping[str, Sequence[str]], d: int) -> None:
     first, *others = splits.items()
     for where, names in others:
         if names and tuple(names) != counted and tuple(first[1]) in ((), counted):
-            what = f"{first[0]} has no names for its columns, where {where} has {_listed(names)}"
+            what = f"{first[0]} has no names for its columns, where {where} has {listed(names)}"
             raise InputError(f"{what}: give both their names, or neither.")
 
 
@@ -68,15 +68,16 @@ def _counted(d: int) -> tuple[str, ...]:
 def _apart(given: tuple[str, ...], wanted: tuple[str, ...], where: str) -> str:
     missing = [name for name in wanted if name not in given]
     besides = [name for name in given if name not in wanted]
-    found = [f"lacks {_listed(missing)}"] * bool(missing)
-    found += [f"has {_listed(besides)} besides"] * bool(besides)
+    found = [f"lacks {listed(missing)}"] * bool(missing)
+    found += [f"has {listed(besides)} besides"] * bool(besides)
     what = " and ".join(found) or "repeats a column"
     return (
-        f"{where} {what}, where the training data have the columns {_listed(wanted)}: give these, "
+        f"{where} {what}, where the training data have the columns {listed(wanted)}: give these, "
         f"in any order."
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names, quoted, and how many there are."""
     shown = ", ".join(repr(name) for name in names[:SHOWN])
     return shown if len(names) <= SHOWN else f"{shown}, … ({len(names)} in all)"

@@ -7,21 +7,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from iwae._utils.notebook import html_table
 from iwae.data import columns
+from iwae.data.schema import Schema
 from iwae.errors import InputError, nearest
 
 SPLITS = ("train", "valid", "test")
-KINDS = ("binary", "intensity", "real")
+KINDS = ("binary", "intensity", "real", "table")
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Three read-only splits of examples [n, d], in the type in which the device stores them.
 
-    `kind`: "binary" (uint8, 0 and 1), "intensity" (x / scale is in [0, 1]) or "real" (float32).
-    `scale`: 255 for 8-bit intensities, 16 for digits, 1 otherwise. `shape`: the shape of an image,
-    or (d,); its product is d. `note`: a note on the provenance that results must carry. `names`:
-    the names of the d columns; empty if they have none.
+    `kind`: "binary" (uint8, 0 and 1), "intensity" (x / scale is in [0, 1]), "real" (float32) or
+    "table" (float32, with the columns of `schema`). Missing values are NaN, in float32 whatever the
+    kind. `scale`: 255 for 8-bit intensities, 16 for digits, 1 otherwise. `shape`: the shape of an
+    image, or (d,); its product is d. `note`: a note on the provenance that results must carry.
+    `names`: the names of the d columns; empty if they have none.
     """
 
     name: str
@@ -33,12 +36,33 @@ class Dataset:
     shape: tuple[int, ...]
     note: str = ""
     names: tuple[str, ...] = ()
+    schema: Schema | None = None
+    """The columns of a table; None for other kinds."""
 
     def __post_init__(self) -> None:
         for name in SPLITS:
             view = np.ascontiguousarray(getattr(self, name)).view()
             view.setflags(write=False)
             object.__setattr__(self, name, view)
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}: {value}" for name, value in self._described())
+        return f"Dataset({self.name!r}, {said})"
+
+    def _repr_html_(self) -> str:
+        """A summary for notebooks, with the columns of a table."""
+        of_columns = [] if self.schema is None else self.schema.described()
+        return html_table([("data set", self.name), *self._described(), *of_columns])
+
+    def _described(self) -> list[tuple[str, str]]:
+        """What the summaries tell besides the name."""
+        sizes = " / ".join(f"{len(self.split(name)):,}" for name in SPLITS)
+        shape = " × ".join(map(str, self.shape))
+        rows = [("kind", self.kind), ("shape", shape), (" / ".join(SPLITS), sizes)]
+        if not self.missing:
+            return rows
+        holes = sum(int(np.isnan(self.split(name)).sum()) for name in SPLITS)
+        return [*rows, ("missing", f"{holes:,} values")]
 
     def split(self, name: str) -> np.ndarray:
         """The split "train", "valid" or "test", [n, d]."""
@@ -55,15 +79,32 @@ class Dataset:
         at = columns.order(self.names, names, self.train.shape[1], self.name)
         if at is None:
             known = tuple(names) or self.names
-            return self if known == self.names else replace(self, names=known)
+            schema = self.schema
+            if schema is not None and known != self.names:
+                renamed = zip(schema.columns, known, strict=True)
+                schema = replace(schema, columns=tuple(replace(c, name=n) for c, n in renamed))
+            return self if known == self.names else replace(self, names=known, schema=schema)
         splits = {name: self.split(name)[:, at] for name in SPLITS}
         ordered = tuple(self.names[i] for i in at)
-        return replace(self, **splits, names=ordered)  # type: ignore[arg-type]
+        schema = None if self.schema is None else self.schema.in_order(ordered)
+        return replace(self, **splits, names=ordered, schema=schema)  # type: ignore[arg-type]
+
+    @functools.cached_property
+    def missing(self) -> bool:
+        """Whether any value of any split is missing (NaN)."""
+        parts = (self.split(name) for name in SPLITS)
+        return any(x.dtype.kind == "f" and bool(np.isnan(x).any()) for x in parts)
+
+    def usual(self) -> np.ndarray:
+        """The first training value of each column that is not missing, over scale, float32 [d]."""
+        first = np.argmin(np.isnan(self.train), axis=0)
+        chosen = self.train[first, np.arange(len(first))]
+        return (chosen / self.scale).astype(np.float32)
 
     @functools.cached_property
     def digest(self) -> str:
         """A digest of the training examples as they are stored."""
-        return hashlib.sha256(self.train.data).hexdigest()[:16]
+        return hashlib.sha256(_canonical(self.train).data).hexdigest()[:16]
 
     @functools.cached_property
     def whole_digest(self) -> str:
@@ -71,15 +112,25 @@ class Dataset:
         digest = hashlib.sha256()
         for name in SPLITS:
             digest.update(f"{name} {self.split(name).shape}".encode())
-            digest.update(self.split(name).data)
+            digest.update(_canonical(self.split(name)).data)
         return digest.hexdigest()[:16]
 
     def mean(self) -> np.ndarray:
-        """Mean over the training split of x / scale, float32 [d]."""
-        return (self.train.mean(axis=0, dtype=np.float64) / self.scale).astype(np.float32)
+        """Mean over the training split of x / scale, float32 [d]; missing values do not count."""
+        if self.missing:
+            mean = np.asarray(np.nanmean(self.train, axis=0, dtype=np.float64))
+        else:
+            mean = self.train.mean(axis=0, dtype=np.float64)
+        return (mean / self.scale).astype(np.float32)
 
     def std(self) -> np.ndarray:
-        """Standard deviation over the training split of x / scale (divisor n), float32 [d]."""
+        """Standard deviation over the training split of x / scale (divisor n), float32 [d].
+
+        Missing values do not count.
+        """
+        if self.missing:
+            spread = np.asarray(np.nanstd(self.train, axis=0, dtype=np.float64))
+            return (spread / self.scale).astype(np.float32)
         mean = self.train.mean(axis=0, dtype=np.float64)
         blocks = (self.train[i : i + 4096] for i in range(0, len(self.train), 4096))
         squares = np.sum([((block - mean) ** 2).sum(axis=0) for block in blocks], axis=0)
@@ -99,17 +150,29 @@ class Dataset:
 
 
 def binarize(x: np.ndarray, scale: float, seed: int | Sequence[int]) -> np.ndarray:
-    """Draws 0 or 1 for each value, P(1) = x / scale, as uint8 from default_rng(seed)."""
-    if x.size and not (x.min() >= 0 and x.max() <= scale):
-        what = f"Values from {x.min():g} to {x.max():g} are not intensities on the scale {scale:g}"
+    """Draws 0 or 1 for each value, P(1) = x / scale, as uint8 from default_rng(seed).
+
+    Where values are missing, they stay so, and the others are 0 and 1 in float32.
+    """
+    gaps = np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)
+    if not gaps.all() and not (np.nanmin(x) >= 0 and np.nanmax(x) <= scale):
+        given = f"Values from {np.nanmin(x):g} to {np.nanmax(x):g}"
+        what = f"{given} are not intensities on the scale {scale:g}"
         raise InputError(f"{what}: give values between 0 and {scale:g}.")
     uniform = np.random.default_rng(seed).random(x.shape, dtype=np.float32)
-    return (uniform < x / np.float32(scale)).astype(np.uint8)
+    drawn = (uniform < x / np.float32(scale)).astype(np.uint8)
+    return np.where(gaps, np.float32(np.nan), drawn) if gaps.any() else drawn
+
+
+def _canonical(x: np.ndarray) -> np.ndarray:
+    """The examples with one bit pattern for all missing values."""
+    gaps = x.dtype.kind == "f" and np.isnan(x)
+    return np.where(gaps, np.float32(np.nan), x) if np.any(gaps) else x
 
 
 def rescale(intensity: np.ndarray, scale: float) -> np.ndarray:
     """intensity · scale, as uint8 when all are integers to within 1e-4, else as float32."""
     scaled = intensity.astype(np.float32) * np.float32(scale)
     rounded = np.rint(scaled)
-    whole = scale <= 255 and bool((np.abs(scaled - rounded) < 1e-4).all())
+    whole = scale <= 255 and bool((np.abs(scaled - rounded) < 1e-4).all())  # nor NaN
     return rounded.astype(np.uint8) if whole else scaled

@@ -13,6 +13,7 @@ from typing import IO
 
 import numpy as np
 
+from iwae.data.cells import memory
 from iwae.errors import InputError
 
 BLOCK = 1 << 21
@@ -28,27 +29,44 @@ END, MANY = 22, 0xFFFF
 
 @dataclass(frozen=True)
 class Summary:
-    """A summary of examples: range [d] of each column, and whether all values are integers."""
+    """A summary of examples: range [d] of each column, and whether all values are integers.
+
+    Missing values (NaN) are left out; the range of a column that has no others is NaN.
+    """
 
     low: np.ndarray
     high: np.ndarray
     whole: bool
     finite: bool
+    """Whether no value is infinite."""
     lost: np.ndarray
     """The largest rounding error of float32 in each column, float64 [d]; inf beyond its range."""
+    gaps: bool = False
+    """Whether any value is missing."""
 
     def __add__(self, other: "Summary") -> "Summary":
         return Summary(
-            np.minimum(self.low, other.low),
-            np.maximum(self.high, other.high),
+            np.fmin(self.low, other.low),
+            np.fmax(self.high, other.high),
             self.whole and other.whole,
             self.finite and other.finite,
-            np.maximum(self.lost, other.lost),
+            np.fmax(self.lost, other.lost),
+            self.gaps or other.gaps,
         )
 
     def __str__(self) -> str:
         numbers = "integers" if self.whole else "numbers"
-        return f"{numbers} from {float(self.low.min()):g} to {float(self.high.max()):g}"
+        return f"{numbers} from {self.lowest:g} to {self.highest:g}"
+
+    @property
+    def lowest(self) -> float:
+        """The least value of all columns; NaN if every value is missing."""
+        return float(np.fmin.reduce(self.low))
+
+    @property
+    def highest(self) -> float:
+        """The largest value of all columns; NaN if every value is missing."""
+        return float(np.fmax.reduce(self.high))
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,6 @@ class Rows:
     blocks: Callable[[], Iterator[np.ndarray]]
     names: tuple[str, ...] = ()
     """Names of the columns of [n, d]; empty if they have none."""
-    masked: bool = False
     known: Summary | None = None
     """Their summary, if it is known."""
     entire: Callable[[], np.ndarray] | None = None
@@ -83,11 +100,13 @@ class Rows:
 
 
 def of_array(x: np.ndarray, names: tuple[str, ...] = ()) -> Rows:
-    """The rows of an array in memory, or of one example [d]."""
+    """The rows of an array in memory, or of one example [d]; masked values are NaN."""
+    if np.ma.is_masked(x):
+        x = np.ma.filled(x.astype(np.result_type(x.dtype, np.float32)), np.nan)
     step = _step(x.shape, x.dtype)
     blocks = lambda: (x[i : i + step] for i in range(0, len(x), step))
     named = names if x.ndim <= 2 and len(names) == x.shape[-1] else ()
-    return Rows(x.shape, x.dtype, blocks, named, bool(np.ma.is_masked(x)))
+    return Rows(x.shape, x.dtype, blocks, named)
 
 
 def _step(shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -172,7 +191,7 @@ def _array_of(
         count *= n
     if dtype.hasobject or min(shape, default=0) < 0 or start + count * dtype.itemsize != size:
         raise ValueError("other bytes than the header says")
-    if count > _memory():
+    if count > memory():
         what = f"{path} holds {count:,} numbers, more than the memory of this machine has bytes"
         raise InputError(f"{what}: give fewer examples.")
     if fortran and len(shape) > 1:
@@ -190,14 +209,6 @@ def _array_of(
                 raise ValueError("more bytes than the header says")
 
     return Rows(shape, dtype, blocks)
-
-
-def _memory() -> int:
-    """Bytes of memory of this machine; 2^60 if they are unknown."""
-    names = getattr(os, "sysconf_names", {})
-    if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= names.keys():
-        return 1 << 60
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _columns_first(
@@ -251,11 +262,15 @@ def of_block(block: np.ndarray) -> Summary:
     whole = x.dtype.kind in "bui"
     with np.errstate(over="ignore", invalid="ignore"):
         exact = (whole and x.dtype.itemsize <= 2) or x.dtype in (np.float16, np.float32)
-        lost = np.zeros(x.shape[1]) if exact else np.abs(x.astype(np.float32) - x).max(axis=0)
+        lost = np.zeros(x.shape[1])
+        if not exact:
+            lost = np.fmax.reduce(np.abs(x.astype(np.float32) - x))
+        gaps = False if whole else bool(np.isnan(x).any())
         return Summary(
-            x.min(axis=0),
-            x.max(axis=0),
-            whole or bool((x == np.rint(x)).all()),
-            whole or bool(np.isfinite(x).all()),
+            np.fmin.reduce(x),
+            np.fmax.reduce(x),
+            whole or bool(((x == np.rint(x)) | np.isnan(x)).all()),
+            whole or not bool(np.isinf(x).any()),
             lost.astype(np.float64),
+            gaps,
         )

@@ -1,4 +1,4 @@
-"""Text tables (.csv): a line of numbers for each example, optionally below a line of names."""
+"""Text tables (.csv): a line of cells for each example, optionally below a line of names."""
 
 import contextlib
 import csv
@@ -7,6 +7,7 @@ import io
 import itertools
 import re
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
+from iwae.data.cells import Cells, Table, check_memory, table_of
 from iwae.data.columns import tidy
 from iwae.data.rows import Rows, Summary, check_ratio, of_block
 from iwae.errors import InputError, nearest
@@ -42,6 +44,9 @@ MARKS = {
 
 WHOLE = re.compile(r"[+-]?\d+")
 HALVES = re.compile(r"[+-]?\d+,\d+")
+POINTS = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
+PADDED = re.compile(r"[+-]?0\d+")
+UNUSUAL = re.compile(r"_|(^|,)[+-]?0\d")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 ASK = "give --header yes or --header no (in Python: header='yes' or 'no')"
@@ -86,14 +91,45 @@ class Form:
 
 
 def read_csv(
-    path: Path, *, header: str = "auto", names: Sequence[str] = (), width: int | None = None
+    path: Path,
+    *,
+    header: str = "auto",
+    names: Sequence[str] = (),
+    width: int | None = None,
+    missing: bool = False,
 ) -> Rows:
     """Rows [n, d] in 8 bits or float32, with the names of their columns where they have any.
 
     Cells are separated by commas, semicolons or tabs, and may be quoted. Decimals have a point, or
     a comma if it does not separate cells. `header` says whether the first line holds names: "yes",
-    "no", or "auto", which recognises a line without numbers, and the expected `names`. Raises
-    InputError for a table that is ambiguous or cannot be read.
+    "no", or "auto", which recognises a line without numbers, and the expected `names`. With
+    `missing`, cells in `MISSING` are NaN. Raises InputError for a table that is ambiguous or cannot
+    be read, and `CellError` for one with words, or without `missing` with gaps.
+    """
+    form, named, first = _opened(path, header, names)
+    if len(first) == 1:
+        _check_gaps(path)
+    examples = lambda: itertools.islice(_lines(path), int(named), None)
+    _check_halves(path, examples(), form, named=named, width=width)
+    form = _with_decimals(path, examples(), form)
+    try:
+        blocks, known = _numbers((_plain(path, line, form) for line in examples()), form.delimiter)
+    except InputError:
+        raise
+    except ValueError:
+        if not missing:
+            raise _bad_line(path, examples(), form) from None
+        blocks, known = _numbers_and_gaps(path, examples(), form)
+    shape = (sum(map(len, blocks)), blocks[0].shape[1])
+    dtype = np.result_type(*blocks)
+    names = tuple(map(tidy, first)) if named else ()
+    return Rows(shape, dtype, lambda: iter(blocks), names, known=known)
+
+
+def _opened(path: Path, header: str, names: Sequence[str]) -> tuple[Form, bool, list[str]]:
+    """The form of a table, whether its first line holds names, and the cells of that line.
+
+    Raises InputError for a file that is no table, and for a first line that is ambiguous.
     """
     if header not in HEADERS:
         raise InputError(f"header={header!r} is unknown: {nearest(header, list(HEADERS))}.")
@@ -108,21 +144,188 @@ def read_csv(
         _check_names(path, first, top, form)
     if named and len(top) == 1:
         raise InputError(f"{path} holds no numbers: give one example per line.")
+    return form, named, first
+
+
+def has_names(path: Path, header: str) -> bool:
+    """Whether the first line of a table holds the names of its columns; errors as `read_csv`."""
+    return _opened(path, header, ())[1]
+
+
+def read_table(path: Path, *, header: str = "auto", names: Sequence[str] = ()) -> Table:
+    """A table of numbers, words and gaps: lines, header and decimals as in `read_csv`.
+
+    A cell in `MISSING` is a gap. A column is of words if any of its cells is no number, or a whole
+    number that begins with 0, such as 007, among whole ones. Raises InputError for a table that is
+    ambiguous, or whose lines differ in length.
+    """
+    form, named, first = _opened(path, header, names)
     if len(first) == 1:
-        _check_gaps(path, top[0].number)
-    examples = lambda: itertools.islice(_lines(path), int(named), None)
-    _check_halves(path, examples(), form, named=named, width=width)
-    form = _with_decimals(path, examples(), form)
-    try:
-        blocks, known = _numbers((_plain(path, line, form) for line in examples()), form.delimiter)
-    except InputError:
-        raise
-    except ValueError:
-        raise InputError(_bad_line(path, examples(), form)) from None
-    shape = (sum(map(len, blocks)), blocks[0].shape[1])
-    dtype = np.result_type(*blocks)
-    names = tuple(map(tidy, first)) if named else ()
-    return Rows(shape, dtype, lambda: iter(blocks), names, known=known)
+        _check_gaps(path)
+    if named:
+        _check_not_values(path, first, form)
+    form = _decimals_of(path, form, named=named)
+    words: set[int] = set()
+    while True:
+        readers = [_Words() if j in words else _Numbers(form) for j in range(len(first))]
+        late = _fill(path, form, readers, named=named)
+        if not late:
+            break
+        words |= late
+    called = list(map(tidy, first)) if named else [f"x{j}" for j in range(len(first))]
+    pairs = [(name, reader.cells()) for name, reader in zip(called, readers, strict=True)]
+    return table_of(pairs, str(path), named=named)
+
+
+def form_of(path: Path, *, header: str = "auto", names: Sequence[str] = ()) -> tuple[Form, bool]:
+    """The form of a table, and whether its first line holds names; errors as `read_table`."""
+    form, named, _ = _opened(path, header, names)
+    return _decimals_of(path, form, named=named), named
+
+
+def _fill(path: Path, form: Form, readers: list["_Words | _Numbers"], *, named: bool) -> set[int]:
+    """Gives each column's cells to its reader; the columns that have to be read as words instead.
+
+    A column whose words are in the first lines is read as words at once.
+    """
+    late: set[int] = set()
+    lines, n, first = itertools.islice(_lines(path), int(named), None), 0, 0
+    while some := list(itertools.islice(lines, LOOK)):
+        rows = [form.cells(line.text) for line in some]
+        first = first or some[0].number
+        for line, row in zip(some, rows, strict=True):
+            if len(row) != len(readers):
+                what = f"Line {line.number} of {path} has {len(row)} cells and line {first} has"
+                raise InputError(f"{what} {len(readers)}: give the same number in every line.")
+            if form.comma and (point := next(filter(POINTS.fullmatch, row), None)) is not None:
+                what = f"Line {line.number} of {path} holds {_short(point)!r} where others have"
+                raise InputError(f"{what} decimal commas: write all decimals alike.")
+        for j, cells in enumerate(zip(*rows, strict=True)):
+            if not readers[j].add(cells):
+                late |= {j} if n else set()
+                readers[j] = _Words()
+                readers[j].add(cells)
+        n += len(rows)
+        check_memory(n, len(readers), str(path))
+    return late
+
+
+class _Numbers:
+    """The cells of a column of numbers, in float64, NaN where missing."""
+
+    def __init__(self, form: Form):
+        self.comma = form.comma
+        self.values = array("d")  # which grows in place
+
+    def add(self, cells: Sequence[str]) -> bool:
+        """Whether all cells are numbers or gaps; if not, none is added."""
+        try:
+            self.values.extend(self._fast(cells) or [self._number(c) for c in cells])
+        except ValueError:
+            return False
+        return True
+
+    def _fast(self, cells: Sequence[str]) -> list[float]:
+        """The numbers of plain and empty cells; nothing if any cell is another."""
+        if self.comma or UNUSUAL.search(",".join(cells)):
+            return []
+        try:
+            return [float(cell or "nan") for cell in cells]
+        except ValueError:
+            return []
+
+    def _number(self, cell: str) -> float:
+        try:
+            number = float(cell.replace(",", ".") if self.comma else cell)
+        except ValueError:
+            if cell.casefold() in MISSING:
+                return np.nan
+            raise
+        if "_" in cell or (cell[0] in "0+-" and PADDED.fullmatch(cell)):
+            raise ValueError
+        return number
+
+    def cells(self) -> Cells:
+        x = np.frombuffer(self.values)
+        return Cells(x, np.isnan(x))
+
+
+class _Words:
+    """The cells of a column of words, as codes."""
+
+    def __init__(self) -> None:
+        self.place: dict[str, int] = {}
+        self.n = 0
+        self.codes = array("q")
+
+    def add(self, cells: Sequence[str]) -> bool:
+        for cell in (c for c in dict.fromkeys(cells) if c not in self.place):
+            self.place[cell] = -1 if cell.casefold() in MISSING else self.n
+            self.n += self.place[cell] >= 0
+        self.codes.extend([self.place[cell] for cell in cells])
+        return True
+
+    def cells(self) -> Cells:
+        codes = np.frombuffer(self.codes, np.int64)
+        levels = [cell for cell, code in self.place.items() if code >= 0]
+        if all(map(_is_number, levels)) and any(map(POINTS.fullmatch, levels)):
+            values = np.array([*map(float, levels), np.nan])  # one of which begins with 0
+            return Cells(values[codes], codes < 0)
+        return Cells(codes, codes < 0, tuple(levels))
+
+
+def _check_not_values(path: Path, names: list[str], form: Form) -> None:
+    """Raises InputError if a name is also a value of its column, as where no line holds names."""
+    below = [form.cells(line.text) for line in itertools.islice(_lines(path), 1, LOOK)]
+    for j, name in enumerate(names):
+        if np.isnan(_value(name)) and any(name in row[j : j + 1] for row in below):
+            what = f"Line 1 of {path} holds {_short(name)!r}, as do other lines in column {j + 1}"
+            raise InputError(f"{what}, so that it may be names or an example: {ASK}.")
+
+
+def _decimals_of(path: Path, form: Form, *, named: bool) -> Form:
+    """The form, with decimal commas if the first decimal numbers have them.
+
+    Raises InputError where commas may stand for thousands.
+    """
+    commas: list[str] = []
+    for line in itertools.islice(_lines(path), int(named), None):
+        if form.delimiter == "," and '"' not in line.text:
+            if POINTS.search(line.text) and not commas:
+                return form
+            continue
+        cells = form.cells(line.text)
+        commas += [cell for cell in cells if HALVES.fullmatch(cell) or THOUSANDS.fullmatch(cell)]
+        if not commas and any(POINTS.fullmatch(cell) for cell in cells):
+            return form
+        if any(not THOUSANDS.fullmatch(cell) for cell in commas):
+            return Form(form.delimiter, comma=True)
+    if commas:
+        what = f"{path} holds {_short(commas[0])!r}, which may be thousands or decimals"
+        raise InputError(f"{what}: write numbers without commas.")
+    return form
+
+
+def _numbers_and_gaps(
+    path: Path, lines: Iterator[Line], form: Form
+) -> tuple[list[np.ndarray], Summary]:
+    """`_numbers` of lines in which cells may be missing, which are NaN."""
+    blocks: list[np.ndarray] = []
+    known: Summary | None = None
+    first = (0, 0)
+    while some := list(itertools.islice(lines, LOOK)):
+        rows = [form.cells(line.text) for line in some]
+        first = first if first[0] else (some[0].number, len(rows[0]))
+        reader = _Numbers(form)
+        if any(len(row) != first[1] for row in rows) or not all(map(reader.add, rows)):
+            raise _bad_line(path, iter(some), form, first=first)
+        block = np.frombuffer(reader.values).reshape(len(rows), -1)
+        found = of_block(block)
+        known = found if known is None else known + found
+        with np.errstate(over="ignore"):
+            blocks.append(block.astype(np.float32))
+    assert known is not None
+    return blocks, known
 
 
 def _numbers(lines: Iterator[str], delimiter: str) -> tuple[list[np.ndarray], Summary]:
@@ -135,7 +338,7 @@ def _numbers(lines: Iterator[str], delimiter: str) -> tuple[list[np.ndarray], Su
     while some := list(itertools.islice(lines, LOOK)):
         block = np.loadtxt(some, np.float64, delimiter=delimiter, comments=None, ndmin=2)
         found = of_block(block)
-        if np.isnan(found.low).any() or (blocks and block.shape[1] != blocks[0].shape[1]):
+        if found.gaps or (blocks and block.shape[1] != blocks[0].shape[1]):
             raise ValueError("no numbers, or other ones")
         known = found if known is None else known + found
         small = found.whole and found.low.min() >= 0 and found.high.max() <= 255
@@ -217,7 +420,7 @@ def _has_names(path: Path, top: list[Line], form: Form, header: str, names: Sequ
     where = f"Line {top[0].number} of {path}"
     if words and numbers:
         what = f"{where} holds {_short(words[0])!r} beside numbers such as {_short(numbers[0])!r}"
-        raise InputError(f"{what}: give numbers, or --header yes if they are names.")
+        raise InputError(f"{what}: {ASK}.")
     if words:
         return True
     if not numbers:
@@ -271,11 +474,13 @@ def _check_names(path: Path, first: list[str], top: list[Line], form: Form) -> N
         raise InputError(f"{what}: give the same number in every line{commas}.")
 
 
-def _check_gaps(path: Path, first: int) -> None:
+def _check_gaps(path: Path) -> None:
     """Raises InputError for a blank line within a single column, where a value may be missing."""
-    gap = 0
+    gap, begun = 0, False
     for line in _lines(path, blank=True):
-        if line.number > first and not line.text.strip(BLANKS):
+        blank = not line.text.strip(BLANKS)
+        begun |= not blank
+        if begun and blank:
             gap = gap or line.number
         elif gap:
             what = f"Line {gap} of {path} is blank, where a value may be missing"
@@ -327,10 +532,19 @@ def _plain(path: Path, line: Line, form: Form) -> str:
     return form.plain(line.text)
 
 
-def _bad_line(path: Path, examples: Iterator[Line], form: Form) -> str:
-    """The message on the first line that cannot be read, or on the number of missing values."""
+class CellError(InputError):
+    """A cell of a table of numbers holds a word, or nothing."""
+
+
+def _bad_line(
+    path: Path, examples: Iterator[Line], form: Form, *, first: tuple[int, int] | None = None
+) -> InputError:
+    """The error for the first line that cannot be read, or on the number of missing values.
+
+    With `first`, the number of a line and of its cells, missing values are no error.
+    """
     kinds = {";": "semicolons", "\t": "tabs", ",": "commas"}
-    numbers, first = f"numbers separated by {kinds[form.delimiter]}", None
+    numbers, gaps = f"numbers separated by {kinds[form.delimiter]}", first is not None
     missing: list[tuple[int, int]] = []
     for line in examples:
         cells = form.cells(line.text)
@@ -340,14 +554,15 @@ def _bad_line(path: Path, examples: Iterator[Line], form: Form) -> str:
                 missing.append((line.number, column))
             elif not _is_number(cell.replace(",", ".") if form.comma else cell):
                 where = f"Line {line.number} of {path} holds {_short(cell)!r}"
-                return f"{where}: give {numbers}."
+                return CellError(f"{where}: give {numbers}.")
         if len(cells) != first[1]:
             what = f"Line {line.number} of {path} has {len(cells)} cells and line {first[0]} has"
-            return f"{what} {first[1]}: give the same number in every line."
-    if not missing:
-        return f"{path} cannot be read as numbers: give {numbers}, one example per line."
+            return InputError(f"{what} {first[1]}: give the same number in every line.")
+    if not missing or gaps:
+        what = f"{path} cannot be read as numbers"
+        return InputError(f"{what}: give {numbers}, one example per line.")
     what = f"{path} lacks {len(missing)} of its values, the first in column {missing[0][1]} of line"
-    return f"{what} {missing[0][0]}: fill them in, or leave their lines out."
+    return CellError(f"{what} {missing[0][0]}: fill them in, or leave their lines out.")
 
 
 def _value(cell: str) -> float:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict, get_args
 
 import equinox as eqx
 import jax
@@ -23,17 +23,21 @@ from iwae._utils.notebook import html_table
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
-from iwae.evaluation import units
+from iwae.evaluation import filling, imputation, units
+from iwae.evaluation.anomalies import Anomaly, By, ranked
 from iwae.evaluation.elbo import posterior_means, terms
 from iwae.evaluation.examples import Progress, mean_and_error, over_examples
 from iwae.evaluation.likelihood import CHUNK, bound_value, log_likelihood
 from iwae.evaluation.units import Ablation, Activity
+from iwae.models.autoencoder import Autoencoder
 from iwae.models.base import AbstractAutoencoder, block_of
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.hierarchical import HierarchicalAutoencoder
 from iwae.models.likelihoods import AbstractLikelihood
-from iwae.models.observation import Observation, prepare
+from iwae.models.likelihoods.summary import summarize
+from iwae.models.missing import observed_part
+from iwae.models.observation import Observation, Observer, prepare
 from iwae.models.pruning import prune
 from iwae.storage import checkpoint
 from iwae.storage.evaluations import Evaluation as Evaluation
@@ -45,6 +49,15 @@ TERM_DRAWS = 100
 
 ACTIVITY_EXAMPLES = 10_000
 """Training examples that determine which units are inactive, to remove these."""
+
+IMPUTATION_DRAWS = 1000
+"""Importance samples per example for imputed values."""
+
+TYPICAL_DRAWS = 200
+"""Draws of the model that say how probable rows with the same holes usually are."""
+
+REFERENCE_ROWS = 200
+"""Rows of training that say how surprising a column's values usually are."""
 
 ABLATION_EXAMPLES = 2000
 """Training examples that determine which units are used."""
@@ -178,7 +191,11 @@ class TrainedModel:
                 f"evaluate --data FILE or iwae.load(…, data=…)."
             )
         loaded = data.load(
-            config.dataset, data_dir=self.data_dir, values=self.seen.kind, header=config.header
+            config.dataset,
+            data_dir=self.data_dir,
+            values=self.seen.kind,
+            header=config.header,
+            schema=self.seen.schema,
         ).in_order(self.seen.names)
         if not self.seen.fits(loaded):
             raise InputError(
@@ -202,7 +219,7 @@ class TrainedModel:
         memory: int | None = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """L_K of prepared examples [n, d], in nats, [n]."""
+        """L_K of prepared examples [n, d], in nats, [n]; 0 of those without any value."""
         check_seed(seed)
         if memory is not None and memory < 1:
             raise InputError(
@@ -212,20 +229,22 @@ class TrainedModel:
         check_draws(k)
         if not len(images):
             raise InputError("No examples were given; give at least 1.")
-        return over_examples(
+        model, observer = self._for(images)
+        values = over_examples(
             eqx.Partial(log_likelihood, k=k),
-            self.model,
+            model,
             images,
-            self.seen.observer,
+            observer,
             seed=seed,
             draws=min(k, CHUNK),
             memory=memory,
             progress=progress,
         )
+        return np.where(_without_values(images), values.dtype.type(0), values)
 
     def score(
         self,
-        source: str | Path | np.ndarray,
+        source: Any,
         *,
         k: int = 5000,
         seed: int = 0,
@@ -239,9 +258,11 @@ class TrainedModel:
         matched to those of training. If training binarises dynamically, each example is binarised
         with `seed`; a mean over several seeds varies less.
 
+        Missing values (NaN, None) are left out: log p(x_o) of what is observed, 0 if nothing is.
+
         Warns if a value is not finite in float32: −inf means below −3.4e38, or no density.
         """
-        examples = self.seen.read(source, self.data_dir, header)
+        examples = self.seen.read(source, self.data_dir, header, missing=True)
         scores = self.log_likelihoods(examples, k=k, seed=seed, progress=progress)
         if not np.isfinite(scores).all():
             warnings.warn(_without_number(scores, examples), RuntimeWarning, stacklevel=2)
@@ -266,16 +287,27 @@ class TrainedModel:
             raise InputError(
                 f"layer = {layer} was given, but the model has layers 1 to {layers}; give one."
             )
-        examples = self.seen.read(source, self.data_dir, header)
-        means = self._posterior_means(examples, seed)
-        return means[layer - 1][0]
+        return self.encoded(self.seen.read(source, self.data_dir, header), layer=layer, seed=seed)
 
-    def sample(self, n: int, *, seed: int = 0, mean: bool = True) -> np.ndarray:
-        """n images from the model [n, *shape]: E[x|h_1], or with `mean=False` draws of x.
+    def encoded(self, examples: np.ndarray, *, layer: int = 1, seed: int = 0) -> np.ndarray:
+        """`encode` of prepared examples [n, d]."""
+        return self._posterior_means(examples, seed)[layer - 1][0]
 
-        Intensities are scaled to [0, 1], whatever the scale of the data. If p(x|h_1) has no mean,
-        its `loc` or median is returned.
+    def sample(self, n: int, *, seed: int = 0, mean: bool | None = None) -> Any:
+        """n examples from the model: E[x|h_1], or with `mean=False` draws of x.
+
+        For a table: draws by default, as a mapping from the names of its columns to their values
+        [n], words included, which every library of data frames takes. For others: means by default,
+        as an array [n, *shape], with intensities scaled to [0, 1], whatever the scale of the data;
+        if p(x|h_1) has no mean, its `loc` or median is returned.
         """
+        schema = self.seen.schema
+        means = schema is None if mean is None else mean
+        drawn = self.sampled(n, seed=seed, mean=means)
+        return drawn if schema is None else schema.decode(drawn)
+
+    def sampled(self, n: int, *, seed: int = 0, mean: bool = True) -> np.ndarray:
+        """`sample` in the values that the model sees, [n, *shape]."""
         check_seed(seed)
         self._check_layers("sample")
         if n < 1:
@@ -288,6 +320,232 @@ class TrainedModel:
         with computing(self.model):
             images = _sample(self.model, several, threefry.key(seed), mean)
         return np.asarray(images)[:n].reshape(n, *self.seen.shape)
+
+    def impute(
+        self,
+        source: Any,
+        *,
+        k: int = IMPUTATION_DRAWS,
+        n_draws: int | None = None,
+        seed: int = 0,
+        header: str = "auto",
+        progress: Progress | None = None,
+    ) -> Any:
+        """Your own examples with their missing values filled in, in the form they came in.
+
+        Single imputation takes E[x_m|x_o] of numbers, rounded for counts, and the most probable
+        category. Multiple imputation draws x_m ~ p(x_m|x_o) (`imputation.complete`): use each table
+        alike and pool the results, and the spread among them is the uncertainty about the holes.
+
+        Args:
+            source: anything that `score` takes. Missing values are NaN or None; in a .csv file also
+                words such as NA.
+            k: importance samples per example.
+            n_draws: the number of multiple imputations; None for single imputation.
+            seed: of the draws, those of an example depend only on it and on the example's number.
+            header: whether the first line of a .csv file holds names.
+            progress: called with the number of examples done and their total.
+
+        Returns:
+            An array, data frame, mapping or record array like `source`, in which observed cells are
+            those of `source`, bit for bit. With `n_draws`, an array [n_draws, n, …], or a list of
+            data frames or mappings.
+
+        Raises:
+            InputError: for examples that do not fit the model, or a k or n_draws below 1.
+
+        Example:
+            >>> filled = model.impute(frame)
+            >>> tables = model.impute(frame, n_draws=20)
+        """
+        examples = self.seen.read(source, self.data_dir, header, missing=True)
+        rows = self.imputed(examples, k=k, n_draws=n_draws, seed=seed, progress=progress)
+        restored = lambda part: filling.filled(source, part, self.seen, header)
+        if n_draws is None:
+            return restored(rows)
+        tables = [restored(part) for part in rows]
+        return np.stack(tables) if isinstance(tables[0], np.ndarray) else tables
+
+    def imputed(
+        self,
+        examples: np.ndarray,
+        *,
+        k: int = IMPUTATION_DRAWS,
+        n_draws: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """`impute` of prepared examples [n, d], as the model sees them: [n, d] or [n_draws, n, d].
+
+        Counts are not rounded, and categories are codes.
+        """
+        check_seed(seed)
+        check_draws(k)
+        if n_draws is not None and n_draws < 1:
+            raise InputError(
+                f"n_draws = {n_draws} was given, but at least 1 is needed; give 1 or more, or "
+                f"leave it out for single imputation."
+            )
+        empty = bool(_without_values(examples).any())
+        function: Any = eqx.Partial(imputation.impute, k=k, empty=empty)
+        if n_draws is not None:
+            function = eqx.Partial(imputation.complete, k=k, n=n_draws, empty=empty)
+        model, observer = self._for(examples)
+        found = over_examples(
+            function,
+            model,
+            examples,
+            observer,
+            seed=seed,
+            draws=min(k, CHUNK) + (n_draws or 0),
+            progress=progress,
+        )
+        return found.values if n_draws is None else np.moveaxis(found, 1, 0)
+
+    def sample_given(
+        self, given: Any, n: int = 1, *, k: int = 10 * IMPUTATION_DRAWS, seed: int = 0
+    ) -> Any:
+        """n draws of an example given some of its values: x_m ~ p(x_m|x_o) beside x_o.
+
+        `given` is a mapping from names of columns to values, of which those that are left out are
+        drawn, or one example as an array with NaN. The result has the form of `sample`, n rows.
+        The draws of h are resampled from k importance samples: give k well above n.
+        """
+        schema = self.seen.schema
+        row = given
+        if schema is not None and isinstance(given, Mapping):
+            row = {name: [given.get(name)] for name in (*schema.names, *given)}
+        examples = self.seen.read(row, self.data_dir, missing=True)
+        if len(examples) != 1:
+            raise InputError(
+                f"{len(examples)} examples were given, but sample_given takes one; give one row."
+            )
+        if isinstance(row, Mapping) and schema is not None:
+            for name, value in zip(schema.names, examples[0], strict=True):
+                if given.get(name) is not None and given[name] == given[name] and np.isnan(value):
+                    raise InputError(
+                        f"{name} = {given[name]!r} was given, but training has no such category; "
+                        f"give one of its categories, or leave it out."
+                    )
+        drawn = self.imputed(examples, k=k, n_draws=n, seed=seed)[:, 0]
+        return drawn.reshape(n, *self.seen.shape) if schema is None else schema.decode(drawn)
+
+    def anomalies(
+        self,
+        source: Any,
+        *,
+        top: int = 20,
+        by: By = "likelihood",
+        k: int = 5000,
+        seed: int = 0,
+        header: str = "auto",
+        progress: Progress | None = None,
+    ) -> list[Anomaly]:
+        """The `top` oddest of your own examples, and the columns that make them odd.
+
+        Rows are ranked by what `by` names:
+
+        - likelihood: log p(x_o). A row with more holes has fewer terms, so that rows compare if
+          they have the same holes, or few.
+        - ratio: log p(x_o) − Σ_j log p(x_j) over the observed values, with the model's own
+          marginals: how well the values of a row go together. Units cancel; what is odd in a column
+          alone does too, as does that simple rows are more probable than complex ones.
+        - typical: (log p(x_o) − m) / s with the mean and the standard deviation of log p over
+          `TYPICAL_DRAWS` draws of the model with the same holes, which is fair to rows with
+          different ones. It takes a further evaluation for each pattern of holes.
+
+        For the rows returned, log p(x_j|x_rest) of each value is estimated from k further draws
+        (`imputation.explain`), beside its median over rows of training.
+
+        `InputError` for a `top` below 1, another `by`, or for examples that do not fit the model.
+        """
+        check_seed(seed)
+        check_draws(k)
+        if by not in get_args(By):
+            raise InputError(
+                f"by = {by!r} was given, but rows are ranked by {', '.join(get_args(By))}; give "
+                f"one of these."
+            )
+        if top < 1:
+            raise InputError(f"top = {top} was given, but at least 1 is needed; give 1 or more.")
+        examples = self.seen.read(source, self.data_dir, header, missing=True)
+        of = self._over(imputation.estimate, examples, k=k, seed=seed, progress=progress)
+        nothing = _without_values(examples)
+        zero = np.zeros_like(of.log_likelihood)
+        of = of._replace(
+            log_likelihood=np.where(nothing, zero, of.log_likelihood),
+            standard_error=np.where(nothing, zero, of.standard_error),
+        )
+        scores = self._scores(by, examples, of.log_likelihood, k=k, seed=seed)
+        order = np.argsort(scores, kind="stable")[:top]
+        rows = np.concatenate([examples[order], self._reference(examples)])  # one program for both
+        columns = self._over(imputation.explain, rows, k=k, seed=seed).columns
+        odd, usual = columns[: len(order)], columns[len(order) :]
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            median = np.nanmedian(usual, axis=0)  # NaN for a column without values
+        names = self.seen.names or tuple(f"x{j}" for j in range(examples.shape[1]))
+        values: list[Any] = list(examples[order].T)
+        if self.seen.schema is not None:
+            decoded = self.seen.schema.decode(examples[order])
+            names, values = self.seen.schema.names, list(decoded.values())
+        return ranked(order.tolist(), by, scores, of, odd, median, names, values)
+
+    def _scores(
+        self, by: By, examples: np.ndarray, log_p: np.ndarray, *, k: int, seed: int
+    ) -> np.ndarray:
+        """What rows are ranked by, from their log p(x_o); the lower, the odder."""
+        if by == "likelihood":
+            return log_p
+        if by == "ratio":
+            return log_p - self._over(imputation.marginals, examples, k=k, seed=seed).sum(axis=1)
+        drawn = self.sampled(TYPICAL_DRAWS, seed=seed, mean=False).reshape(TYPICAL_DRAWS, -1)
+        patterns, which = np.unique(np.isnan(examples), axis=0, return_inverse=True)
+        scores = np.zeros_like(log_p)
+        for i, holes in enumerate(patterns):
+            if not holes.all():
+                of = self.log_likelihoods(np.where(holes, np.nan, drawn), k=k, seed=seed)
+                scores[which == i] = (log_p[which == i] - of.mean()) / of.std(ddof=1)
+        return scores
+
+    def _over(
+        self,
+        function: Callable[..., Any],
+        rows: np.ndarray,
+        *,
+        k: int,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> Any:
+        """A function of one example with k draws, over prepared examples."""
+        model, observer = self._for(rows)
+        draws, of = min(k, CHUNK), eqx.Partial(function, k=k)
+        return over_examples(of, model, rows, observer, seed=seed, draws=draws, progress=progress)
+
+    def _reference(self, examples: np.ndarray) -> np.ndarray:
+        """Rows of training, or where these are no longer found some of the examples."""
+        try:
+            rows = self.data().train
+        except InputError:
+            rows = examples
+        return rows[:: max(1, len(rows) // REFERENCE_ROWS)][:REFERENCE_ROWS]
+
+    def _for(self, examples: np.ndarray) -> tuple[AbstractAutoencoder, Observer]:
+        """The model and its observer, for examples with holes if these have some.
+
+        A model that was trained without holes becomes that of the observed part, whose encoder sees
+        the mean of the training data where values are missing.
+        """
+        model, observer = self.model, self.seen.observer
+        made_for = self.seen.missing or self.seen.kind == "table"
+        if made_for or examples.dtype.kind != "f" or not np.isnan(examples).any():
+            return model, observer
+        if not isinstance(model, Autoencoder):
+            raise InputError(
+                f"Examples with missing values were given, but a {type(model).__name__} that was "
+                f"trained without any cannot take them; fill them in, or train on such examples."
+            )
+        center = jnp.asarray(self.data().mean())
+        return observed_part(model, center), dataclasses.replace(observer, missing=True)
 
     def reconstruct(
         self, source: str | Path | np.ndarray, *, seed: int = 0, header: str = "auto"
@@ -479,10 +737,17 @@ def _times(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape))
 
 
+def _without_values(examples: np.ndarray) -> np.ndarray:
+    """Which examples have no observed value, [n]."""
+    if examples.dtype.kind != "f":
+        return np.zeros(len(examples), bool)
+    return np.isnan(examples).all(axis=1)
+
+
 def _without_number(scores: np.ndarray, examples: np.ndarray) -> str:
     """The warning for scores that are not finite."""
     at = np.flatnonzero(~np.isfinite(scores))
-    size = float(np.abs(examples[at[0]]).max())
+    size = float(np.nanmax(np.abs(examples[at[0]])))
     return (
         f"{len(at)} of {len(scores)} log-likelihoods are not finite, the first that of example "
         f"{at[0]} ({scores[at[0]]:g}), whose values reach {size:g}: it is too far from the "
@@ -502,6 +767,7 @@ def skeleton(
     An `own` likelihood replaces the one that the configuration names.
     """
     d = int(np.prod(seen.shape))
+    table = None if seen.schema is None else summarize(seen.schema)
     return eqx.filter_eval_shape(
         build,
         config.model,
@@ -511,6 +777,8 @@ def skeleton(
         key=jax.random.key(0),
         k=config.objective.k,
         own=own,
+        table=table,
+        missing=seen.missing,
     )
 
 

@@ -134,7 +134,7 @@ def _is_missing(dataset: str, data_dir: str | Path | None) -> bool:
 def _seconds(job: Job, data_dir: str | Path | None) -> tuple[float, ...]:
     """The fields of a job's `Cost`."""
     config = job.config
-    how = {"values": config.data.values, "header": config.data.header}
+    how = {n: getattr(config.data, n) for n in ("values", "header", "schema")}
     dataset = data.load(config.data.dataset, data_dir=data_dir, **how)
     rate = _Rate(config.training.batch_size)
     epochs = max(3, config.training.epochs)

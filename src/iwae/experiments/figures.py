@@ -74,7 +74,7 @@ def ring(
     exact = np.asarray(slides_ring_log_prob(jnp.asarray(points.test[:limit])), np.float64)
     entropy, gap = mean_and_error(-exact), mean_and_error(exact - e.log_likelihoods)
     picture = out / "ring" / "ring.png"
-    of_model = trained.sample(SHOWN, seed=config.seed, mean=False)
+    of_model = trained.sampled(SHOWN, seed=config.seed, mean=False)
     panels = Panel("data", points.test[:SHOWN]), Panel("draws from the model", of_model)
     write_atomic(picture, figures.scatter_picture([panels]))
     measured = {"nll": (e.nll, e.nll_se), "exact": entropy, "gap": gap}

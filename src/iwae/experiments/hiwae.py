@@ -142,7 +142,7 @@ def run(
             f"K = {min(ks)} was given, but dependent draws need K = 2 or more; give 2 or more."
         )
     for dataset in set(datasets or DATASETS) - TARGETS.keys():
-        how = {"values": config.data.values, "header": config.data.header}
+        how = {n: getattr(config.data, n) for n in ("values", "header", "schema")}
         data.load(dataset, data_dir=data_dir, **how)  # so that errors in the data come first
     trainings = Trainings(config, out, seeds, callbacks, data_dir)
     rows: list[Row] = []

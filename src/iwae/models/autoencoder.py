@@ -1,11 +1,13 @@
 """The autoencoder of L Gaussian stochastic layers."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from iwae.errors import InputError
@@ -24,6 +26,7 @@ from iwae.models.chains import Generation, Recognition
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.normal import log_normal as log_normal
 from iwae.models.normal import log_standard_normal as log_standard_normal
+from iwae.models.priors import Prior
 from iwae.models.pruning import HasSlots, Keep, prune_parts
 from iwae.models.pruning import prune as prune
 
@@ -32,7 +35,7 @@ class Autoencoder(HasSlots):
     """L Gaussian stochastic layers in both directions (Burda et al. §2 and §5).
 
     q(h|x) = q(h_1|x) q(h_2|h_1) … q(h_L|h_{L−1}) and
-    p(x, h) = p(h_L) p(h_{L−1}|h_L) … p(h_1|h_2) p(x|h_1) with p(h_L) = N(0, I).
+    p(x, h) = p(h_L) p(h_{L−1}|h_L) … p(h_1|h_2) p(x|h_1) with p(h_L) = N(0, I), or `top`.
 
     The slots take any callable equinox modules: each conditional maps a vector to (μ, log σ), and
     `observation` maps h_1 to the likelihood's parameters, flat or [n_parameters, d].
@@ -58,6 +61,8 @@ class Autoencoder(HasSlots):
     likelihood: AbstractLikelihood
     latents: tuple[int, ...] = eqx.field(static=True)
     """Units of h_1, …, h_L."""
+    top: Prior | None = eqx.field(default=None, kw_only=True)
+    """p(h_L); None for N(0, I)."""
 
     def __init_subclass__(cls, **given: object) -> None:
         super().__init_subclass__(**given)
@@ -71,7 +76,7 @@ class Autoencoder(HasSlots):
     @property
     def generation(self) -> Generation:
         """p(x, h)."""
-        return Generation(self.decoder, self.observation, self.likelihood, self.latents)
+        return Generation(self.decoder, self.observation, self.likelihood, self.latents, self.top)
 
     @property
     def made_from_noise(self) -> bool:  # type: ignore[override]
@@ -163,7 +168,10 @@ class Autoencoder(HasSlots):
         for part, own in _stated(type(self)).items():
             if own:
                 self._reject(part, "pruned")
-        return prune_parts(self, keep, fill)
+        pruned = prune_parts(self, keep, fill)
+        if self.top is None:
+            return pruned
+        return dataclasses.replace(pruned, top=self.top.marginal(jnp.flatnonzero(keep[-1])))
 
     def _reject(self, part: str, method: str) -> NoReturn:
         raise InputError(

@@ -14,6 +14,7 @@ from iwae._utils.distributed import computing
 from iwae.models.base import Conditional, Latents
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.normal import log_normal, log_standard_normal
+from iwae.models.priors import Prior
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,14 @@ class Recognition:
 
 @dataclass(frozen=True)
 class Generation:
-    """p(x, h) = p(h_L) p(h_{L−1}|h_L) … p(h_1|h_2) p(x|h_1) with p(h_L) = N(0, I)."""
+    """p(x, h) = p(h_L) p(h_{L−1}|h_L) … p(h_1|h_2) p(x|h_1) with p(h_L) = N(0, I), or `top`."""
 
     decoder: tuple[Conditional, ...]
     """p(h_1|h_2), p(h_2|h_3), …, from the data upwards."""
     observation: Callable[[Array], Array]
     likelihood: AbstractLikelihood
     latents: tuple[int, ...]
+    top: Prior | None = None
 
     def parameters(self, h1: Float[Array, " d1"]) -> Float[Array, "p d"]:
         """The likelihood's parameters at h_1."""
@@ -97,12 +99,17 @@ class Generation:
         """log p(h_l|h_{l+1}) for l = 1 … L, where the last is log p(h_L)."""
         given = zip(h[:-1], h[1:], self.decoder, strict=True)
         terms = [log_normal(below, *jax.vmap(p)(above)) for below, above, p in given]
+        if self.top is not None:
+            return [*terms, jax.vmap(self.top.log_prob)(h[-1])]
         return [*terms, log_standard_normal(h[-1])]
 
     def prior(self, n: int, key: PRNGKeyArray) -> Latents:
         """n ancestral draws through p(h_L) … p(h_1|h_2), from the data upwards."""
         keys = jax.random.split(key, len(self.latents))
-        draws = [jax.random.normal(keys[0], (n, self.latents[-1]), jnp.float32)]
+        if self.top is None:
+            draws = [jax.random.normal(keys[0], (n, self.latents[-1]), jnp.float32)]
+        else:
+            draws = [self.top.sample(n, keys[0])]
         for conditional, key_l in zip(reversed(self.decoder), keys[1:], strict=True):
             mu, log_sigma = jax.vmap(conditional)(draws[0])
             noise = jax.random.normal(key_l, mu.shape, jnp.float32)

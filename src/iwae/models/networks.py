@@ -79,6 +79,15 @@ class MLP(eqx.Module):
         return v
 
 
+class WithInput(eqx.Module):
+    """v ↦ (features of v, v), so that what reads it has a linear path beside the features."""
+
+    features: Callable[[Array], Array]
+
+    def __call__(self, v: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
+        return jnp.concatenate([self.features(v), v])
+
+
 class Readout(eqx.Module):
     """A linear map of the features, any callable v [n_in] ↦ [n_features]."""
 

@@ -12,6 +12,7 @@ from iwae import data
 from iwae.config.schema import DataConfig, ModelConfig
 from iwae.data import Dataset
 from iwae.data.dataset import SPLITS
+from iwae.data.schema import Schema
 from iwae.errors import InputError
 from iwae.models import likelihoods
 
@@ -33,16 +34,21 @@ FIXED_SEED = 0
 
 @dataclass(frozen=True)
 class Observer:
-    """Maps x to x / scale, or with `dynamic` to a fresh 0/1 sample with P(1) = x / scale."""
+    """Maps x to x / scale, or with `dynamic` to a fresh 0/1 sample with P(1) = x / scale.
+
+    With `missing`, a value that is NaN stays so.
+    """
 
     scale: float
     dynamic: bool
+    missing: bool = False
 
     def __call__(self, x: Shaped[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
         intensity = x.astype(jnp.float32) / self.scale
         if not self.dynamic:
             return intensity
-        return jax.random.bernoulli(key, intensity).astype(jnp.float32)
+        drawn = jax.random.bernoulli(key, intensity).astype(jnp.float32)
+        return jnp.where(jnp.isnan(intensity), jnp.nan, drawn) if self.missing else drawn
 
 
 @dataclass(frozen=True)
@@ -59,32 +65,46 @@ class Observation:
     """Digest of the stored examples of all splits; empty in runs of early versions."""
     names: tuple[str, ...] = ()
     """Names of the columns, in the order of the model's input; empty if they have none."""
+    schema: Schema | None = None
+    """The columns of a table; None for other kinds."""
+    missing: bool = False
+    """Whether the model was built for examples with missing values."""
 
     @property
     def observer(self) -> Observer:
         """The observer of examples from `prepare`."""
         scale = 1.0 if self.binarization == "fixed" else self.scale
-        return Observer(scale, dynamic=self.binarization == "dynamic")
+        return Observer(scale, dynamic=self.binarization == "dynamic", missing=self.missing)
 
     @property
     def model_kind(self) -> str:
-        """The kind of the model's input: "binary" or "real" values."""
+        """The kind of the model's input: "binary" or "real" values, or a "table"."""
+        if self.kind == "table":
+            return "table"
         return "binary" if self.kind == "binary" or self.binarization != "none" else "real"
 
     def fits(self, dataset: Dataset) -> bool:
-        """Whether the values of a data set are of the same kind, scale and shape."""
-        theirs = (dataset.kind, dataset.scale, dataset.shape)
-        return (self.kind, self.scale, self.shape) == theirs
+        """Whether the values of a data set are of the same kind, scale, shape and schema.
+
+        They may be missing only if the model was built for missing values.
+        """
+        theirs = (dataset.kind, dataset.scale, dataset.shape, dataset.schema)
+        takes = self.missing or self.kind == "table" or not dataset.missing
+        return takes and (self.kind, self.scale, self.shape, self.schema) == theirs
 
     def read(
         self,
         source: object,
         data_dir: str | Path | None,
         header: str = "auto",
+        *,
+        missing: bool = False,
     ) -> np.ndarray:
         """A user's examples [n, d], checked against the data that the model was trained on.
 
-        Named columns are sorted into the order of training.
+        Named columns are sorted into the order of training; those of a table hold the user's own
+        values, words included. Values may be missing in a table, where training lacked some, and
+        with `missing`.
 
         A fixed binarisation is that of the split if a registered data set is named, and otherwise
         depends on the position of an example.
@@ -97,6 +117,8 @@ class Observation:
             data_dir=data_dir,
             names=self.names,
             header=header,
+            schema=self.schema,
+            missing=missing or self.missing,
         )
         if self.binarization != "fixed":
             return examples
@@ -112,6 +134,8 @@ def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Obs
     if how == "auto":
         intensity = dataset.kind == "intensity"
         how = "dynamic" if intensity and (binary or model.likelihood == "auto") else "none"
+    if dataset.schema is not None:
+        return _of_table(dataset, dataset.schema, how, model)
     if how != "none" and dataset.kind == "real":
         raise InputError(
             f"binarization = {how} was given, but {dataset.name} has real values; bring them into "
@@ -126,6 +150,8 @@ def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Obs
     if dataset.kind == "binary":
         how = "none"
     values = dataset.train[:CHECKED] / np.float32(dataset.scale)
+    if dataset.missing:  # a value that its column has
+        values = np.where(np.isnan(values), dataset.usual(), values)
     if how != "none":
         values = np.repeat([[0.0], [1.0]], values.shape[1], axis=1)
     scale = 1.0 if how != "none" else dataset.scale
@@ -136,12 +162,43 @@ def observation(dataset: Dataset, config: DataConfig, model: ModelConfig) -> Obs
         if likelihoods.is_mixed(model.likelihood):
             notes.append(ON_MIXTURES)
     of = (dataset.name, dataset.kind, dataset.scale, dataset.shape, "; ".join(notes))
-    return Observation(*of, binarization=how, digest=dataset.whole_digest, names=dataset.names)
+    return Observation(
+        *of,
+        binarization=how,
+        digest=dataset.whole_digest,
+        names=dataset.names,
+        missing=dataset.missing,
+    )
+
+
+def _of_table(dataset: Dataset, schema: Schema, how: str, model: ModelConfig) -> Observation:
+    """The observation of a table; `InputError` for settings that are for other kinds of values."""
+    if how != "none":
+        raise InputError(
+            f"binarization = {how} was given, but {dataset.name} is a table, whose columns have "
+            f"likelihoods of their own; leave it out."
+        )
+    if model.likelihood != "auto":
+        raise InputError(
+            f"likelihood = {model.likelihood} was given, but {dataset.name} is a table, whose "
+            f"columns have likelihoods of their own; leave it out, and give them in the schema, or "
+            f"give --values real."
+        )
+    notes = [dataset.note] if dataset.note else []
+    of = (dataset.name, dataset.kind, 1.0, dataset.shape, "; ".join([*notes, schema.measure]))
+    return Observation(
+        *of,
+        binarization="none",
+        digest=dataset.whole_digest,
+        names=dataset.names,
+        schema=schema,
+        missing=dataset.missing,
+    )
 
 
 def _notes_on_densities(dataset: Dataset) -> list[str]:
     """Notes on densities of these values."""
-    constant = dataset.train.min(axis=0) == dataset.train.max(axis=0)
+    constant = np.fmin.reduce(dataset.train) == np.fmax.reduce(dataset.train)
     discrete = _look_discrete(dataset.train[:CHECKED]) & ~constant
     notes = []
     if dataset.scale != 1:
@@ -161,9 +218,10 @@ def _notes_on_densities(dataset: Dataset) -> list[str]:
 
 def _look_discrete(values: Shaped[np.ndarray, "n d"]) -> Bool[np.ndarray, " d"]:
     """Columns whose values occur `REPEATS` times or more on average."""
-    ordered = np.sort(values, axis=0)
-    distinct = 1 + np.sum(ordered[1:] != ordered[:-1], axis=0)
-    return distinct * REPEATS <= len(values)
+    ordered = np.sort(values, axis=0)  # NaN last
+    seen = len(values) - np.isnan(ordered).sum(axis=0)
+    distinct = 1 + np.sum((ordered[1:] != ordered[:-1]) & ~np.isnan(ordered[1:]), axis=0)
+    return distinct * REPEATS <= seen
 
 
 def prepare(dataset: Dataset, seen: Observation) -> Dataset:

@@ -8,7 +8,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from iwae._utils import threefry
 from iwae._utils.checks import check_seed
 from iwae._utils.extras import require
+from iwae.data.schema import Schema
 from iwae.errors import InputError
 from iwae.estimators.diagnostics import Measurement
 from iwae.evaluation.posterior import densities
@@ -27,6 +28,7 @@ from iwae.evaluation.trained import TrainedModel
 from iwae.evaluation.units import ACTIVE
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder
+from iwae.plotting import tables
 from iwae.storage.metrics import Row
 
 if TYPE_CHECKING:
@@ -136,9 +138,70 @@ def png(image: np.ndarray) -> bytes:
 
 
 def sample_picture(trained: TrainedModel, n: int = 100, seed: int = 0) -> bytes:
-    """n samples E[x|h_1] with h from the prior, as a PNG; vectors are drawn as lines."""
-    samples = trained.sample(n, seed=seed)
+    """n samples E[x|h_1] with h from the prior, as a PNG; vectors are drawn as lines.
+
+    Those of a table are draws of x, whose marginals are drawn.
+    """
+    if trained.seen.schema is not None:
+        return marginal_picture(trained, trained.sampled(n, seed=seed, mean=False))
+    samples = trained.sampled(n, seed=seed)
     return _lines([samples]) if samples.ndim == 2 else sheet(trained, samples)
+
+
+def marginal_picture(trained: TrainedModel, samples: np.ndarray) -> bytes:
+    """The marginals of samples of a table, beside those of its training rows, as a PNG.
+
+    Where these are no longer found, the samples stand alone.
+    """
+    schema = _schema(trained)
+    with _drawing():
+        try:
+            return _png(tables.marginals(schema, trained.data().train, samples))
+        except InputError:
+            return _png(tables.marginals(schema, samples))
+
+
+def correlation_picture(trained: TrainedModel, samples: np.ndarray) -> bytes:
+    """The correlation matrices of a table's training rows and of samples, as a PNG."""
+    with _drawing():
+        return _png(tables.correlations(_schema(trained), trained.data().train, samples))
+
+
+def latent_picture(trained: TrainedModel, rows: np.ndarray, *, seed: int = 0) -> tuple[bytes, str]:
+    """(the codes of prepared rows of a table as a PNG, the name of the column of their colours).
+
+    The column is the one that a linear function of the codes tells most of.
+    """
+    schema, codes = _schema(trained), trained.encoded(rows, seed=seed)
+    j = int(np.argmax([tables.told(codes, rows[:, j]) for j in range(rows.shape[1])]))
+    with _drawing():
+        axes = tables.latents(codes, by=rows[:, j], column=schema.columns[j])
+        figure: Any = axes.figure
+        return _png(figure), schema.columns[j].name
+
+
+def score_picture(found: Mapping[str, np.ndarray]) -> bytes:
+    """Histograms of the log-likelihoods of sets of examples, as a PNG."""
+    with _drawing():
+        figure: Any = tables.scores(found).figure
+        return _png(figure)
+
+
+def missing_picture(trained: TrainedModel) -> bytes:
+    """The missing values of a table's training rows, as a PNG."""
+    with _drawing():
+        figure: Any = tables.missingness(_schema(trained), trained.data().train).figure
+        return _png(figure)
+
+
+def _schema(trained: TrainedModel) -> Schema:
+    """The columns of a table; `InputError` for a model of other data."""
+    if trained.seen.schema is None:
+        raise InputError(
+            f"A picture of columns was requested, but {trained.seen.name} is no table; give a run "
+            f"that was trained on one."
+        )
+    return trained.seen.schema
 
 
 def sheet(trained: TrainedModel, images: np.ndarray, columns: int | None = None) -> bytes:
@@ -152,15 +215,15 @@ def reconstruction_picture(
 ) -> bytes:
     """The first n examples of a split, with the rows of `reconstruction_rows`, as a PNG.
 
-    Vectors are drawn as lines, the input in grey under the reconstruction. `InputError` if the data
-    are no longer found.
+    Vectors are drawn as lines, the input in grey under the reconstruction, and the columns of a
+    table each in units of its range. `InputError` if the data are no longer found.
     """
     if n < 1:
         raise InputError(f"n = {n} was given, but at least 1 example is needed.")
     images = trained.data().split(split)[:n]
     seen, again = trained.reconstructed(images, seed=seed)
     if seen.ndim == 2:
-        return _lines([seen, again])
+        return _lines([seen, again] if trained.seen.schema is None else _alike(seen, again))
     rows = [seen, again]
     if len(reconstruction_rows(trained)) == 3:
         rows.insert(0, (images / trained.seen.observer.scale).reshape(seen.shape))
@@ -385,6 +448,14 @@ def _lines(rows: list[np.ndarray], columns: int = 10) -> bytes:
         for at in range(1, height):
             axes.axhline(-at, color="0.85", linewidth=0.6)
         return _png(figure, dpi=100)
+
+
+def _alike(first: np.ndarray, second: np.ndarray) -> list[np.ndarray]:
+    """Two sets of rows with each column in units of its range over both."""
+    both = np.concatenate([first, second])
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # columns of NaN
+        low, high = np.nanmin(both, axis=0), np.nanmax(both, axis=0)
+    return [(rows - low) / np.where(high > low, high - low, 1) for rows in (first, second)]
 
 
 def _range(arrays: Sequence[np.ndarray]) -> tuple[float, float]:

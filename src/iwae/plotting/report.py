@@ -45,6 +45,9 @@ SAMPLES, RECONSTRUCTIONS, SEED, SPLIT = 100, 10, 0, "test"
 """Numbers of samples and reconstructions, the seed of their draws, and the split."""
 
 
+SCATTERED, SCORED = 1000, 100
+"""Most rows of a table in a scatter or a histogram, and importance samples of a histogram."""
+
 Kept = Mapping[str, Any]
 """An evaluation as JSON."""
 
@@ -96,8 +99,8 @@ def runs_among(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def write(
-    paths: Sequence[Path | TrainedModel],
-    out: Path,
+    paths: Sequence[str | Path | TrainedModel],
+    out: str | Path,
     *,
     data_dir: str | Path | None = None,
     overwrite: bool = False,
@@ -107,8 +110,9 @@ def write(
     Give a run with your own parts as a loaded `TrainedModel`, since its directory lacks their code.
     """
     check_installed()
-    check_writable(out, overwrite=overwrite)
-    write_atomic(out, render(paths, data_dir=data_dir))
+    page = Path(out)
+    check_writable(page, overwrite=overwrite)
+    write_atomic(page, render(paths, data_dir=data_dir))
 
 
 def check_installed() -> None:
@@ -119,7 +123,7 @@ def check_installed() -> None:
 
 @reading_once()
 def render(
-    paths: Sequence[Path | TrainedModel],
+    paths: Sequence[str | Path | TrainedModel],
     *,
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
@@ -164,7 +168,9 @@ def _template() -> "Template":
     return template
 
 
-def _entries(given: Sequence[Path | TrainedModel], data_dir: str | Path | None) -> list[Entry]:
+def _entries(
+    given: Sequence[str | Path | TrainedModel], data_dir: str | Path | None
+) -> list[Entry]:
     if not given:
         raise InputError("No run was given; give at least one run directory of `iwae train`.")
     loaded = {of.path: of for of in given if isinstance(of, TrainedModel)}
@@ -404,6 +410,8 @@ def _card(entry: Entry) -> Card:
 def _pictures(entry: Entry) -> list[Figure]:
     if entry.trained is None:
         return []
+    if entry.trained.seen.schema is not None:
+        return [_picture(entry.name, entry.trained, *one) for one in OF_TABLES]
     return [
         _picture(entry.name, entry.trained, "Samples", _samples),
         _picture(entry.name, entry.trained, "Reconstructions", _reconstructions),
@@ -443,6 +451,64 @@ def _reconstructions(trained: TrainedModel) -> tuple[bytes, str, str]:
         f"from q(h | x) (seed {SEED}).{_how_drawn(trained)}"
     )
     return picture, f"{n} {SPLIT} examples and their reconstructions", caption
+
+
+def _marginals(trained: TrainedModel) -> tuple[bytes, str, str]:
+    n = len(trained.data().train)
+    caption = (
+        f"Each column in the {_count(n)} rows of training (grey), and in {_count(n)} draws of the "
+        f"model (blue, seed {SEED}): densities of numbers, shares of categories."
+    )
+    samples = trained.sampled(n, seed=SEED, mean=False)
+    return figures.marginal_picture(trained, samples), "Marginals of data and samples", caption
+
+
+def _correlations(trained: TrainedModel) -> tuple[bytes, str, str]:
+    rows = trained.data().train
+    samples = trained.sampled(len(rows), seed=SEED, mean=False)
+    caption = (
+        "Pearson's correlations of pairs of columns, over the rows of training that have both, and "
+        "in as many draws of the model. Categories without an order are left white."
+    )
+    picture = figures.correlation_picture(trained, samples)
+    return picture, "Correlations of data and samples", caption
+
+
+def _codes(trained: TrainedModel) -> tuple[bytes, str, str]:
+    rows = trained.data().train[:SCATTERED]
+    picture, column = figures.latent_picture(trained, rows, seed=SEED)
+    caption = (
+        f"Posterior means E[h₁ | x] of {_count(len(rows))} rows of training, coloured by {column}, "
+        f"the column that they tell most of."
+    )
+    return picture, "Codes of rows", caption
+
+
+def _table_scores(trained: TrainedModel) -> tuple[bytes, str, str]:
+    parts = {name: trained.data().split(name)[:SCATTERED] for name in ("train", SPLIT)}
+    found = {
+        name: trained.log_likelihoods(rows, k=SCORED, seed=SEED)
+        for name, rows in parts.items()
+        if len(rows)
+    }
+    sizes = _listed([f"{_count(len(v))} {name} rows" for name, v in found.items()])
+    caption = f"L_{SCORED} of {sizes} in nats, of which odd rows have low ones."
+    return figures.score_picture(found), "Histogram of log-likelihoods", caption
+
+
+def _holes(trained: TrainedModel) -> tuple[bytes, str, str]:
+    caption = "Missing values of the rows of training (red), with their share in each column."
+    return figures.missing_picture(trained), "Missing values", caption
+
+
+OF_TABLES: list[tuple[str, Callable[[TrainedModel], tuple[bytes, str, str]]]] = [
+    ("Marginals", _marginals),
+    ("Correlations", _correlations),
+    ("Codes", _codes),
+    ("Log-likelihoods", _table_scores),
+    ("Missing values", _holes),
+]
+"""The pictures of a table, by their headings."""
 
 
 def _how_drawn(trained: TrainedModel) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from iwae._utils.files import OF_A_RUN
@@ -22,7 +23,7 @@ REPLICA = "seed-"
 SAVING = ("checkpoint_every", "checkpoint_minutes")
 """Settings that determine when a run is saved, but not its result."""
 
-MOVED = ("dataset", "values", "start_from")
+MOVED = ("dataset", "values", "schema", "start_from")
 """Settings that locate or describe data; the identity uses the data themselves instead."""
 
 FIRST_LINE = re.compile(r"# iwae: run ([0-9a-f]{64}), sha256 of the settings ([0-9a-f]{64})\n")
@@ -37,14 +38,17 @@ def identity(config: RunConfig, seen: Observation, own: Mapping[str, str] | None
     """A digest of a run: its data, its settings, and the names of the user's own parts.
 
     Settings that say where the data are, when the run is saved or how long it trains do not count,
-    nor do those at their default, so that new settings do not change the identity.
+    nor do those at their default, so that new settings do not change the identity. The columns of a
+    table count; other data have none.
     """
     free = {*SAVING, *MOVED, "minutes"}
     if config.training.schedule == "constant":
         free.add("epochs")
     settings = {n: v for n, v, _ in differences(config, RunConfig()) if n not in free}
     begun = config.training.start_from is not None
-    data = [seen.kind, seen.scale, list(seen.shape), seen.binarization, seen.digest]
+    data: list[object] = [seen.kind, seen.scale, list(seen.shape), seen.binarization, seen.digest]
+    if seen.schema is not None:
+        data.append(asdict(seen.schema))
     return persisted.digest([settings, begun, data, *([dict(own)] if own else [])])
 
 

@@ -309,7 +309,7 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
         )
     longer = stored.training.schedule == "constant"
     for name, before, now in differences(stored, config):
-        moved = name == "start_from" and None not in (before, now)  # as all in MOVED
+        moved = name in ("schema", "start_from") and None not in (before, now)  # as all in MOVED
         moved |= name == "values" and before == "auto"  # other examples are rejected later
         moved |= name == "dataset" and bool(Path(before).suffix and Path(now).suffix)
         if moved or name in (*SAVING, "minutes") or (name == "epochs" and longer and now > before):

@@ -17,13 +17,16 @@ so in the first process only; a stop that any of them requests stops all.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
+
+if TYPE_CHECKING:
+    from iwae.models.base import Model
 
 PATIENCE = "patience"
 """The reason of a run stopped early, because its validation bound no longer rose."""
@@ -85,6 +88,8 @@ class Validation:
     """In nats per example, with the same random numbers each time."""
     improved: bool
     """Whether it is the best so far."""
+    model: Callable[[], "Model"] = field(repr=False, compare=False)
+    """Copies the model that was validated, which the next step would overwrite."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from iwae._utils.distributed import Devices
 from iwae.bounds import Pair
 from iwae.config.schema import ObjectiveConfig, TrainingConfig
 from iwae.estimators.surrogate import Estimator, surrogate_loss
-from iwae.models.networks import at_precision
+from iwae.models.networks import Linear, at_precision
 from iwae.models.observation import Observer
 from iwae.training.soap import soap
 
@@ -56,9 +56,12 @@ class TrainState(eqx.Module):
 
 
 def rates(config: TrainingConfig) -> np.ndarray:
-    """The initial learning rate, [1], or the rates of all "stages", [8]."""
+    """The initial learning rate, [1], or the rates of all "stages", [8]; then the weight decay, if
+    there is one."""
     n = STAGES if config.schedule == "stages" else 1
-    return np.array([config.learning_rate * 10 ** (-i / 7) for i in range(n)], np.float32)
+    falling = [config.learning_rate * 10 ** (-i / 7) for i in range(n)]
+    decay = [config.weight_decay] if config.weight_decay > 0 else []
+    return np.array([*falling, *decay], np.float32)
 
 
 def stages(rates: Sequence[float] | np.ndarray | Array, total_steps: int) -> optax.Schedule:
@@ -74,7 +77,7 @@ def learning_rate(
     """Learning rate as a function of the step, from `rates`; that of `config` is not used."""
     total_steps = config.epochs * steps_per_epoch
     if config.schedule == "stages":
-        schedule = stages(rates, total_steps)
+        schedule = stages(rates[:STAGES], total_steps)
     elif config.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(rates[0], total_steps)
     else:
@@ -88,18 +91,35 @@ def learning_rate(
 def optimizer(
     config: TrainingConfig, steps_per_epoch: int, rates: np.ndarray | Array
 ) -> optax.GradientTransformation:
-    """Adam or SOAP for a mean over the batch; with ε / batch_size it steps as for the sum."""
+    """Adam or SOAP for a mean over the batch; with ε / batch_size it steps as for the sum.
+
+    With `weight_decay` λ Adam is AdamW (Loshchilov & Hutter 2019) for the networks' weights W,
+    which also move by −λ · lr · W.
+    """
     schedule = learning_rate(config, steps_per_epoch, rates)
     moments = {"b1": config.adam_beta1, "b2": config.adam_beta2}
     eps = config.adam_epsilon / config.batch_size
     if config.optimizer == "soap":
         decay, every = config.soap_decay, config.soap_every
         chosen = soap(schedule, **moments, eps=eps, decay=decay, every=every)
+    elif config.weight_decay > 0:
+        shrink = rates[-1]
+        chosen = optax.adamw(schedule, **moments, eps=eps, weight_decay=shrink, mask=decaying)
     else:
         chosen = optax.adam(schedule, **moments, eps=eps)
     if config.clip is None:
         return chosen
     return optax.chain(optax.clip_by_global_norm(config.clip), chosen)
+
+
+def decaying(params: PyTree) -> PyTree:
+    """Which parameters `weight_decay` applies to: the weights of linear maps."""
+
+    def of(part: PyTree) -> PyTree:
+        none = jax.tree.map(lambda _: False, part)
+        return eqx.tree_at(lambda p: p.weight, none, True) if isinstance(part, Linear) else none
+
+    return jax.tree.map(of, params, is_leaf=lambda part: isinstance(part, Linear))
 
 
 def init(params: PyTree, transform: optax.GradientTransformation, *, average: bool) -> TrainState:
@@ -132,12 +152,12 @@ def objective_bounds(config: ObjectiveConfig) -> Pair:
 
 def order_of_epoch(seed: int, number: int, n: int) -> Int[Array, " n"]:
     """The order of the n training examples in epoch `number`."""
-    return _permutation(stream(seed, ORDER), jnp.uint32(number), n)
+    return _permutation(np.uint32(seed), np.uint32(number), n)
 
 
 @partial(jax.jit, static_argnames="n")
-def _permutation(key: PRNGKeyArray, number: Array, n: int) -> Int[Array, " n"]:
-    return jax.random.permutation(jax.random.fold_in(key, number), n)
+def _permutation(seed: Array, number: Array, n: int) -> Int[Array, " n"]:
+    return jax.random.permutation(jax.random.fold_in(stream(seed, ORDER), number), n)
 
 
 ROWS = 1250
@@ -213,7 +233,9 @@ def shaping(config: TrainingConfig) -> TrainingConfig:
     names = [*IRRELEVANT]
     if config.schedule == "constant":
         names.append("epochs")
-    return dataclasses.replace(config, **{name: getattr(default, name) for name in names})
+    decay = 1.0 if config.weight_decay > 0 else 0.0
+    given = {name: getattr(default, name) for name in names} | {"weight_decay": decay}
+    return dataclasses.replace(config, **given)
 
 
 IRRELEVANT = (
@@ -225,7 +247,8 @@ IRRELEVANT = (
     "checkpoint_minutes",
     "start_from",
 )
-"""Training settings that do not shape a step: when to stop, what to save, what `rates` replaces."""
+"""Training settings that do not shape a step: when to stop, what to save, what `rates` replaces. Of
+the weight decay it only matters whether there is one."""
 
 
 class _Structure:
@@ -468,4 +491,5 @@ def _averaged(average: PyTree, params: PyTree, step: Array, decay: float | None)
 
 def all_finite(tree: PyTree) -> bool:
     """Whether every number in the tree is finite."""
-    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
+    leaves = jax.device_get(jax.tree.leaves(tree))  # NumPy has nothing to compile
+    return all(bool(np.isfinite(leaf).all()) for leaf in leaves)

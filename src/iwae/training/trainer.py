@@ -35,6 +35,8 @@ from iwae.evaluation.likelihood import bound_value
 from iwae.evaluation.trained import TrainedModel
 from iwae.models.base import AbstractAutoencoder
 from iwae.models.build import as_kept, build
+from iwae.models.likelihoods.summary import summarize
+from iwae.models.missing import for_complete_rows
 from iwae.models.observation import Observation
 from iwae.storage.checkpoint import fitted
 from iwae.storage.metrics import History
@@ -103,7 +105,9 @@ class Observed:
                 f"first."
             )
         digest = dataset.whole_digest if moved else self.seen.digest
-        return Observed(dataset, replace(self.seen, names=dataset.names, digest=digest))
+        return Observed(
+            dataset, replace(self.seen, names=dataset.names, digest=digest, schema=dataset.schema)
+        )
 
 
 Saved = tuple[TrainState, PyTree]
@@ -183,6 +187,8 @@ class Run:
             leaves = json_from_first(directory.leaves)
             if leaves and self.parts.model is None:
                 start = as_kept(start, leaves)
+        if not self.data.seen.missing:
+            start = for_complete_rows(start)
         params, static = eqx.partition(start, eqx.is_inexact_array)
         transform = gradient_step.first_optimizer(gradient_step.shaping(t))
         state = gradient_step.init(params, transform, average=t.average is not None)
@@ -324,7 +330,7 @@ class Run:
         rate = float(self.schedule(self.state.step - 1))
         bound = float(self.state.total) / self.steps_per_epoch
         self.progress = replace(p, passes=p.passes + 1)
-        self.state = eqx.tree_at(lambda s: s.total, self.state, jnp.zeros((), jnp.float32))
+        self.state = replace(self.state, total=jnp.zeros((), jnp.float32))
         if self.progress.passes >= t.epochs:
             self.progress = replace(self.progress, finished="epochs")
         due = self.progress.passes % t.validate_every == 0 or self.progress.finished
@@ -351,7 +357,7 @@ class Run:
                 self.best = gradient_step.copied(self._kept())
         else:
             self.progress = replace(p, stale=p.stale + 1)
-        validation = Validation(self.facts, value, improved)
+        validation = Validation(self.facts, value, improved, self._copied)
         self._notify(lambda callback: callback.on_validation(validation))
         if self.requests.stop == PATIENCE:  # in the last epoch this reason wins over "epochs"
             self.progress = replace(self.progress, finished=PATIENCE)
@@ -360,14 +366,24 @@ class Run:
     def _kept(self) -> PyTree:
         return self.state.params if self.state.average is None else self.state.average
 
+    def _copied(self) -> AbstractAutoencoder:
+        """A copy of the current model, which the next steps leave as it is."""
+        kept = gradient_step.copied(self.devices.here(self._kept()))
+        return self._whole(kept)
+
     def _current(self) -> AbstractAutoencoder:
         return eqx.combine(self.devices.here(self._kept()), self.static)
+
+    def _whole(self, params: PyTree) -> AbstractAutoencoder:
+        """The model with these parameters, for any rows."""
+        model: AbstractAutoencoder = eqx.combine(params, self.static)
+        return for_complete_rows(model, complete=False)
 
     def model(self) -> AbstractAutoencoder:
         """The resulting model: the best on validation, the average, or the last."""
         if self.best is not None and self.progress.best is not None:
-            return eqx.combine(self.devices.here(self.best), self.static)
-        return self._current()
+            return self._whole(self.devices.here(self.best))
+        return self._whole(self.devices.here(self._kept()))
 
     def trained(self) -> TrainedModel:
         return TrainedModel(
@@ -548,6 +564,7 @@ def initial(
     """
     model = cast(AbstractAutoencoder | None, parts.model)
     if model is None:
+        schema = data.seen.schema
         model = eqx.filter_jit(build)(
             config.model,
             kind=data.seen.model_kind,
@@ -556,6 +573,8 @@ def initial(
             key=gradient_step.stream(config.seed, gradient_step.INIT),
             k=config.objective.k,
             own=parts.likelihood,
+            table=None if schema is None else summarize(schema, data.dataset.train),
+            missing=data.seen.missing,
         )
     if anew or config.training.start_from is None:
         return model

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.distributions import constraints, transforms
 
 from iwae.errors import InputError, nearest
@@ -53,6 +53,45 @@ class AbstractLikelihood(eqx.Module):
         self, mean: Float[Array, " d"], spread: Float[Array, " d"]
     ) -> Float[Array, "p d"]:
         """The decoder's output bias, from the moments of the training data."""
+
+    def log_probs(
+        self, parameters: Float[Array, "p d"], x: Float[Array, " d"]
+    ) -> Float[Array, " d"]:
+        """log p(x_j|x_rest, h_1) of each value, in nats; 0 where x_j is missing.
+
+        Given h_1 the values are independent unless a subclass says otherwise, and these terms then
+        sum to `log_prob`.
+        """
+        seen = ~jnp.isnan(x)
+        usual = self.expected(parameters)  # inside the support, so that gradients stay finite
+        inside = jnp.where(seen, x, jax.lax.stop_gradient(usual))
+        return jnp.where(seen, self.distribution(parameters).log_prob(inside), 0.0)
+
+    def log_marginals(
+        self, parameters: Float[Array, "p d"], x: Float[Array, " d"]
+    ) -> Float[Array, " d"]:
+        """log p(x_j|h_1) of each value alone, in nats; 0 where x_j is missing."""
+        return self.log_probs(parameters, x)
+
+    def complete(
+        self, parameters: Float[Array, "p d"], x: Float[Array, " d"], key: PRNGKeyArray
+    ) -> Float[Array, " d"]:
+        """x with its missing values drawn from p(x_m|x_o, h_1)."""
+        drawn = self.distribution(parameters).sample(key).astype(jnp.float32)
+        return jnp.where(jnp.isnan(x), drawn, x)
+
+    def prediction(
+        self, parameters: Float[Array, "p d"], x: Float[Array, " d"]
+    ) -> Float[Array, " f"]:
+        """What `decide` needs of p(x_m|x_o, h_1), in a form that may be averaged over draws of h_1.
+
+        By default E[x_m|x_o, h_1].
+        """
+        return self.expected(parameters)
+
+    def decide(self, prediction: Float[Array, " f"]) -> Float[Array, " d"]:
+        """The best single values, from an average of `prediction`: by default this average."""
+        return prediction
 
     def expected(self, parameters: Float[Array, "p d"]) -> Float[Array, " d"]:
         """E[x|h_1]; where it is not finite, `loc` on the whole line, else the median if known."""

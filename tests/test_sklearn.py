@@ -1,0 +1,374 @@
+"""The estimators for scikit-learn."""
+
+import copy
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from iwae import IWAE, IWAEImputer
+from iwae import sklearn as estimators
+from iwae.errors import InputError
+from test_runtime import compilations
+
+SMALL: dict[str, Any] = {
+    "n_latents": 1,
+    "hidden": 4,
+    "k": 2,
+    "max_epochs": 2,
+    "batch_size": 16,
+    "n_models": 1,
+    "noise": "independent",
+    "prior": "normal",
+    "k_score": 4,
+    "random_state": 0,
+}
+"""Settings of a fit of milliseconds."""
+
+
+def refused(message: str) -> Any:
+    """Expect an `InputError` whose message contains this."""
+    return pytest.raises(InputError, match=re.escape(message))
+
+
+EXPECTED = {
+    "check_sample_weight_equivalence_on_dense_data": (
+        "rows are resampled by their weights, and their order enters the held-out part, so that "
+        "fits are equal in expectation only"
+    ),
+}
+"""Checks of scikit-learn that fail, and why they have to."""
+
+WITHOUT_A_FIT = (
+    "check_parameters_default_constructible",
+    "check_no_attributes_set_in_init",
+    "check_get_params_invariance",
+    "check_set_params",
+    "check_valid_tag_types",
+    "check_estimator_repr",
+    "check_estimator_cloneable",
+    "check_estimators_unfitted",
+    "check_mixin_order",
+    "check_do_not_raise_errors_in_init_or_set_params",
+)
+
+
+@pytest.mark.slow
+@parametrize_with_checks(
+    [IWAE(**SMALL), IWAEImputer(IWAE(**SMALL))],
+    expected_failed_checks=lambda estimator: EXPECTED if isinstance(estimator, IWAE) else {},
+)
+def test_the_conventions_of_scikit_learn(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.parametrize("estimator", [IWAE(), IWAEImputer()])
+@pytest.mark.parametrize("check", WITHOUT_A_FIT)
+def test_the_conventions_that_need_no_fit(estimator: Any, check: str) -> None:
+    getattr(estimator_checks, check)(type(estimator).__name__, estimator)
+
+
+def table(n: int = 60) -> pd.DataFrame:
+    """A measure, a count and a word that go together, with holes."""
+    random = np.random.default_rng(0)
+    z = random.normal(size=n)
+    frame = pd.DataFrame(
+        {
+            "size": z + 0.1 * random.normal(size=n),
+            "visits": random.poisson(np.exp(2 + 0.5 * z)),
+            "word": np.where(z > 0, "high", "low"),
+        }
+    )
+    frame.loc[::7, "size"] = np.nan
+    frame["word"] = frame["word"].where(np.arange(n) % 5 > 0)
+    return frame
+
+
+@pytest.fixture(scope="module")
+def fitted() -> IWAE:
+    """Two small models of `table`."""
+    model: IWAE = IWAE(**SMALL | {"n_models": 2, "k_score": 20}).fit(table())
+    return model
+
+
+def test_the_density_is_the_mean_of_the_densities_of_the_models(fitted: IWAE) -> None:
+    rows = fitted._read(table())
+    each = fitted._log_likelihoods_of_each(rows)
+    scores = fitted.score_samples(table())
+    np.testing.assert_allclose(np.exp(scores), np.exp(each).mean(axis=0), rtol=1e-5)
+    assert fitted.score(table()) >= each.mean()
+    assert fitted.score(table()) == pytest.approx(scores.mean())
+
+
+@pytest.mark.slow
+def test_what_is_said_of_a_row_depends_on_no_other(fitted: IWAE) -> None:
+    frame = table()
+    some = frame.iloc[[40, 3, 3, 21]]
+    at = [40, 3, 3, 21]
+    np.testing.assert_allclose(
+        fitted.score_samples(some), fitted.score_samples(frame)[at], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        fitted.transform(some), fitted.transform(frame)[at], rtol=1e-4, atol=1e-6
+    )
+    pd.testing.assert_frame_equal(fitted.impute(some), fitted.impute(frame).iloc[at], rtol=1e-5)
+
+
+def test_rows_have_draws_of_their_own() -> None:
+    rows = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    rows = np.concatenate([rows, rows[:, ::-1], np.full((1, 3), np.nan, np.float32)])
+    digests = {int(estimators._digest(jnp.asarray(row))) for row in rows}
+    assert len(digests) == len(rows)
+    other = np.array([np.nan, -np.nan, 1], np.float32)
+    assert estimators._digest(jnp.asarray(other)) == estimators._digest(jnp.abs(jnp.asarray(other)))
+
+
+@pytest.mark.slow
+def test_draws_have_the_form_of_the_rows_of_the_fit(fitted: IWAE) -> None:
+    drawn = fitted.sample(30)
+    assert list(drawn.columns) == ["size", "visits", "word"]
+    assert set(drawn["word"]) == {"high", "low"}
+    assert drawn["visits"].dtype.kind == "i"
+    pd.testing.assert_frame_equal(drawn, fitted.sample(30))
+    again = fitted.inverse_transform(fitted.transform(table()))
+    assert list(again.columns) == list(drawn.columns)
+    assert len(again) == 60
+    assert list(fitted.get_feature_names_out()) == ["iwae0"]
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "array"])
+def test_holes_are_filled_and_the_rest_is_untouched(library: str, fitted: IWAE) -> None:
+    frame = table()
+    given: Any = frame
+    if library == "polars":
+        given = pl.from_pandas(frame)
+    elif library == "array":
+        given = frame.to_numpy(object)
+    made = fitted.impute(given) if library == "pandas" else None
+    if made is None:
+        made = IWAEImputer(IWAE(**SMALL)).fit_transform(given)
+    assert type(made) is type(given)
+    full = pd.DataFrame(
+        made.to_dict(as_series=False) if library == "polars" else made,
+    ).set_axis(frame.columns, axis=1)
+    assert not full.isna().any(axis=None)
+    assert set(full["word"]) == {"high", "low"}
+    for name in frame:
+        seen = frame[name].notna()
+        assert (full[name][seen] == frame[name][seen]).all()
+
+
+@pytest.mark.slow
+def test_multiple_imputations_differ_where_values_are_missing(fitted: IWAE) -> None:
+    several = fitted.impute(table(), n_draws=3)
+    assert len(several) == 3
+    sizes = np.array([part["size"] for part in several])
+    gaps = table()["size"].isna().to_numpy()
+    assert (np.ptp(sizes, axis=0)[gaps] > 0).all()
+    assert (np.ptp(sizes, axis=0)[~gaps] == 0).all()
+    x = table()[["size", "visits"]].to_numpy(float)
+    assert IWAE(**SMALL).fit(x).impute(x, n_draws=2).shape == (2, 60, 2)
+    with refused("n_draws = 0 was given"):
+        fitted.impute(table(), n_draws=0)
+
+
+@pytest.mark.slow
+def test_a_saved_estimator_is_the_same_again(fitted: IWAE, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "model")
+    scores = fitted.score_samples(table())
+    loaded = IWAE.load(tmp_path / "model")
+    for again in (loaded, pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):
+        np.testing.assert_array_equal(again.score_samples(table()), scores)
+        pd.testing.assert_frame_equal(again.sample(5), fitted.sample(5))
+        assert again.get_params() == fitted.get_params()
+        assert list(again.feature_names_in_) == list(fitted.feature_names_in_)
+    with refused("exists already"):
+        fitted.save(tmp_path / "model")
+    with refused("holds no saved estimator"):
+        IWAE.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_where_it_was(fitted: IWAE) -> None:
+    frame = table()
+    warm = copy.deepcopy(fitted).set_params(warm_start=True)
+    before = warm.score(frame)
+    assert warm.fit(frame).score(frame) > before
+    assert clone(warm).fit(frame).score(frame) == pytest.approx(before)
+    more = copy.deepcopy(fitted).partial_fit(frame[:20])
+    assert more.score(frame) != before
+    assert more.schema_ == fitted.schema_
+    with refused("n_models = 3 was given, but training goes on from 2"):
+        warm.set_params(n_models=3).fit(frame)
+
+
+@pytest.mark.slow
+def test_partial_fit_starts_without_a_fit() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    model = IWAE(**SMALL).partial_fit(x[:20]).partial_fit(x[20:])
+    assert np.isfinite(model.score(x))
+
+
+def test_rows_are_resampled_by_their_weights() -> None:
+    weights = np.array([0.0, 1.0, 2.0, 5.0, 0.5, 0.0])
+    part = np.array([0, 1, 3, 4, 5])
+    random = np.random.RandomState(0)
+    counts = np.array(
+        [np.bincount(estimators._resampled(part, weights, random), minlength=6) for _ in range(400)]
+    )
+    expected = 5 * weights * [1, 1, 0, 1, 1, 1] / 6.5
+    assert (np.abs(counts - expected) < 1).all()
+    np.testing.assert_allclose(counts.mean(axis=0), expected, atol=0.1)
+    assert (counts.sum(axis=1) == 5).all()
+
+
+def test_rows_of_an_epoch_are_whole_batches() -> None:
+    few = estimators._rounds(np.arange(100), 16)
+    assert len(few) == 16 * estimators.ROUND
+    assert np.ptp(np.bincount(few)) <= 1
+    many = estimators._rounds(np.arange(10_000), 64)
+    np.testing.assert_array_equal(many, np.arange(9984))
+
+
+@pytest.mark.slow
+def test_a_search_compiles_once() -> None:
+    """Folds, seeds, learning rates and further rows share the programs of the first fit."""
+    x = np.random.default_rng(0).normal(size=(90, 2)) * 1.37
+    IWAE(**SMALL).fit(x[:60]).score(x[60:])
+    model = make_pipeline(StandardScaler(), IWAE(**SMALL))
+    grid = {"iwae__learning_rate": [1e-4, 1e-2], "iwae__random_state": [1, 2]}
+    with compilations() as asked:
+        search = GridSearchCV(model, grid, cv=3).fit(x)
+    assert [name for name in asked if "advance" in name or "build" in name] == []
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.best_params_["iwae__learning_rate"] == 1e-2
+
+
+def test_weights_are_routed_by_name() -> None:
+    with config_context(enable_metadata_routing=True):
+        request = IWAE().set_fit_request(sample_weight=True).get_metadata_routing()
+    assert request.fit.requests == {"sample_weight": True}
+
+
+@pytest.mark.slow
+def test_the_imputer_drops_or_keeps_empty_columns() -> None:
+    frame = table().assign(nothing=np.nan)[["size", "nothing", "visits"]]
+    imputer = IWAEImputer(IWAE(**SMALL)).set_output(transform="pandas")
+    made = imputer.fit_transform(frame)
+    assert list(made.columns) == list(imputer.get_feature_names_out()) == ["size", "visits"]
+    kept = IWAEImputer(IWAE(**SMALL), keep_empty_features=True).fit(frame)
+    made = kept.transform(frame)
+    assert list(made.columns) == list(kept.get_feature_names_out()) == list(frame.columns)
+    assert (made["nothing"] == 0).all()
+    x = kept.fit_transform(frame.to_numpy())
+    assert x.shape == (60, 3)
+    assert (x[:, 1] == 0).all()
+
+
+@pytest.mark.slow
+def test_the_imputer_draws_if_asked() -> None:
+    frame = table()
+    imputer = IWAEImputer(IWAE(**SMALL), sample_posterior=True, random_state=3).fit(frame)
+    assert imputer.estimator_.random_state == 3
+    made, best = imputer.transform(frame), imputer.estimator_.impute(frame)
+    assert not made.isna().any(axis=None)
+    assert (made["size"] != best["size"]).any()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"n_latents": 0}, "n_latents = 0 was given"),
+        ({"n_models": "many"}, "n_models = 'many' was given"),
+        ({"patience": 0}, "patience = 0 was given"),
+        ({"validation_fraction": 1.5}, "validation_fraction = 1.5 was given"),
+        ({"objective": "elbow"}, "elbow"),
+        ({"k": 0}, "k = 0 was given"),
+        ({"schema": {"other": "real"}}, "The schema names 'other'"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(setting: dict[str, Any], message: str) -> None:
+    with refused(message):
+        IWAE(**SMALL | setting).fit(np.random.default_rng(0).normal(size=(20, 2)))
+
+
+def test_rows_that_cannot_be_used_are_refused(fitted: IWAE) -> None:
+    frame = table()
+    with refused("'nothing' of X has no value"):
+        IWAE(**SMALL).fit(frame.assign(nothing=np.nan))
+    with refused("X has n_samples = 1, but at least 2 rows are needed"):
+        IWAE(**SMALL).fit(frame[:1])
+    with refused("X has several columns called 'size'"):
+        IWAE(**SMALL).fit(pd.concat([frame, frame[["size"]]], axis=1))
+    with refused("X is a structured array, but rows are expected as an array"):
+        IWAE(**SMALL).fit(frame.to_records(index=False))
+    with refused("X is a str, but rows are expected as an array"):
+        IWAE(**SMALL).fit("mine.csv")
+    with pytest.raises(ValueError, match="same order"):
+        fitted.score(frame[["visits", "size", "word"]])
+    with pytest.raises(ValueError, match="infinity"):
+        IWAE(**SMALL).fit(np.array([[1.0, np.inf], [2.0, 3.0]]))
+    with pytest.raises(NotFittedError):
+        IWAE().score_samples(frame)
+    with pytest.raises(ValueError, match="at least one non-zero"):
+        IWAE(**SMALL).fit(frame, sample_weight=np.zeros(60))
+    with refused("Codes with 2 columns were given, but the model has 1 latent units"):
+        fitted.inverse_transform(np.zeros((3, 2)))
+
+
+@pytest.mark.slow
+def test_a_schema_overrides_what_is_detected() -> None:
+    x = np.random.default_rng(0).poisson(3, size=(40, 2)).astype(float)
+    model = IWAE(**SMALL | {"schema": {"x0": "real"}}).fit(x)
+    assert model.schema_.columns[0].type == "real"
+    assert model.schema_.columns[1].type != "real"
+
+
+@pytest.mark.slow
+def test_one_epoch_is_kept_of_all_models() -> None:
+    """That with the best mean bound on the rows that were held out."""
+    first, second = estimators.Kept(), estimators.Kept()
+    first.bounds, second.bounds = [-3.0, -1.0, -2.0], [-3.0, -4.0, -2.0]
+    assert estimators._best_epoch([first, second]) == 2
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    model = IWAE(**SMALL | {"n_models": 2, "max_epochs": 6}).fit(x)
+    assert len({m.epochs for m in model.models_}) == 1
+    assert model.n_iter_ == model.models_[0].epochs
+
+
+def test_patience_stops_each_model_by_itself() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    model = IWAE(**SMALL | {"patience": 1}).fit(x)
+    best = max(model.models_[0].history.valid_bound)
+    assert model.validation_scores_ == [best]
+
+
+def test_a_training_that_is_not_finite_starts_again_at_half_the_rate(monkeypatch) -> None:
+    rates, train = [], estimators.runs.train
+
+    def failing(config: Any, **given: Any) -> Any:
+        rates.append(config.training.learning_rate)
+        if len(rates) < 3:
+            raise estimators.NonFiniteError("The bound is not finite.")
+        return train(config, **given)
+
+    monkeypatch.setattr(estimators.runs, "train", failing)
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    with pytest.warns(ConvergenceWarning, match="starts again with learning_rate"):
+        model = IWAE(**SMALL | {"learning_rate": 0.01}).fit(x)
+    assert rates == [0.01, 0.005, 0.0025]
+    assert model.models_[0].config.training.learning_rate == 0.0025
