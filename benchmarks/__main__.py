@@ -25,7 +25,7 @@ from benchmarks import page
 from benchmarks.agreement import DisagreementError
 from benchmarks.cases import CASES, SMOKE, Result
 from benchmarks.floor import rates
-from benchmarks.tables import number
+from benchmarks.markdown import number
 from benchmarks.timing import FULL, QUICK, Effort, medians, ratios, shortest
 
 WIDTH = 130

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import page as gpu
-from benchmarks.tables import number, section
+from benchmarks.markdown import number, section
 from benchmarks.tracing import PARTS
 
 SOURCE = Path("results/benchmarks/cpu.json")

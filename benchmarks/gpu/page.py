@@ -19,7 +19,7 @@ from benchmarks.gpu.steps import (
     step_name,
     table_objectives,
 )
-from benchmarks.tables import number, section
+from benchmarks.markdown import number, section
 
 RECORDS = Path("results/gpu")
 

@@ -1,0 +1,1 @@
+"""Tables: held-out densities, imputation and anomalies, beside the models of scikit-learn."""
