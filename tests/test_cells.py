@@ -130,6 +130,7 @@ def test_a_run_begins_where_another_ended(
     assert likelihoods.exists(), "they are made again"
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_goes_on_under_another_way_of_saving(
     tiny: RunConfig, tmp_path: Path
 ) -> None:

@@ -271,6 +271,7 @@ def test_gradients_are_finite_with_missing_values_and_extreme_parameters(noise: 
             assert np.isfinite(leaf).all()
 
 
+@pytest.mark.slow
 def test_independent_terms_sum_to_the_density_and_missing_ones_are_0() -> None:
     likelihood = table()
     parameters = 0.3 * jax.random.normal(jax.random.key(0), (1, likelihood.size))

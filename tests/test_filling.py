@@ -105,6 +105,7 @@ def test_a_data_frame_is_filled_in_its_own_types(table: TrainedModel) -> None:
     assert not several[0].equals(several[1])
 
 
+@pytest.mark.slow
 def test_columns_in_another_order_are_filled_alike(table: TrainedModel) -> None:
     filled = table.impute(FRAME, k=50)
     other = FRAME[["smoker", "age", "colour", "visits", "sex"]]

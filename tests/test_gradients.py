@@ -781,6 +781,7 @@ def test_a_half_that_passes_no_gradient_is_refused(name):
             )
 
 
+@pytest.mark.slow
 def test_draws_that_pass_a_gradient_are_taken():
     """Straight-through, implicit, in a loop; and a proposal without parameters of its own."""
     drawn = {

@@ -118,6 +118,7 @@ def test_a_run_goes_on_with_its_own_settings(rows: np.ndarray, tmp_path: Path) -
         iwae.train(RunConfig(), data=rows, out=out, resume=True)
 
 
+@pytest.mark.slow
 def test_replicas_go_on_with_their_own_settings(rows: np.ndarray, tmp_path: Path) -> None:
     made = iwae.train_replicas(data=rows, out=tmp_path, seeds=1, **SMALL)
     again = iwae.train_replicas(data=rows, out=tmp_path, seeds=1, resume=True)

@@ -74,6 +74,7 @@ def test_the_top_layer_has_the_prior_of_the_model(layers):
     np.testing.assert_allclose(terms[-1], exact(np.asarray(h[-1], np.float64)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_one_standard_component_is_the_standard_prior():
     plain = built("normal")
     standard = Mixture(jnp.zeros(1), jnp.zeros((1, 2)), jnp.zeros((1, 2)))

@@ -440,6 +440,7 @@ def test_a_run_knows_its_file_from_anywhere_and_again(tiny, tmp_path: Path, monk
         iwae.train(tiny, data=iwae.data.load("digits"), values="real")
 
 
+@pytest.mark.slow
 def test_other_test_examples_are_another_file(tiny: RunConfig, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).random((120, 9))
     mine = tmp_path / "mine.npz"
@@ -725,6 +726,7 @@ def test_no_examples_have_no_likelihoods(tiny_run: TrainedModel) -> None:
         tiny_run.log_likelihoods(tiny_run.data().test[:0], k=2)
 
 
+@pytest.mark.slow
 def test_a_run_on_arrays_in_memory_asks_for_them_again(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
     settings: dict[str, Any] = {

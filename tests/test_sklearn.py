@@ -350,6 +350,7 @@ def test_one_epoch_is_kept_of_all_models() -> None:
     assert model.n_iter_ == model.models_[0].epochs
 
 
+@pytest.mark.slow
 def test_patience_stops_each_model_by_itself() -> None:
     x = np.random.default_rng(0).normal(size=(40, 2))
     model = IWAE(**SMALL | {"patience": 1}).fit(x)
