@@ -801,8 +801,9 @@ def validated(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
     """X after scikit-learn's checks: an array of numbers with NaN, or of words, or a data frame."""
     least = 2 if reset else 1
     records = isinstance(X, np.ndarray) and X.dtype.names is not None
+    mapping = isinstance(X, Mapping) and not frames.is_sparse(X)
     require(
-        not records and not isinstance(X, str | Path | Mapping),
+        not records and not mapping and not isinstance(X, str | Path),
         f"X is a {'structured array' if records else type(X).__name__}, but rows are expected as "
         f"an array [n, d] or a data frame; give one, for example pandas.DataFrame(X).",
     )
