@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from iwae.cli.app import COMMANDS, main, parse
+from iwae.cli.configured import parse as configured
 from iwae.cli.everyday import Train
 from iwae.cli.research import Compare
 from iwae.config.io import override, recipe
+from iwae.config.schema import RunConfig
 from iwae.evaluation.trained import TrainedModel
 from iwae.storage import run_directory
 
@@ -428,3 +430,26 @@ def test_help_shows_the_settings_of_the_start(trained: Path, capsys) -> None:
     assert "Epochs to train for. (default: 3280)" in shown("reproduce", "table1")
     assert "Epochs to train for. (default: 3)" in shown("train", "--out", str(trained), "--resume")
     assert "--train-k INT" in shown("compare")
+
+
+def test_a_table_is_trained_by_settings_for_its_size_unless_flags_give_others(
+    tmp_path: Path, capsys
+) -> None:
+    """Flags win even where they give the default; another model or a recipe takes its own."""
+    table = tmp_path / "mine.csv"
+    rows = np.random.default_rng(0).normal(size=(60, 3))
+    np.savetxt(table, rows, "%.4f", ",", header="a,b,c", comments="")
+
+    def settled(*flags: str) -> RunConfig:
+        given = ["--dataset", str(table), "--out", str(tmp_path / "run"), *flags]
+        return configured(Train, given, prog="iwae train")._for_table()
+
+    chosen = settled("--k", "50")
+    assert chosen.objective.k == 50
+    assert chosen.model.noise == "full"
+    assert chosen.training.batch_size == 48
+    assert chosen.training.weight_decay == 1.0
+    assert "mine.csv is a table of 48 training rows" in capsys.readouterr().err
+    for others in (("--layers", "2"), ("--recipe", "smoke"), ("--values", "real")):
+        assert settled(*others).training.weight_decay == 0
+    assert capsys.readouterr().err == ""

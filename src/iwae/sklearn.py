@@ -90,8 +90,7 @@ MODELS = 5
 
 def _defaults(schema: Schema, n: int) -> Settings:
     """The settings for n rows of these columns."""
-    continuous = len(schema.of_type("real", "positive", "bounded"))
-    chosen = TableSettings.of(n, len(schema.columns), continuous)
+    chosen = TableSettings.of(n, len(schema.columns), schema.continuous)
     return Settings(**dataclasses.asdict(chosen), n_models=MODELS, patience=None)
 
 

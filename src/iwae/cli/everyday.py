@@ -117,12 +117,12 @@ class Train:
         read = data.load(source, values=of.values, header=of.header, schema=of.schema)
         if read.schema is None:
             return config
-        continuous = len(read.schema.of_type("real", "positive", "bounded"))
-        chosen = TableSettings.of(len(read.train), len(read.schema.columns), continuous)
+        columns = len(read.schema.columns)
+        chosen = TableSettings.of(len(read.train), columns, read.schema.continuous)
         given = {name: value for name, value in flatten(config).items() if name in self.given}
         note(
             f"{source.name} is a table of {len(read.train):,} training rows: settings that no flag "
-            f"gives are those for tables of its size (docs/tutorial-tables.md); --recipe takes "
+            f"gives are those for tables of its size (docs/sklearn.md); --recipe takes "
             f"others."
         )
         return override(RunConfig(), **chosen.by_name() | given)

@@ -358,6 +358,11 @@ class Schema:
     def _repr_html_(self) -> str:
         return html_table(self.described())
 
+    @property
+    def continuous(self) -> int:
+        """The number of columns with a density: real, positive or bounded."""
+        return len(self.of_type("real", "positive", "bounded"))
+
     def of_type(self, *types: str) -> np.ndarray:
         """The indices of the columns of these types, int [m]."""
         return np.array([i for i, c in enumerate(self.columns) if c.type in types], np.int64)

@@ -300,9 +300,7 @@ def _decimals_of(path: Path, form: Form, *, named: bool) -> Form:
             return form
         if any(not THOUSANDS.fullmatch(cell) for cell in commas):
             return Form(form.delimiter, comma=True)
-    if commas:
-        what = f"{path} holds {_short(commas[0])!r}, which may be thousands or decimals"
-        raise InputError(f"{what}: write numbers without commas.")
+    _check_no_thousands(path, commas)
     return form
 
 
@@ -504,6 +502,13 @@ def _check_halves(
         )
 
 
+def _check_no_thousands(path: Path, commas: Sequence[str]) -> None:
+    """Raises InputError if there are cells whose commas may stand for thousands or decimals."""
+    if commas:
+        what = f"{path} holds {_short(commas[0])!r}, which may be thousands or decimals"
+        raise InputError(f"{what}: write numbers without commas.")
+
+
 def _with_decimals(path: Path, examples: Iterator[Line], form: Form) -> Form:
     """The form, with decimal commas if the first decimal numbers have them."""
     commas: list[str] = []
@@ -518,9 +523,7 @@ def _with_decimals(path: Path, examples: Iterator[Line], form: Form) -> Form:
             break
         if any(not THOUSANDS.fullmatch(cell) for cell in commas):
             return Form(form.delimiter, comma=True)
-    if commas:
-        what = f"{path} holds {_short(commas[0])!r}, which may be thousands or decimals"
-        raise InputError(f"{what}: write numbers without commas.")
+    _check_no_thousands(path, commas)
     return form
 
 
