@@ -3,9 +3,8 @@
 Models learn from 80 % of the rows of all other classes; the rest of these rows and as many of the
 held-out class, or all of them, are ranked by how improbable they are.
 
-A likelihood also tells simple rows from complex ones: digits of few inked pixels are more probable
-under a model that never saw them than those that it learnt from. The remedy is a ratio,
-log p(x) − Σ_j log p_j(x_j), to the marginals of training.
+A likelihood also tells simple rows from complex ones (Nalisnick et al. 2019), which its ratio to
+the marginals of training, log p(x) − Σ_j log p_j(x_j), leaves out.
 """
 
 import argparse

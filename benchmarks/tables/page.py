@@ -54,9 +54,9 @@ standard deviations, over {turns} seeds.
 
 ANOMALIES = """\
 A class that training never saw, and as many new rows of the others. A likelihood also tells simple
-rows from complex ones: digits of few inked pixels are more probable under a model that never saw
-them than those that it learnt from. The remedy is the ratio to the marginals of training,
-log p(x) − Σ_j log p_j(x_j), which however leaves out what is odd in a column alone.
+rows from complex ones, so that rows of another kind may have a higher one than those of training
+(Nalisnick et al. 2019). Its ratio to the marginals of training, log p(x) − Σ_j log p_j(x_j), leaves
+that out, and with it what is odd in a column alone.
 """
 
 
@@ -127,7 +127,7 @@ def of_anomalies(found: Record) -> Iterator[str]:
     for measure in ("ROC-AUC", "AP"):
         title = f"Anomalies, {measure}"
         yield table(title, found, found.cases(), measure, largest=True, digits=3)
-        yield ANOMALIES
+    yield ANOMALIES
 
 
 def of_speed(found: Record) -> Iterator[str]:

@@ -40,9 +40,15 @@ def main() -> None:
     for turn in range(arguments.turns):
         found = in_a_process()
         figures = tuple(Figure(of, OURS, "seconds", str(turn), s, s) for of, s in found.items())
-        settings = {"rows": str(ROWS), "columns": "30", "search": f"{SEARCHED}, cv=2, {SMALL}"}
+        settings = {"rows": str(ROWS), "columns": "30", "search": described()}
         record.write(NAME, Record(__doc__ or "", settings, record.machine(), figures))
         print("\n".join(f"{figure.of:40s}{figure.value:8.1f} s" for figure in figures), flush=True)
+
+
+def described() -> str:
+    """What is searched, in words."""
+    of = " × ".join(f"{len(values)} of {name}" for name, values in SEARCHED.items())
+    return f"{of} in 2 folds, with " + ", ".join(f"{n} = {v}" for n, v in SMALL.items())
 
 
 def in_a_process() -> dict[str, float]:
