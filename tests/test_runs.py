@@ -28,6 +28,7 @@ from iwae._utils import files
 from iwae.cli.progress import print_evaluation
 from iwae.config.io import override, read
 from iwae.config.schema import RunConfig
+from iwae.config.tables import TableSettings
 from iwae.errors import InputError, Interrupted
 from iwae.evaluation.trained import TrainedModel
 from iwae.plotting import report
@@ -805,3 +806,42 @@ def test_a_run_can_start_from_another(tiny, tiny_run, tmp_path):
         iwae.train(tiny, start_from=str(tmp_path / "lost"))
     with pytest.raises(InputError, match="belongs to another model"):
         iwae.train(tiny, start_from=str(tiny_run.path), latents=(4,))
+
+
+class Configured(Exception):
+    """Instead of training: the configurations that would be trained."""
+
+
+def test_a_table_takes_settings_for_its_size_unless_others_are_given(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(all_runs, out):
+        raise Configured([run.config for run in all_runs])
+
+    def configured(train=iwae.train, **given) -> list[RunConfig]:
+        with pytest.raises(Configured) as caught:
+            train(**given)
+        return caught.value.args[0]
+
+    monkeypatch.setattr(runs, "Trainer", begun)
+    rng = np.random.default_rng(0)
+    table = {name: rng.normal(size=60).round(3) for name in "abc"}
+    (chosen,) = configured(data=table, k=50)
+    assert chosen.objective.k == 50
+    assert chosen.model.noise == "full"
+    settings = TableSettings.of(48, 3, 3)
+    assert chosen.training.batch_size == settings.batch_size == 48
+    assert chosen.training.epochs == settings.max_epochs
+    assert chosen.training.weight_decay == 1.0
+    replicas = configured(iwae.train_replicas, data=table, k=50, seeds=2)
+    assert replicas == [chosen, override(chosen, seed=1)]
+    file = tmp_path / "mine.csv"
+    np.savetxt(file, np.stack([*table.values()], 1), "%.3f", ",", header="a,b,c", comments="")
+    (of_file,) = configured(dataset=str(file), k=50)
+    assert override(of_file, dataset="table") == chosen
+    plain = {"data": table, "values": "real"}
+    for given in ({"config": tiny, "data": table}, plain, {"data": table, "layers": 2}):
+        (config,) = configured(**given)
+        assert config.training.weight_decay == 0
+    (few,) = configured(data=table, batch_size=16, epochs=3)
+    assert (few.training.batch_size, few.training.epochs) == (16, 3)

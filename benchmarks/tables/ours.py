@@ -10,6 +10,8 @@ import iwae
 from benchmarks.tables import sets
 from benchmarks.tables.densities import Scores
 from benchmarks.tables.sets import Mixed
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.data.schema import CODED, Schema
 
 NAME = "IWAE"
@@ -68,7 +70,8 @@ def drawn(table: Mixed, rows: np.ndarray, n: int, draws: int, seed: int) -> np.n
 
 def completed(rows: np.ndarray, missingness: str, seed: int) -> np.ndarray:
     """Rows of real numbers with their holes filled, by how values came to be missing."""
-    model = iwae.train(data=rows, seed=seed, missingness=missingness, **SELF_MASKING)
+    config = override(RunConfig(), seed=seed, missingness=missingness, **SELF_MASKING)
+    model = iwae.train(config, data=rows)
     return np.asarray(model.impute(rows))
 
 

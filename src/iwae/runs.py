@@ -24,6 +24,7 @@ from iwae._utils.programs import keep_programs
 from iwae.bounds import BoundFunction, Pair
 from iwae.config.io import differences, override, parse
 from iwae.config.schema import RunConfig
+from iwae.config.tables import TableSettings
 from iwae.data import Dataset
 from iwae.data.in_use import reading_once
 from iwae.data.schema import Schema
@@ -110,8 +111,10 @@ def train(
         estimator: an `iwae.estimators.Estimator`, or the name of one.
         likelihood: an `AbstractLikelihood`, or the name of one.
         watch: deprecated; a single callback.
-        settings: fields of the configuration by name, such as `k=50`. Unless `batch_size` is given
-            here, it is reduced to the size of a smaller training split.
+        settings: fields of the configuration by name, such as `k=50`. If neither a `config` is
+            given nor a run resumed, a table takes those of `iwae.config.tables` for what is not
+            given here (`table_defaults`). Unless `batch_size` is given, it is reduced to the size
+            of a smaller training split.
 
     Returns:
         The trained model with its data.
@@ -129,9 +132,9 @@ def train(
         settings, model=model, bound=bound, estimator=estimator, likelihood=likelihood
     )
     collected = _all_callbacks(callbacks, watch, progress)
-    config = _resolved_config(config, out, resume, parts, settings)
+    config, chosen = _resolved_config(config, out, resume, parts, settings)
     with processes_agree():
-        asked = "batch_size" in settings
+        asked = _Asked(frozenset(settings), alone=not chosen)
         config, observed = _observed(config, data, data_dir, asked=asked, parts=parts)
         placement = Devices.of(devices, config.training.batch_size)
     _check_same_in_processes(observed.dataset)
@@ -147,15 +150,18 @@ def _resolved_config(
     resume: bool | None,
     parts: OwnParts,
     settings: Mapping[str, object],
-) -> RunConfig:
-    """The configuration of a run, as the first process has it."""
+) -> tuple[RunConfig, bool]:
+    """The configuration of a run as the first process has it, and whether it has a `_base_config`
+    rather than the defaults below its settings."""
     with processes_agree():
         if resume is not False:
             _check_parts(out, parts)
-        config = override(_base_config(config, out, resume=resume), **settings)
+        base = _base_config(config, out, resume=resume)
+        config = override(base or RunConfig(), **settings)
     if jax.process_count() == 1:
-        return config
-    return parse(json_from_first(config.to_toml()), "the first process's settings")
+        return config, base is not None
+    text, chosen = json_from_first([config.to_toml(), base is not None])
+    return parse(text, "the first process's settings"), chosen
 
 
 def _all_callbacks(
@@ -189,8 +195,8 @@ def _check_parts(out: str | Path | None, parts: OwnParts) -> None:
 
 def _base_config(
     config: RunConfig | None, out: str | Path | None = None, *, resume: bool | None = False
-) -> RunConfig:
-    """The configuration that was given, that of the run to resume, or the default.
+) -> RunConfig | None:
+    """The configuration that was given, or that of the run to resume, or None.
 
     `InputError` if what was given is not a `RunConfig`.
     """
@@ -203,7 +209,7 @@ def _base_config(
             f"A {type(config).__name__} was given as the configuration, but a RunConfig is "
             f"expected; give examples by name, as in train(data=x)."
         )
-    return config or RunConfig()
+    return config
 
 
 def _check_same_in_processes(dataset: Dataset) -> None:
@@ -278,13 +284,14 @@ def train_replicas(
     if resume and out is not None:
         for path in replicas(Path(out)):
             _check_parts(path, parts)
-    config = override(_base_config(config, out, resume=resume), **settings)
+    base = _base_config(config, out, resume=resume)
+    config = override(base or RunConfig(), **settings)
     named = {f"{REPLICA}{seed}": override(config, seed=seed) for seed in which}
     if resume and out is not None and not replicas(Path(out)):
         raise InputError(f"{out} holds no replicas to resume; leave out --resume to start them.")
     of_seed = _callbacks_by_run(callbacks, watch, stacklevel=5)
     callbacks_of = None if of_seed is None else lambda name: of_seed(named[name].seed)
-    asked = "batch_size" in settings
+    asked = _Asked(frozenset(settings), alone=base is None)
     trained = _train_together(
         named,
         data,
@@ -367,11 +374,11 @@ def _train_together(
     callbacks: Callable[[str], Iterable[Callback]] | None,
     *,
     resume: bool,
-    asked: bool = False,
+    asked: "_Asked | None" = None,
     progress: bool | None = None,
     parts: OwnParts = own_parts.NONE,
 ) -> dict[str, TrainedModel]:
-    """`train_together`; `asked` says whether the user set the batch size."""
+    """`train_together`; `asked` says which settings the user gave by name."""
     if jax.process_count() > 1:
         raise InputError(
             "Several runs were given to several processes, which can share only the batches of a "
@@ -398,7 +405,7 @@ def _observed_together(
     given: object,
     data_dir: str | Path | None,
     *,
-    asked: bool,
+    asked: "_Asked | None",
     parts: OwnParts,
 ) -> dict[str, tuple[RunConfig, Observed]]:
     """`_observed` of each configuration, on one shared data set.
@@ -407,9 +414,11 @@ def _observed_together(
     """
     _check_names(configs)
     first, config = next(iter(configs.items()))
-    own, dataset = _resolved_data(config, given, data_dir, asked=asked)
+    own, dataset = _resolved_data(config, given, data_dir, asked=asked, parts=parts)
     observed = _prepared(own, dataset, parts)
     shared = {"dataset": own.data.dataset, "batch_size": own.training.batch_size}
+    if asked is not None:
+        shared |= asked.of_table(dataset, parts)
     for name, other in configs.items():
         apart = [n for n, *_ in differences(config, other) if n in SHARED]
         if not apart and _observation(override(other, **shared), dataset, parts) != observed.seen:
@@ -460,14 +469,14 @@ def _observed(
     given: object,
     data_dir: str | Path | None,
     *,
-    asked: bool = False,
+    asked: "_Asked | None" = None,
     parts: OwnParts = own_parts.NONE,
 ) -> tuple[RunConfig, Observed]:
     """The configuration with its data as the model observes them (see `_resolved_data`).
 
     `InputError` if the user's own parts do not fit the data.
     """
-    config, dataset = _resolved_data(config, given, data_dir, asked=asked)
+    config, dataset = _resolved_data(config, given, data_dir, asked=asked, parts=parts)
     own_parts.check_shapes(parts, math.prod(dataset.shape), config.objective.k)
     return config, _prepared(config, dataset, parts)
 
@@ -486,14 +495,58 @@ def _observation(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observ
     return noted(seen, f"trained in batches of all {n} training examples")
 
 
+NOT_FOR_TABLES = frozenset(
+    {
+        *("layers", "likelihood", "proposal", "uncertain_weights", "initialization", "networks"),
+        *("encoder_objective", "optimizer", "start_from"),
+    }
+)
+"""Settings that describe another model or training than those of `TableSettings`."""
+
+
+def table_defaults(dataset: Dataset, given: Iterable[str]) -> dict[str, object]:
+    """The settings of `TableSettings` for the training rows of a table, by name.
+
+    Without those that are `given` by name; none for data that are no table, and none if one of
+    `NOT_FOR_TABLES` is given.
+    """
+    schema, named = dataset.schema, frozenset(given)
+    if schema is None or named & NOT_FOR_TABLES:
+        return {}
+    chosen = TableSettings.of(len(dataset.train), len(schema.columns), schema.continuous)
+    return {name: value for name, value in chosen.by_name().items() if name not in named}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the user gave of a configuration."""
+
+    settings: frozenset[str]
+    """The names of the settings that were given by name."""
+    alone: bool
+    """Whether nothing else was given: no configuration, and no run to resume."""
+
+    def of_table(self, dataset: Dataset, parts: OwnParts) -> dict[str, object]:
+        """`table_defaults`, where they apply; none for a model of the user's own."""
+        if not self.alone or parts.model is not None:
+            return {}
+        return table_defaults(dataset, self.settings)
+
+
 def _resolved_data(
-    config: RunConfig, given: object, data_dir: str | Path | None, *, asked: bool
+    config: RunConfig,
+    given: object,
+    data_dir: str | Path | None,
+    *,
+    asked: _Asked | None = None,
+    parts: OwnParts = own_parts.NONE,
 ) -> tuple[RunConfig, Dataset]:
     """The configuration, with the name of its data and absolute paths, and the data.
 
-    Unless the user `asked` for a batch size, the default is reduced to the size of a smaller
-    training split.
+    Of what the user did not ask for, a table takes `table_defaults`; else the default batch size is
+    reduced to the size of a smaller training split.
     """
+    asked = asked or _Asked(frozenset(), alone=False)
     if isinstance(given, str | os.PathLike):  # recorded as the setting `dataset`
         config, given = override(config, dataset=os.fspath(given)), None
     begin = config.training.start_from
@@ -502,8 +555,9 @@ def _resolved_data(
     if config.data.schema is not None:
         config = override(config, schema=str(Path(config.data.schema).expanduser().resolve()))
     dataset = _dataset(config, given, data_dir)
+    config = override(config, **asked.of_table(dataset, parts))
     batch, n = config.training.batch_size, len(dataset.train)
-    if n < batch == RunConfig().training.batch_size and not asked:
+    if n < batch == RunConfig().training.batch_size and "batch_size" not in asked.settings:
         config = override(config, batch_size=n)
     file = Path(config.data.dataset).expanduser()
     if given is not None:

@@ -13,23 +13,13 @@ from iwae.cli.configured import Asked, start_of
 from iwae.cli.flags import ALONE, DataDir, Header, Overwrite, Processes, Seed, note
 from iwae.cli.outputs import check_output, write_scores
 from iwae.cli.terminal import say
-from iwae.config.io import flatten, override
+from iwae.config.io import override
 from iwae.config.schema import RunConfig
-from iwae.config.tables import TableSettings
 from iwae.errors import InputError
 
 if TYPE_CHECKING:
     from iwae.runs import OverSeeds
     from iwae.storage.evaluations import Evaluation
-
-
-NOT_FOR_TABLES = frozenset(
-    {
-        *("layers", "likelihood", "proposal", "uncertain_weights", "networks", "optimizer"),
-        *("encoder_objective", "start_from"),
-    }
-)
-"""Settings that describe another model or training than those of `TableSettings`."""
 
 
 @dataclass(frozen=True)
@@ -105,27 +95,22 @@ class Train:
             say(f"Trained {self.out}{ended}. Next: iwae evaluate {as_argument(self.out)}")
 
     def _for_table(self) -> RunConfig:
-        """The settings, which for a table are those of `TableSettings` unless flags or a recipe
-        give others."""
-        from iwae import data
+        """The settings, those that no flag or recipe gives being `table_defaults` for a table."""
+        from iwae import data, runs
 
-        config, source = self.config, Path(self.config.data.dataset).expanduser()
-        otherwise = self.recipe is not None or self.resume or self.given & NOT_FOR_TABLES
-        if otherwise or not source.is_file():
-            return config
-        of = config.data
+        of = self.config.data
+        source = Path(of.dataset).expanduser()
+        if self.recipe is not None or self.resume or not source.is_file():
+            return self.config
         read = data.load(source, values=of.values, header=of.header, schema=of.schema)
-        if read.schema is None:
-            return config
-        columns = len(read.schema.columns)
-        chosen = TableSettings.of(len(read.train), columns, read.schema.continuous)
-        given = {name: value for name, value in flatten(config).items() if name in self.given}
-        note(
-            f"{source.name} is a table of {len(read.train):,} training rows: settings that no flag "
-            f"gives are those for tables of its size (docs/sklearn.md); --recipe takes "
-            f"others."
-        )
-        return override(RunConfig(), **chosen.by_name() | given)
+        chosen = runs.table_defaults(read, self.given)
+        if chosen:
+            note(
+                f"{source.name} is a table of {len(read.train):,} training rows: settings that no "
+                f"flag gives are those for tables of its size (docs/sklearn.md); --recipe takes "
+                f"others."
+            )
+        return override(self.config, **chosen)
 
     def _seeds(self) -> int | list[int] | tuple[int, ...] | None:
         """Seeds of the replicas, or their number; None for a single run."""
