@@ -22,7 +22,7 @@ from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.data.refilled import CsvText
-from iwae.errors import InputError
+from iwae.errors import InputError, OutsideSupportWarning
 from iwae.evaluation import TrainedModel, filling
 from iwae.models.build import build
 from iwae.models.likelihoods.summary import summarize
@@ -166,6 +166,27 @@ def test_a_row_without_values_scores_0(table: TrainedModel) -> None:
     assert (np.delete(scores, 3) < 0).all()
 
 
+def test_a_number_that_its_type_excludes_has_no_density_and_counts_as_missing(
+    table: TrainedModel,
+) -> None:
+    odd = FRAME.astype({"visits": "Float64"})
+    odd.loc[[10, 12], "visits"] = [-1, 2.5]
+    unknown = odd.copy()
+    unknown.loc[[10, 12], "visits"] = None
+    with pytest.warns(OutsideSupportWarning, match="holds -1 in row 1, .*[(]2 such rows") as caught:
+        scores = table.score(odd, k=50)
+    assert len(caught) == 1
+    np.testing.assert_array_equal(np.flatnonzero(np.isinf(scores)), [0, 2])
+    np.testing.assert_array_equal(
+        np.delete(scores, [0, 2]), np.delete(table.score(FRAME, k=50), [0, 2])
+    )
+    with pytest.warns(OutsideSupportWarning):
+        filled = table.impute(odd, k=50)
+    wanted = table.impute(unknown, k=50)
+    wanted.loc[[10, 12], "visits"] = [-1, 2.5]
+    pd.testing.assert_frame_equal(filled, wanted)
+
+
 @pytest.mark.slow
 def test_samples_of_a_table_are_its_columns(table: TrainedModel) -> None:
     drawn = table.sample(50, seed=1)
@@ -189,6 +210,9 @@ def test_rows_are_drawn_given_some_values(table: TrainedModel) -> None:
     refused = pytest.raises(InputError, match="sex = 'other' was given, but training has no such")
     with refused, pytest.warns(UserWarning, match="no category of training"):
         table.sample_given({"sex": "other"})
+    refused = pytest.raises(InputError, match="visits = -1 was given, but its type count needs 0")
+    with refused, pytest.warns(OutsideSupportWarning):
+        table.sample_given({"visits": -1})
     with pytest.raises(InputError, match="'weight'"):
         table.sample_given({"weight": 3})
     with pytest.raises(InputError, match="2 examples were given"):
@@ -209,8 +233,15 @@ def test_odd_rows_are_ranked_with_the_columns_that_make_them_odd(table: TrainedM
     scores = table.score(odd, k=50)
     assert [a.index for a in found] == np.argsort(scores)[:3].tolist()
     np.testing.assert_allclose([a.log_likelihood for a in found], np.sort(scores)[:3], rtol=1e-4)
-    assert "row 17: " in str(found[0])
+    assert "row 18: " in str(found[0]), "rows count from 1 in print"
     assert "age = 400 (" in str(found[0])
+    odd.loc[30, "visits"] = -1
+    for by in ("likelihood", "ratio", "typical"):
+        with pytest.warns(OutsideSupportWarning):
+            first, *_ = table.anomalies(odd, top=3, k=50, by=by)
+        assert (first.index, first.log_likelihood, first.score) == (30, -np.inf, -np.inf)
+        assert (first.columns[0].name, first.columns[0].value) == ("visits", -1)
+        assert np.isfinite([column.log_density for column in first.columns[1:]]).all()
     with pytest.raises(InputError, match="top = 0"):
         table.anomalies(odd, top=0)
 
@@ -448,17 +479,17 @@ def test_the_command_ranks_odd_rows(run: Path, tmp_path: Path, capsys) -> None:
     mine, out = tmp_path / "mine.csv", tmp_path / "odd.csv"
     odd.to_csv(mine, index=False)
     printed = command(capsys, "anomalies", run, mine, "--top", 2, "--k", 50, "--out", out)
-    assert printed.startswith("row 17: ")
+    assert printed.startswith("row 18: ")
     found = pd.read_csv(out)
     assert list(found.columns) == [
         "rank",
-        "index",
+        "row",
         "score",
         "log_likelihood",
         "standard_error",
         *WHOLE,
     ]
-    assert found["index"].iloc[0] == 17
+    assert found["row"].iloc[0] == 18
     assert found["age"].iloc[0] < -30
     np.testing.assert_array_equal(found["score"], found["log_likelihood"])
     again = ("--by", "ratio", "--top", 2, "--k", 50)

@@ -203,7 +203,7 @@ def test_the_tutorial_of_tables_runs(
     (code,) = examples(TABLES)
     assert len([line for line in code.splitlines() if line]) <= 10
     exec(code, {})
-    assert "row 119: " in capsys.readouterr().out.splitlines()[0]
+    assert "row 120: " in capsys.readouterr().out.splitlines()[0]
     before, after = (Path(f"{name}.csv").read_text() for name in ("patients", "filled"))
     assert ",," in before
     assert ",," not in after

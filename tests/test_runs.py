@@ -808,7 +808,7 @@ def test_a_run_can_start_from_another(tiny, tiny_run, tmp_path):
         iwae.train(tiny, start_from=str(tiny_run.path), latents=(4,))
 
 
-class Configured(Exception):
+class Configured(Exception):  # noqa: N818
     """Instead of training: the configurations that would be trained."""
 
 

@@ -21,7 +21,7 @@ from iwae.data.detect import (
     resolution,
 )
 from iwae.data.frames import as_table
-from iwae.errors import InputError, UnknownCategoryWarning
+from iwae.errors import InputError, OutsideSupportWarning, UnknownCategoryWarning
 
 RNG = np.random.default_rng(3)
 N = 300
@@ -412,6 +412,25 @@ def test_categories_are_known_however_they_are_written(categories, values, codes
 def test_numbers_outside_the_support_are_refused_by_row(given, sentence):
     with pytest.raises(InputError, match=sentence):
         Schema((given,)).encode({"x": [1.5, 0.0, None]})
+
+
+def test_numbers_outside_the_support_stay_with_one_warning_where_that_is_tolerated():
+    columns = (Column("a", "count"), Column("b", "bounded", high=0.1), Column("c", "positive"))
+    schema = Schema(columns)
+    rows = np.array([[1, 0.05, 2], [2.5, 0.1, -1], [np.nan, 0.1 - 1e-12, 1], [-1, 0.05, 0]])
+    with pytest.warns(OutsideSupportWarning) as caught:
+        x = schema.encode(rows, "mine.csv", tolerant=True)
+    assert [str(warning.message) for warning in caught] == [
+        "Column 'a' of mine.csv holds 2.5 in row 2, but its type count needs 0, 1, 2, …: the "
+        "log-likelihood of the row is -inf, and its other values are inferred as if this one were "
+        "missing (2 such rows in all)."
+    ]
+    outside = np.array([[0, 0, 0], [1, 1, 1], [0, 0, 0], [1, 0, 1]], bool)
+    np.testing.assert_array_equal(schema.outside(x), outside)
+    np.testing.assert_array_equal(x[outside], rows[outside].astype(np.float32))
+    np.testing.assert_array_equal(np.isnan(schema.inside(x)), outside | np.isnan(rows))
+    with pytest.raises(InputError, match="holds inf in row 1, but its type count needs finite"):
+        schema.encode(np.array([[np.inf, 0.05, 1]]), tolerant=True)
 
 
 def test_a_number_stays_inside_its_bounds_when_it_is_rounded():

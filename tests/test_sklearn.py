@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from iwae import IWAE, IWAEImputer
 from iwae import sklearn as estimators
-from iwae.errors import InputError
+from iwae.errors import InputError, OutsideSupportWarning
 from test_runtime import compilations
 
 SMALL: dict[str, Any] = {
@@ -112,6 +112,25 @@ def test_the_density_is_the_mean_of_the_densities_of_the_models(fitted: IWAE) ->
     np.testing.assert_allclose(np.exp(scores), np.exp(each).mean(axis=0), rtol=1e-5)
     assert fitted.score(table()) >= each.mean()
     assert fitted.score(table()) == pytest.approx(scores.mean())
+
+
+def test_a_row_that_the_types_exclude_is_scored_and_never_trained_on(fitted: IWAE) -> None:
+    rows = table().astype({"visits": float})
+    rows.loc[3] = [None, None, None]
+    expected = fitted.score_samples(rows)
+    assert expected[3] == 0, "log p of nothing"
+    rows.loc[[0, 4], "visits"] = [-1, 2.5]
+    with pytest.warns(OutsideSupportWarning, match="holds -1 in row 1, .*[(]2 such rows") as caught:
+        scores = fitted.score_samples(rows)
+    assert len(caught) == 1
+    expected[[0, 4]] = -np.inf
+    np.testing.assert_array_equal(scores, expected)
+    with pytest.warns(OutsideSupportWarning):
+        filled = fitted.impute(rows)
+    assert filled.loc[[0, 4], "visits"].tolist() == [-1, 2.5]
+    assert not filled.isna().any().any()
+    with refused("holds -1 in row 1, but its type count needs 0, 1, 2, …"):
+        fitted.partial_fit(rows)
 
 
 @pytest.mark.slow

@@ -13,8 +13,16 @@ class Interrupted(Exception):  # noqa: N818
     """Ctrl-C or SIGTERM, after the run was saved; the message says how to resume."""
 
 
-class UnknownCategoryWarning(UserWarning):
+class TableWarning(UserWarning):
+    """A value of a table that a model cannot take as it is."""
+
+
+class UnknownCategoryWarning(TableWarning):
     """A category of a table that training lacked is taken for a missing value."""
+
+
+class OutsideSupportWarning(TableWarning):
+    """A number of a table lies where its column's type has a density of 0."""
 
 
 TOO_LARGE = (

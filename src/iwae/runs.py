@@ -160,7 +160,7 @@ def _resolved_config(
         config = override(base or RunConfig(), **settings)
     if jax.process_count() == 1:
         return config, base is not None
-    text, chosen = json_from_first([config.to_toml(), base is not None])
+    text, chosen = json_from_first(config.to_toml()), json_from_first(base is not None)
     return parse(text, "the first process's settings"), chosen
 
 

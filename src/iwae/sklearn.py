@@ -205,7 +205,7 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
                 rate; each halving is a `ConvergenceWarning`.
         """
         begin = self.models_ if self.warm_start and hasattr(self, "models_") else None
-        rows = self._read(X, reset=begin is None)
+        rows = self._read_training(X, reset=begin is None)
         weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
@@ -219,15 +219,17 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         rows. No row is held out, and each call starts the optimiser anew.
         """
         first = not hasattr(self, "models_")
-        rows = self._read(X, reset=first)
+        rows = self._read_training(X, reset=first)
         self._train(rows, None, None if first else self.models_, one_epoch=True)
         return self
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
         """log p(x) of rows X [n, d] in nats, as L_K with K = k_score, [n].
 
-        Of a row with missing values it is the log-likelihood of those that are not. A row's draws
-        depend only on its own values, so that its score is the same in any company.
+        Of a row with missing values it is the log-likelihood of those that are not. It is −inf,
+        with a warning, for a row with a number that its column's type excludes, such as 0 in a
+        positive column. A row's draws depend only on its own values, so that its score is the same
+        in any company.
         """
         check_is_fitted(self)
         return self._log_likelihoods(self._read(X)).astype(np.float32)
@@ -240,7 +242,8 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         """E_q[h|x] of rows X [n, d], by the model with the best bound, [n, n_latents]."""
         check_is_fitted(self)
         of = eqx.Partial(_first_layer, k=TERM_DRAWS)
-        means: np.ndarray = _over_rows(of, self._best, self._read(X), draws=TERM_DRAWS)
+        rows = self.schema_.inside(self._read(X))
+        means: np.ndarray = _over_rows(of, self._best, rows, draws=TERM_DRAWS)
         return means
 
     def inverse_transform(self, X: Any) -> Any:
@@ -301,7 +304,7 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         holes = np.isnan(rows).any(axis=1)
         parts = np.repeat(rows[None], n_draws or 1, axis=0)
         if holes.any():
-            some = rows[holes]
+            some = self.schema_.inside(rows[holes])
             parts[:, holes] = (
                 self._imputed(some) if n_draws is None else self._completed(some, n_draws)
             )
@@ -426,8 +429,12 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         model: TrainedModel = self.models_[int(np.argmax(self.validation_scores_))]
         return model
 
-    def _read(self, X: Any, *, reset: bool = False) -> Float[np.ndarray, "n d"]:
-        """Rows as the models see them; with `reset` they set what later rows have to look like."""
+    def _read(self, X: Any) -> Float[np.ndarray, "n d"]:
+        """Rows as the models see them, with the numbers that the types of their columns exclude."""
+        return self.schema_.encode(validated(self, X, reset=False), "X", tolerant=True)
+
+    def _read_training(self, X: Any, *, reset: bool) -> Float[np.ndarray, "n d"]:
+        """Rows to train on; with `reset` they set what later rows have to look like."""
         given = validated(self, X, reset=reset)
         if reset:
             wishes = cast(Decisions | None, self.schema)
@@ -449,7 +456,7 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         of = eqx.Partial(log_likelihood, k=int(self.k_score))
         draws = min(self.k_score, CHUNK)
         each = [_over_rows(of, model, rows, draws=draws) for model in self.models_]
-        return np.array(each, np.float64)
+        return np.where(np.isnan(rows).all(axis=1), 0.0, np.array(each, np.float64))
 
     def _train(
         self,

@@ -21,7 +21,7 @@ from iwae.errors import (
     TOO_LARGE,
     InputError,
     Interrupted,
-    UnknownCategoryWarning,
+    TableWarning,
     nearest,
     unusable,
 )
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"iwae {iwae.__version__}")
         else:
             command = parse(arguments[0], arguments[1:])
-            with flags.noting(UnknownCategoryWarning):
+            with flags.noting(TableWarning):
                 command.run()
     except (InputError, MemoryError, RuntimeError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader of the output has closed it

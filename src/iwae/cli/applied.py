@@ -12,6 +12,9 @@ from tyro.conf import Positional
 
 from iwae.cli.flags import DataDir, Header, Overwrite, Seed, note
 from iwae.cli.outputs import (
+    INDEX,
+    ROW,
+    Numbering,
     check_output,
     write_anomalies,
     write_columns,
@@ -109,7 +112,8 @@ class Reconstruct:
 class Encode:
     """Posterior means E_q[h_l|x] of your own examples, [n, units of layer l].
 
-    A .csv has one row per example, with the columns index, h0, h1, …
+    A .csv has one line per example, with the columns index (from 0; for a table row, from 1), h0,
+    h1, …
     If training binarises intensities dynamically, each example is binarised once, by --seed.
     """
 
@@ -131,7 +135,8 @@ class Encode:
         check_output(self.out, (".npy", ".csv"), overwrite=self.overwrite, reads=self.data)
         trained = runs.load(self.run_folder, data_dir=self.data_dir)
         codes = trained.encode(self.data, layer=self.layer, seed=self.seed, header=self.header)
-        write_table(self.out, codes, [f"h{i}" for i in range(codes.shape[1])], index=True)
+        names = [f"h{i}" for i in range(codes.shape[1])]
+        write_table(self.out, codes, names, _numbering(trained))
         say(f"Wrote {len(codes)} codes of {codes.shape[1]} units to {self.out}.")
 
 
@@ -139,6 +144,8 @@ class Encode:
 class Score:
     """log p(x) of your own examples, estimated by L_K, in nats; low values are unusual.
 
+    A .csv has one line per example, with the columns index (from 0; for a table row, from 1) and
+    log_likelihood, which is -inf for a row with a number that the type of its column excludes.
     If training binarises intensities dynamically, each example is binarised once, by --seed; the
     mean over several seeds varies less.
     """
@@ -165,7 +172,7 @@ class Score:
             scores = trained.score(
                 self.data, k=self.k, seed=self.seed, header=self.header, progress=progress
             )
-        write_scores(self.out, scores)
+        write_scores(self.out, scores, _numbering(trained))
         say(f"Wrote {len(scores)} log-likelihoods (L_{self.k}, nats) to {self.out}.")
 
 
@@ -223,7 +230,8 @@ class Anomalies:
     """The oddest of your own rows, and the columns that make them odd.
 
     Each row has its log-likelihood in nats with its standard error, and its most surprising values:
-    log p(value|all other values of the row), beside the median of that column in training.
+    log p(value|all other values of the row), beside the median of that column in training. Rows
+    are counted from 1; row 1 of a .csv is the first below the names.
     """
 
     run_folder: Run
@@ -237,7 +245,7 @@ class Anomalies:
     one; typical: log p(x) in standard deviations from that of the model's own draws with the same
     holes, which is fair to rows with different ones."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
-    """Also write them to a .csv file: rank, index, score, log_likelihood, standard_error, and for
+    """Also write them to a .csv file: rank, row, score, log_likelihood, standard_error, and for
     each column log p(value|all others) under its name."""
     k: int = 5000
     """Importance samples per example."""
@@ -269,6 +277,11 @@ class Anomalies:
             names = trained.seen.names if schema is None else schema.names
             write_anomalies(self.out, found, names)
             say(f"Wrote {len(found)} rows to {self.out}.")
+
+
+def _numbering(trained: "TrainedModel") -> Numbering:
+    """How a .csv file numbers the examples."""
+    return INDEX if trained.seen.schema is None else ROW
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iwae._utils.extras import require
 from iwae._utils.files import check_writable, write_atomic
@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 
     from iwae.evaluation.anomalies import Anomaly
     from iwae.models.observation import Observation
+
+
+class Numbering(NamedTuple):
+    """The first column of a .csv file, which numbers its lines."""
+
+    name: str
+    first: int
+
+
+INDEX = Numbering("index", 0)
+"""Of examples, by their place in an array."""
+
+ROW = Numbering("row", 1)
+"""Of a table's rows, as messages number them: row 1 is the first below the names."""
 
 
 class StandardError(io.TextIOBase):
@@ -97,20 +111,21 @@ def write_array(path: Path, array: "np.ndarray") -> None:
 
 
 def write_table(
-    path: Path, array: "np.ndarray", names: tuple[str, ...] | list[str], *, index: bool = False
+    path: Path,
+    array: "np.ndarray",
+    names: tuple[str, ...] | list[str],
+    numbering: Numbering | None = None,
 ) -> None:
-    """Write [n, …] as a .npy file, or as a .csv file with a header and one line per row.
-
-    With `index`, the first column numbers the rows.
-    """
+    """Write [n, …] as a .npy file, or as a .csv file with a header and one line per row."""
     if path.suffix == ".npy":
         return write_array(path, array)
     text = io.StringIO()
     rows = array.reshape(len(array), -1)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index"] * index + list(names))
+    writer.writerow([*([numbering.name] if numbering else []), *names])
     for i, row in enumerate(rows):
-        writer.writerow([str(i)] * index + [f"{value:.9g}" for value in row])
+        number = [i + numbering.first] if numbering else []
+        writer.writerow([*number, *(f"{value:.9g}" for value in row)])
     return write_atomic(path, text.getvalue())
 
 
@@ -161,18 +176,18 @@ def write_anomalies(path: Path, found: "Sequence[Anomaly]", names: Sequence[str]
     names = names or sorted({c.name for a in found for c in a.columns}, key=lambda n: int(n[1:]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "index", "score", "log_likelihood", "standard_error", *names])
+    writer.writerow(["rank", ROW.name, "score", "log_likelihood", "standard_error", *names])
     for rank, anomaly in enumerate(found, start=1):
         of = {column.name: f"{column.log_density:.6f}" for column in anomaly.columns}
         figures = [anomaly.score, anomaly.log_likelihood, anomaly.standard_error]
         own = [f"{value:.6f}" for value in figures] + [of.get(name, "") for name in names]
-        writer.writerow([rank, anomaly.index, *own])
+        writer.writerow([rank, anomaly.index + ROW.first, *own])
     write_atomic(path, text.getvalue())
 
 
-def write_scores(path: Path, scores: "np.ndarray") -> None:
+def write_scores(path: Path, scores: "np.ndarray", numbering: Numbering = INDEX) -> None:
     """Write scores as a .npy file, or as a .csv file with one line per example."""
     if path.suffix == ".npy":
         return write_array(path, scores)
-    rows = [f"{i},{value:.6f}\n" for i, value in enumerate(scores)]
-    return write_atomic(path, "".join(["index,log_likelihood\n", *rows]))
+    rows = [f"{i},{value:.6f}\n" for i, value in enumerate(scores, start=numbering.first)]
+    return write_atomic(path, "".join([f"{numbering.name},log_likelihood\n", *rows]))

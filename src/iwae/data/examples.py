@@ -43,7 +43,8 @@ def read_examples(
     `missing`.
 
     For a model of a table, the source may be anything that `Schema.encode` takes, such as a data
-    frame or a mapping of columns; values are those of the user, never codes, and may be missing.
+    frame or a mapping of columns; values are those of the user, never codes, and may be missing. A
+    number outside the support of its column stays, with a warning.
 
     Raises InputError for examples that do not fit the model.
     """
@@ -86,7 +87,7 @@ def _rows_of_table(
     where = "The table" if is_frame(source) else where
     table: Table
     if isinstance(source, str) and source.partition(":")[0] in registry.NAMES:
-        return schema.encode(_named(source, "table", data_dir), source)
+        return schema.encode(_named(source, "table", data_dir), source, tolerant=True)
     if isinstance(source, str | os.PathLike):
         path = arrays.data_path(source, registry.NAMES)
         where = str(path)
@@ -96,12 +97,14 @@ def _rows_of_table(
             expected = (*schema.names, *schema.ignored)
             table = read_table(path, header=header, names=expected)
         else:
-            return schema.encode(_own(path, names, len(schema.columns), header)[0].whole(), where)
+            rows = _own(path, names, len(schema.columns), header)[0].whole()
+            return schema.encode(rows, where, tolerant=True)
     elif isinstance(source, np.ndarray) and source.dtype.names is None:
-        return schema.encode(source, where)
+        return schema.encode(source, where, tolerant=True)
     else:
         table = as_table(source, where)
-    return schema.encode(table if names else replace(table, named=False), where)
+    of = table if names else replace(table, named=False)
+    return schema.encode(of, where, tolerant=True)
 
 
 def _own(

@@ -16,7 +16,7 @@ from iwae.data import cells as of_cells
 from iwae.data import columns
 from iwae.data.cells import Cells, Table, of_column, repr_of
 from iwae.data.cells import Value as Value
-from iwae.errors import InputError, UnknownCategoryWarning, nearest
+from iwae.errors import InputError, OutsideSupportWarning, UnknownCategoryWarning, nearest
 
 ColumnType = Literal["real", "positive", "count", "binary", "ordinal", "categorical", "bounded"]
 TYPES: tuple[str, ...] = get_args(ColumnType)
@@ -139,42 +139,53 @@ class Column:
         values = (self._numbers(cells, "the table") if cells.is_words else cells).seen()
         return f"{values.min():.6g} to {values.max():.6g}"
 
+    @property
+    def needs(self) -> str:
+        """The numbers that the type admits, in words."""
+        words = {"count": "0, 1, 2, …", "positive": "numbers above 0"}
+        if self.zeros:
+            words["positive"] = "0 or numbers above 0"
+        words["bounded"] = f"numbers strictly between {self.low:g} and {self.high:g}"
+        return words.get(self.type, "finite numbers")
+
+    def outside(self, x: np.ndarray) -> np.ndarray:
+        """Which finite numbers x [n] are outside the support, where the density is 0."""
+        if self.type == "count":
+            return (x < 0) | (x != np.rint(x)) & np.isfinite(x)
+        if self.type == "positive":
+            return (x < 0) if self.zeros else (x <= 0)
+        if self.type == "bounded":
+            return (x <= self.low) | (x >= self.high)
+        return np.zeros(x.shape, bool)
+
     def unsupported(self, cells: Cells) -> tuple[int, str] | None:
         """The row of the first number that is outside the support, and what the type needs."""
-        needs = {"count": "0, 1, 2, …", "positive": "numbers above 0", "real": "finite numbers"}
-        if self.zeros:
-            needs["positive"] = "0 or numbers above 0"
-        needs["bounded"] = f"numbers strictly between {self.low:g} and {self.high:g}"
         x = np.where(cells.gaps, np.nan, cells.values.astype(np.float64))
-        bad = np.isinf(x)
-        if self.type == "count":
-            bad |= (x < 0) | (x != np.rint(x)) & ~cells.gaps
-        elif self.type == "positive":
-            bad |= (x < 0) if self.zeros else (x <= 0)
-        elif self.type == "bounded":
-            bad |= (x <= self.low) | (x >= self.high)
+        bad = np.isinf(x) | self.outside(x)
         if not bad.any():
             return None
         row = int(np.argmax(bad))
-        return row, "finite numbers" if np.isinf(x[row]) else needs[self.type]
+        return row, "finite numbers" if np.isinf(x[row]) else self.needs
 
-    def encode(self, cells: Cells, where: str) -> np.ndarray:
+    def encode(self, cells: Cells, where: str, *, tolerant: bool = False) -> np.ndarray:
         """The values as a model sees them, float32 [n].
 
         A category that was never seen in training is NaN, with a warning. Raises InputError for a
-        number outside the support, or that float32 cannot hold or resolve.
+        number outside the support unless `tolerant`, for one that is infinite, or that float32
+        cannot hold or resolve.
         """
         if self.type in CODED:
             return self._codes(cells, where)
         if cells.is_words and not cells.gaps.all():
             cells = self._numbers(cells, where)
-        if (found := self.unsupported(cells)) is not None:
+        exact = np.where(cells.gaps, np.nan, cells.values.astype(np.float64))
+        found = self.unsupported(cells)
+        if found is not None and not (tolerant and not np.isinf(exact).any()):
             row, needs = found
             raise InputError(
                 f"{of_column(self.name, where)} holds {cells.shown(row)} in row {row + 1}, but "
                 f"its type {self.type} needs {needs}: correct it, or leave it empty."
             )
-        exact = np.where(cells.gaps, np.nan, cells.values.astype(np.float64))
         with np.errstate(over="ignore"):
             x = exact.astype(np.float32)
         if np.isinf(x).any():
@@ -184,9 +195,9 @@ class Column:
             inner = np.nextafter(
                 *np.array([[self.low, self.high], [self.high, self.low]], np.float32)
             )
-            x = np.clip(x, *inner)
-        elif self.type == "positive" and (x[~cells.gaps] == 0).any() and not self.zeros:
-            row = int(np.argmax(x == 0))
+            x = np.where(self.outside(exact), x, np.clip(x, *inner))
+        elif self.type == "positive" and ((x == 0) & (exact > 0)).any() and not self.zeros:
+            row = int(np.argmax((x == 0) & (exact > 0)))
             raise InputError(
                 f"{of_column(self.name, where)} holds {cells.shown(row)} in row {row + 1}, which "
                 f"float32 rounds to 0: rescale the column."
@@ -403,20 +414,33 @@ class Schema:
             raise InputError(f"{what}: give {len(self.columns)}, as in training.")
         return Table(self.names, tuple(table.columns[kept[i]] for i in at), table.named)
 
-    def encode(self, source: object, where: str = "The table") -> np.ndarray:
+    def outside(self, x: np.ndarray) -> np.ndarray:
+        """Which numbers of rows x [n, d] are outside the support of their column, bool [n, d]."""
+        return np.stack([c.outside(x[:, j]) for j, c in enumerate(self.columns)], axis=1)
+
+    def inside(self, x: np.ndarray) -> np.ndarray:
+        """Rows x [n, d] with NaN for the numbers that are outside the support."""
+        return np.where(self.outside(x), np.float32(np.nan), x)
+
+    def encode(
+        self, source: object, where: str = "The table", *, tolerant: bool = False
+    ) -> np.ndarray:
         """A table as a model sees it, float32 [n, d].
 
         Args:
             source: a data frame, a mapping from names to values, records, a labelled row, an
                 array, or a `Table`. Columns are matched by name, in any order.
             where: how messages call the table.
+            tolerant: whether numbers outside the support of their column stay as they are. Their
+                density is 0.
 
         Raises:
             InputError: for columns that are missing or unknown, by name; for a number outside the
-                support of its column, by name and row.
+                support of its column, by name and row, unless `tolerant`.
 
         Warns:
             UnknownCategoryWarning: for a category that training lacked, which is taken for missing.
+            OutsideSupportWarning: for numbers outside the support.
         """
         from iwae.data.frames import as_table
 
@@ -427,8 +451,26 @@ class Schema:
         of_cells.check_memory(len(table), len(self.columns), where, bytes_each=4)
         x = np.empty((len(table), len(self.columns)), np.float32)
         for j, (column, cells) in enumerate(zip(self.columns, table.columns, strict=True)):
-            x[:, j] = column.encode(cells, where)
+            x[:, j] = column.encode(cells, where, tolerant=tolerant)
+        if tolerant:
+            self._note_outside(x, table, where)
         return x
+
+    def _note_outside(self, x: np.ndarray, table: Table, where: str) -> None:
+        """Warns of the first row with a number outside the support, if there is one."""
+        rows, at = np.nonzero(self.outside(x))
+        if not len(rows):
+            return
+        column, cells, several = self.columns[at[0]], table.columns[at[0]], len(np.unique(rows))
+        value = cells.shown(rows[0])
+        many = f" ({several:,} such rows in all)" if several > 1 else ""
+        warnings.warn(
+            f"{of_column(column.name, where)} holds {value} in row {rows[0] + 1}, but its type "
+            f"{column.type} needs {column.needs}: the log-likelihood of the row is -inf, and its "
+            f"other values are inferred as if this one were missing{many}.",
+            OutsideSupportWarning,
+            stacklevel=3,
+        )
 
     def _check_words(self, table: Table, where: str) -> None:
         """Raises InputError for an array of numbers, which may be codes, where words belong."""

@@ -41,7 +41,7 @@ class Anomaly:
     """A row, its log-likelihood, and its columns from the most surprising to the least."""
 
     index: int
-    """The number of the row, from 0."""
+    """The number of the row, from 0, as Python counts. In print rows count from 1."""
     by: "By"
     """What rows were ranked by."""
     score: float
@@ -60,7 +60,7 @@ class Anomaly:
         )
         score = "" if self.by == "likelihood" else f"{self.by} {self.score:.2f}, log p "
         log_p = f"{self.log_likelihood:.2f} ± {self.standard_error:.2f}"
-        return f"row {self.index}: {score}{log_p}" + (f": {odd}" if odd else "")
+        return f"row {self.index + 1}: {score}{log_p}" + (f": {odd}" if odd else "")
 
 
 def ranked(

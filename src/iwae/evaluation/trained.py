@@ -258,15 +258,26 @@ class TrainedModel:
         matched to those of training. If training binarises dynamically, each example is binarised
         with `seed`; a mean over several seeds varies less.
 
-        Missing values (NaN, None) are left out: log p(x_o) of what is observed, 0 if nothing is.
+        Missing values (NaN, None) are left out: log p(x_o) of what is observed, 0 if nothing is. A
+        row of a table with a number outside the support of its column, such as 0 in a positive one,
+        has a density of 0: −inf, with a warning.
 
-        Warns if a value is not finite in float32: −inf means below −3.4e38, or no density.
+        Warns if another value is not finite in float32: −inf means below −3.4e38, or no density.
         """
         examples = self.seen.read(source, self.data_dir, header, missing=True)
         scores = self.log_likelihoods(examples, k=k, seed=seed, progress=progress)
-        if not np.isfinite(scores).all():
+        if not np.isfinite(np.where(self._outside(examples).any(axis=1), 0, scores)).all():
             warnings.warn(_without_number(scores, examples), RuntimeWarning, stacklevel=2)
         return scores
+
+    def _outside(self, examples: np.ndarray) -> np.ndarray:
+        """Which numbers of a table's rows have a density of 0 (`Schema.outside`), [n, d]."""
+        schema = self.seen.schema
+        return np.zeros(examples.shape, bool) if schema is None else schema.outside(examples)
+
+    def _inside(self, examples: np.ndarray) -> np.ndarray:
+        """Examples with NaN for such numbers, to infer from the others of their row."""
+        return examples if self.seen.schema is None else self.seen.schema.inside(examples)
 
     def encode(
         self,
@@ -291,7 +302,7 @@ class TrainedModel:
 
     def encoded(self, examples: np.ndarray, *, layer: int = 1, seed: int = 0) -> np.ndarray:
         """`encode` of prepared examples [n, d]."""
-        return self._posterior_means(examples, seed)[layer - 1][0]
+        return self._posterior_means(self._inside(examples), seed)[layer - 1][0]
 
     def sample(self, n: int, *, seed: int = 0, mean: bool | None = None) -> Any:
         """n examples from the model: E[x|h_1], or with `mean=False` draws of x.
@@ -386,6 +397,7 @@ class TrainedModel:
                 f"n_draws = {n_draws} was given, but at least 1 is needed; give 1 or more, or "
                 f"leave it out for single imputation."
             )
+        given, examples = examples, self._inside(examples)
         empty = bool(_without_values(examples).any())
         function: Any = eqx.Partial(imputation.impute, k=k, empty=empty)
         if n_draws is not None:
@@ -400,7 +412,8 @@ class TrainedModel:
             draws=min(k, CHUNK) + (n_draws or 0),
             progress=progress,
         )
-        return found.values if n_draws is None else np.moveaxis(found, 1, 0)
+        made = found.values if n_draws is None else np.moveaxis(found, 1, 0)
+        return made if given is examples else np.where(np.isnan(given), made, given)
 
     def sample_given(
         self, given: Any, n: int = 1, *, k: int = 10 * IMPUTATION_DRAWS, seed: int = 0
@@ -427,6 +440,13 @@ class TrainedModel:
                         f"{name} = {given[name]!r} was given, but training has no such category; "
                         f"give one of its categories, or leave it out."
                     )
+        never = np.flatnonzero(self._outside(examples))
+        if schema is not None and len(never):
+            column = schema.columns[never[0]]
+            raise InputError(
+                f"{column.name} = {examples[0, never[0]]:g} was given, but its type {column.type} "
+                f"needs {column.needs}; give such a number, or leave it out."
+            )
         drawn = self.imputed(examples, k=k, n_draws=n, seed=seed)[:, 0]
         return drawn.reshape(n, *self.seen.shape) if schema is None else schema.decode(drawn)
 
@@ -446,7 +466,8 @@ class TrainedModel:
         Rows are ranked by what `by` names:
 
         - likelihood: log p(x_o). A row with more holes has fewer terms, so that rows compare if
-          they have the same holes, or few.
+          they have the same holes, or few. It is −inf for a row with a number outside the support
+          of its column, which is the oddest of all by any measure.
         - ratio: log p(x_o) − Σ_j log p(x_j) over the observed values, with the model's own
           marginals: how well the values of a row go together. Units cancel; what is odd in a column
           alone does too, as does that simple rows are more probable than complex ones.
@@ -469,25 +490,27 @@ class TrainedModel:
         if top < 1:
             raise InputError(f"top = {top} was given, but at least 1 is needed; give 1 or more.")
         examples = self.seen.read(source, self.data_dir, header, missing=True)
-        of = self._over(imputation.estimate, examples, k=k, seed=seed, progress=progress)
-        nothing = _without_values(examples)
-        zero = np.zeros_like(of.log_likelihood)
-        of = of._replace(
-            log_likelihood=np.where(nothing, zero, of.log_likelihood),
-            standard_error=np.where(nothing, zero, of.standard_error),
-        )
-        scores = self._scores(by, examples, of.log_likelihood, k=k, seed=seed)
+        outside, inside = self._outside(examples), self._inside(examples)
+        of = self._over(imputation.estimate, inside, k=k, seed=seed, progress=progress)
+        nothing, never = _without_values(inside), outside.any(axis=1)
+        log_p = np.where(never, -np.inf, np.where(nothing, 0, of.log_likelihood))
+        error = np.where(nothing | never, 0, of.standard_error)
+        of = of._replace(log_likelihood=log_p, standard_error=error)
+        scores = np.where(never, -np.inf, self._scores(by, inside, log_p, k=k, seed=seed))
         order = np.argsort(scores, kind="stable")[:top]
-        rows = np.concatenate([examples[order], self._reference(examples)])  # one program for both
+        rows = np.concatenate([inside[order], self._reference(inside)])  # one program for both
         columns = self._over(imputation.explain, rows, k=k, seed=seed).columns
         odd, usual = columns[: len(order)], columns[len(order) :]
+        odd = np.where(outside[order], -np.inf, odd)
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             median = np.nanmedian(usual, axis=0)  # NaN for a column without values
         names = self.seen.names or tuple(f"x{j}" for j in range(examples.shape[1]))
         values: list[Any] = list(examples[order].T)
         if self.seen.schema is not None:
-            decoded = self.seen.schema.decode(examples[order])
-            names, values = self.seen.schema.names, list(decoded.values())
+            names = self.seen.schema.names
+            values = list(self.seen.schema.decode(examples[order]).values())
+            for j in np.flatnonzero(outside[order].any(axis=0)):
+                values[j] = np.where(outside[order, j], examples[order, j], values[j])
         return ranked(order.tolist(), by, scores, of, odd, median, names, values)
 
     def _scores(
@@ -560,6 +583,7 @@ class TrainedModel:
         """`reconstruct` of prepared examples [n, d]."""
         check_seed(seed)
         self._check_layers("reconstruct")
+        images = self._inside(images)
         seen, again = over_examples(
             _reconstruction, self.model, images, self.seen.observer, seed=seed, draws=1
         )
@@ -749,8 +773,8 @@ def _without_number(scores: np.ndarray, examples: np.ndarray) -> str:
     at = np.flatnonzero(~np.isfinite(scores))
     size = float(np.nanmax(np.abs(examples[at[0]])))
     return (
-        f"{len(at)} of {len(scores)} log-likelihoods are not finite, the first that of example "
-        f"{at[0]} ({scores[at[0]]:g}), whose values reach {size:g}: it is too far from the "
+        f"{len(at)} of {len(scores)} log-likelihoods are not finite, the first that of row "
+        f"{at[0] + 1} ({scores[at[0]]:g}), whose values reach {size:g}: it is too far from the "
         f"training data for float32, or where the model has no density; check its values."
     )
 
