@@ -267,7 +267,8 @@ class TrainedModel:
         examples = self.seen.read(source, self.data_dir, header, missing=True)
         scores = self.log_likelihoods(examples, k=k, seed=seed, progress=progress)
         if not np.isfinite(np.where(self._outside(examples).any(axis=1), 0, scores)).all():
-            warnings.warn(_without_number(scores, examples), RuntimeWarning, stacklevel=2)
+            said = _without_number(scores, examples, table=self.seen.schema is not None)
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
         return scores
 
     def _outside(self, examples: np.ndarray) -> np.ndarray:
@@ -768,13 +769,14 @@ def _without_values(examples: np.ndarray) -> np.ndarray:
     return np.isnan(examples).all(axis=1)
 
 
-def _without_number(scores: np.ndarray, examples: np.ndarray) -> str:
-    """The warning for scores that are not finite."""
+def _without_number(scores: np.ndarray, examples: np.ndarray, *, table: bool) -> str:
+    """The warning for scores that are not finite, which counts rows from 1 and examples from 0."""
     at = np.flatnonzero(~np.isfinite(scores))
     size = float(np.nanmax(np.abs(examples[at[0]])))
+    which = f"row {at[0] + 1}" if table else f"example {at[0]}"
     return (
-        f"{len(at)} of {len(scores)} log-likelihoods are not finite, the first that of row "
-        f"{at[0] + 1} ({scores[at[0]]:g}), whose values reach {size:g}: it is too far from the "
+        f"{len(at)} of {len(scores)} log-likelihoods are not finite, the first that of {which} "
+        f"({scores[at[0]]:g}), whose values reach {size:g}: it is too far from the "
         f"training data for float32, or where the model has no density; check its values."
     )
 
