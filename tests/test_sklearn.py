@@ -1,9 +1,11 @@
 """The estimators for scikit-learn."""
 
 import copy
+import dataclasses
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,6 +24,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from iwae import IWAE, IWAEImputer
 from iwae import sklearn as estimators
+from iwae.data import frames
+from iwae.data.detect import detect
 from iwae.errors import InputError, OutsideSupportWarning
 from test_runtime import compilations
 
@@ -367,6 +371,42 @@ def test_one_epoch_is_kept_of_all_models() -> None:
     model = IWAE(**SMALL | {"n_models": 2, "max_epochs": 6}).fit(x)
     assert len({m.epochs for m in model.models_}) == 1
     assert model.n_iter_ == model.models_[0].epochs
+
+
+def test_the_best_structure_on_held_out_rows_makes_the_mixture() -> None:
+    """Two models of each candidate, compared where their mean bound is largest; then the others."""
+    bounds = {"full": [-9.0, -3.0, -8.0], "independent": [-5.0, -4.0, -2.0], "low-rank": [-4.0] * 3}
+    trained: list[tuple[int, str]] = []
+
+    def member(number: int, of: estimators.Structure) -> Any:
+        trained.append((number, of.noise))
+        return SimpleNamespace(history=SimpleNamespace(valid_bound=bounds[of.noise])), number
+
+    schema = detect(frames.as_table(np.eye(4) / 3, "X"), None, where="X").schema
+    settings = estimators._defaults(schema, 4)
+    settings = dataclasses.replace(settings, noises=tuple(bounds), priors=("normal",))
+    found = estimators._with_best(settings.structures, 4, member)
+    assert [number for _, number in found] == [0, 1, 2, 3]
+    assert {tuple(model.history.valid_bound) for model, _ in found} == {(-5.0, -4.0, -2.0)}
+    tried = [(number, noise) for noise in bounds for number in (0, 1)]
+    assert trained == [*tried, (2, "independent"), (3, "independent")]
+    trained.clear()
+    estimators._with_best(settings.structures[:1], 3, member)
+    assert trained == [(0, "full"), (1, "full"), (2, "full")]
+
+
+@pytest.mark.slow
+def test_held_out_rows_tell_correlated_columns_from_others(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(120, 3))
+    x[:, 1:] = x[:, :1] + 0.1 * x[:, 1:]
+    settings = SMALL | {"noise": ("independent", "full"), "n_models": 2, "max_epochs": 20}
+    model = IWAE(**settings).fit(x)
+    assert (model.noise_, model.prior_) == ("full", "normal")
+    model.save(tmp_path / "kept")
+    assert IWAE.load(tmp_path / "kept").noise_ == "full"
+    assert model.set_params(warm_start=True, max_epochs=1).fit(x).noise_ == "full"
+    with refused("noise = () was given; give one name, or several."):
+        IWAE(**SMALL | {"noise": ()}).fit(x)
 
 
 @pytest.mark.slow

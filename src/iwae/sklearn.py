@@ -4,13 +4,14 @@ Both take arrays and data frames with missing values. All densities are in the u
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import numbers
 import tempfile
 import tomllib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -30,7 +31,7 @@ from iwae._utils.distributed import computing
 from iwae._utils.files import write_atomic
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
-from iwae.config.tables import RECIPE, TableSettings
+from iwae.config.tables import RECIPE, SMALL, TableSettings
 from iwae.data import Dataset, cells, frames
 from iwae.data.detect import Decisions, detect
 from iwae.data.schema import Schema, number_of
@@ -67,22 +68,57 @@ from sklearn.utils.validation import (
 STATE = "estimator.json"
 """The file of a saved estimator, beside the directories of its members."""
 
-LEAST_DRAWS = 100
+LEAST_DRAWS = 50
 """Least importance samples of each model for missing values, unless k_score is smaller."""
+
+FEWER = 4
+"""By how much fewer importance samples are enough for averages than for draws."""
 
 SCORING = 0
 """Seed of the draws of `score_samples`, mixed with the digest of each row."""
 
 
 @dataclass(frozen=True)
+class Structure:
+    """What held-out rows may decide on."""
+
+    noise: str
+    prior: str
+
+
+@dataclass(frozen=True)
 class Settings(TableSettings):
     """What "auto" stands for."""
 
+    noises: tuple[str, ...]
+    priors: tuple[str, ...]
     n_models: int
     patience: int | None
     """Epochs without a better validation bound before the training of a model stops; None chooses
     one epoch for all models."""
 
+    @property
+    def structures(self) -> tuple[Structure, ...]:
+        """The candidates."""
+        return tuple(itertools.starmap(Structure, itertools.product(self.noises, self.priors)))
+
+
+SETTINGS = {
+    "n_latents": "n_latents",
+    "hidden": "hidden",
+    "noise": "noises",
+    "prior": "priors",
+    "n_models": "n_models",
+    "max_epochs": "max_epochs",
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "batch_size": "batch_size",
+    "patience": "patience",
+}
+"""The parameters that may be "auto", and where their values stand in `Settings`."""
+
+TRIALS = 2
+"""Models of each candidate that are trained, to choose one by the rows that these hold out."""
 
 MODELS = 5
 """Models of a mixture; with a fifth of the rows held out by each, every row is held out once."""
@@ -91,7 +127,14 @@ MODELS = 5
 def _defaults(schema: Schema, n: int) -> Settings:
     """The settings for n rows of these columns."""
     chosen = TableSettings.of(n, len(schema.columns), schema.continuous)
-    return Settings(**dataclasses.asdict(chosen), n_models=MODELS, patience=None)
+    several = schema.continuous > 1 and n < SMALL
+    return Settings(
+        **dataclasses.asdict(chosen),
+        noises=("independent", "full") if several else (chosen.noise,),
+        priors=(chosen.prior,),
+        n_models=MODELS,
+        patience=None,
+    )
 
 
 class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -107,8 +150,9 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         k: importance samples of each row in training.
         objective: the bound to maximise, by its name in `iwae.config`.
         estimator: the estimator of its gradient, by its name in `iwae.estimators`.
-        noise: the noise of the real columns given h: "independent", "full" or "low-rank".
-        prior: p(h): "normal", or "mixture" of normals.
+        noise: the noise of the real columns given h: "independent", "full" or "low-rank"; or
+            several of them, of which the bound on held-out rows chooses.
+        prior: p(h): "normal", or "mixture" of normals; or both, to be chosen from.
         n_models: number of models in the mixture.
         max_epochs: most passes over the training rows.
         learning_rate: the learning rate of Adam, from which it falls to 0 along a cosine.
@@ -120,8 +164,9 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
             which then keeps the parameters of its best epoch. None trains all models for
             `max_epochs`, and keeps the parameters of one epoch for all: that with the best mean
             bound on the rows that were held out, which varies less with the seed.
-        k_score: importance samples of each row, by each model in `score_samples` and in all in
-            `impute`. A larger number gives larger scores, which approach log p(x) from below.
+        k_score: importance samples of each row: by each model in `score_samples`, by all together
+            for draws of `impute`, and a quarter of them for its means. A larger number gives larger
+            scores, which approach log p(x) from below.
         schema: the types of columns that are not to be detected: an `iwae.data.schema.Schema`, the
             path of its TOML file, or {column: type}.
         random_state: seed of the training and of draws; None takes another one each time.
@@ -152,8 +197,8 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         k: int = 8,
         objective: str = "iwae",
         estimator: str = "dreg",
-        noise: str = "auto",
-        prior: str = "auto",
+        noise: str | Sequence[str] = "auto",
+        prior: str | Sequence[str] = "auto",
         n_models: int | str = "auto",
         max_epochs: int | str = "auto",
         learning_rate: float | str = "auto",
@@ -315,7 +360,7 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
 
     def _imputed(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """The best single values, from the models' predictions weighted by p_m(x_o)."""
-        draws = self._draws_of_each
+        draws = self._draws_of_each(FEWER)
         of = eqx.Partial(imputation.predict, k=draws, empty=True)
         draws = min(draws, CHUNK)
         found = [_over_rows(of, model, rows, draws=draws) for model in self.models_]
@@ -331,7 +376,7 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         """Draws of the missing values, each from a model drawn by p_m(x_o)."""
         random = check_random_state(self.random_state)
         seed, several = int(random.randint(2**31)), len(self.models_)
-        of = eqx.Partial(imputation.complete, k=self._draws_of_each, n=int(n_draws), empty=True)
+        of = eqx.Partial(imputation.complete, k=self._draws_of_each(), n=int(n_draws), empty=True)
         drawn = np.stack(
             [
                 over_examples(
@@ -347,10 +392,10 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         chosen: np.ndarray = drawn[whose, np.arange(len(rows)), np.arange(n_draws)[:, None]]
         return chosen
 
-    @property
-    def _draws_of_each(self) -> int:
-        """Importance samples of each model for the missing values of a row, k_score in all."""
-        return max(min(LEAST_DRAWS, self.k_score), self.k_score // len(self.models_))
+    def _draws_of_each(self, fewer: int = 1) -> int:
+        """Importance samples of each model for a row, so many times fewer than k_score in all."""
+        least = min(LEAST_DRAWS, self.k_score)
+        return max(least, self.k_score // (fewer * len(self.models_)))
 
     def save(self, path: str | Path) -> None:
         """Write the fitted estimator to a new directory, without pickle.
@@ -471,42 +516,64 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         random = check_random_state(self.random_state)
         order = random.permutation(len(rows))
         seeds = random.randint(2**31, size=settings.n_models)
+        structures = settings.structures
         if begin is not None:
             require(
                 len(begin) == settings.n_models,
                 f"n_models = {settings.n_models} was given, but training goes on from "
                 f"{len(begin)}; give n_models = {len(begin)}, or fit anew.",
             )
-        found = []
-        for number, seed in enumerate(seeds):
-            train, valid = self._split(order, number)
-            if one_epoch:
-                train, valid = order, order[:1]
-            if weights is not None:
-                train, valid = (_resampled(part, weights, random) for part in (train, valid))
-            batch = min(settings.batch_size, len(train))
-            config = self._config(settings, len(train), batch, int(seed), one_epoch=one_epoch)
+            structures = (_structure(begin[0]),)
+        parts = [self._split(order, number) for number in range(settings.n_models)]
+        if one_epoch:
+            parts, structures = [(order, order[:1])] * settings.n_models, structures[:1]
+        if weights is not None:
+            again = lambda part: _resampled(part, weights, random)
+            parts = [(again(train), again(valid)) for train, valid in parts]
+
+        def member(number: int, structure: Structure) -> tuple[TrainedModel, Kept]:
+            train, valid = parts[number]
+            batch, seed = min(settings.batch_size, len(train)), int(seeds[number])
+            of = dataclasses.replace(settings, noise=structure.noise, prior=structure.prior)
+            config = self._config(of, len(train), batch, seed, one_epoch=one_epoch)
             if not one_epoch:
                 train = _rounds(train, batch)
-            data = self._dataset(rows[train], rows[valid])
             start = None if begin is None else begin[number]
-            found.append(_trained(config, data, start, progress=bool(self.verbose)))
+            data = self._dataset(rows[train], rows[valid])
+            return _trained(config, data, start, progress=bool(self.verbose))
+
+        found = _with_best(structures, settings.n_models, member)
         at = None if settings.patience is not None else _best_epoch([kept for _, kept in found])
         chosen = [_at_epoch(model, kept, at) for model, kept in found]
         self.models_ = [model for model, _ in chosen]
         self.validation_scores_ = [score for _, score in chosen]
         self.n_iter_ = max(m.epochs for m in self.models_)
 
+    @property
+    def noise_(self) -> str:
+        """The noise of the real columns given h, of those in `noise`."""
+        check_is_fitted(self)
+        return _structure(self._best).noise
+
+    @property
+    def prior_(self) -> str:
+        """p(h), of those in `prior`."""
+        check_is_fitted(self)
+        return _structure(self._best).prior
+
     def _settings(self, n: int) -> Settings:
         """The parameters, with what "auto" stands for. `InputError` if one cannot be used."""
         found = _defaults(self.schema_, n)
-        for name in (f.name for f in dataclasses.fields(Settings)):
+        for name, field in SETTINGS.items():
             given = getattr(self, name)
             if isinstance(given, str) and given == "auto":
                 continue
             if name == "hidden":
                 given = (given,) if isinstance(given, numbers.Integral) else tuple(given)
-            found = dataclasses.replace(found, **{name: given})
+            if name in ("noise", "prior"):
+                given = (given,) if isinstance(given, str) else tuple(given)
+                require(len(given) > 0, f"{name} = () was given; give one name, or several.")
+            found = dataclasses.replace(found, **{field: given})
         for name in ("n_latents", "n_models", "max_epochs", "batch_size", "patience"):
             given = getattr(found, name)
             require(
@@ -721,6 +788,31 @@ def _trained(
         trained = _finite(begun, data, progress=progress, callbacks=watched)
     own = override(trained.config, start_from=None)
     return dataclasses.replace(trained, config=own, dataset=None), kept
+
+
+Member = Callable[[int, Structure], tuple[TrainedModel, Kept]]
+"""(number, structure) ↦ a trained model of the mixture, and all its epochs."""
+
+
+def _with_best(
+    candidates: Sequence[Structure], several: int, member: Member
+) -> list[tuple[TrainedModel, Kept]]:
+    """The models of the candidate whose first `TRIALS` have the best bound on held-out rows."""
+    trials = min(TRIALS, several) if len(candidates) > 1 else 0
+    found = {of: [member(number, of) for number in range(trials)] for of in candidates}
+    best = max(candidates, key=lambda of: _best_bound(found[of])) if trials else candidates[0]
+    return found[best] + [member(number, best) for number in range(trials, several)]
+
+
+def _best_bound(found: Sequence[tuple[TrainedModel, Kept]]) -> float:
+    """The mean bound of models on their held-out rows, at the epoch where it is largest."""
+    bounds = [model.history.valid_bound for model, _ in found]
+    several = min(map(len, bounds))
+    return float(np.max(np.mean([bound[:several] for bound in bounds], axis=0)))
+
+
+def _structure(of: TrainedModel) -> Structure:
+    return Structure(of.config.model.noise, of.config.model.prior)
 
 
 def _finite(

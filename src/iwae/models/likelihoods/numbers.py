@@ -124,10 +124,15 @@ class Standard(eqx.Module):
         log, logit = self.fixed.transforms == LOG, self.fixed.transforms == LOGIT
         bound = jnp.log(jnp.where(log, self.fixed.most, 1.0))
         plain = jnp.where(log, log_mean_up_to(bound, location, scale), location)
+        by_nodes = lambda: self._mean_by_nodes(location, scale)
+        between = jax.lax.cond(jnp.any(logit), by_nodes, lambda: jnp.zeros_like(location))
+        return jnp.where(logit, between, self.inverse(plain))
+
+    def _mean_by_nodes(self, location: Array, scale: Array) -> Float[Array, " m"]:
+        """E[T⁻¹(z)] by quadrature."""
         weights = jnp.asarray(WEIGHTS / WEIGHTS.sum(), jnp.float32)
         at = jax.vmap(lambda node: self.inverse(location + scale * node))
-        by_nodes = weights @ at(jnp.asarray(NODES, jnp.float32))
-        return jnp.where(logit, by_nodes, self.inverse(plain))
+        return weights @ at(jnp.asarray(NODES, jnp.float32))
 
 
 def log_mean_up_to(bound: Array, mu: Array, sigma: Array) -> Float[Array, " m"]:
