@@ -1,4 +1,5 @@
-"""`python -m benchmarks.tables.imputation`: the protocol of HI-VAE (Nazábal et al. 2020).
+"""`python -m benchmarks.tables.imputation`: the protocol of HI-VAE (Nazábal et al. 2020), on its
+tables with their masks, and on data sets of scikit-learn with masks of our own.
 
 The errors over the missing cells of a column: numbers: root mean squared error over the range of
 the column; categories: share of wrong ones; ordinal levels: mean displacement over their number;
@@ -55,7 +56,8 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.imputation")
     choices = ("errors", "intervals", "self-masking")
     parser.add_argument("what", choices=choices, nargs="?", default="errors")
-    parser.add_argument("--data", nargs="+", choices=sets.MIXED, default=sets.present())
+    known, there = (*sets.MIXED, *sets.MASKED), (*sets.present(), *sets.MASKED)
+    parser.add_argument("--data", nargs="+", choices=known, default=there)
     parser.add_argument("--by", nargs="+", choices=contestants, default=contestants)
     parser.add_argument("--percent", nargs="+", type=int, choices=(20, 50), default=(20, 50))
     parser.add_argument("--masks", type=int, help="use so many masks of each share only")
@@ -69,7 +71,7 @@ def settings() -> dict[str, str]:
 
 def protocol(arguments: argparse.Namespace) -> Iterator[Figure]:
     """The errors of every contestant on every mask."""
-    for table in map(sets.mixed, arguments.data):
+    for table in map(sets.table, arguments.data):
         for percent in arguments.percent:
             for turn, name in enumerate(table.masks(percent)[: arguments.masks]):
                 holes = table.mask(name) | table.unknown
@@ -117,7 +119,7 @@ def column_error(
 
 def intervals(arguments: argparse.Namespace) -> Iterator[Figure]:
     """The share of missing real and positive values inside central intervals of our draws."""
-    for table in map(sets.mixed, arguments.data):
+    for table in map(sets.table, arguments.data):
         continuous = [t in ("real", "pos") for t in table.types]
         if not any(continuous):
             continue

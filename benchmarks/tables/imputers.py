@@ -49,18 +49,23 @@ def ridge(table: Mixed, rows: Rows, seed: int) -> Rows:
     return _filled(rows, coding.decode(model.fit_transform(coded)))
 
 
-def forest(table: Mixed, rows: Rows, seed: int) -> Rows:
-    """Chained random forests, as in missForest, learnt from at most `DONORS` rows."""
+def forest(table: Mixed, rows: Rows, seed: int, most: int = DONORS) -> Rows:
+    """Chained random forests, as in missForest, learnt from at most so many rows."""
     coding = Coding.of(table, rows)
     coded = coding.encode(rows)
     trees = RandomForestRegressor(TREES, max_features=1 / 3, min_samples_leaf=2, random_state=seed)
     model = IterativeImputer(trees, max_iter=ROUNDS, random_state=seed, keep_empty_features=True)
-    model.fit(_some(coded, seed))
+    model.fit(_some(coded, seed, most))
     return _filled(rows, coding.decode(model.transform(coded)))
 
 
-def _some(rows: Rows, seed: int) -> Rows:
-    return rows[np.random.default_rng(seed).permutation(len(rows))[:DONORS]]
+def whole_forest(table: Mixed, rows: Rows, seed: int) -> Rows:
+    """The same, learnt from all rows."""
+    return forest(table, rows, seed, most=len(rows))
+
+
+def _some(rows: Rows, seed: int, most: int = DONORS) -> Rows:
+    return rows[np.random.default_rng(seed).permutation(len(rows))[:most]]
 
 
 def _filled(rows: Rows, guess: Rows) -> Rows:
@@ -72,4 +77,5 @@ IMPUTERS: dict[str, Imputer] = {
     "KNNImputer": neighbours,
     "IterativeImputer, ridge": ridge,
     "IterativeImputer, forest": forest,
+    "IterativeImputer, forest of all rows": whole_forest,
 }

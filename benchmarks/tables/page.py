@@ -36,10 +36,16 @@ otherwise a mixture would put a spike of any height on a repeated value. A level
 saw counts as missing under ours: a value or two of digits in some splits.
 """
 
+SEEDS = """\
+The log-likelihood of one test split in nats per row, by `IWAE` fitted on the rest with other seeds
+(`python -m benchmarks.tables.density --seeds`).
+"""
+
 IMPUTATION = """\
 The protocol of HI-VAE (Nazábal et al. 2020) with its masks: the normalised error averaged over all
-columns, then by kind. The types of the columns are given, as in the paper. Neighbours are sought
-among {donors} rows, and forests ({trees} trees, {rounds} rounds) learn from as many.
+columns, then by kind; for `sklearn/…` with values missing completely at random. The types of the
+columns are given, as in the paper. Neighbours are sought
+among {donors} rows; forests ({trees} trees, {rounds} rounds) learn from as many, or from all.
 """
 
 COVERAGE = """\
@@ -88,6 +94,15 @@ def rendered() -> str:
 def of_density(found: Record) -> Iterator[str]:
     yield table("Density", found, found.cases(), density.MEASURE, largest=True, digits=2)
     yield DENSITY.format(components=max(COMPONENTS))
+    rows = []
+    for case in found.cases():
+        values = found.values(case, ours.NAME, density.BY_SEED)
+        if len(values) > 1:
+            numbers = (values.min(), values.max(), np.ptp(values))
+            rows.append([case, str(len(values)), *(f"{value:.2f}" for value in numbers)])
+    yield section("Spread over seeds", ["", "fits", "lowest", "highest", "apart"], rows)
+    if rows:
+        yield SEEDS
 
 
 def of_imputation(found: Record) -> Iterator[str]:

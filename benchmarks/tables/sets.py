@@ -15,6 +15,12 @@ from sklearn import datasets
 BUNDLED = ("iris", "wine", "diabetes", "breast_cancer", "digits")
 """The data sets that scikit-learn brings, in its own units."""
 
+MASKED = ("sklearn/iris", "sklearn/wine", "sklearn/breast_cancer")
+"""Those of continuous columns, of which values are taken away at random."""
+
+MASKS = 5
+"""Masks of each share of cells of `MASKED`, by their seeds."""
+
 MIXED = ("adult", "breast", "default-credit", "letter", "wine")
 """Tables of mixed types with fixed masks, of Nazábal et al. 2020."""
 
@@ -86,6 +92,29 @@ class Mixed:
     def mask(self, name: str) -> Bool[np.ndarray, "n d"]:
         """The cells to take away."""
         return _cells(self.folder / name, self.rows.shape)
+
+
+@dataclass(frozen=True)
+class Masked(Mixed):
+    """A data set of scikit-learn, whose cells are taken away at random, each by itself."""
+
+    def masks(self, percent: int) -> list[str]:
+        return [f"{percent} % by seed {seed}" for seed in range(MASKS)]
+
+    def mask(self, name: str) -> Bool[np.ndarray, "n d"]:
+        percent, seed = int(name.split()[0]), int(name.split()[-1])
+        away: np.ndarray = np.random.default_rng(seed).uniform(size=self.rows.shape) < percent / 100
+        return away
+
+
+def table(name: str) -> Mixed:
+    """A table of HI-VAE, or `sklearn/` and the name of one of scikit-learn's data sets."""
+    if not name.startswith("sklearn/"):
+        return mixed(name)
+    rows = bundled(name.removeprefix("sklearn/")).rows
+    types = tuple("pos" if column.min() >= 0 else "real" for column in rows.T)
+    nothing = np.zeros(rows.shape, bool)
+    return Masked(name, rows, types, (0,) * rows.shape[1], nothing, Path())
 
 
 def mixed(name: str) -> Mixed:
