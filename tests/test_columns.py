@@ -15,12 +15,13 @@ from iwae.config.schema import ModelConfig
 from iwae.data.schema import Column, Schema
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.base import draw_log_weights
-from iwae.models.build import build
+from iwae.models.build import build, gaussian
 from iwae.models.encoding import TableInput
 from iwae.models.likelihoods import numbers
 from iwae.models.likelihoods.columns import Columns, Noise
 from iwae.models.likelihoods.numbers import Gaussians, inverted, without
 from iwae.models.likelihoods.summary import summarize
+from iwae.models.linear_paths import Limited
 from thinned import thinned
 
 RNG = np.random.default_rng(0)
@@ -586,6 +587,17 @@ def test_linear_paths_take_every_kind_of_column(noise: Noise) -> None:
         lambda m, x: jax.vmap(lambda x: draw_log_weights(m, x, 3, jax.random.key(0)))(x)
     )
     assert np.isfinite(weigh(model, x)).all()
+
+
+def test_linear_paths_keep_the_scale_of_codes_within_limits() -> None:
+    """Beyond them the gradient leads back; within them nothing changes."""
+    plain = gaussian(1, (), 3, key=jax.random.key(0))
+    plain = eqx.tree_at(lambda q: q.log_sigma.bias, plain, jnp.array([-30.0, 1.0, 30.0]))
+    q, at = Limited(plain), jnp.zeros(1)
+    np.testing.assert_array_equal(q(at)[1], [-10.0, 1.0, 2.0])
+    np.testing.assert_array_equal(q(at)[0], plain(at)[0])
+    slope = eqx.filter_grad(lambda q: jnp.sum(q(at)[1] ** 2))(q).log_sigma.bias
+    np.testing.assert_allclose(slope, [-20.0, 2.0, 4.0])
 
 
 def test_columns_are_taken_out_of_an_inverse() -> None:

@@ -458,6 +458,31 @@ def test_at_an_optimum_there_is_no_relative_bias():
     assert all(np.isnan(m.bias) for m in measured)
 
 
+def test_a_draw_without_weight_has_no_part_in_the_gradient_however_large_its_own() -> None:
+    """log p = −e^θ (h − x)² with e^θ ~ 10³⁰: the nearest draw has all the weight."""
+
+    class Steep(eqx.Module):
+        theta: jax.Array
+        mu: jax.Array
+
+        def propose(self, x, k, key):
+            return self.mu + jnp.arange(1, k + 1, dtype=jnp.float32)
+
+        def log_joint(self, x, h):
+            return -jnp.exp(self.theta) * (h - x) ** 2
+
+        def log_proposal(self, x, h):
+            return jnp.zeros_like(h)
+
+    model = Steep(jnp.array(69.0), jnp.array(0.0))
+    at = 1 - 1e-14  # one draw at a distance of 0 in float32, the others beyond
+    one, far = (
+        gradients(model, jnp.array(at), jax.random.key(0), k, (iwae,), "dreg")[0][1] for k in (1, 4)
+    )
+    np.testing.assert_array_equal(far.theta, one.theta)
+    np.testing.assert_array_equal(far.mu, one.mu)
+
+
 # --- through a few of the draws ---------------------------------------------------------------
 
 

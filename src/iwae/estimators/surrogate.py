@@ -130,7 +130,7 @@ class Coefficients(NamedTuple):
     """The coefficients of the gradients of each draw."""
 
     c: PerDraw
-    """∂bound/∂log w_i of the bound for θ, with zeros replaced by `TINY`."""
+    """∂bound/∂log w_i of the bound for θ. It is no smaller than `TINY` where b_i is not 0."""
     path: PerDraw | None
     score: PerDraw | None
 
@@ -139,7 +139,8 @@ class Coefficients(NamedTuple):
         c = jax.grad(lambda log_w: theta(log_w))(weights.log_w)
         given = (estimator.path, estimator.score)
         path, score = (None if of is None else of(weights) for of in given)
-        return Coefficients(jnp.where(jnp.abs(c) < TINY, TINY, c), path, score)
+        moved = False if path is None else path != 0
+        return Coefficients(jnp.where((jnp.abs(c) < TINY) & moved, TINY, c), path, score)
 
 
 def resampled(
@@ -152,6 +153,7 @@ def resampled(
     weighted by 1 / `draws` (Burda et al. §3, for a single draw).
     """
     sizes = jnp.max(jnp.abs(jnp.stack(jax.tree.leaves(coefficients))), axis=0)
+    sizes = jnp.maximum(sizes, TINY)
     shares = jnp.cumsum(sizes)
     points = (jnp.arange(draws) + jax.random.uniform(key, (), shares.dtype)) / draws * shares[-1]
     which = jnp.minimum(jnp.searchsorted(shares, points), len(shares) - 1)
@@ -170,7 +172,8 @@ def _loss(model: Model, x: Array, h: PyTree, coefficients: Coefficients) -> Scal
         loss -= jnp.sum(c * model.log_joint(x, jax.lax.stop_gradient(h)))
     else:
         moving, fixed = eqx.partition(h, eqx.is_inexact_array)
-        scaled = eqx.combine(jax.tree.map(partial(_scaled, path / c), moving), fixed)
+        ratio = jnp.where(path == 0, 0.0, path / jnp.where(path == 0, 1.0, c))
+        scaled = eqx.combine(jax.tree.map(partial(_scaled, ratio), moving), fixed)
         log_w = model.log_joint(x, scaled) - frozen(model).log_proposal(x, scaled)
         loss -= jnp.sum(c * log_w)
     if score is not None:
@@ -179,7 +182,8 @@ def _loss(model: Model, x: Array, h: PyTree, coefficients: Coefficients) -> Scal
 
 
 TINY = 1e-20
-"""Replaces a c_i near 0, so that b_i / c_i is finite and c_i (b_i / c_i) = b_i."""
+"""Replaces a c_i near 0 where b_i is not, so that b_i / c_i is finite and c_i (b_i / c_i) = b_i. A
+draw without weight has no part in the gradient, however large its own may be."""
 
 
 @jax.custom_vjp

@@ -7,6 +7,7 @@ scales at what these leave; or, with correlated noise, both start at the margina
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -16,6 +17,10 @@ from iwae.models.encoding import TableInput
 from iwae.models.likelihoods.columns import Columns
 from iwae.models.likelihoods.summary import LEAST_EIGENVALUE, Summary
 from iwae.models.networks import Gaussian, Linear, Readout, WithInput
+
+NARROWEST, WIDEST = -10.0, 2.0
+"""Limits of log σ. A linear path has no others, so that a rare value, tens of standard deviations
+away, would make σ = exp(log σ) anything; no posterior is wider than its prior."""
 
 OUTPUT = 0.1
 """The factor of the initial weights of the last layers, so that the linear paths dominate."""
@@ -30,11 +35,28 @@ LEAST = 0.1
 """The least variance that the noise starts with, in units of the marginal variance."""
 
 
+class Limited(Gaussian):
+    """A Gaussian whose log σ stays between `NARROWEST` and `WIDEST`.
+
+    The gradient is that at the limit, so that training leads a log σ beyond it back.
+    """
+
+    def __init__(self, of: Gaussian):
+        self.features, self.mu, self.log_sigma = of.features, of.mu, of.log_sigma
+
+    def __call__(
+        self, v: Float[Array, " n_in"]
+    ) -> tuple[Float[Array, " n_out"], Float[Array, " n_out"]]:
+        mu, log_sigma = super().__call__(v)
+        limited = jnp.clip(log_sigma, NARROWEST, WIDEST)
+        return mu, log_sigma + jax.lax.stop_gradient(limited - log_sigma)
+
+
 def beside(conditional: Gaussian, n_in: int, *, log_sigma: float = 0.0) -> Gaussian:
     """A conditional with a linear path, of zeros, and small other weights of the last layer."""
     return eqx.tree_at(
         lambda q: (q.features, q.mu, q.log_sigma),
-        conditional,
+        Limited(conditional),
         (
             WithInput(conditional.features),
             _widened(conditional.mu, n_in),

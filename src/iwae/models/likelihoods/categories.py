@@ -17,6 +17,9 @@ from iwae.models.likelihoods.summary import Summary
 SMOOTHING = 0.5
 """Rows added to each category, so that none has an initial probability of 0."""
 
+STEEPEST = 20.0
+"""Largest absolute logarithm of the scale of ordered levels: e^20 times a location stays finite."""
+
 NEVER = -1e9
 """The logit of a category that a column does not have."""
 
@@ -113,7 +116,8 @@ class Choices(Part):
 
 
 class Levels(Part):
-    """Ordered levels: P(x ≤ k) = sigmoid((τ_k − a) exp −b), with learned thresholds τ_k.
+    """Ordered levels: P(x ≤ k) = sigmoid((τ_k − a) exp −b), with learned thresholds τ_k; |b| counts
+    as `STEEPEST` at most.
 
     The thresholds are the first, and the logarithms of the gaps between them; they start at the
     logits of the marginal distribution function.
@@ -142,6 +146,11 @@ class Levels(Part):
     def size(self) -> int:
         return 2 * len(self.levels)
 
+    def _split(self, parameters: Float[Array, " p"]) -> tuple[Array, Array]:
+        """(location, log scale)."""
+        a, b = jnp.split(parameters, 2)
+        return a, jnp.clip(b, -STEEPEST, STEEPEST)
+
     def _thresholds(self) -> Float[Array, "m t"]:
         gaps = jnp.cumsum(exp(self.log_gaps), axis=1)
         return self.first[:, None] + jnp.pad(gaps, ((0, 0), (1, 0)))
@@ -149,12 +158,12 @@ class Levels(Part):
     def _log_probability(self, parameters: Float[Array, " p"], code: Array) -> Float[Array, " m"]:
         """log P(x = code): with u and l the ends of its interval, in units of the logistic,
         log(σ(u) − σ(l)) = −softplus(−u) − softplus(l) + log(1 − exp(l − u))."""
-        a, b = jnp.split(parameters, 2)
+        a, b = self._split(parameters)
         thresholds, last = self._thresholds(), np.array(self.levels) - 1
         rows = np.arange(len(last))
         most = thresholds.shape[1] - 1
-        upper = (thresholds[rows, jnp.clip(code, 0, most)] - a) * exp(-b)
-        lower = (thresholds[rows, jnp.clip(code - 1, 0, most)] - a) * exp(-b)
+        upper = (thresholds[rows, jnp.clip(code, 0, most)] - a) * jnp.exp(-b)
+        lower = (thresholds[rows, jnp.clip(code - 1, 0, most)] - a) * jnp.exp(-b)
         terms = jnp.where(code < last, -jax.nn.softplus(-upper), 0.0)
         terms += jnp.where(code > 0, -jax.nn.softplus(lower), 0.0)
         if not self.log_gaps.shape[1]:
@@ -169,8 +178,8 @@ class Levels(Part):
 
     def _distribution(self, parameters: Float[Array, " p"]) -> Float[Array, "m l"]:
         """P(x ≤ k) of k = 0, …, max(levels) − 1, which is 1 from a column's last level on."""
-        a, b = jnp.split(parameters, 2)
-        below = jax.nn.sigmoid((self._thresholds() - a[:, None]) * exp(-b)[:, None])
+        a, b = self._split(parameters)
+        below = jax.nn.sigmoid((self._thresholds() - a[:, None]) * jnp.exp(-b)[:, None])
         last = np.array(self.levels)[:, None] - 1
         codes = np.arange(max(self.levels))
         padded = jnp.pad(below, ((0, 0), (0, 1)))[:, : len(codes)]

@@ -158,8 +158,8 @@ def log_rise(w: Array) -> Array:
 @log_rise.defjvp
 def _log_rise_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     (w,), (dw,) = primals, tangents
-    r = exp(w)
-    return log_rise(w), r / jnp.expm1(jnp.minimum(r, LARGEST)) * dw
+    r = exp(jnp.minimum(w, jnp.log(LARGEST)))
+    return log_rise(w), r / jnp.expm1(r) * dw
 
 
 @jax.custom_jvp
