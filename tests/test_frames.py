@@ -151,6 +151,7 @@ FRACTIONS = RNG.random((20, 3))
         (FRACTIONS.view([("a", float), ("b", float), ("c", float)])[:, 0], "table"),
         (scipy.sparse.csr_matrix(BITS), "binary"),
         (scipy.sparse.csr_array(FRACTIONS * BITS), "intensity"),
+        (scipy.sparse.dok_array(FRACTIONS * BITS), "intensity"),
         ({"train": pd.DataFrame(FRACTIONS, columns=list("abc")), "test": FRACTIONS}, "table"),
     ],
 )
