@@ -131,7 +131,7 @@ class Column:
     def range_of(self, cells: Cells) -> str:
         """The range or the first categories of its values, in words."""
         if self.type in CODED:
-            words = [repr(c) if "," in str(c) else str(c) for c in self.categories]
+            words = [repr(c) if {",", "\n"} & set(str(c)) else str(c) for c in self.categories]
             shown = ", ".join(words[: columns.SHOWN])
             return shown + (f", … ({self.levels})" if self.levels > columns.SHOWN else "")
         if cells.gaps.all():
