@@ -151,6 +151,7 @@ FRACTIONS = RNG.random((20, 3))
         (FRACTIONS.view([("a", float), ("b", float), ("c", float)])[:, 0], "table"),
         (scipy.sparse.csr_matrix(BITS), "binary"),
         (scipy.sparse.csr_array(FRACTIONS * BITS), "intensity"),
+        (scipy.sparse.dok_array(FRACTIONS * BITS), "intensity"),
         ({"train": pd.DataFrame(FRACTIONS, columns=list("abc")), "test": FRACTIONS}, "table"),
     ],
 )
@@ -372,7 +373,8 @@ def test_memory_is_stated_before_it_is_taken(monkeypatch):
         data.load(wide)
     assert str(error.value) == (
         "The array has 10,000,000 rows of 200 columns, which take 24.0 GB in a memory of 1.1 GB: "
-        "give fewer rows or columns."
+        "give fewer rows or columns, or numbers in a .npy file, which may be larger than the "
+        "memory."
     )
 
 

@@ -20,6 +20,8 @@ from iwae import data
 from iwae.cli.app import main
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
+from iwae.data import tables
+from iwae.data.refilled import CsvText
 from iwae.errors import InputError
 from iwae.experiments.jobs import Job
 from iwae.plotting import figures, report
@@ -115,10 +117,49 @@ BROKEN = [
     ("a\n1.5\n\n2.5\n", "Line 3 of {} is blank, where a value may be missing"),
     ("a\tb\n1.5\t2\n\t\n4\t5\n", "{} lacks 2 of its values, the first in column 1 of line 3"),
     ('a,b,c\n1.5,2.0,3.0\n"1,5",2.0\n', "Line 3 of {} holds '1,5'"),
-    ('a,b,c\n1.5,2.0,3.0\n"4,5,6\n', "Line 3 of {} holds '4,5,6'"),
+    ('a,b,c\n1.5,2.0,3.0\n"4,5,6\n', "Line 3 of {} opens a quote that is not closed"),
+    ('a,b\n1.5,"2.0\n3,"4"\n5,6', "Line 2 of {} opens a quote that is not closed"),
     ('a;b;c\n1.0;2.0;3.0\n"4;5";6\n', "Line 3 of {} holds '4;5'"),
     ('a\n"1,5"\n3,4\n', "Line 3 of {} has 2 cells and line 2 has 1"),
 ]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 15])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_cells_in_quotes_may_hold_anything(tmp_path, monkeypatch, end, piece):
+    """What Python's csv writes is read again, however the file is cut into pieces."""
+    monkeypatch.setattr(tables, "PIECE", piece)
+    random = np.random.default_rng(piece)
+    for _ in range(20):
+        drawn = ["".join(random.choice(list('ab," \n'), size=4)).strip() or "a" for _ in range(20)]
+        rows, text = list(zip(drawn[::2], drawn[1::2], strict=True)), io.StringIO()
+        csv.writer(text, lineterminator=end).writerows([("x", "y"), *rows])
+        found = tables.read_table(saved(tmp_path / "t.csv", text.getvalue()), header="yes")
+        for cells, written in zip(found.columns, zip(*rows, strict=True), strict=True):
+            assert [cells.levels[code] for code in cells.values] == list(written)
+
+
+def test_line_breaks_in_quotes_keep_the_numbers_of_lines(tmp_path):
+    text = 'a,b\n1,"x\n\ny"\n2,z\n3,x,4\n'
+    path = saved(tmp_path / "t.csv", text)
+    with refused(
+        f"Line 6 of {path} has 3 cells and line 2 has 2: give the same number in every line."
+    ):
+        tables.read_table(path)
+    path = saved(tmp_path / "u.csv", 'a,b\n1,x\n"2,y\n3,z\n')
+    with refused(
+        f"Line 3 of {path} opens a quote that is not closed: close it, or double it within a cell "
+        f"in quotes."
+    ):
+        tables.read_table(path)
+
+
+def test_holes_are_filled_beside_line_breaks(tmp_path):
+    path = saved(tmp_path / "t.csv", 'a,"b\n1"\r\n1,"x\ry"\r\n,"x\ry"\r\n3,\r\n')
+    text = CsvText.read(path)
+    gaps = np.array([[False, True, False], [False, False, True]])
+    made = text.filled({0: (gaps[0], np.array([2])), 1: (gaps[1], np.array(["x\ny"], object))})
+    assert made == b'a,"b\n1"\r\n1,"x\ry"\r\n2,"x\ry"\r\n3,"x\ny"\r\n'
 
 
 @pytest.mark.parametrize(("text", "says"), BROKEN)

@@ -1,6 +1,7 @@
 """Estimators for scikit-learn: `IWAE`, a density model of tables, and `IWAEImputer`.
 
-Both take arrays and data frames with missing values. All densities are in the user's own units.
+Both take arrays, data frames, records and mappings of columns with missing values, and sparse
+matrices. All densities are in the user's own units.
 """
 
 import dataclasses
@@ -33,6 +34,8 @@ from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.config.tables import RECIPE, SMALL, TableSettings
 from iwae.data import Dataset, cells, frames
+from iwae.data.columns import order as order_of
+from iwae.data.columns import tidy
 from iwae.data.detect import Decisions, detect
 from iwae.data.schema import Schema, number_of
 from iwae.evaluation import imputation
@@ -236,7 +239,9 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         """Train on rows X [n, d].
 
         Args:
-            X: an array or a data frame; NaN, None and masked values are missing.
+            X: an array, a data frame, records, or a mapping from names to columns, in which NaN,
+                None and masked values are missing; or a sparse matrix, in which what is not stored
+                is 0, and which is made an array.
             y: ignored.
             sample_weight: weights of the rows [n], at least 0. The training and the held-out rows
                 are then resampled in proportion to them.
@@ -253,7 +258,7 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         rows = self._read_training(X, reset=begin is None)
         weights = None
         if sample_weight is not None:
-            weights = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+            weights = _check_sample_weight(sample_weight, rows, ensure_non_negative=True)
         self._train(rows, weights, begin)
         return self
 
@@ -332,12 +337,12 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         imputation, by resampling k_score importance samples.
 
         Args:
-            X: an array or a data frame.
+            X: rows as in `fit`.
             n_draws: the number of imputations of each row.
 
         Returns:
-            The rows in the form of X: [n, d], or with `n_draws` [n_draws, n, d], as a list for data
-            frames.
+            The rows in the form of X, sparse matrices as arrays: [n, d], or with `n_draws`
+            [n_draws, n, d], as a list for data frames and mappings.
         """
         check_is_fitted(self)
         require(
@@ -345,7 +350,7 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
             f"n_draws = {n_draws} was given, but it must be a whole number of at least 1.",
         )
         rows, seen = self._read(X), self._best.seen
-        given = X if frames.is_frame(X) else np.asarray(X)
+        given = X if frames.is_tabular(X) else np.asarray(dense(X))
         holes = np.isnan(rows).any(axis=1)
         parts = np.repeat(rows[None], n_draws or 1, axis=0)
         if holes.any():
@@ -461,6 +466,7 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
@@ -676,7 +682,7 @@ class IWAEImputer(TransformerMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Any, y: object = None) -> Self:
-        """Train the density model on rows X [n, d], an array or a data frame; y is ignored.
+        """Train the density model on rows X [n, d], in any form that `IWAE` takes; y is ignored.
 
         Raises:
             InputError: if the data or a parameter cannot be used.
@@ -718,12 +724,18 @@ class IWAEImputer(TransformerMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
 
 def _columns(X: Any, kept: np.ndarray) -> Any:
-    """Some columns of an array or a data frame."""
+    """Some columns of an array, records, a mapping or a data frame."""
+    if frames.is_records(X):
+        return X[[X.dtype.names[i] for i in kept]]
+    if isinstance(X, Mapping):
+        named = list(X.items())
+        return dict(named[i] for i in kept)
     if isinstance(X, np.ndarray):
         return X[:, kept]
     if len(kept) == X.shape[1]:
@@ -734,6 +746,14 @@ def _columns(X: Any, kept: np.ndarray) -> Any:
 
 def _with_zeros(made: Any, X: Any, kept: np.ndarray) -> Any:
     """The columns of `made` in their places among those of X, and 0 in the others."""
+    if isinstance(X, Mapping):
+        n = len(next(iter(made.values())))
+        return {name: made[name] if name in made else np.zeros(n) for name in X}
+    if frames.is_records(X):
+        records: np.ndarray = np.zeros(X.shape, X.dtype)
+        for name in made.dtype.names:
+            records[name] = made[name]
+        return records
     if isinstance(X, np.ndarray):
         whole: np.ndarray = np.zeros(X.shape, made.dtype)
         whole[:, kept] = made
@@ -896,38 +916,88 @@ def _digest(x: Float[Array, " d"]) -> UInt32[Array, ""]:
 
 
 def validated(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
-    """X after scikit-learn's checks: an array of numbers with NaN, or of words, or a data frame."""
+    """X after scikit-learn's checks: an array of numbers with NaN, or of words, or named columns.
+
+    Sparse matrices are arrays, in which what is not stored is 0. Records and mappings have their
+    columns in the order of the fit.
+    """
     least = 2 if reset else 1
-    records = isinstance(X, np.ndarray) and X.dtype.names is not None
-    mapping = isinstance(X, Mapping) and not frames.is_sparse(X)
+    mapping = isinstance(X, Mapping) and not frames.is_columns(X) and not frames.is_sparse(X)
     require(
-        not records and not mapping and not isinstance(X, str | Path),
-        f"X is a {'structured array' if records else type(X).__name__}, but rows are expected as "
-        f"an array [n, d] or a data frame; give one, for example pandas.DataFrame(X).",
+        not mapping and not isinstance(X, str | Path),
+        f"X is a {type(X).__name__}, but rows are expected as an array [n, d], a data frame, "
+        f"records, or a mapping of columns; give one, for example pandas.DataFrame(X).",
     )
-    if not frames.is_frame(X):
+    if not frames.is_tabular(X):
         how = {"ensure_all_finite": "allow-nan", "ensure_min_samples": least, "reset": reset}
         words = isinstance(X, np.ndarray) and X.dtype.kind in "OUT" and holds_words(X)
-        return validate_data(estimator, X, dtype=object if words else "numeric", **how)
-    cells.check_names(list(map(str, X.columns)), "X")
-    validate_data(estimator, X, skip_check_array=True, reset=reset)
+        return validate_data(estimator, dense(X), dtype=object if words else "numeric", **how)
+    found = X
+    if frames.is_frame(X):
+        cells.check_names(list(map(str, X.columns)), "X")
+        validate_data(estimator, X, skip_check_array=True, reset=reset)
+    else:
+        found = _in_order(estimator, X, reset=reset)
+    n = len(next(iter(X.values()))) if isinstance(X, Mapping) else X.shape[0]
     require(
-        X.shape[0] >= least,
-        f"X has n_samples = {X.shape[0]}, but at least {least} rows are needed; give more.",
+        n >= least,
+        f"X has n_samples = {n}, but at least {least} rows are needed; give more.",
     )
-    return X
+    return found
 
 
-def _form(like: Any) -> str:
-    """What rows look like: the dtype of an array, or the library of a data frame."""
+def dense(X: Any) -> Any:
+    """A sparse matrix as an array [n, d]; others as they are."""
+    if not frames.is_sparse(X):
+        return X
+    require(X.ndim == 2, f"X has the shape {X.shape}, but rows are expected as [n, d]; reshape it.")
+    return frames.densified(X, "X")
+
+
+def _in_order(estimator: Any, X: Any, *, reset: bool) -> Any:
+    """Records or a mapping with their columns as in the fit; with `reset` their names are kept.
+
+    Columns are matched by name, in any order, and by position if those of the fit had no names.
+    """
+    labels = list(X.dtype.names if frames.is_records(X) else X)
+    names = list(map(tidy, labels))
+    cells.check_names(names, "X")
+    if reset:
+        estimator.feature_names_in_ = np.array(names, dtype=object)
+        estimator.n_features_in_ = len(names)
+        return X
+    wanted = getattr(estimator, "feature_names_in_", ())
+    at = order_of(names, tuple(map(tidy, wanted)), estimator.n_features_in_, "X")
+    require(
+        len(names) == estimator.n_features_in_,
+        f"X has {len(names)} columns; give {estimator.n_features_in_}, as in the fit.",
+    )
+    return X if at is None else _columns(X, at)
+
+
+def _form(like: Any) -> str | list[list[str]]:
+    """What rows look like: the dtype of an array, the names and dtypes of records, or the library
+    of a data frame."""
+    if frames.is_records(like):
+        return [[name, like.dtype[name].str] for name in like.dtype.names]
+    if isinstance(like, Mapping):
+        return MAPPING
     if isinstance(like, np.ndarray):
         return str(like.dtype)
     narwhals = extras.require("narwhals", purpose="a data frame")
     return str(narwhals.from_native(like).implementation.value)
 
 
-def _empty(form: str, schema: Schema) -> Any:
-    """An array or a data frame without rows, of a form from `_form`."""
+MAPPING = "mapping"
+"""The form of a mapping of columns."""
+
+
+def _empty(form: str | list[list[str]], schema: Schema) -> Any:
+    """An array, a mapping or a data frame without rows, of a form from `_form`."""
+    if form == MAPPING:
+        return head(dict.fromkeys(schema.names))
+    if not isinstance(form, str):
+        return np.empty(0, [(name, kind) for name, kind in form])
     if form not in frames.FRAMES:
         return np.empty((0, len(schema.names)), np.dtype(form))
     narwhals = extras.require("narwhals", purpose="a data frame")
@@ -954,7 +1024,9 @@ def holds_words(X: np.ndarray) -> bool:
 
 
 def head(X: Any) -> Any:
-    """An array or a data frame like X, without its rows."""
+    """An array, a mapping or a data frame like X, without its rows."""
+    if isinstance(X, Mapping):
+        return {name: np.empty(0) for name in X}
     if isinstance(X, np.ndarray):
         return X[:0].copy()
     narwhals = extras.require("narwhals", purpose="a data frame")

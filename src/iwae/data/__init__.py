@@ -81,6 +81,8 @@ def load(
         raise InputError(f"values={values!r} is unknown: {nearest(values, list(arrays.VALUES))}.")
     if isinstance(source, str) and source in NAMES:
         return _registered(source, data_dir, values, schema)
+    if frames.is_sparse(source):
+        source = frames.densified(source, "The array")
     wishes = wishes_of(schema)
     if schema is not None and values not in ("auto", "table"):
         what = f"A schema was given with values={values!r}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iwae.data import columns
+from iwae.data import columns, mapped
 from iwae.data.cells import Table
 from iwae.data.dataset import KINDS, SPLITS, Dataset
 from iwae.data.frames import (
@@ -49,6 +49,9 @@ def from_arrays(source: object, *, values: str, name: str, where: str) -> Datase
         for key, x in sources.items()
     }
     _check_widths({key: x.shape[1:] for key, x in sources.items()}, where)
+    for key, x in sources.items():
+        if _in_file(x, np.dtype(np.float32)):
+            mapped.check_room(x.shape, called[key])
     found = {key: _summary(x, orders[key], called[key]) for key, x in sources.items()}
     parts = parts_of({key: x.shape[0] for key, x in sources.items()}, where)
     whole = reduce(add, found.values())
@@ -165,7 +168,7 @@ def _check_observed(
     train: np.ndarray, shape: tuple[int, ...], names: Sequence[str], where: str
 ) -> None:
     """Raises InputError for a column, or a pixel, of which every training value is missing."""
-    lost = np.isnan(train).all(axis=0)
+    lost = np.logical_and.reduce([np.isnan(b).all(axis=0) for b in mapped.blocks_of(train)])
     if lost.any():
         j = int(np.argmax(lost))
         at = [int(i) for i in np.unravel_index(j, shape)]
@@ -241,18 +244,36 @@ def parts_of(sizes: Mapping[str, int], where: str) -> dict[str, tuple[str, slice
 
 def _stored(x: Rows, dtype: type, order: np.ndarray | None, *, mixed: bool) -> np.ndarray:
     """The examples [n, d], their columns in `order`, `mixed` as default_rng(0) permutes them."""
-    n, d = x.shape[0], int(np.prod(x.shape[1:]))
-    stored: np.ndarray = np.empty((n, d), dtype)
-    end = 0
+    shape = (x.shape[0], int(np.prod(x.shape[1:])))
+    place = np.arange(shape[0])
     if mixed:
-        place = np.empty(n, np.int64)
-        place[np.random.default_rng(0).permutation(n)] = np.arange(n)
+        place[np.random.default_rng(0).permutation(shape[0])] = np.arange(shape[0])
+    part = lambda window: _window(x, dtype, order, place, window)
+    if _in_file(x, np.dtype(dtype)):
+        return mapped.kept(shape, np.dtype(dtype), part)
+    return part(slice(0, shape[0]))
+
+
+def _in_file(x: Rows, dtype: np.dtype) -> bool:
+    """Whether examples of this type are kept in a file: those that are in one, and large ones."""
+    return x.mapped or mapped.is_large(x.shape, dtype)
+
+
+def _window(
+    x: Rows, dtype: type, order: np.ndarray | None, place: np.ndarray, window: slice
+) -> np.ndarray:
+    """The examples whose place is in the window, each there, with their columns in `order`."""
+    d, end = int(np.prod(x.shape[1:])), 0
+    found: np.ndarray = np.empty((window.stop - window.start, d), dtype)
     for block in x.blocks():
         flat = block.reshape(len(block), d)
-        at = slice(end, end + len(block))
-        stored[place[at] if mixed else at] = flat if order is None else flat[:, order]
-        end = at.stop
-    return stored
+        at = place[end : end + len(block)]
+        end += len(block)
+        if len(found) < len(place):
+            inside = (at >= window.start) & (at < window.stop)
+            flat, at = flat[inside], at[inside]
+        found[at - window.start] = flat if order is None else flat[:, order]
+    return found
 
 
 def suffix(path: Path) -> str:

@@ -141,7 +141,8 @@ def check_memory(n: int, d: int, where: str, *, bytes_each: int = 12) -> None:
     if needed > there:
         raise InputError(
             f"{where} has {n:,} rows of {d:,} columns, which take {needed / 1e9:.1f} GB in a "
-            f"memory of {there / 1e9:.1f} GB: give fewer rows or columns."
+            f"memory of {there / 1e9:.1f} GB: give fewer rows or columns, or numbers in a .npy "
+            f"file, which may be larger than the memory."
         )
 
 

@@ -1,4 +1,4 @@
-"""A data set in memory: three splits of examples, and the meaning of their values."""
+"""A data set: three splits of examples, in memory or mapped into it, and what their values mean."""
 
 import functools
 import hashlib
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from iwae._utils.notebook import html_table
-from iwae.data import columns
+from iwae.data import columns, mapped
 from iwae.data.schema import Schema
 from iwae.errors import InputError, nearest
 
@@ -61,7 +61,8 @@ class Dataset:
         rows = [("kind", self.kind), ("shape", shape), (" / ".join(SPLITS), sizes)]
         if not self.missing:
             return rows
-        holes = sum(int(np.isnan(self.split(name)).sum()) for name in SPLITS)
+        blocks = (block for name in SPLITS for block in mapped.blocks_of(self.split(name)))
+        holes = sum(int(np.isnan(block).sum()) for block in blocks)
         return [*rows, ("missing", f"{holes:,} values")]
 
     def split(self, name: str) -> np.ndarray:
@@ -84,7 +85,7 @@ class Dataset:
                 renamed = zip(schema.columns, known, strict=True)
                 schema = replace(schema, columns=tuple(replace(c, name=n) for c, n in renamed))
             return self if known == self.names else replace(self, names=known, schema=schema)
-        splits = {name: self.split(name)[:, at] for name in SPLITS}
+        splits = {name: _columns(self.split(name), at) for name in SPLITS}
         ordered = tuple(self.names[i] for i in at)
         schema = None if self.schema is None else self.schema.in_order(ordered)
         return replace(self, **splits, names=ordered, schema=schema)  # type: ignore[arg-type]
@@ -93,18 +94,26 @@ class Dataset:
     def missing(self) -> bool:
         """Whether any value of any split is missing (NaN)."""
         parts = (self.split(name) for name in SPLITS)
-        return any(x.dtype.kind == "f" and bool(np.isnan(x).any()) for x in parts)
+        floats = (x for x in parts if x.dtype.kind == "f")
+        return any(bool(np.isnan(block).any()) for x in floats for block in mapped.blocks_of(x))
 
     def usual(self) -> np.ndarray:
         """The first training value of each column that is not missing, over scale, float32 [d]."""
-        first = np.argmin(np.isnan(self.train), axis=0)
-        chosen = self.train[first, np.arange(len(first))]
+        chosen = self.train[0].copy()
+        for block in mapped.blocks_of(self.train):
+            lost = np.isnan(chosen)
+            if not lost.any():
+                break
+            first = np.argmin(np.isnan(block), axis=0)
+            chosen[lost] = block[first, np.arange(len(first))][lost]
         return (chosen / self.scale).astype(np.float32)
 
     @functools.cached_property
     def digest(self) -> str:
         """A digest of the training examples as they are stored."""
-        return hashlib.sha256(_canonical(self.train).data).hexdigest()[:16]
+        digest = hashlib.sha256()
+        _digest(digest, self.train)
+        return digest.hexdigest()[:16]
 
     @functools.cached_property
     def whole_digest(self) -> str:
@@ -112,15 +121,12 @@ class Dataset:
         digest = hashlib.sha256()
         for name in SPLITS:
             digest.update(f"{name} {self.split(name).shape}".encode())
-            digest.update(_canonical(self.split(name)).data)
+            _digest(digest, self.split(name))
         return digest.hexdigest()[:16]
 
     def mean(self) -> np.ndarray:
         """Mean over the training split of x / scale, float32 [d]; missing values do not count."""
-        if self.missing:
-            mean = np.asarray(np.nanmean(self.train, axis=0, dtype=np.float64))
-        else:
-            mean = self.train.mean(axis=0, dtype=np.float64)
+        mean = _moments_of_seen(self.train)[0] if self.missing else _mean(self.train)
         return (mean / self.scale).astype(np.float32)
 
     def std(self) -> np.ndarray:
@@ -129,10 +135,8 @@ class Dataset:
         Missing values do not count.
         """
         if self.missing:
-            spread = np.asarray(np.nanstd(self.train, axis=0, dtype=np.float64))
-            return (spread / self.scale).astype(np.float32)
-        mean = self.train.mean(axis=0, dtype=np.float64)
-        blocks = (self.train[i : i + 4096] for i in range(0, len(self.train), 4096))
+            return (_moments_of_seen(self.train)[1] / self.scale).astype(np.float32)
+        mean, blocks = _mean(self.train), mapped.blocks_of(self.train, 4096)
         squares = np.sum([((block - mean) ** 2).sum(axis=0) for block in blocks], axis=0)
         return (np.sqrt(squares / len(self.train)) / self.scale).astype(np.float32)
 
@@ -162,6 +166,42 @@ def binarize(x: np.ndarray, scale: float, seed: int | Sequence[int]) -> np.ndarr
     uniform = np.random.default_rng(seed).random(x.shape, dtype=np.float32)
     drawn = (uniform < x / np.float32(scale)).astype(np.uint8)
     return np.where(gaps, np.float32(np.nan), drawn) if gaps.any() else drawn
+
+
+def _columns(x: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Some columns of an array, in a file if its own are."""
+    if not mapped.is_mapped(x):
+        return x[:, at]
+    shape = (len(x), len(at))
+    return mapped.kept(shape, x.dtype, lambda rows: x[rows][:, at])
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    """The mean of columns without missing values, float64 [d]."""
+    if mapped.is_mapped(x):
+        return mapped.sums(mapped.blocks_of(x), x.shape[1]) / len(x)
+    mean: np.ndarray = x.mean(axis=0, dtype=np.float64)
+    return mean
+
+
+def _moments_of_seen(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (divisor n) of the values that are not missing, float64 [d]."""
+    if not mapped.is_mapped(x):
+        return (
+            np.asarray(np.nanmean(x, axis=0, dtype=np.float64)),
+            np.asarray(np.nanstd(x, axis=0, dtype=np.float64)),
+        )
+    d, blocks = x.shape[1], lambda: mapped.blocks_of(x)
+    n = sum((~np.isnan(block)).sum(axis=0) for block in blocks())
+    mean = mapped.sums((np.nan_to_num(block) for block in blocks()), d) / n
+    deviations = (np.nan_to_num((block - mean).astype(x.dtype)) for block in blocks())
+    return mean, np.sqrt(mapped.sums((part * part for part in deviations), d) / n)
+
+
+def _digest(digest: "hashlib._Hash", x: np.ndarray) -> None:
+    """Add the examples to a digest."""
+    for block in mapped.blocks_of(x):
+        digest.update(_canonical(block).data)
 
 
 def _canonical(x: np.ndarray) -> np.ndarray:

@@ -43,6 +43,7 @@ def is_columns(source: object) -> bool:
     """Whether it is a mapping from the names of columns to their values, each 1-D."""
     return (
         isinstance(source, Mapping)
+        and not is_sparse(source)  # of which some are dictionaries
         and bool(source)
         and all(isinstance(v, list | tuple) or np.ndim(v) == 1 for v in source.values())
     )
@@ -75,11 +76,11 @@ def as_table(source: Any, where: str) -> Table:
         x = np.atleast_1d(source)
         fields = x.dtype.names or ()
         return table_of([(columns.tidy(f), of_array(x[f], f, where)) for f in fields], where)
+    if is_sparse(source):
+        source = densified(source, where)
     if isinstance(source, Mapping):
         pairs = [(columns.tidy(name), _column(v, str(name), where)) for name, v in source.items()]
         return table_of(pairs, where)
-    if is_sparse(source):
-        source = densified(source, where)
     names = columns.names_of(source)
     if names and getattr(source, "ndim", 2) == 1:
         values = source.tolist() if hasattr(source, "tolist") else list(source.__array__())
@@ -246,6 +247,29 @@ def like(found: Mapping[str, np.ndarray], frame: Any) -> Any:
     if hasattr(frame, "index") and hasattr(native, "index") and len(frame) == len(native):
         native.index = frame.index
     return native
+
+
+def like_records(found: Mapping[str, np.ndarray], like: np.ndarray) -> np.ndarray:
+    """The columns as records, with the types of the fields of `like` if they fit."""
+    given = {columns.tidy(field): field for field in like.dtype.names or ()}
+    moved = {}
+    for name, values in found.items():
+        field = given.get(name, name)
+        kind = like.dtype[field] if name in given else values.dtype
+        moved[field] = values.astype(kind) if _fits(values, kind) else values
+    fields = [(field, values.dtype) for field, values in moved.items()]
+    made: np.ndarray = np.empty(len(next(iter(moved.values()))), fields)
+    for field, values in moved.items():
+        made[field] = values
+    return made
+
+
+def _fits(values: np.ndarray, kind: np.dtype) -> bool:
+    """Whether a type holds these values, numbers in floats up to its rounding."""
+    try:
+        return kind.kind == "f" or bool((values.astype(kind) == values).all())
+    except (TypeError, ValueError):
+        return False
 
 
 def _cell(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from iwae.data.tables import BLANKS, MARKS, MISSING, Form, form_of
+from iwae.data.tables import BLANKS, MARKS, MISSING, Form, ends_within_quotes, form_of
 
 LINE = re.compile(r"([^\r\n]*)(\r\n|\r|\n|$)")
 """A line and its end."""
@@ -26,7 +26,7 @@ class CsvText:
     """The text of a .csv file, divided into lines."""
 
     lines: tuple[tuple[str, str], ...]
-    """Each line and its end."""
+    """Each line and its end; one with line breaks in quotes is several of the file."""
     rows: tuple[int, ...]
     """The numbers of the lines that hold an example, from 0."""
     header: int | None
@@ -45,7 +45,7 @@ class CsvText:
             content = gzip.decompress(content)
         encoding = next((MARKS[m] for m in MARKS if content.startswith(m)), "utf-8")
         text = content.decode(encoding)
-        lines = [(m[1], m[2]) for m in LINE.finditer(text.lstrip("\ufeff")) if m[0]]
+        lines = _joined(LINE.finditer(text.lstrip("\ufeff")), form.delimiter)
         full = [i for i, (line, _) in enumerate(lines) if line.strip(BLANKS)]
         return cls(
             lines=tuple(lines),
@@ -101,12 +101,23 @@ class CsvText:
         text = f"{value:.7g}" if number else str(value)
         if self.form.comma and NUMBER.fullmatch(text):
             text = text.replace(".", ",")
-        if any(c in text for c in (self.form.delimiter, '"')) or text != text.strip():
+        if any(c in text for c in (self.form.delimiter, '"', "\n")) or text != text.strip():
             return '"{}"'.format(text.replace('"', '""'))
         return text
 
     def _written(self, lines: Iterable[str]) -> bytes:
         return ("\ufeff" * self.mark + "".join(lines)).encode(self.encoding)
+
+
+def _joined(found: Iterable[re.Match[str]], mark: str) -> list[tuple[str, str]]:
+    """Each line and its end; those that end within a cell in quotes are joined with the next."""
+    lines: list[tuple[str, str]] = []
+    inside = False
+    for line, end in (m.groups() for m in found if m[0]):
+        before = "".join(lines.pop()) if inside else ""
+        inside = ends_within_quotes(line, mark, inside=inside)
+        lines.append((before + line, end))
+    return lines
 
 
 def is_hole(cell: str) -> bool:

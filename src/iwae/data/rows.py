@@ -14,10 +14,8 @@ from typing import IO
 import numpy as np
 
 from iwae.data.cells import memory
+from iwae.data.mapped import block_rows, blocks_of, is_mapped
 from iwae.errors import InputError
-
-BLOCK = 1 << 21
-"""Bytes of examples in a block."""
 
 RATIO, SLACK = 100, 1 << 26
 """A compressed file may unpack to RATIO times its size plus SLACK bytes."""
@@ -82,6 +80,8 @@ class Rows:
     """Their summary, if it is known."""
     entire: Callable[[], np.ndarray] | None = None
     """Reads all of them, if they cannot be read in blocks."""
+    mapped: bool = False
+    """Whether they are a memory map of the user."""
 
     def whole(self) -> np.ndarray:
         """All of them in one array."""
@@ -103,15 +103,8 @@ def of_array(x: np.ndarray, names: tuple[str, ...] = ()) -> Rows:
     """The rows of an array in memory, or of one example [d]; masked values are NaN."""
     if np.ma.is_masked(x):
         x = np.ma.filled(x.astype(np.result_type(x.dtype, np.float32)), np.nan)
-    step = _step(x.shape, x.dtype)
-    blocks = lambda: (x[i : i + step] for i in range(0, len(x), step))
     named = names if x.ndim <= 2 and len(names) == x.shape[-1] else ()
-    return Rows(x.shape, x.dtype, blocks, named)
-
-
-def _step(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Examples in a block."""
-    return max(1, BLOCK // max(1, int(np.prod(shape[1:])) * dtype.itemsize))
+    return Rows(x.shape, x.dtype, lambda: blocks_of(x), named, mapped=is_mapped(x))
 
 
 @contextlib.contextmanager
@@ -191,16 +184,18 @@ def _array_of(
         count *= n
     if dtype.hasobject or min(shape, default=0) < 0 or start + count * dtype.itemsize != size:
         raise ValueError("other bytes than the header says")
-    if count > memory():
-        what = f"{path} holds {count:,} numbers, more than the memory of this machine has bytes"
-        raise InputError(f"{what}: give fewer examples.")
     if fortran and len(shape) > 1:
+        if (needed := count * dtype.itemsize) > memory():
+            raise InputError(
+                f"{path} holds its columns one after the other, {needed / 1e9:.1f} GB in a memory "
+                f"of {memory() / 1e9:.1f} GB: save it row by row, by numpy.ascontiguousarray."
+            )
         return _columns_first(path, opened, start, shape, dtype)
 
     def blocks() -> Iterator[np.ndarray]:
         with reading(path), opened() as source, source:
             _read(source, start)
-            step, row = _step(shape, dtype), int(np.prod(shape[1:]))
+            step, row = block_rows(shape, dtype), int(np.prod(shape[1:]))
             for i in range(0, shape[0], step):
                 n = min(step, shape[0] - i)
                 content = _read(source, n * row * dtype.itemsize)

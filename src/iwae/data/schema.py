@@ -131,7 +131,7 @@ class Column:
     def range_of(self, cells: Cells) -> str:
         """The range or the first categories of its values, in words."""
         if self.type in CODED:
-            words = [repr(c) if "," in str(c) else str(c) for c in self.categories]
+            words = [repr(c) if {",", "\n"} & set(str(c)) else str(c) for c in self.categories]
             shown = ", ".join(words[: columns.SHOWN])
             return shown + (f", … ({self.levels})" if self.levels > columns.SHOWN else "")
         if cells.gaps.all():
@@ -497,21 +497,24 @@ class Schema:
     def to_frame(self, x: np.ndarray, like: Any) -> Any:
         """`decode` as a data frame of the library, and as far as they fit the types, of `like`.
 
-        Where `like` is a mapping, the result is a dict; where it is an array of numbers, an array
-        [n, d] of the values in the user's units.
+        Where `like` is a mapping, the result is a dict; where it is records, records; where it is
+        an array of numbers, an array [n, d] of the values in the user's units.
         """
         from iwae.data import frames
 
         found = self.decode(x)
         if frames.is_frame(like):
             return frames.like(found, like)
+        if frames.is_records(like):
+            return frames.like_records(found, like)
         if isinstance(like, np.ndarray) and like.dtype.names is None:
             numbers = all(values.dtype.kind in "biuf" for values in found.values())
             dtype = like.dtype if like.dtype.kind in "fO" else np.dtype(float)
             if not numbers:
                 dtype = np.dtype(object)
             return np.stack([v.astype(dtype) for v in found.values()], axis=1)
-        return found
+        labels = {columns.tidy(label): label for label in like}
+        return {labels.get(name, name): values for name, values in found.items()}
 
     def to_toml(self, reasons: Mapping[str, str] | None = None) -> str:
         """The schema as TOML, one table for each column, each below its reason as a comment."""

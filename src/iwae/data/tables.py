@@ -2,12 +2,12 @@
 
 import contextlib
 import csv
+import functools
 import gzip
 import io
 import itertools
 import re
 import zlib
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,11 @@ BLANKS = " \r\n\f\v"
 LONGEST = 1 << 24
 """Largest number of characters in a line."""
 
+PIECE = 1 << 15
+"""Characters that are read at once."""
+
+DELIMITERS = ",;\t"
+
 MARKS = {
     b"\xff\xfe\x00\x00": "utf-32",
     b"\x00\x00\xfe\xff": "utf-32",
@@ -46,17 +51,34 @@ WHOLE = re.compile(r"[+-]?\d+")
 HALVES = re.compile(r"[+-]?\d+,\d+")
 POINTS = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
 PADDED = re.compile(r"[+-]?0\d+")
-UNUSUAL = re.compile(r"_|(^|,)[+-]?0\d")
+UNUSUAL = re.compile(r"_|(^|\n)\s*[+-]?0\d")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 ASK = "give --header yes or --header no (in Python: header='yes' or 'no')"
 
 
 class Line(NamedTuple):
-    """A line that is not blank, and its number in the file."""
+    """A line that is not blank, and its number in the file.
+
+    A cell in quotes may hold line breaks: its line then is several of the file, and has the number
+    of the first.
+    """
 
     number: int
     text: str
+
+
+class Block(NamedTuple):
+    """Consecutive lines that are not blank, and their numbers in the file."""
+
+    numbers: Sequence[int]
+    texts: list[str]
+    rows: list[list[str]] | None = None
+    """Their cells, with the blanks around them, where a quote stands in any."""
+
+    def after(self, n: int) -> "Block":
+        """The block without its first n lines."""
+        return Block(self.numbers[n:], self.texts[n:], self.rows and self.rows[n:])
 
 
 @dataclass(frozen=True)
@@ -70,11 +92,40 @@ class Form:
         """The cells of a line, without quotes and blanks around them."""
         if '"' not in text:
             return [cell.strip() for cell in text.split(self.delimiter)]
-        rows = csv.reader([text], delimiter=self.delimiter, skipinitialspace=True)
         try:
-            return [cell.strip() for cell in next(rows)]
-        except csv.Error:  # an unclosed quote
+            return [cell.strip() for cell in next(self._reader([text]))]
+        except csv.Error:  # a cell that is too long
             return [text]
+
+    def _reader(self, texts: list[str]) -> Iterator[list[str]]:
+        return csv.reader(texts, delimiter=self.delimiter, skipinitialspace=True)
+
+    def whole(self, texts: list[str]) -> list[list[str]] | None:
+        """`cells` of several lines, with the blanks around them; None if one ends within quotes."""
+        try:
+            rows = list(self._reader(texts))
+        except csv.Error:
+            return None
+        whole = len(rows) == len(texts) and not ends_within_quotes(texts[-1], self.delimiter)
+        return rows if whole else None
+
+    def columns(self, block: Block, width: int) -> list[Sequence[str]] | None:
+        """The cells of lines by column, with blanks around them; None unless all have `width`."""
+        texts, rows = block.texts, block.rows
+        text = self.delimiter.join(texts)
+        if rows is None and '"' in text:
+            rows = list(map(self.cells, texts))
+        if rows is not None:
+            return None if set(map(len, rows)) != {width} else list(zip(*rows, strict=True))
+        if set(map(str.count, texts, itertools.repeat(self.delimiter))) != {width - 1}:
+            return None
+        cells = text.split(self.delimiter)
+        return [cells[j::width] for j in range(width)]
+
+    def is_usual(self, texts: list[str]) -> bool:
+        """Whether no cell of these lines can be a number that `UNUSUAL` holds for unusual."""
+        text = self.delimiter.join(["", *texts])
+        return not ("_" in text or _padded(self.delimiter).search(text))
 
     def plain(self, text: str) -> str:
         """The line as NumPy reads it: without quotes, and with decimal points.
@@ -108,8 +159,8 @@ def read_csv(
     """
     form, named, first = _opened(path, header, names)
     if len(first) == 1:
-        _check_gaps(path)
-    examples = lambda: itertools.islice(_lines(path), int(named), None)
+        _check_gaps(path, form)
+    examples = lambda: itertools.islice(_lines(path, form), int(named), None)
     _check_halves(path, examples(), form, named=named, width=width)
     form = _with_decimals(path, examples(), form)
     try:
@@ -137,7 +188,8 @@ def _opened(path: Path, header: str, names: Sequence[str]) -> tuple[Form, bool, 
     top = list(itertools.islice(_lines(path), 2))
     if not top:
         raise InputError(f"{path} holds no numbers: give one example per line.")
-    form = _form(path, top)
+    form = _form(top)
+    top = list(itertools.islice(_lines(path, form), 2))
     first = form.cells(top[0].text)
     named = _has_names(path, top, form, header, names)
     if named:
@@ -161,7 +213,7 @@ def read_table(path: Path, *, header: str = "auto", names: Sequence[str] = ()) -
     """
     form, named, first = _opened(path, header, names)
     if len(first) == 1:
-        _check_gaps(path)
+        _check_gaps(path, form)
     if named:
         _check_not_values(path, first, form)
     form = _decimals_of(path, form, named=named)
@@ -189,52 +241,79 @@ def _fill(path: Path, form: Form, readers: list["_Words | _Numbers"], *, named: 
     A column whose words are in the first lines is read as words at once.
     """
     late: set[int] = set()
-    lines, n, first = itertools.islice(_lines(path), int(named), None), 0, 0
-    while some := list(itertools.islice(lines, LOOK)):
-        rows = [form.cells(line.text) for line in some]
-        first = first or some[0].number
-        for line, row in zip(some, rows, strict=True):
-            if len(row) != len(readers):
-                what = f"Line {line.number} of {path} has {len(row)} cells and line {first} has"
-                raise InputError(f"{what} {len(readers)}: give the same number in every line.")
-            if form.comma and (point := next(filter(POINTS.fullmatch, row), None)) is not None:
-                what = f"Line {line.number} of {path} holds {_short(point)!r} where others have"
-                raise InputError(f"{what} decimal commas: write all decimals alike.")
-        for j, cells in enumerate(zip(*rows, strict=True)):
-            if not readers[j].add(cells):
+    n, first, width = 0, 0, len(readers)
+    for block in _examples(path, form, named=named):
+        first = first or block.numbers[0]
+        columns = form.columns(block, width)
+        if columns is None or (form.comma and any("." in text for text in block.texts)):
+            _check_rows(path, form, block, first=first, width=width)
+        usual = form.is_usual(block.texts)
+        for j, cells in enumerate(columns or ()):
+            if not readers[j].add(cells, usual=usual):
                 late |= {j} if n else set()
                 readers[j] = _Words()
                 readers[j].add(cells)
-        n += len(rows)
-        check_memory(n, len(readers), str(path))
+        n += len(block.texts)
+        check_memory(n, width, str(path))
     return late
+
+
+def _examples(path: Path, form: Form, *, named: bool) -> Iterator[Block]:
+    """The lines below that of the names, in blocks."""
+    skipped = int(named)
+    for block in _blocks(path, form):
+        rest, skipped = block.after(skipped), max(0, skipped - len(block.texts))
+        if rest.texts:
+            yield rest
+
+
+def _check_rows(path: Path, form: Form, block: Block, *, first: int, width: int) -> None:
+    """Raises InputError for lines with more or fewer cells, or decimal points beside commas."""
+    for number, text in zip(block.numbers, block.texts, strict=True):
+        row = form.cells(text)
+        if len(row) != width:
+            what = f"Line {number} of {path} has {len(row)} cells and line {first} has"
+            raise InputError(f"{what} {width}: give the same number in every line.")
+        if form.comma and (point := next(filter(POINTS.fullmatch, row), None)) is not None:
+            what = f"Line {number} of {path} holds {_short(point)!r} where others have"
+            raise InputError(f"{what} decimal commas: write all decimals alike.")
 
 
 class _Numbers:
     """The cells of a column of numbers, in float64, NaN where missing."""
 
     def __init__(self, form: Form):
-        self.comma = form.comma
-        self.values = array("d")  # which grows in place
+        self.comma, self.gaps = form.comma, False
+        self.parts: list[np.ndarray] = []
 
-    def add(self, cells: Sequence[str]) -> bool:
-        """Whether all cells are numbers or gaps; if not, none is added."""
+    def add(self, cells: Sequence[str], *, usual: bool = False) -> bool:
+        """Whether all cells are numbers or gaps; if not, none is added.
+
+        With `usual`, none of them is a number that `UNUSUAL` holds for unusual.
+        """
+        found = self._fast(cells) if usual or not UNUSUAL.search("\n".join(cells)) else None
         try:
-            self.values.extend(self._fast(cells) or [self._number(c) for c in cells])
+            self.parts.append(np.array(list(map(self._number, cells))) if found is None else found)
         except ValueError:
             return False
         return True
 
-    def _fast(self, cells: Sequence[str]) -> list[float]:
-        """The numbers of plain and empty cells; nothing if any cell is another."""
-        if self.comma or UNUSUAL.search(",".join(cells)):
-            return []
+    def _fast(self, cells: Sequence[str]) -> np.ndarray | None:
+        """The numbers of plain and empty cells; None if any cell is another."""
+        if self.comma:
+            cells = [cell.replace(",", ".") for cell in cells]
         try:
-            return [float(cell or "nan") for cell in cells]
+            if not self.gaps:
+                return np.fromiter(map(float, cells), np.float64, len(cells))
         except ValueError:
-            return []
+            self.gaps = True
+        try:
+            return np.array([float(cell or "nan") for cell in cells])
+        except ValueError:
+            return None
 
     def _number(self, cell: str) -> float:
+        cell = cell.strip()
         try:
             number = float(cell.replace(",", ".") if self.comma else cell)
         except ValueError:
@@ -245,8 +324,12 @@ class _Numbers:
             raise ValueError
         return number
 
+    def values(self) -> np.ndarray:
+        """All numbers, float64 [n]."""
+        return np.concatenate(self.parts)
+
     def cells(self) -> Cells:
-        x = np.frombuffer(self.values)
+        x = self.values()
         return Cells(x, np.isnan(x))
 
 
@@ -254,29 +337,29 @@ class _Words:
     """The cells of a column of words, as codes."""
 
     def __init__(self) -> None:
-        self.place: dict[str, int] = {}
-        self.n = 0
-        self.codes = array("q")
+        self.place: dict[str, int] = {}  # of words with the blanks around them
+        self.levels: dict[str, int] = {}
+        self.parts: list[np.ndarray] = []
 
-    def add(self, cells: Sequence[str]) -> bool:
+    def add(self, cells: Sequence[str], *, usual: bool = False) -> bool:
         for cell in (c for c in dict.fromkeys(cells) if c not in self.place):
-            self.place[cell] = -1 if cell.casefold() in MISSING else self.n
-            self.n += self.place[cell] >= 0
-        self.codes.extend([self.place[cell] for cell in cells])
+            word = cell.strip()
+            gap = word.casefold() in MISSING
+            self.place[cell] = -1 if gap else self.levels.setdefault(word, len(self.levels))
+        self.parts.append(np.fromiter(map(self.place.__getitem__, cells), np.int64, len(cells)))
         return True
 
     def cells(self) -> Cells:
-        codes = np.frombuffer(self.codes, np.int64)
-        levels = [cell for cell, code in self.place.items() if code >= 0]
+        codes, levels = np.concatenate(self.parts), tuple(self.levels)
         if all(map(_is_number, levels)) and any(map(POINTS.fullmatch, levels)):
             values = np.array([*map(float, levels), np.nan])  # one of which begins with 0
             return Cells(values[codes], codes < 0)
-        return Cells(codes, codes < 0, tuple(levels))
+        return Cells(codes, codes < 0, levels)
 
 
 def _check_not_values(path: Path, names: list[str], form: Form) -> None:
     """Raises InputError if a name is also a value of its column, as where no line holds names."""
-    below = [form.cells(line.text) for line in itertools.islice(_lines(path), 1, LOOK)]
+    below = [form.cells(line.text) for line in itertools.islice(_lines(path, form), 1, LOOK)]
     for j, name in enumerate(names):
         if np.isnan(_value(name)) and any(name in row[j : j + 1] for row in below):
             what = f"Line 1 of {path} holds {_short(name)!r}, as do other lines in column {j + 1}"
@@ -289,10 +372,12 @@ def _decimals_of(path: Path, form: Form, *, named: bool) -> Form:
     Raises InputError where commas may stand for thousands.
     """
     commas: list[str] = []
-    for line in itertools.islice(_lines(path), int(named), None):
+    for line in itertools.islice(_lines(path, form), int(named), None):
         if form.delimiter == "," and '"' not in line.text:
-            if POINTS.search(line.text) and not commas:
+            if "." in line.text and POINTS.search(line.text) and not commas:
                 return form
+            continue
+        if "," not in line.text and "." not in line.text:
             continue
         cells = form.cells(line.text)
         commas += [cell for cell in cells if HALVES.fullmatch(cell) or THOUSANDS.fullmatch(cell)]
@@ -314,10 +399,10 @@ def _numbers_and_gaps(
     while some := list(itertools.islice(lines, LOOK)):
         rows = [form.cells(line.text) for line in some]
         first = first if first[0] else (some[0].number, len(rows[0]))
-        reader = _Numbers(form)
-        if any(len(row) != first[1] for row in rows) or not all(map(reader.add, rows)):
+        reader, cells = _Numbers(form), list(itertools.chain.from_iterable(rows))
+        if any(len(row) != first[1] for row in rows) or not reader.add(cells):
             raise _bad_line(path, iter(some), form, first=first)
-        block = np.frombuffer(reader.values).reshape(len(rows), -1)
+        block = reader.values().reshape(len(rows), -1)
         found = of_block(block)
         known = found if known is None else known + found
         with np.errstate(over="ignore"):
@@ -346,8 +431,113 @@ def _numbers(lines: Iterator[str], delimiter: str) -> tuple[list[np.ndarray], Su
     return blocks, known
 
 
-def _lines(path: Path, *, blank: bool = False) -> Iterator[Line]:
-    """All lines that are not blank, or with `blank` all. Raises InputError if it is not text."""
+def _lines(path: Path, form: Form | None = None, *, blank: bool = False) -> Iterator[Line]:
+    """All lines that are not blank, or with `blank` all, of a file of this form, if it is known.
+
+    Raises InputError if the file is not text, or if a quote is not closed.
+    """
+    for block in _blocks(path, form, blank=blank):
+        yield from map(Line, block.numbers, block.texts)
+
+
+def _blocks(path: Path, form: Form | None, *, blank: bool = False) -> Iterator[Block]:
+    """`_lines` in blocks."""
+    number = 1
+    opened: Block | None = None  # lines that end within a cell in quotes
+    for lines in _physical(path):
+        block = Block(range(number, number + len(lines)), lines)
+        number += len(lines)
+        quoted = '"' in "".join(lines)
+        if quoted and opened is None and form is not None:
+            block = block._replace(rows=form.whole(lines))
+        if (quoted or opened is not None) and block.rows is None:
+            marks = DELIMITERS if form is None else form.delimiter
+            block, opened = _joined(path, opened, block, marks)
+        block = block if blank else _without_blanks(block)
+        if block.texts:
+            yield block
+    if opened is not None:
+        raise _unclosed(path, opened.numbers[0])
+
+
+def _without_blanks(block: Block) -> Block:
+    """The block without its blank lines."""
+    if all(map(str.strip, block.texts)):
+        return block
+    kept = [bool(text.strip(BLANKS)) for text in block.texts]
+    parts = (None if part is None else list(itertools.compress(part, kept)) for part in block)
+    return Block(*cast("tuple[list[int], list[str], list[list[str]] | None]", tuple(parts)))
+
+
+def _joined(
+    path: Path, opened: Block | None, block: Block, marks: str
+) -> tuple[Block, Block | None]:
+    """Lines of which those that end within a cell in quotes are joined with the next ones.
+
+    Those that are `opened` come first; those that remain so are returned as well.
+    """
+    numbers, texts = list[int](), list[str]()
+    parts = [] if opened is None else opened.texts
+    start, size = (0, 0) if opened is None else (opened.numbers[0], sum(map(len, parts)))
+    for number, text in zip(block.numbers, block.texts, strict=True):
+        start = start if parts else number
+        try:
+            inside = ends_within_quotes(text, marks, inside=bool(parts))
+        except ValueError:
+            raise _unclosed(path, start) from None
+        parts.append(text)
+        size = size + len(text) + 1
+        if inside and size < LONGEST:
+            continue
+        if inside:
+            raise _unclosed(path, start)
+        numbers.append(start)
+        texts.append("\n".join(parts))
+        parts, size = [], 0
+    return Block(numbers, texts), Block([start], parts) if parts else None
+
+
+def ends_within_quotes(text: str, marks: str, *, inside: bool = False) -> bool:
+    """Whether a line ends within a cell in quotes; with `inside` it begins in one.
+
+    Raises ValueError if a cell that an earlier line began goes on after its closing quote, so that
+    the quote is not likely to be one.
+    """
+    if inside:
+        end = CLOSING.match(text)
+        if end is None:
+            return True
+        text = text[end.end() :].lstrip(" ")
+        if text and text[0] not in marks:
+            raise ValueError("text behind a closing quote")
+        text = text[1:]
+    return '"' in text and _closed(marks).fullmatch(text) is None
+
+
+CLOSING = re.compile(r'(?:[^"]++|"")*+"')
+"""The rest of a cell in quotes, in which a quote is doubled."""
+
+
+@functools.cache
+def _closed(marks: str) -> re.Pattern[str]:
+    """The pattern of lines whose quotes are closed; those within a cell without are its text."""
+    cell = rf'(?: *+"{CLOSING.pattern}|(?! *"))[^{marks}]*+'
+    return re.compile(rf"{cell}(?:[{marks}]{cell})*+")
+
+
+@functools.cache
+def _padded(mark: str) -> re.Pattern[str]:
+    """The pattern of the start of a cell whose number begins with 0 and another digit."""
+    return re.compile(rf'{mark}[\s"+-]*0\d')
+
+
+def _unclosed(path: Path, number: int) -> InputError:
+    what = f"Line {number} of {path} opens a quote that is not closed"
+    return InputError(f"{what}: close it, or double it within a cell in quotes.")
+
+
+def _physical(path: Path) -> Iterator[list[str]]:
+    """The lines of the file without their ends, in blocks. Raises InputError if it is not text."""
     with path.open("rb") as file, _damage(path):
         stream = _unpacked(file)
         try:
@@ -357,18 +547,28 @@ def _lines(path: Path, *, blank: bool = False) -> Iterator[Line]:
                 raise InputError(f"{what}: save it as a plain .csv file.")
             encoding = next((MARKS[m] for m in MARKS if head.startswith(m)), "utf-8-sig")
             text = io.TextIOWrapper(stream, encoding)
-            number = 0
-            while line := text.readline(LONGEST):
-                number += 1
-                if len(line) == LONGEST or "\0" in line:
-                    what = f"Line {number} of {path} is not a line of text"
+            number, rest = 1, ""
+            while piece := text.read(PIECE):
+                lines = (rest + piece).split("\n")
+                if number == 1 and not rest:
+                    lines[0] = lines[0].lstrip("\ufeff")
+                bad = _not_text(lines) if "\0" in piece or len(rest) + PIECE > LONGEST else None
+                if bad is not None:
+                    yield lines[:bad]
+                    what = f"Line {number + bad} of {path} is not a line of text"
                     raise InputError(f"{what}: save it as a plain .csv file, in UTF-8.")
-                if number == 1:
-                    line = line.lstrip("\ufeff")
-                if blank or line.strip(BLANKS):
-                    yield Line(number, line.rstrip("\r\n"))
+                rest = lines.pop()
+                number += len(lines)
+                yield lines
+            if rest:
+                yield [rest]
         except UnicodeError:
             raise InputError(f"{path} is not UTF-8 text: save it as a plain .csv file.") from None
+
+
+def _not_text(lines: list[str]) -> int | None:
+    """The index of the first line that is no text, or too long."""
+    return next((i for i, t in enumerate(lines) if "\0" in t or len(t) >= LONGEST), None)
 
 
 def _unpacked(file: BinaryIO) -> BinaryIO:
@@ -400,7 +600,7 @@ def _damage(path: Path) -> Iterator[None]:
         raise InputError(f"{what}; restore it from a copy.") from None
 
 
-def _form(path: Path, top: list[Line]) -> Form:
+def _form(top: list[Line]) -> Form:
     """The form of the last of the first two lines, which holds numbers if there are any."""
     text = re.sub(r'"[^"]*"', "", top[-1].text)
     return Form(next((mark for mark in ";\t" if mark in text), ","))
@@ -447,7 +647,7 @@ def _may_be_names(path: Path, cells: list[str], form: Form) -> bool:
         return True
     if not all(map(WHOLE.fullmatch, cells)) or len(set(cells)) < len(cells):
         return False
-    below = [form.cells(line.text) for line in itertools.islice(_lines(path), 1, LOOK)]
+    below = [form.cells(line.text) for line in itertools.islice(_lines(path, form), 1, LOOK)]
     below = [row for row in below if np.isfinite([_value(c) for c in row]).all()]
     if not below or any(len(row) != len(cells) for row in below):
         return False
@@ -472,10 +672,10 @@ def _check_names(path: Path, first: list[str], top: list[Line], form: Form) -> N
         raise InputError(f"{what}: give the same number in every line{commas}.")
 
 
-def _check_gaps(path: Path) -> None:
+def _check_gaps(path: Path, form: Form) -> None:
     """Raises InputError for a blank line within a single column, where a value may be missing."""
     gap, begun = 0, False
-    for line in _lines(path, blank=True):
+    for line in _lines(path, form, blank=True):
         blank = not line.text.strip(BLANKS)
         begun |= not blank
         if begun and blank:

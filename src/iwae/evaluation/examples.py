@@ -20,6 +20,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from iwae._utils import threefry
 from iwae._utils.distributed import computing, gathered, json_from_first
+from iwae.data import mapped
 from iwae.evaluation.blocks import BlockPlan, stacked
 from iwae.models.observation import Observer
 
@@ -123,7 +124,9 @@ class _Work:
         device = self.devices[own] if len(self.devices) > 1 else None
         with computing(self.copies[0]), jax.default_device(device):
             function, model = eqx.combine(self.copies[own], self.static)
-            rows, numbers = jnp.asarray(self.images[index]), jnp.asarray(index)
+            given = self.images
+            read = mapped.gathered(given, index) if isinstance(given, np.ndarray) else given[index]
+            rows, numbers = jnp.asarray(read), jnp.asarray(index)
             seed, block = jnp.uint32(self.seed), self.plan.block
             part = _over_group(function, model, rows, numbers, seed, self.observe, block)
             return jax.tree.map(np.asarray, part)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from iwae import data
 from iwae.config.schema import DataConfig, ModelConfig
-from iwae.data import Dataset
+from iwae.data import Dataset, mapped
 from iwae.data.dataset import SPLITS
 from iwae.data.schema import Schema
 from iwae.errors import InputError
@@ -198,7 +198,9 @@ def _of_table(dataset: Dataset, schema: Schema, how: str, model: ModelConfig) ->
 
 def _notes_on_densities(dataset: Dataset) -> list[str]:
     """Notes on densities of these values."""
-    constant = np.fmin.reduce(dataset.train) == np.fmax.reduce(dataset.train)
+    edges = [(np.fmin.reduce(b), np.fmax.reduce(b)) for b in mapped.blocks_of(dataset.train)]
+    low, high = zip(*edges, strict=True)
+    constant = np.fmin.reduce(low) == np.fmax.reduce(high)
     discrete = _look_discrete(dataset.train[:CHECKED]) & ~constant
     notes = []
     if dataset.scale != 1:

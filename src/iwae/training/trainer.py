@@ -70,6 +70,7 @@ from iwae.training.callbacks import (
     TrainerState,
     Validation,
 )
+from iwae.training.examples import examples_of
 from iwae.training.gradient_step import TrainState
 from iwae.training.parts import OwnParts
 
@@ -218,6 +219,10 @@ class Run:
     @property
     def end_of_epoch(self) -> int:
         return (self.progress.passes + 1) * self.steps_per_epoch
+
+    @property
+    def start_of_epoch(self) -> int:
+        return self.end_of_epoch - self.steps_per_epoch
 
     @property
     def bounds(self) -> Pair:
@@ -441,7 +446,7 @@ class Trainer:
             for run in self.runs:
                 run.directory.save_config(run.config)
         self.devices = runs[0].devices
-        self.images = self.devices.everywhere(jnp.asarray(runs[0].data.dataset.train))
+        self.examples = examples_of(runs[0].data.dataset.train, self.devices)
         kinds = {_kind(run): run for run in runs}
         steps = {kind: run.make_step() for kind, run in kinds.items()}
         self.steps = {run: steps[_kind(run)] for run in runs}
@@ -484,16 +489,21 @@ class Trainer:
         before = min(r.step for r in going)
         group = [r for r in going if r.step == before]
         ahead = [r.step for r in going if r.step > before]
-        until = min(before + self.chunk, group[0].end_of_epoch, *ahead)
+        batch, start = group[0].config.training.batch_size, group[0].start_of_epoch
+        most = self.examples.most_steps(batch, len(group))
+        until = min(before + min(self.chunk, most), group[0].end_of_epoch, *ahead)
         began = time.monotonic()
+        read = self.examples.read(
+            [r.order_of_epoch() for r in group], batch, start, slice(before, until)
+        )
         states = self.advance(
             tuple(self.steps[r] for r in group),
             tuple(r.state for r in group),
-            tuple(r.order_of_epoch() for r in group),
+            read.orders,
             tuple(r.seed for r in group),
             tuple(r.rates for r in group),
-            self.images,
-            group[0].end_of_epoch - group[0].steps_per_epoch,
+            read.images,
+            read.start,
             until,
         )
         reached = int(states[0].step)
