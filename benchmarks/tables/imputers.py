@@ -49,19 +49,34 @@ def ridge(table: Mixed, rows: Rows, seed: int) -> Rows:
     return _filled(rows, coding.decode(model.fit_transform(coded)))
 
 
-def forest(table: Mixed, rows: Rows, seed: int, most: int = DONORS) -> Rows:
-    """Chained random forests, as in missForest, learnt from at most so many rows."""
-    coding = Coding.of(table, rows)
-    coded = coding.encode(rows)
-    trees = RandomForestRegressor(TREES, max_features=1 / 3, min_samples_leaf=2, random_state=seed)
-    model = IterativeImputer(trees, max_iter=ROUNDS, random_state=seed, keep_empty_features=True)
-    model.fit(_some(coded, seed, most))
-    return _filled(rows, coding.decode(model.transform(coded)))
+def forest(table: Mixed, rows: Rows, seed: int) -> Rows:
+    """Chained random forests, as in missForest, learnt from at most `DONORS` rows."""
+    return _chained(_small(seed), table, rows, seed, rounds=ROUNDS, most=DONORS)
 
 
 def whole_forest(table: Mixed, rows: Rows, seed: int) -> Rows:
     """The same, learnt from all rows."""
-    return forest(table, rows, seed, most=len(rows))
+    return _chained(_small(seed), table, rows, seed, rounds=ROUNDS, most=len(rows))
+
+
+def _small(seed: int) -> RandomForestRegressor:
+    return RandomForestRegressor(TREES, max_features=1 / 3, min_samples_leaf=2, random_state=seed)
+
+
+def default_forest(table: Mixed, rows: Rows, seed: int) -> Rows:
+    """Chained random forests with scikit-learn's own settings, learnt from all rows."""
+    trees = RandomForestRegressor(random_state=seed)
+    return _chained(trees, table, rows, seed, rounds=10, most=len(rows))
+
+
+def _chained(
+    trees: RandomForestRegressor, table: Mixed, rows: Rows, seed: int, *, rounds: int, most: int
+) -> Rows:
+    coding = Coding.of(table, rows)
+    coded = coding.encode(rows)
+    model = IterativeImputer(trees, max_iter=rounds, random_state=seed, keep_empty_features=True)
+    model.fit(_some(coded, seed, most))
+    return _filled(rows, coding.decode(model.transform(coded)))
 
 
 def _some(rows: Rows, seed: int, most: int = DONORS) -> Rows:
@@ -78,4 +93,5 @@ IMPUTERS: dict[str, Imputer] = {
     "IterativeImputer, ridge": ridge,
     "IterativeImputer, forest": forest,
     "IterativeImputer, forest of all rows": whole_forest,
+    "IterativeImputer, forest by default": default_forest,
 }

@@ -45,7 +45,8 @@ IMPUTATION = """\
 The protocol of HI-VAE (Nazábal et al. 2020) with its masks: the normalised error averaged over all
 columns, then by kind; for `sklearn/…` with values missing completely at random. The types of the
 columns are given, as in the paper. Neighbours are sought
-among {donors} rows; forests ({trees} trees, {rounds} rounds) learn from as many, or from all.
+among {donors} rows, and forests ({trees} trees, {rounds} rounds) learn from as many or from all; by
+default they have 100 trees and 10 rounds.
 """
 
 COVERAGE = """\
