@@ -815,14 +815,15 @@ class Configured(Exception):  # noqa: N818
 def test_a_table_takes_settings_for_its_size_unless_others_are_given(
     tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begun(all_runs, out):
-        raise Configured([run.config for run in all_runs])
+    def begun(configs, out):
+        raise Configured(configs)
 
     def configured(train=iwae.train, **given) -> list[RunConfig]:
         with pytest.raises(Configured) as caught:
             train(**given)
         return caught.value.args[0]
 
+    monkeypatch.setattr(runs, "Run", lambda config, *others, **named: config)
     monkeypatch.setattr(runs, "Trainer", begun)
     rng = np.random.default_rng(0)
     table = {name: rng.normal(size=60).round(3) for name in "abc"}

@@ -131,12 +131,23 @@ def test_a_row_that_the_types_exclude_is_scored_and_never_trained_on(fitted: IWA
     assert len(caught) == 1
     expected[[0, 4]] = -np.inf
     np.testing.assert_array_equal(scores, expected)
-    with pytest.warns(OutsideSupportWarning):
-        filled = fitted.impute(rows)
-    assert filled.loc[[0, 4], "visits"].tolist() == [-1, 2.5]
-    assert not filled.isna().any().any()
     with refused("holds -1 in row 1, but its type count needs 0, 1, 2, …"):
         fitted.partial_fit(rows)
+
+
+@pytest.mark.slow
+def test_a_number_that_its_type_excludes_is_kept_and_counts_as_missing(fitted: IWAE) -> None:
+    rows = table().astype({"visits": float})
+    unknown = rows.copy()
+    rows.loc[[0, 4], "visits"] = [-1, 2.5]
+    unknown.loc[[0, 4], "visits"] = np.nan
+    wanted = fitted.impute(unknown)
+    wanted.loc[[0, 4], "visits"] = [-1, 2.5]
+    with pytest.warns(OutsideSupportWarning):
+        pd.testing.assert_frame_equal(fitted.impute(rows), wanted)
+    with pytest.warns(OutsideSupportWarning):
+        codes = fitted.transform(rows)
+    np.testing.assert_array_equal(codes, fitted.transform(unknown))
 
 
 @pytest.mark.slow
