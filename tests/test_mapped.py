@@ -1,8 +1,8 @@
 """Examples in a file that is mapped into memory: what they give is what they give in memory."""
 
 import re
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -106,7 +106,7 @@ def test_moments_of_columns_are_those_of_the_table(monkeypatch) -> None:
 
 
 def test_a_full_disk_is_told_before_anything_is_read(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(mapped.shutil, "disk_usage", lambda _: namedtuple("U", "free")(1000))
+    monkeypatch.setattr(mapped.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     says = "The array takes 0.0 GB, which are kept in a file, but"
     with pytest.raises(InputError, match=re.escape(says)):
         data.load(on_disk(X, tmp_path))
