@@ -51,6 +51,16 @@ def test_a_mapped_array_is_the_data_set_of_the_array(x, windows, tmp_path) -> No
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_fixed_binarisation_is_that_of_the_array(missing, windows, tmp_path) -> None:
+    x = RNG.random((203, 5)).astype(np.float32)
+    x[0, 0] = np.nan if missing else 0.5
+    drawn = data.load(on_disk(x, tmp_path)).binarized(3)
+    for name in SPLITS:
+        assert mapped.is_mapped(drawn.split(name))
+        np.testing.assert_array_equal(drawn.split(name), data.load(x).binarized(3).split(name))
+
+
 def test_columns_of_a_mapped_array_are_turned_in_a_file(windows, tmp_path) -> None:
     given = data.load(on_disk(X, tmp_path)).in_order("abcde")
     turned = given.in_order("edcba")
