@@ -1,8 +1,8 @@
 """Examples in a file that is mapped into memory: what they give is what they give in memory."""
 
 import re
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,8 +13,10 @@ from iwae import data
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.data import cells, mapped
-from iwae.errors import InputError
+from iwae.errors import InputError, UnknownCategoryWarning
 from iwae.evaluation.trained import TrainedModel
+from iwae.models.likelihoods import summary
+from iwae.models.likelihoods.summary import summarize
 from iwae.training import examples
 
 RNG = np.random.default_rng(3)
@@ -49,6 +51,16 @@ def test_a_mapped_array_is_the_data_set_of_the_array(x, windows, tmp_path) -> No
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_fixed_binarisation_is_that_of_the_array(missing, windows, tmp_path) -> None:
+    x = RNG.random((203, 5)).astype(np.float32)
+    x[0, 0] = np.nan if missing else 0.5
+    drawn = data.load(on_disk(x, tmp_path)).binarized(3)
+    for name in SPLITS:
+        assert mapped.is_mapped(drawn.split(name))
+        np.testing.assert_array_equal(drawn.split(name), data.load(x).binarized(3).split(name))
+
+
 def test_columns_of_a_mapped_array_are_turned_in_a_file(windows, tmp_path) -> None:
     given = data.load(on_disk(X, tmp_path)).in_order("abcde")
     turned = given.in_order("edcba")
@@ -66,8 +78,45 @@ def test_large_files_are_mapped(monkeypatch, windows, tmp_path) -> None:
     np.testing.assert_array_equal(large.train, data.load(X).train)
 
 
+def test_large_tables_are_mapped(monkeypatch, windows, tmp_path) -> None:
+    """With words, holes, and a category that training lacks."""
+    random = np.random.default_rng(0)
+    size, word = random.normal(size=90), random.choice(["a", "b"], size=90).astype(object)
+    word[np.random.default_rng(0).permutation(90)[-1]] = "c"
+    size[::9] = np.nan
+    rows = "".join(
+        f"{'' if np.isnan(v) else v},{w},{i}\n"
+        for i, (v, w) in enumerate(zip(size, word, strict=True))
+    )
+    (tmp_path / "t.csv").write_text("size,word,number\n" + rows)
+    with pytest.warns(UnknownCategoryWarning, match="'c' in row"):
+        whole = data.load(tmp_path / "t.csv")
+    monkeypatch.setattr(cells, "memory", lambda: 13 * 90 * 3)
+    with pytest.warns(UnknownCategoryWarning, match="'c' in row"):
+        large = data.load({"size": size, "word": word, "number": np.arange(90)})
+    assert large.schema == whole.schema
+    for name in SPLITS:
+        assert mapped.is_mapped(large.split(name))
+        np.testing.assert_array_equal(large.split(name), whole.split(name))
+    one, other = (summarize(d.schema, d.train) for d in (large, whole))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_moments_of_columns_are_those_of_the_table(monkeypatch) -> None:
+    """However many columns are taken at once, and, up to rounding, rows."""
+    table = data.load({name: x.astype(float) for name, x in zip("abcde", X.T, strict=True)})
+    whole = summarize(table.schema, HOLES)
+    monkeypatch.setattr(summary, "CELLS", 1)
+    monkeypatch.setattr(summary, "ROWS", 50)
+    parts = summarize(table.schema, HOLES)
+    np.testing.assert_array_equal(parts.mean, whole.mean)
+    np.testing.assert_array_equal(parts.spread, whole.spread)
+    np.testing.assert_allclose(parts.correlation, whole.correlation, rtol=1e-5)
+
+
 def test_a_full_disk_is_told_before_anything_is_read(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(mapped.shutil, "disk_usage", lambda _: namedtuple("U", "free")(1000))
+    monkeypatch.setattr(mapped.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     says = "The array takes 0.0 GB, which are kept in a file, but"
     with pytest.raises(InputError, match=re.escape(says)):
         data.load(on_disk(X, tmp_path))

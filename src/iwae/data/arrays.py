@@ -50,8 +50,8 @@ def from_arrays(source: object, *, values: str, name: str, where: str) -> Datase
     }
     _check_widths({key: x.shape[1:] for key, x in sources.items()}, where)
     for key, x in sources.items():
-        if _in_file(x, np.dtype(np.float32)):
-            mapped.check_room(x.shape, called[key])
+        if _in_file(x, min(x.dtype, np.dtype(np.float32), key=lambda t: t.itemsize)):
+            mapped.check_room(x.shape, x.dtype, called[key])
     found = {key: _summary(x, orders[key], called[key]) for key, x in sources.items()}
     parts = parts_of({key: x.shape[0] for key, x in sources.items()}, where)
     whole = reduce(add, found.values())

@@ -148,12 +148,25 @@ class Dataset:
             what = f"{self.name!r} holds {self.kind} values, which have no fixed binarisation"
             raise InputError(f"{what}: use data of the kind intensity or binary.")
         draws = {
-            name: binarize(self.split(name), self.scale, [seed, i]) for i, name in enumerate(SPLITS)
+            name: _binarized(self.split(name), self.scale, [seed, i])
+            for i, name in enumerate(SPLITS)
         }
         return replace(self, **draws, kind="binary", scale=1.0)  # type: ignore[arg-type]
 
 
-def binarize(x: np.ndarray, scale: float, seed: int | Sequence[int]) -> np.ndarray:
+def _binarized(x: np.ndarray, scale: float, seed: Sequence[int]) -> np.ndarray:
+    """`binarize`, in a file if x is in one."""
+    if not mapped.is_mapped(x):
+        return binarize(x, scale, seed)
+    random = np.random.default_rng(seed)
+    gaps = x.dtype.kind == "f" and any(np.isnan(block).any() for block in mapped.blocks_of(x))
+    kind = np.dtype(np.float32 if gaps else np.uint8)
+    return mapped.kept(x.shape, kind, lambda rows: binarize(x[rows], scale, random))
+
+
+def binarize(
+    x: np.ndarray, scale: float, seed: int | Sequence[int] | np.random.Generator
+) -> np.ndarray:
     """Draws 0 or 1 for each value, P(1) = x / scale, as uint8 from default_rng(seed).
 
     Where values are missing, they stay so, and the others are 0 and 1 in float32.

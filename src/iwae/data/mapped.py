@@ -40,11 +40,11 @@ def is_mapped(x: np.ndarray) -> bool:
     return _mapping(x) is not None
 
 
-def check_room(shape: tuple[int, ...], where: str) -> None:
-    """`InputError` unless the cache folder has room for examples in float32."""
+def check_room(shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
+    """`InputError` unless the cache folder has room for examples of this type, at most float32."""
     folder = cache_folder()
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-    needed, free = 4 * math.prod(shape), shutil.disk_usage(there).free
+    needed, free = min(4, dtype.itemsize) * math.prod(shape), shutil.disk_usage(there).free
     if needed > free:
         raise InputError(
             f"{where} takes {needed / 1e9:,.1f} GB, which are kept in a file, but {folder} has "

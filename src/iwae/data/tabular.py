@@ -1,11 +1,11 @@
 """Data sets of tables: which sources are tables, their schema from training, and their splits."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from iwae.data import columns
+from iwae.data import columns, mapped
 from iwae.data.arrays import DARK, called_splits, from_arrays, is_splits, parts_of
 from iwae.data.cells import Table, of_column
 from iwae.data.dataset import SPLITS, Dataset
@@ -68,15 +68,29 @@ def from_source(
     places = _places({key: len(table) for key, table in tables.items()}, where)
     found = schema_of(tables, places, schema, where).schema
     named = found.names if any(table.named for table in tables.values()) else ()
-    stored = {key: found.encode(table, called[key]) for key, table in tables.items()}
+    stored = {key: _encoded(found, table, called[key]) for key, table in tables.items()}
     del tables, source  # which may be much larger
-    train, valid, test = (stored[key][rows] for key, rows in (places[s] for s in SPLITS))
-    lost = np.isnan(train).all(axis=0)
+    train, valid, test = (stored[key](rows) for key, rows in (places[s] for s in SPLITS))
+    lost = np.logical_and.reduce([np.isnan(b).all(axis=0) for b in mapped.blocks_of(train)])
     if lost.any() and not isinstance(schema, Schema):
         what = f"{of_column(found.names[int(np.argmax(lost))], where)} has no value in training"
         raise InputError(f"{what}: leave it out.")
     shape = (len(found.columns),)
     return Dataset(name, train, valid, test, "table", 1.0, shape, names=named, schema=found)
+
+
+def _encoded(schema: Schema, table: Table, where: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Some rows of a table as a model sees them, float32 [m, d]; of a large one in a file."""
+    shape, kind = (len(table), len(schema.columns)), np.dtype(np.float32)
+    if not mapped.is_large(shape, kind):
+        rows = schema.encode(table, where)
+        return lambda at: rows[at]
+    chosen = list(zip(schema.columns, schema.select(table, where).columns, strict=True))
+    by_column = mapped.kept(
+        shape[::-1], kind, lambda js: np.stack([c.encode(cells, where) for c, cells in chosen[js]])
+    )
+    of = lambda at: np.stack([mapped.gathered(column, at) for column in by_column], axis=1)
+    return lambda at: mapped.kept((len(at), shape[1]), kind, lambda part: of(at[part]))
 
 
 def schema_of(

@@ -4,6 +4,9 @@ A number x is modelled as z = T(x): x itself, its logarithm, or the logit of (x 
 low). Means, spreads and floors are those of z, each [d].
 """
 
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -11,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from iwae.data import mapped
 from iwae.data.schema import CODED, LIKELIHOODS, Column, Schema
 
 KINDS = {
@@ -36,6 +40,13 @@ SHRINKAGE = 0.05
 """The weight of the identity in the initial correlations."""
 
 LEAST_EIGENVALUE = 1e-4
+
+CELLS = 1 << 23
+"""Cells whose moments are computed at once, of two columns or more: of a single one NumPy would add
+up in another order."""
+
+ROWS = 1 << 18
+"""Rows whose products are added up at once."""
 
 
 @dataclass(frozen=True)
@@ -89,33 +100,59 @@ def summarize(schema: Schema, rows: Float[np.ndarray, "n d"] | None = None) -> S
     Without rows, a summary of the same shapes.
     """
     d = len(schema.columns)
-    x = np.full((0, d), np.nan) if rows is None else np.asarray(rows, np.float64)
+    x = np.full((0, d), np.nan) if rows is None else rows
     forms = tuple(_form(column) for column in schema.columns)
-    how = np.array([TRANSFORMS.get(c.type, IDENTITY) for c in schema.columns])
-    low = np.array([c.low for c in schema.columns], np.float64)
-    high = np.array([c.high for c in schema.columns], np.float64)
+    width = max(2, CELLS // max(len(x), 1))
+    ends = np.linspace(0, d, max(1, d // width) + 1).astype(int)
+    parts = [slice(*pair) for pair in itertools.pairwise(ends.tolist())]
+    levels = max([form.levels for form in forms], default=0)
+    of_parts = [_of_columns(schema.columns[part], x[:, part], levels) for part in parts]
+    arrays = [np.concatenate(a) for a in zip(*of_parts, strict=True)]
+    how, low, high, mean, unit = arrays[:5]
+    gaussian = [j for j, form in enumerate(forms) if form.gaussian]
+
+    def standard(block: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m g"]:
+        z = [_transformed(_own(block[:, j], forms[j]), how[j], low[j], high[j]) for j in gaussian]
+        columns = [(column - mean[j]) / unit[j] for j, column in zip(gaussian, z, strict=True)]
+        return np.stack(columns).T if columns else np.zeros((len(block), 0))
+
+    blocks = mapped.blocks_of(x, ROWS) if len(x) else iter([x])
+    correlation = _correlation(map(standard, blocks))
+    return Summary(forms, *(jnp.asarray(a, jnp.float32) for a in (*arrays, correlation)))
+
+
+def _of_columns(
+    columns: Sequence[Column], rows: Float[np.ndarray, "n d"], levels: int
+) -> tuple[np.ndarray, ...]:
+    """What a `Summary` holds of some columns, apart from their forms and correlations."""
+    x, forms = np.asarray(rows, np.float64), [_form(column) for column in columns]
+    how = np.array([TRANSFORMS.get(c.type, IDENTITY) for c in columns])
+    low = np.array([c.low for c in columns], np.float64)
+    high = np.array([c.high for c in columns], np.float64)
     z = np.full_like(x, np.nan)
-    own, zeros = x.copy(), np.full(d, 0.5)
+    own, zeros = np.full_like(x, np.nan), np.full(len(columns), 0.5)
     for j, form in enumerate(forms):
         if form.zeros:
             none = np.sum(x[:, j] == 0)
             zeros[j] = (none + 0.5) / (np.sum(~np.isnan(x[:, j])) + 1)
-            own[x[:, j] == 0, j] = np.nan
+        own[:, j] = _own(x[:, j], form)
         z[:, j] = _transformed(own[:, j], how[j], low[j], high[j])
     mean, spread = _moments(z)
     own_mean, own_spread = _moments(own)
-    slope = np.array([_slope(own[:, j], how[j], low[j], high[j]) for j in range(d)])
-    step = np.array([c.resolution for c in schema.columns]) * slope / np.sqrt(12)
+    slopes = [_slope(own[:, j], how[j], low[j], high[j]) for j in range(len(columns))]
+    step = np.array([c.resolution for c in columns]) * np.array(slopes) / np.sqrt(12)
     unit = np.where(spread > 0, spread, 1.0)
     floor = np.maximum(np.maximum(step, LEAST_NOISE * unit), EPSILON * np.abs(mean))
-    levels = max([form.levels for form in forms], default=0)
     counts = np.stack([_counts(x[:, j], form, levels) for j, form in enumerate(forms)])
     missing = (np.isnan(x).sum(axis=0) + 0.5) / (len(x) + 1)
-    gaussian = [j for j, form in enumerate(forms) if form.gaussian]
-    correlation = _correlation(((z - mean) / unit)[:, gaussian])
     moments = (how, low, high, mean, unit, floor, own_mean, own_spread, zeros, missing)
-    arrays = (*moments, counts, correlation)
-    return Summary(forms, *(jnp.asarray(a, jnp.float32) for a in arrays))
+    return (*moments, counts)
+
+
+def _own(x: Float[np.ndarray, " n"], form: Form) -> Float[np.ndarray, " n"]:
+    """The values in float64, NaN for zeros that are modelled apart."""
+    values = np.asarray(x, np.float64)
+    return np.where(values == 0, np.nan, values) if form.zeros else values
 
 
 def _form(column: Column) -> Form:
@@ -167,13 +204,18 @@ def _counts(x: np.ndarray, form: Form, levels: int) -> np.ndarray:
     return np.bincount(codes, minlength=levels)[:levels].astype(np.float64)
 
 
-def _correlation(standard: Float[np.ndarray, "n g"]) -> Float[np.ndarray, "g g"]:
-    """Correlations over the rows that have both values, positive definite and shrunk."""
-    g = standard.shape[1]
-    seen = ~np.isnan(standard)
-    z = np.where(seen, standard, 0.0)
-    both = seen.T.astype(np.float64) @ seen
-    raw = (1 - SHRINKAGE) * (z.T @ z) / np.maximum(both, 1) + SHRINKAGE * np.eye(g)
+def _correlation(standard: Iterable[Float[np.ndarray, "m g"]]) -> Float[np.ndarray, "g g"]:
+    """Correlations over the rows that have both values, positive definite and shrunk.
+
+    The rows come in blocks, at least one.
+    """
+    products = []
+    for block in standard:
+        seen = ~np.isnan(block)
+        z = np.where(seen, block, 0.0)
+        products.append((seen.T.astype(np.float64) @ seen, z.T @ z))
+    both, cross = (functools.reduce(np.add, of) for of in zip(*products, strict=True))
+    raw = (1 - SHRINKAGE) * cross / np.maximum(both, 1) + SHRINKAGE * np.eye(len(both))
     values, vectors = np.linalg.eigh((raw + raw.T) / 2)
     positive = (vectors * np.maximum(values, LEAST_EIGENVALUE)) @ vectors.T
     scale = np.sqrt(np.diag(positive))
