@@ -446,7 +446,7 @@ def test_a_table_is_trained_by_settings_for_its_size_unless_flags_give_others(
 
     chosen = settled("--k", "50")
     assert chosen.objective.k == 50
-    assert chosen.model.noise == "full"
+    assert chosen.model.networks == "tanh+linear"
     assert chosen.training.batch_size == 48
     assert chosen.training.weight_decay == 1.0
     assert "mine.csv is a table of 48 training rows" in capsys.readouterr().err

@@ -829,7 +829,7 @@ def test_a_table_takes_settings_for_its_size_unless_others_are_given(
     table = {name: rng.normal(size=60).round(3) for name in "abc"}
     (chosen,) = configured(data=table, k=50)
     assert chosen.objective.k == 50
-    assert chosen.model.noise == "full"
+    assert chosen.model.networks == "tanh+linear"
     settings = TableSettings.of(48, 3, 3)
     assert chosen.training.batch_size == settings.batch_size == 48
     assert chosen.training.epochs == settings.max_epochs

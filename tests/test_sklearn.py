@@ -23,8 +23,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import iwae
 from iwae import IWAE, IWAEImputer
 from iwae import sklearn as estimators
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
 from iwae.data import frames
 from iwae.data.detect import detect
 from iwae.errors import InputError, OutsideSupportWarning
@@ -186,6 +189,7 @@ def test_draws_have_the_form_of_the_rows_of_the_fit(fitted: IWAE) -> None:
     assert list(fitted.get_feature_names_out()) == ["iwae0"]
 
 
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 @pytest.mark.parametrize("library", ["pandas", "polars", "array"])
 def test_holes_are_filled_and_the_rest_is_untouched(library: str, fitted: IWAE) -> None:
     frame = table()
@@ -194,9 +198,7 @@ def test_holes_are_filled_and_the_rest_is_untouched(library: str, fitted: IWAE) 
         given = pl.from_pandas(frame)
     elif library == "array":
         given = frame.to_numpy(object)
-    made = fitted.impute(given) if library == "pandas" else None
-    if made is None:
-        made = IWAEImputer(IWAE(**SMALL)).fit_transform(given)
+    made = fitted.impute(given)
     assert type(made) is type(given)
     full = pd.DataFrame(
         made.to_dict(as_series=False) if library == "polars" else made,
@@ -486,17 +488,19 @@ def test_patience_stops_each_model_by_itself() -> None:
 
 
 def test_a_training_that_is_not_finite_starts_again_at_half_the_rate(monkeypatch) -> None:
-    rates, train = [], estimators.runs.train
+    rates: list[float] = []
 
-    def failing(config: Any, **given: Any) -> Any:
+    def failing(config: RunConfig, *, callbacks: list[estimators.Kept], **given: Any) -> RunConfig:
+        assert not callbacks[0].bounds, "what was kept of a failed training is dropped"
+        callbacks[0].bounds.append(-1.0)
         rates.append(config.training.learning_rate)
         if len(rates) < 3:
             raise estimators.NonFiniteError("The bound is not finite.")
-        return train(config, **given)
+        return config
 
     monkeypatch.setattr(estimators.runs, "train", failing)
-    x = np.random.default_rng(0).normal(size=(40, 2))
+    config, data = override(RunConfig(), learning_rate=0.01), iwae.data.load("digits")
     with pytest.warns(ConvergenceWarning, match="starts again with learning_rate"):
-        model = IWAE(**SMALL | {"learning_rate": 0.01}).fit(x)
+        found: Any = estimators._finite(config, data, progress=False, callbacks=[estimators.Kept()])
     assert rates == [0.01, 0.005, 0.0025]
-    assert model.models_[0].config.training.learning_rate == 0.0025
+    assert found.training.learning_rate == 0.0025
