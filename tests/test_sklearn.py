@@ -455,6 +455,7 @@ def test_the_best_structure_on_held_out_rows_makes_the_mixture() -> None:
     schema = detect(frames.as_table(np.eye(4) / 3, "X"), None, where="X").schema
     settings = estimators._defaults(schema, 4)
     settings = dataclasses.replace(settings, noises=tuple(bounds), priors=("normal",))
+    assert estimators._defaults(schema, 4).noises == ("independent", "full")
     found = estimators._with_best(settings.structures, 4, member)
     assert [number for _, number in found] == [0, 1, 2, 3]
     assert {tuple(model.history.valid_bound) for model, _ in found} == {(-5.0, -4.0, -2.0)}
@@ -475,6 +476,8 @@ def test_held_out_rows_tell_correlated_columns_from_others(tmp_path: Path) -> No
     model.save(tmp_path / "kept")
     assert IWAE.load(tmp_path / "kept").noise_ == "full"
     assert model.set_params(warm_start=True, max_epochs=1).fit(x).noise_ == "full"
+    alone = IWAE(**SMALL | {"noise": "auto"}).fit(x)
+    assert alone.noise_ == "independent", "a single model is no candidate's trial"
     with refused("noise = () was given; give one name, or several."):
         IWAE(**SMALL | {"noise": ()}).fit(x)
 

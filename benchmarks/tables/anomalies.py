@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.tables import ours, record, sets
@@ -58,7 +59,7 @@ def measured(table: Table, odd: int, seed: int, contestants: list[str]) -> Itera
         seconds = time.perf_counter() - began
         for name, scores in each.items():
             for measure, of in (("ROC-AUC", roc_auc_score), ("AP", average_precision_score)):
-                value = float(of(is_odd, -scores))
+                value = float(of(is_odd, rankdata(-scores)))
                 yield Figure(f"{table.name}, class {odd}", name, measure, str(seed), value, seconds)
 
 

@@ -44,9 +44,9 @@ The log-likelihood of one test split in nats per row, by `IWAE` fitted on the re
 IMPUTATION = """\
 The protocol of HI-VAE (Nazábal et al. 2020) with its masks: the normalised error averaged over all
 columns, then by kind; for `sklearn/…` with values missing completely at random. The types of the
-columns are given, as in the paper. Neighbours are sought
-among {donors} rows, and forests ({trees} trees, {rounds} rounds) learn from as many or from all; by
-default they have 100 trees and 10 rounds.
+columns are given, as in the paper. Neighbours are sought among {donors} rows, and forests ({trees}
+trees, {rounds} rounds) learn from as many, or from all; those by default have 100 trees and 10
+rounds.
 """
 
 COVERAGE = """\

@@ -580,6 +580,8 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
                 given = (given,) if isinstance(given, str) else tuple(given)
                 require(len(given) > 0, f"{name} = () was given; give one name, or several.")
             found = dataclasses.replace(found, **{field: given})
+        if isinstance(self.noise, str) and is_whole(found.n_models) and found.n_models <= TRIALS:
+            found = dataclasses.replace(found, noises=found.noises[:1])
         for name in ("n_latents", "n_models", "max_epochs", "batch_size", "patience"):
             given = getattr(found, name)
             require(
