@@ -16,7 +16,11 @@ from iwae.data.schema import CODED, Schema
 
 NAME = "IWAE"
 
-MISSINGNESS = {"MIWAE": "at-random", "not-MIWAE": "self-masking"}
+MISSINGNESS = {
+    "MIWAE": "at-random",
+    "not-MIWAE": "self-masking",
+    "not-MIWAE, sign known": "self-masking-high",
+}
 """Models of the missing values by their names in the literature."""
 
 TYPES = {
