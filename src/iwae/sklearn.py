@@ -32,7 +32,7 @@ from iwae._utils.distributed import computing
 from iwae._utils.files import write_atomic
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
-from iwae.config.tables import RECIPE, SMALL, TableSettings
+from iwae.config.tables import DEEP, RECIPE, Size, TableSettings, noises, sizes
 from iwae.data import Dataset, cells, frames
 from iwae.data.columns import order as order_of
 from iwae.data.columns import tidy
@@ -87,6 +87,7 @@ class Structure:
 
     noise: str
     prior: str
+    size: Size
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Settings(TableSettings):
 
     noises: tuple[str, ...]
     priors: tuple[str, ...]
+    sizes: tuple[Size, ...]
     n_models: int
     patience: int | None
     """Epochs without a better validation bound before the training of a model stops; None chooses
@@ -103,7 +105,8 @@ class Settings(TableSettings):
     @property
     def structures(self) -> tuple[Structure, ...]:
         """The candidates."""
-        return tuple(itertools.starmap(Structure, itertools.product(self.noises, self.priors)))
+        each = (self.noises, self.priors, self.sizes)
+        return tuple(itertools.starmap(Structure, itertools.product(*each)))
 
 
 SETTINGS = {
@@ -123,19 +126,20 @@ SETTINGS = {
 TRIALS = 2
 """Models of each candidate that are trained, to choose one by the rows that these hold out."""
 
-MODELS = 5
-"""Models of a mixture; with a fifth of the rows held out by each, every row is held out once."""
+MODELS, FEWER_MODELS = 5, 3
+"""Models of a mixture, and of one for a table of `DEEP` rows and more, where further ones take long
+and add little. With a fifth of the rows held out by each, no row is held out twice."""
 
 
 def _defaults(schema: Schema, n: int) -> Settings:
     """The settings for n rows of these columns."""
     chosen = TableSettings.of(n, len(schema.columns), schema.continuous)
-    several = schema.continuous > 1 and n < SMALL
     return Settings(
         **dataclasses.asdict(chosen),
-        noises=("independent", "full") if several else (chosen.noise,),
+        noises=noises(n, schema.continuous),
         priors=(chosen.prior,),
-        n_models=MODELS,
+        sizes=sizes(n, len(schema.columns)),
+        n_models=FEWER_MODELS if n >= DEEP else MODELS,
         patience=None,
     )
 
@@ -529,7 +533,7 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
                 f"n_models = {settings.n_models} was given, but training goes on from "
                 f"{len(begin)}; give n_models = {len(begin)}, or fit anew.",
             )
-            structures = (_structure(begin[0]),)
+            structures = (self._as_before(_structure(begin[0]), settings),)
         parts = [self._split(order, number) for number in range(settings.n_models)]
         if one_epoch:
             parts, structures = [(order, order[:1])] * settings.n_models, structures[:1]
@@ -540,7 +544,12 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         def member(number: int, structure: Structure) -> tuple[TrainedModel, Kept]:
             train, valid = parts[number]
             batch, seed = min(settings.batch_size, len(train)), int(seeds[number])
-            of = dataclasses.replace(settings, noise=structure.noise, prior=structure.prior)
+            of = dataclasses.replace(
+                settings,
+                noise=structure.noise,
+                prior=structure.prior,
+                **dataclasses.asdict(structure.size),
+            )
             config = self._config(of, len(train), batch, seed, one_epoch=one_epoch)
             if not one_epoch:
                 train = _rounds(train, batch)
@@ -567,12 +576,28 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         check_is_fitted(self)
         return _structure(self._best).prior
 
+    def _is_auto(self, name: str) -> bool:
+        given = getattr(self, name)
+        return isinstance(given, str) and given == "auto"
+
+    def _as_before(self, structure: Structure, settings: Settings) -> Structure:
+        """The structure of a model that is trained further, but for what the parameters say."""
+        names = [f.name for f in dataclasses.fields(Size) if not self._is_auto(f.name)]
+        given = {name: getattr(settings, name) for name in names}
+        return dataclasses.replace(structure, size=dataclasses.replace(structure.size, **given))
+
+    @property
+    def hidden_(self) -> tuple[int, ...]:
+        """The widths of the hidden layers."""
+        check_is_fitted(self)
+        return _structure(self._best).size.hidden
+
     def _settings(self, n: int) -> Settings:
         """The parameters, with what "auto" stands for. `InputError` if one cannot be used."""
         found = _defaults(self.schema_, n)
         for name, field in SETTINGS.items():
             given = getattr(self, name)
-            if isinstance(given, str) and given == "auto":
+            if self._is_auto(name):
                 continue
             if name == "hidden":
                 given = (given,) if isinstance(given, numbers.Integral) else tuple(given)
@@ -580,8 +605,11 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
                 given = (given,) if isinstance(given, str) else tuple(given)
                 require(len(given) > 0, f"{name} = () was given; give one name, or several.")
             found = dataclasses.replace(found, **{field: given})
-        if isinstance(self.noise, str) and is_whole(found.n_models) and found.n_models <= TRIALS:
+        few = is_whole(found.n_models) and found.n_models <= TRIALS
+        if isinstance(self.noise, str) and few:
             found = dataclasses.replace(found, noises=found.noises[:1])
+        compared = self._is_auto("hidden") and self._is_auto("n_latents") and not few
+        own = Size(found.n_latents, found.hidden, found.learning_rate)
         for name in ("n_latents", "n_models", "max_epochs", "batch_size", "patience"):
             given = getattr(found, name)
             require(
@@ -601,7 +629,12 @@ class IWAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
             f"validation_fraction = {self.validation_fraction} was given, but it must lie between "
             f"0 and 1.",
         )
-        return found
+        if not compared:
+            return dataclasses.replace(found, sizes=(own,))
+        if self._is_auto("learning_rate"):
+            return found
+        at = [dataclasses.replace(size, learning_rate=found.learning_rate) for size in found.sizes]
+        return dataclasses.replace(found, sizes=tuple(at))
 
     def _split(self, order: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The training and the held-out rows of a model: the next fold for each."""
@@ -834,7 +867,10 @@ def _best_bound(found: Sequence[tuple[TrainedModel, Kept]]) -> float:
 
 
 def _structure(of: TrainedModel) -> Structure:
-    return Structure(of.config.model.noise, of.config.model.prior)
+    """The candidate that a model was trained by."""
+    (hidden,), (n_latents,) = of.config.model.widths
+    size = Size(n_latents, hidden, of.config.training.learning_rate)
+    return Structure(of.config.model.noise, of.config.model.prior, size)
 
 
 def _finite(

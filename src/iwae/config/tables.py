@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 STEPS, MEDIUM = 800, 2000
-"""Steps of the optimiser for tables of up to `MEDIUM` rows; for larger ones they grow as √rows."""
+"""Steps of the optimiser for small tables; for those of over `MEDIUM` rows they grow as √rows."""
 
 LEAST_EPOCHS = 2
 
@@ -20,8 +20,11 @@ SMALL = 250
 WIDE = 40
 """Columns above which the layers are wider, and learn at the smaller rate."""
 
+MIDDLING = 1000
+"""Rows from which there are twice as many steps, and three layers may be better than one."""
+
 DEEP = 5000
-"""Rows from which there are three such layers, and more latent units."""
+"""Rows from which there are three layers, without a comparison."""
 
 LARGE = 20_000
 """Rows from which batches are larger."""
@@ -43,6 +46,37 @@ RECIPE: dict[str, object] = {
 
 
 @dataclass(frozen=True)
+class Size:
+    """The size of the networks, and the learning rate that suits it."""
+
+    n_latents: int
+    hidden: tuple[int, ...]
+    learning_rate: float
+
+
+def sizes(rows: int, columns: int) -> tuple[Size, ...]:
+    """Sizes for so many rows and columns: first the one to take if they are not compared."""
+    wide = columns > WIDE
+    shallow = Size(
+        n_latents=16 if wide else 8,
+        hidden=(128 if wide else 64,),
+        learning_rate=6e-3 if wide or rows < SMALL else 1.5e-2,
+    )
+    deep = Size(n_latents=16, hidden=(128, 128, 128), learning_rate=6e-3)
+    if rows >= DEEP:
+        return (deep,)
+    return (shallow, deep) if rows >= MIDDLING else (shallow,)
+
+
+def noises(rows: int, continuous: int) -> tuple[str, ...]:
+    """Noises given h for so many rows, `continuous` columns of which are real, positive or bounded:
+    first the one to take if they are not compared."""
+    if continuous <= 1:
+        return ("independent",)
+    return ("full",) if rows >= SMALL else ("independent", "full")
+
+
+@dataclass(frozen=True)
 class TableSettings:
     """Settings that depend on the size of a table and the types of its columns."""
 
@@ -60,17 +94,16 @@ class TableSettings:
         """Those for so many training rows and columns, `continuous` of them real, positive or
         bounded."""
         batch = min(64, rows) if rows < LARGE else 256
-        steps = STEPS * max(1.0, math.sqrt(rows / MEDIUM))
-        large = columns > WIDE or rows >= DEEP
-        layers = 3 if rows >= DEEP else 1
+        steps = max(STEPS * (2 if rows >= MIDDLING else 1), STEPS * math.sqrt(rows / MEDIUM))
+        size = sizes(rows, columns)[0]
         return TableSettings(
-            n_latents=16 if large else 8,
-            hidden=(128 if large else 64,) * layers,
-            noise="full" if continuous > 1 and rows >= SMALL else "independent",
+            n_latents=size.n_latents,
+            hidden=size.hidden,
+            noise=noises(rows, continuous)[0],
             prior="mixture",
             max_epochs=max(LEAST_EPOCHS, math.ceil(steps * batch / rows)),
             batch_size=batch,
-            learning_rate=6e-3 if rows < SMALL or large else 1.5e-2,
+            learning_rate=size.learning_rate,
             weight_decay=1.0 if rows < SMALL else 0.1,
         )
 
