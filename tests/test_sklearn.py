@@ -28,6 +28,7 @@ from iwae import IWAE, IWAEImputer
 from iwae import sklearn as estimators
 from iwae.config.io import override
 from iwae.config.schema import RunConfig
+from iwae.config.tables import Size
 from iwae.data import frames
 from iwae.data.detect import detect
 from iwae.errors import InputError, OutsideSupportWarning
@@ -464,6 +465,52 @@ def test_the_best_structure_on_held_out_rows_makes_the_mixture() -> None:
     trained.clear()
     estimators._with_best(settings.structures[:1], 3, member)
     assert trained == [(0, "full"), (1, "full"), (2, "full")]
+
+
+@pytest.mark.parametrize(
+    ("n", "hidden", "n_models"),
+    [
+        (999, [(64,)], 5),
+        (1000, [(64,), (128, 128, 128)], 5),
+        (4999, [(64,), (128, 128, 128)], 5),
+        (5000, [(128, 128, 128)], 3),
+    ],
+)
+def test_held_out_rows_choose_the_size_of_networks_between_small_and_large_tables(
+    n: int, hidden: list[tuple[int, ...]], n_models: int
+) -> None:
+    schema = detect(frames.as_table(np.eye(4) / 3, "X"), None, where="X").schema
+    settings = lambda **given: _with_schema(IWAE(**given), schema)._settings(n)
+    chosen = settings()
+    assert [of.size.hidden for of in chosen.structures] == hidden
+    assert chosen.n_models == n_models
+    own = settings(hidden=8)
+    assert [of.size.hidden for of in own.structures] == [(8,)], "one's own is not compared"
+    assert [of.size.n_latents for of in settings(n_latents=3).structures] == [3]
+    assert {of.size.learning_rate for of in settings(learning_rate=0.1).structures} == {0.1}
+    assert len(settings(n_models=1).structures) == 1, "a single model is no candidate's trial"
+
+
+def _with_schema(model: IWAE, schema: Any) -> IWAE:
+    model.schema_ = schema
+    return model
+
+
+@pytest.mark.slow
+def test_a_larger_network_is_taken_where_held_out_rows_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a model that is trained further keeps its size."""
+    small, large = (Size(2, hidden, 1e-2) for hidden in ((2,), (32, 32)))
+    monkeypatch.setattr(estimators, "sizes", lambda rows, columns: (small, large))
+    angle = np.random.default_rng(0).uniform(0, 2 * np.pi, size=400)
+    x = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    model = IWAE(n_models=3, max_epochs=30, k_score=20, random_state=0).fit(x)
+    assert model.hidden_ == (32, 32)
+    assert {m.config.model.hidden for m in model.models_} == {((32, 32),)}
+    model.save(tmp_path / "kept")
+    assert IWAE.load(tmp_path / "kept").hidden_ == (32, 32)
+    assert model.set_params(warm_start=True, max_epochs=1).fit(x).hidden_ == (32, 32)
 
 
 @pytest.mark.slow
