@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Protocol, TypedDict, TypeVar, get_t
 import tyro
 
 from iwae.cli import flags
-from iwae.config.io import override, recipe
+from iwae.config.io import override, recipe, text_of
 from iwae.config.schema import RunConfig
 
 
@@ -53,6 +53,9 @@ class Configured(Protocol):
 
 
 C = TypeVar("C", bound=Configured)
+
+STAGES = Annotated[str, tyro.conf.arg(metavar="'SHARE NAME=VALUE … / …'")]
+"""Stages of the training, which the command line takes as a text."""
 
 TRAINED_K = "train_k"
 """The name of the K of training in commands whose `k` is that of the evaluation."""
@@ -145,7 +148,7 @@ def _settings(section: type, names: Mapping[str, str], *, documented: bool) -> t
         entries[names.get(f.name, f.name)] = (
             _settings(hint, names, documented=documented)
             if isinstance(hint, type) and dataclasses.is_dataclass(hint)
-            else _described(hint, docs.get(f.name))
+            else _described(STAGES if f.name == "stages" else hint, docs.get(f.name))
         )
     form: type = TypedDict(section.__name__, entries, total=documented)  # type: ignore[misc]
     form.__doc__ = section.__doc__
@@ -171,7 +174,9 @@ def _docs(kind: type) -> dict[str, str]:
 
 def _nested(config: object, names: Mapping[str, str]) -> dict[str, object]:
     """A configuration as nested dictionaries, under the names of the flags."""
-    values = vars(config)
+    values = dict(vars(config))
+    if "stages" in values:
+        values["stages"] = text_of(values["stages"])
     return {
         names.get(n, n): _nested(v, names) if dataclasses.is_dataclass(v) else v
         for n, v in values.items()

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO, TypeVar, get_args, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, TextIO, TypeVar, get_type_hints, is_typeddict
 
 import tyro
 
@@ -132,18 +132,21 @@ def parse(command: type[T], arguments: list[str], *, prog: str, default: T | Non
 
 
 def _widths() -> tyro.constructors.ConstructorRegistry:
-    """Read widths from text: 200,200/100,100 for hidden layers and 100,50 for latents."""
+    """Read numbers from text: 200,200/100,100 for hidden layers and 100,50 for latents."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
     def widths(
         info: tyro.constructors.PrimitiveTypeInfo,
     ) -> tyro.constructors.PrimitiveConstructorSpec | None:
-        if info.type not in (tuple[int, ...], tuple[tuple[int, ...], ...]):
+        kinds = (tuple[int, ...], tuple[float, ...], tuple[tuple[int, ...], ...])
+        if info.type not in kinds:
             return None
-        nested = get_args(info.type)[0] is not int
-        row: Callable[[str], tuple[int, ...]] = lambda t: tuple(int(n) for n in t.split(",") if n)
-        text: Callable[[tuple[int, ...]], str] = lambda t: ",".join(map(str, t))
+        nested, number = info.type == kinds[-1], float if info.type == kinds[1] else int
+        row: Callable[[str], tuple[float, ...]] = lambda t: tuple(
+            map(number, filter(None, t.split(",")))
+        )
+        text: Callable[[tuple[float, ...]], str] = lambda t: ",".join(map(str, t))
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar="N,N/N,N" if nested else "N,N",

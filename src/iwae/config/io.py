@@ -1,5 +1,6 @@
 """Read configurations from recipes and TOML files; replace and compare settings by name."""
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -11,16 +12,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iwae._utils.checks import require
-from iwae.config.schema import RunConfig
+from iwae.config.schema import RunConfig, Stage
 from iwae.errors import InputError, nearest
+
+STAGES = "stages"
+"""The field of a configuration that is a list of tables."""
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """All leaf fields of a configuration by their own name; names are unique across sections."""
+    """All leaf fields of a configuration by their own name, and its stages as a text.
+
+    Names are unique across sections.
+    """
     leaves: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        leaves |= flatten(value) if dataclasses.is_dataclass(value) else {f.name: value}
+        if dataclasses.is_dataclass(value):
+            leaves |= flatten(value)
+        else:
+            leaves[f.name] = text_of(value) if f.name == STAGES else value
     return leaves
 
 
@@ -101,6 +111,42 @@ def parse(text: str, where: str) -> RunConfig:
     return _build(RunConfig, table, where)
 
 
+def stages_of(text: str) -> tuple[Stage, ...]:
+    """Stages from a text such as "3 k=1 objective=vae / 1": each its share, then settings.
+
+    `InputError` for a text of another form.
+    """
+    parts = text.split("/") if text.strip() else []
+    return tuple(_stage(part, number) for number, part in enumerate(parts, 1))
+
+
+def _stage(text: str, number: int) -> Stage:
+    share, *settings = text.split() or [""]
+    where = f"Stage {number} of --stages"
+    require(
+        all("=" in setting for setting in settings) and "=" not in share,
+        f"{where} is {text.strip()!r}, but it must be its share and settings such as k=1, with "
+        f"spaces between: 3 k=1 objective=vae / 1.",
+    )
+    table = dict(setting.split("=", 1) for setting in settings) | {"share": share}
+    return _build(Stage, {name: _number(value) for name, value in table.items()}, where)
+
+
+def _number(text: str) -> int | float | str:
+    """A word as the number that it is, if it is one."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def text_of(stages: tuple[Stage, ...]) -> str:
+    """The text from which `stages_of` reads these stages."""
+    share = lambda stage: repr(stage.share).removesuffix(".0")
+    settings = lambda stage: [f"{name}={value}" for name, value in stage.given.items()]
+    return " / ".join(" ".join([share(stage), *settings(stage)]) for stage in stages)
+
+
 def _build(cls: type, table: dict[str, Any], where: str) -> Any:
     known = {f.name for f in dataclasses.fields(cls)}
     for name in table:
@@ -151,8 +197,16 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
             f"{name} = {value!r} was given, which is not a choice; {nearest(str(value), choices)}.",
         )
         return value
+    if kind == tuple[Stage, ...] and isinstance(value, str):
+        return stages_of(value)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_coerce(v, typing.get_args(kind)[0], name) for v in value)
+    if dataclasses.is_dataclass(kind):
+        require(
+            isinstance(value, dict | typing.cast(type, kind)),
+            f"{name} holds {value!r}, but each entry must be a table of settings.",
+        )
+        return _build(typing.cast(type, kind), value, name) if isinstance(value, dict) else value
     if kind is float and type(value) is int:
         return float(value)
     require(

@@ -5,12 +5,14 @@ of `iwae train` set the same fields, so that each has one name, one default and 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import iwae.estimators.rules as rules
 from iwae._utils.checks import check_at_least_one, check_counts, check_seed, require
+from iwae.errors import InputError
 
 PRESETS: dict[int, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
     1: (((200, 200),), (50,)),
@@ -280,6 +282,9 @@ class TrainingConfig:
     GPU. Sums, parameters, log-weights and evaluations are always in float32."""
     start_from: str | None = None
     """Directory of a finished run whose parameters are the initial ones of this run."""
+    kl_warmup: int = 0
+    """Epochs over which the weight of log p(h) - log q(h|x) in the objective rises from 0 to 1
+    (Sønderby et al. 2016); the bounds that are printed and recorded have it at 1."""
     weight_kl: float = 0.0
     """Weight of KL(q(weights) || N(0, weight_prior^2)) / N, subtracted from the bound, with N
     examples in an epoch; 0, as published for IWAEU, leaves it out. With 1 and K = 1 the sum over
@@ -331,13 +336,69 @@ class TrainingConfig:
             f"it out.",
         )
         for name in (
-            *("checkpoint_minutes", "weight_kl", "weight_kl_passes", "warmup", "weight_decay"),
+            *("checkpoint_minutes", "weight_kl", "weight_kl_passes", "warmup", "kl_warmup"),
+            "weight_decay",
         ):
             value = getattr(self, name)
             require(
                 0 <= value < float("inf"),
                 f"{name} = {value} was given, but it cannot be negative or infinite.",
             )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the training: its length, and the settings in which it differs from the others.
+
+    A setting that is left out has the value that `ObjectiveConfig` or `TrainingConfig` gives it. A
+    stage with an objective of its own takes its own m, alpha, beta and order, too.
+    """
+
+    share: float = 1.0
+    """Length beside those of the other stages; a stage ends with a whole epoch."""
+    objective: Objective | None = None
+    encoder_objective: Objective | None = None
+    estimator: rules.EstimatorName | None = None
+    k: int | None = None
+    m: int | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    order: int | None = None
+    backward_draws: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    """Replaces the initial learning rate, by which the schedule over all epochs is multiplied."""
+    precision: Precision | None = None
+    average: float | None = None
+    """Averaging starts with the first stage that has it."""
+
+    def __post_init__(self) -> None:
+        check_counts(self)
+        require(
+            0 < self.share < float("inf"),
+            f"share = {self.share} was given for a stage, but it must be a positive number.",
+        )
+
+    @property
+    def given(self) -> dict[str, object]:
+        """The settings in which the stage differs, by name."""
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {n: v for n, v in named.items() if n != "share" and v is not None}
+
+    def objective_of(self, whole: ObjectiveConfig) -> ObjectiveConfig:
+        """The objective of the stage, where that of the run is `whole`."""
+        own = self.objective is not None
+        shape = ("encoder_objective", *PARAMETERS.values())
+        free: dict[str, Any] = dict.fromkeys(shape) if own else {}
+        return dataclasses.replace(whole, **free | self._of(ObjectiveConfig))
+
+    def training_of(self, whole: TrainingConfig) -> TrainingConfig:
+        """The training settings of the stage, where those of the run are `whole`."""
+        return dataclasses.replace(whole, **self._of(TrainingConfig))
+
+    def _of(self, section: type["ObjectiveConfig | TrainingConfig"]) -> dict[str, Any]:
+        names = {f.name for f in dataclasses.fields(section)}
+        return {name: value for name, value in self.given.items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -350,6 +411,9 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
     """Seed of all random numbers of the run."""
+    stages: tuple[Stage, ...] = ()
+    """Stages of the training, one after the other, which share its epochs: each its share and the
+    settings in which it differs, as in "3 k=1 objective=vae / 1", or [[stages]] in a recipe."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -359,6 +423,57 @@ class RunConfig:
             f"leave it out, or give --uncertain-weights both.",
         )
         self._check_proposal()
+        self._check_kl_warmup()
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """`InputError` for a stage whose settings do not go together."""
+        for number, stage in enumerate(self.stages, 1):
+            require(
+                stage.k is None or self.model.proposal == "independent",
+                f"Stage {number} has k = {stage.k}, but a {self.model.proposal} proposal has "
+                f"{self.objective.k} heads from beginning to end; leave it out.",
+            )
+            try:
+                self.during(stage)
+            except InputError as error:
+                raise InputError(f"Stage {number}: {error}") from error
+
+    def _check_kl_warmup(self) -> None:
+        """`InputError` for a weight of the latent KL where it is not defined."""
+        if self.training.kl_warmup == 0:
+            return
+        given = f"kl_warmup = {self.training.kl_warmup} was given"
+        require(
+            self.model.proposal == "independent",
+            f"{given} with proposal = {self.model.proposal}, whose draws are weighted jointly; "
+            f"leave it out.",
+        )
+        rules.validate_flags(rules.check_kl_weight(rules.rules_of(self.objective.estimator)))
+
+    @property
+    def has_open_end(self) -> bool:
+        """Whether a longer run begins with the same steps, so that more epochs can be added."""
+        return self.training.schedule == "constant" and not self.stages
+
+    @property
+    def by_stage(self) -> tuple[tuple["RunConfig", int, int], ...]:
+        """The settings of each stage, and the epochs that end before it and with it."""
+        if not self.stages:
+            return ((self, 0, self.training.epochs),)
+        shares = [*itertools.accumulate(stage.share for stage in self.stages)]
+        ends = [round(self.training.epochs * share / shares[-1]) for share in shares]
+        each = zip(self.stages, (0, *ends), ends, strict=False)
+        return tuple((self.during(stage), first, end) for stage, first, end in each)
+
+    def during(self, stage: Stage) -> "RunConfig":
+        """The configuration with the settings of a stage, and without stages."""
+        return dataclasses.replace(
+            self,
+            objective=stage.objective_of(self.objective),
+            training=stage.training_of(self.training),
+            stages=(),
+        )
 
     def _check_proposal(self) -> None:
         """`InputError` unless the objective and estimator suit importance samples from heads."""
@@ -401,8 +516,13 @@ class RunConfig:
 
 
 def _without_none(table: dict[str, object]) -> dict[str, object]:
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value
-        for key, value in table.items()
-        if value is not None
-    }
+    return {key: _set(value) for key, value in table.items() if value not in (None, ())}
+
+
+def _set(value: object) -> object:
+    """A value without the entries that are None, in tables and in lists of these."""
+    if isinstance(value, dict):
+        return _without_none(value)
+    if isinstance(value, tuple) and value and isinstance(value[0], dict):
+        return [_without_none(entry) for entry in value]
+    return value

@@ -26,6 +26,7 @@ from iwae.estimators import rules
 from iwae.estimators.rules import Rules
 
 PerDraw = Float[Array, " k"]
+Scalar = Float[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Weights:
     log_w: PerDraw
     phi: BoundFunction
     """The bound for the recognition parameters φ."""
+    kl_weight: Scalar | float = 1.0
+    """β in log w_i = log p(x|h_i) + β [log p(h_i) − log q(h_i|x)]."""
 
     @property
     def c(self) -> PerDraw:
@@ -76,7 +79,7 @@ ESTIMATORS: dict[str, Estimator] = {
     for estimator in (
         _known("reparam", b=lambda w: w.c, s=lambda w: -w.c),
         _known("stl", b=lambda w: w.c),
-        _known("dreg", b=lambda w: w.c - w.h_ii),
+        _known("dreg", b=lambda w: w.c - w.kl_weight * w.h_ii),
         _known("rws", s=lambda w: w.w),
         _known("rws-sleep"),
         _known("rws-dreg", b=lambda w: w.w - w.w**2),
@@ -89,7 +92,8 @@ ESTIMATORS: dict[str, Estimator] = {
 - `reparam`: plain reparametrisation (Burda et al. Eq. 13); unbiased.
 - `stl`: without the score (Roeder et al. 2017); unbiased for the ELBO only.
 - `dreg`: doubly reparametrised, b = c − H_ii: w̃² for L_K (Tucker et al. 2018), αw̃ + (1−α)w̃² for
-  VR-IWAE (Daudel et al. 2023), and accordingly for every other bound; unbiased.
+  VR-IWAE (Daudel et al. 2023), and accordingly for every other bound; unbiased. With a weight β of
+  the latent KL, c − β H_ii.
 - `rws`, `rws-sleep`: wake-φ Σ w̃ ∇φ log q(h) and sleep-φ (Bornschein & Bengio 2015).
 - `rws-dreg`: wake-φ doubly reparametrised, b = w̃ − w̃² (Tucker et al. 2018).
 - `aisle-kl`, `aisle-chi2`: b = w̃ and b = 2K w̃² (Finke & Thiery 2019).

@@ -172,6 +172,8 @@ class Rules:
     """The smallest K with which φ learns."""
     sleep: bool = False
     """Whether φ ascends log q(h|x) of draws (x, h) from the model, the sleep phase."""
+    takes_kl_weight: bool = False
+    """Whether its coefficients are right for another weight of the latent KL than 1."""
 
 
 EstimatorName = Literal[
@@ -179,9 +181,9 @@ EstimatorName = Literal[
 ]
 
 RULES: dict[EstimatorName, Rules] = {
-    "reparam": Rules(name="reparam", any_density=True),
-    "stl": Rules(name="stl"),
-    "dreg": Rules(name="dreg", independent=True),
+    "reparam": Rules(name="reparam", any_density=True, takes_kl_weight=True),
+    "stl": Rules(name="stl", takes_kl_weight=True),
+    "dreg": Rules(name="dreg", independent=True, takes_kl_weight=True),
     "rws": Rules(name="rws", own_phi=True, least_k=2),
     "rws-sleep": Rules(name="rws-sleep", own_phi=True, sleep=True),
     "rws-dreg": Rules(name="rws-dreg", independent=True, own_phi=True, least_k=2),
@@ -279,6 +281,17 @@ def check_backward(
         yield _same(
             "backward_draws was given, but this model's draws come in blocks that are weighted "
             "together; leave it out."
+        )
+
+
+def check_kl_weight(rules: Rules) -> Iterator[Objection]:
+    """Only estimators of the bound's own gradient take another weight of its KL than 1."""
+    if not rules.takes_kl_weight:
+        yield Objection(
+            f"Estimator {rules.name} was given with a weight of the latent KL, which only reparam, "
+            f"stl and dreg take; give one of these, or leave the weight out.",
+            f"estimator = {rules.name} was given with kl_warmup, which only reparam, stl and dreg "
+            f"take; give one of these, or leave kl_warmup out.",
         )
 
 

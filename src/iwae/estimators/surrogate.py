@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from iwae._utils.checks import check_draws
 from iwae.bounds import BoundFunction, Pair
+from iwae.errors import InputError
 from iwae.estimators import rules
 from iwae.estimators.estimators import ESTIMATORS as ESTIMATORS
 from iwae.estimators.estimators import Estimator as Estimator
@@ -22,7 +23,7 @@ from iwae.estimators.estimators import PerDraw as PerDraw
 from iwae.estimators.estimators import Weights as Weights
 from iwae.estimators.estimators import named as named
 from iwae.estimators.paths import check_path as check_path
-from iwae.models.base import Model, ModelLike, as_model, draw
+from iwae.models.base import AbstractAutoencoder, Model, ModelLike, as_model, draw
 
 Scalar = Float[Array, ""]
 Frozen = TypeVar("Frozen")
@@ -42,6 +43,7 @@ def surrogate_loss(
     estimator: str | Estimator = "reparam",
     backward_draws: int | None = None,
     chunk: int | None = None,
+    kl_weight: Scalar | float | None = None,
 ) -> tuple[Scalar, Scalar]:
     """(loss, value) of one example with K fresh draws; differentiate `loss` in the model.
 
@@ -57,9 +59,11 @@ def surrogate_loss(
         backward_draws: with n < K the gradient passes through n draws only, resampled by their
             weights (`resampled`), while all K are weighted. Default: through all.
         chunk: with `backward_draws`, how many draws are weighted at a time. Default: all at once.
+        kl_weight: β, if the gradient is that of the bound with the log-weights
+            log p(x|h) + β [log p(h) − log q(h|x)] (Sønderby et al. 2016). Default: 1.
 
     Returns:
-        The loss, and the value of the bound in nats (that of θ, if they differ).
+        The loss, and the value of the bound in nats (that of θ, if they differ), with β = 1.
 
     Raises:
         InputError: if the estimator does not exist, is not valid for this bound, K or model, or
@@ -75,22 +79,80 @@ def surrogate_loss(
     check(chosen, pair, k, model, backward_draws=few)
     check_path(chosen, model, x, k, key)
     whole = as_model(model)
+    if kl_weight is not None:
+        rules.validate(rules.check_kl_weight(chosen))
+        whole = KLWeighted.of(whole, kl_weight)
     if few is not None:
-        log_w, again = _weighed_first(whole, x, k, key, chunk)
+        log_w, h, again = _weighed_first(whole, x, k, key, chunk)
     else:
         h, log_q = draw(whole, x, k, key)
         if chosen == ESTIMATORS[rules.PLAIN] and pair.theta is pair.phi:
-            value = pair.theta(whole.log_joint(x, h) - log_q)
-            return -value, value
+            log_w = whole.log_joint(x, h) - log_q
+            value = pair.theta(log_w)
+            return -value, value if kl_weight is None else pair.theta(_plain(whole, x, h, log_w))
         log_w = jax.lax.stop_gradient(whole.log_joint(x, h) - log_q)
-    coefficients = Coefficients.of(chosen, Weights(log_w, pair.phi), pair.theta)
+    weights = Weights(log_w, pair.phi, 1.0 if kl_weight is None else kl_weight)
+    coefficients = Coefficients.of(chosen, weights, pair.theta)
+    value = pair.theta(log_w if kl_weight is None else _plain(whole, x, h, log_w))
     if few is not None:
         which, coefficients = resampled(coefficients, few, jax.random.fold_in(key, RESAMPLING))
         h = again(which)
     loss = _loss(whole, x, h, coefficients)
     if chosen.sleep:
         loss -= _sleep(whole, k, jax.random.fold_in(key, SLEEP))
-    return loss, pair.theta(log_w)
+    return loss, value
+
+
+class KLWeighted(Model):
+    """A model whose log-weights are log p(x|h) + β [log p(h) − log q(h|x)]."""
+
+    model: AbstractAutoencoder
+    kl_weight: Scalar | float
+    """β."""
+
+    @staticmethod
+    def of(model: Model, kl_weight: Scalar | float) -> "KLWeighted":
+        """`InputError` for a model whose log p(x|h) and log p(h) are not known apart."""
+        if not isinstance(model, AbstractAutoencoder) or model.in_blocks:
+            raise InputError(
+                f"A weight of the latent KL was given, but {type(model).__name__} does not tell "
+                f"log p(x|h) from log p(h) for single draws; leave the weight out, or give a model "
+                f"with log_observation and log_prior_terms."
+            )
+        return KLWeighted(model, kl_weight)
+
+    @property
+    def made_from_noise(self) -> bool:  # type: ignore[override]
+        return self.model.made_from_noise
+
+    def propose(self, x: Array, k: int, key: PRNGKeyArray) -> PyTree:
+        return self.model.propose(x, k, key)
+
+    def propose_and_log_prob(self, x: Array, k: int, key: PRNGKeyArray) -> tuple[PyTree, PerDraw]:
+        h, log_q = self.model.propose_and_log_prob(x, k, key)
+        return h, self.kl_weight * log_q
+
+    def noise(self, k: int, key: PRNGKeyArray) -> PyTree:
+        return self.model.noise(k, key)
+
+    def reparametrize(self, x: Array, epsilon: PyTree) -> tuple[PyTree, PerDraw]:
+        h, log_q = self.model.reparametrize(x, epsilon)
+        return h, self.kl_weight * log_q
+
+    def log_joint(self, x: Array, h: PyTree) -> PerDraw:
+        prior = sum(self.model.log_prior_terms(h))
+        return self.model.log_observation(x, h) + self.kl_weight * prior
+
+    def log_proposal(self, x: Array, h: PyTree) -> PerDraw:
+        return self.kl_weight * self.model.log_proposal(x, h)
+
+
+def _plain(model: Model, x: Array, h: PyTree, log_w: PerDraw) -> PerDraw:
+    """The log-weights with β = 1, without a gradient."""
+    assert isinstance(model, KLWeighted)
+    of, h = frozen(model.model), jax.lax.stop_gradient(h)
+    rest = sum(of.log_prior_terms(h)) - of.log_proposal(x, h)
+    return jax.lax.stop_gradient(log_w + (1 - model.kl_weight) * rest)
 
 
 def _fewer(backward_draws: int | None, k: int) -> int | None:
@@ -100,8 +162,8 @@ def _fewer(backward_draws: int | None, k: int) -> int | None:
 
 def _weighed_first(
     model: Model, x: Array, k: int, key: PRNGKeyArray, chunk: int | None
-) -> tuple[PerDraw, Callable[[Int[Array, " draws"]], PyTree]]:
-    """(log w of K draws, held constant; a function from indices to these draws, differentiable).
+) -> tuple[PerDraw, PyTree, Callable[[Int[Array, " draws"]], PyTree]]:
+    """(log w of K draws, and these, held constant; from indices to these draws, differentiable).
 
     If draws are made from noise, the indexed ones are made from it again, so that the backward pass
     through the encoder is for them alone. `chunk` draws are weighted at a time; None: all at once.
@@ -119,7 +181,7 @@ def _weighed_first(
     else:
         one = lambda h: still.log_joint(x, jax.tree.map(lambda a: a[None], h))[0]
         log_joint = jax.lax.map(one, h, batch_size=chunk)
-    return jax.lax.stop_gradient(log_joint - log_q), again
+    return jax.lax.stop_gradient(log_joint - log_q), h, again
 
 
 def _taken(draws: PyTree, which: Int[Array, " draws"]) -> PyTree:

@@ -20,6 +20,7 @@ from iwae._utils import threefry
 from iwae._utils.checks import COUNTED, check_draws, check_seed
 from iwae._utils.distributed import computing
 from iwae._utils.notebook import html_table
+from iwae.config.io import text_of
 from iwae.config.schema import RunConfig
 from iwae.data import Dataset
 from iwae.errors import InputError
@@ -119,6 +120,7 @@ class TrainedModel:
             ("likelihood", self.config.model.likelihood),
             ("data", f"{self.seen.name}, {self.seen.kind}, {_times(self.seen.shape)}"),
             ("epochs", f"{self.epochs:,}"),
+            *([("stages", text_of(self.config.stages))] if self.config.stages else []),
         ]
         if self.path is not None:
             rows.append(("directory", str(self.path)))

@@ -92,16 +92,18 @@ class _Costs:
 
     def of_training(self, job: Job) -> float:
         """Seconds of the remaining epochs, and of compiling the step."""
-        t = job.config.training
-        left = max(0, t.epochs - completed_epochs(job, self.out))
-        if state(job, self.out) in ("done", "trained") or left == 0:
+        minutes = job.config.training.minutes
+        if state(job, self.out) in ("done", "trained"):
             return 0.0
-        kind, cost = self._kind(job)
-        steps = left * cost.epoch
-        steps = steps if t.minutes is None else min(steps, 60 * t.minutes)
-        compiling = 0.0 if kind in self.stepped else cost.step
-        self.stepped.add(kind)
-        return steps + compiling
+        done, steps, compiling = completed_epochs(job, self.out), 0.0, 0.0
+        for config, first, end in job.config.by_stage:
+            if end <= max(first, done):
+                continue
+            kind, cost = self._kind(dataclasses.replace(job, config=config))
+            steps += (end - max(first, done)) * cost.epoch
+            compiling += 0.0 if kind in self.stepped else cost.step
+            self.stepped.add(kind)
+        return compiling + (steps if minutes is None else min(steps, 60 * minutes))
 
     def of_evaluations(self, job: Job) -> float:
         """Seconds of the remaining evaluations, and of compiling one."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iwae import data
-from iwae.config.io import differences, override
+from iwae.config.io import STAGES, differences, override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, nearest
 from iwae.experiments import comparisons
@@ -164,19 +164,20 @@ def _depth(name: str, before: Mapping[str, str | None]) -> int:
 
 def continued(config: RunConfig) -> RunConfig:
     """Settings for training a converged model further: 3^7 of 3,280 epochs, at a tenth of the
-    initial learning rate (Burda et al. §5)."""
-    t = config.training
+    initial learning rate (Burda et al. §5), in the last of its stages."""
+    last, _, _ = config.by_stage[-1]
+    t = last.training
     epochs = max(1, round(t.epochs * 3**7 / 3280))
     return override(
-        config,
+        last,
         epochs=epochs,
         learning_rate=t.learning_rate / 10,
         **CONTINUED,
     )
 
 
-CONTINUED: dict[str, Setting] = {"schedule": "constant", "warmup": 0}
-"""The learning-rate schedule of further training."""
+CONTINUED: dict[str, Setting] = {"schedule": "constant", "warmup": 0, "kl_warmup": 0, STAGES: ""}
+"""The schedules of further training."""
 
 
 def check_shared(config: RunConfig, start: RunConfig, own: set[str], instead: str) -> None:

@@ -16,7 +16,7 @@ from iwae import runs
 from iwae._utils.extras import require
 from iwae._utils.files import as_argument, check_writable, write_atomic
 from iwae._utils.formatting import units_in_words
-from iwae.config.io import flatten
+from iwae.config.io import flatten, text_of
 from iwae.config.schema import RunConfig
 from iwae.data.in_use import reading_once
 from iwae.errors import InputError
@@ -399,6 +399,8 @@ def _card(entry: Entry) -> Card:
         "a user-defined model" if "model" in entry.own else of_layers,
         f"{_count(entry.epochs)} of {_count(entry.config.training.epochs)} epochs",
     ]
+    if entry.config.stages:
+        summary.append(f"stages {text_of(entry.config.stages)}")
     return Card(
         name=entry.name,
         summary="; ".join(summary),

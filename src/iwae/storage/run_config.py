@@ -42,7 +42,7 @@ def identity(config: RunConfig, seen: Observation, own: Mapping[str, str] | None
     table count; other data have none.
     """
     free = {*SAVING, *MOVED, "minutes"}
-    if config.training.schedule == "constant":
+    if config.has_open_end:
         free.add("epochs")
     settings = {n: v for n, v, _ in differences(config, RunConfig()) if n not in free}
     begun = config.training.start_from is not None

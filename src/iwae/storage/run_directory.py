@@ -298,8 +298,8 @@ def _unmake(path: Path) -> None:
 def _check_resumable(path: Path, config: RunConfig) -> None:
     """`InputError` if the configuration differs from that of the run in what it must not change.
 
-    It may change the settings in `SAVING` and `MOVED`, `minutes`, and, with a constant schedule,
-    `epochs` to a larger number.
+    It may change the settings in `SAVING` and `MOVED`, `minutes`, and, with a constant schedule and
+    no stages, `epochs` to a larger number.
     """
     stored = read_config(path)
     if (path / MODEL).exists() and not (path / CHECKPOINT).exists():
@@ -307,7 +307,7 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
             f"{path} holds a trained model but no {CHECKPOINT} to train it further from; give "
             f"another --out."
         )
-    longer = stored.training.schedule == "constant"
+    longer = stored.has_open_end
     for name, before, now in differences(stored, config):
         moved = name in ("schema", "start_from") and None not in (before, now)  # as all in MOVED
         moved |= name == "values" and before == "auto"  # other examples are rejected later
@@ -316,7 +316,10 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
             continue
         hint = "leave the setting out"
         if name == "epochs" and not longer:
-            hint = f"the {stored.training.schedule} schedule was laid out for its epochs, so {hint}"
+            what = (
+                f"{stored.training.schedule} schedule was" if not stored.stages else "stages were"
+            )
+            hint = f"the {what} laid out for its epochs, so {hint}"
         raise InputError(
             f"{path} was started with {name} = {before}, not {now}; {hint} to resume it, or give "
             f"another --out."

@@ -58,6 +58,8 @@ class TrainerState:
     """Validations since the best."""
     path: Path | None = None
     """The run directory; None for a run in memory, and in all processes but the first."""
+    position: float = 0.0
+    """Completed epochs, with the fraction of the present one."""
 
 
 @dataclass(frozen=True)

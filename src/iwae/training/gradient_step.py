@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from operator import itemgetter
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -72,9 +73,12 @@ def stages(rates: Sequence[float] | np.ndarray | Array, total_steps: int) -> opt
 
 
 def learning_rate(
-    config: TrainingConfig, steps_per_epoch: int, rates: np.ndarray | Array
+    config: TrainingConfig, steps_per_epoch: int, rates: np.ndarray | Array, *, offset: int = 0
 ) -> optax.Schedule:
-    """Learning rate as a function of the step, from `rates`; that of `config` is not used."""
+    """Learning rate as a function of the step, from `rates`; that of `config` is not used.
+
+    `offset` is added to the step, in a stage whose batches have another size than those before.
+    """
     total_steps = config.epochs * steps_per_epoch
     if config.schedule == "stages":
         schedule = stages(rates[:STAGES], total_steps)
@@ -83,20 +87,21 @@ def learning_rate(
     else:
         schedule = optax.constant_schedule(rates[0])
     rising = config.warmup * steps_per_epoch
-    if rising == 0:
-        return schedule
-    return lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / rising)
+    if rising > 0:
+        whole = schedule
+        schedule = lambda step: whole(step) * jnp.minimum(1.0, (step + 1) / rising)
+    return schedule if offset == 0 else lambda step: schedule(step + offset)
 
 
 def optimizer(
-    config: TrainingConfig, steps_per_epoch: int, rates: np.ndarray | Array
+    config: TrainingConfig, steps_per_epoch: int, rates: np.ndarray | Array, *, offset: int = 0
 ) -> optax.GradientTransformation:
     """Adam or SOAP for a mean over the batch; with ε / batch_size it steps as for the sum.
 
     With `weight_decay` λ Adam is AdamW (Loshchilov & Hutter 2019) for the networks' weights W,
     which also move by −λ · lr · W.
     """
-    schedule = learning_rate(config, steps_per_epoch, rates)
+    schedule = learning_rate(config, steps_per_epoch, rates, offset=offset)
     moments = {"b1": config.adam_beta1, "b2": config.adam_beta2}
     eps = config.adam_epsilon / config.batch_size
     if config.optimizer == "soap":
@@ -215,16 +220,28 @@ def shared_step(
     *,
     bound: Pair | None = None,
     estimator: Estimator | None = None,
+    offset: int = 0,
+    average_from: int = 0,
 ) -> Step:
     """`make_step`, cached: arguments that give the same step return the same function.
 
     A second run then reuses the compiled program.
     """
-    given = (objective, shaping(config), steps_per_epoch, observe, devices, bound, estimator)
+    given = (objective, shaping(config), steps_per_epoch, observe, devices)
+    own = _Named(bound, estimator, offset, average_from)
     try:
-        return _kept_step(_Structure(static), *given)
+        return _kept_step(_Structure(static), *given, own)
     except TypeError:  # an argument cannot be hashed
-        return make_step(static, *given[:5], bound=bound, estimator=estimator)
+        return make_step(static, *given, **own._asdict())
+
+
+class _Named(NamedTuple):
+    """The keyword arguments of `make_step`."""
+
+    bound: Pair | None
+    estimator: Estimator | None
+    offset: int
+    average_from: int
 
 
 def shaping(config: TrainingConfig) -> TrainingConfig:
@@ -281,11 +298,10 @@ def _kept_step(
     steps_per_epoch: int,
     observe: Observer,
     devices: Devices,
-    bound: Pair | None,
-    estimator: Estimator | None,
+    own: _Named,
 ) -> Step:
     given = (objective, config, steps_per_epoch, observe, devices)
-    return make_step(structure.static, *given, bound=bound, estimator=estimator)
+    return make_step(structure.static, *given, **own._asdict())
 
 
 @lru_cache(maxsize=KEPT)
@@ -310,12 +326,15 @@ def make_step(
     *,
     bound: Pair | None = None,
     estimator: Estimator | None = None,
+    offset: int = 0,
+    average_from: int = 0,
 ) -> Step:
     """`step(state, order, key, rates, images, start)`: one step of the optimiser on one batch.
 
     `start` is the first step of the epoch. `rates` replaces the learning rate of `config`, so that
     replicas with different rates can share the step. `devices` share the batch. `bound` and
-    `estimator`, if given, replace those that `objective` names.
+    `estimator`, if given, replace those that `objective` names. Schedules are taken `offset` steps
+    later (`Span`), and averaging starts at step `average_from`.
     """
     batch = config.batch_size
     group, chunk = batch, None
@@ -323,7 +342,7 @@ def make_step(
         group = group_size(batch, min(objective.k, objective.backward_draws or objective.k))
         chunk = chunk_size(group, objective.k)
     pair = objective_bounds(objective) if bound is None else bound
-    loss = _loss(static, objective, config, steps_per_epoch, pair, estimator, chunk)
+    loss = _loss(static, objective, config, steps_per_epoch, pair, estimator, chunk, offset)
     of_batch = _in_groups(jax.value_and_grad(loss, has_aux=True), batch, group)
 
     def step(
@@ -340,14 +359,14 @@ def make_step(
             x = devices.split(jax.vmap(observe)(images[rows], keys[0]))
         given = (state.params, x, keys[1], state.step)
         (_, value), gradient = devices.whole(of_batch(*given))
-        transform = optimizer(config, steps_per_epoch, rates)
+        transform = optimizer(config, steps_per_epoch, rates, offset=offset)
         with jax.named_scope("optimizer"):
             updates, opt_state = transform.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         return TrainState(
             params=params,
             opt_state=opt_state,
-            average=_averaged(state.average, params, state.step, config.average),
+            average=_averaged(state.average, params, state.step - average_from, config.average),
             step=state.step + 1,
             value=value,
             total=state.total + value,
@@ -364,6 +383,7 @@ def _loss(
     bound: Pair,
     estimator: Estimator | None,
     chunk: int | None,
+    offset: int,
 ) -> Loss:
     """`loss(params, x, keys, step)`: (loss, value of the bound), means over the examples, in nats.
 
@@ -374,6 +394,9 @@ def _loss(
     def loss(
         params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array
     ) -> tuple[Array, Array]:
+        step = step + offset if offset else step
+        rising = config.kl_warmup * steps_per_epoch
+        kl_weight = jnp.minimum(1.0, (step + 1) / rising) if rising else None
         model = at_precision(eqx.combine(params, static), config.precision)
         losses, values = jax.vmap(
             lambda x, key: surrogate_loss(
@@ -385,6 +408,7 @@ def _loss(
                 estimator=objective.estimator if estimator is None else estimator,
                 backward_draws=objective.backward_draws,
                 chunk=chunk,
+                kl_weight=kl_weight,
             )
         )(x, keys)
         penalty = _weight_penalty(model, config, step / steps_per_epoch) / scale
@@ -482,9 +506,14 @@ def _weight_penalty(model: PyTree, config: TrainingConfig, epoch: Array) -> Arra
 
 
 def _averaged(average: PyTree, params: PyTree, step: Array, decay: float | None) -> PyTree:
-    """Exponential moving average whose window grows from the first step to 1/(1−decay) steps."""
-    if decay is None:
+    """Exponential moving average whose window grows from the first step to 1/(1−decay) steps.
+
+    Without a decay it is the parameters themselves, in a stage before the averaging.
+    """
+    if average is None:
         return None
+    if decay is None:
+        return copied(params)
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
     return optax.incremental_update(params, average, rate)
 

@@ -61,8 +61,7 @@ class TerminalBar(Callback):
 def _figures(event: StepChunk, valid: str) -> str:
     """The progress of a run as text."""
     state = event.state
-    epoch = state.step * state.epochs / state.steps
-    loss = f"epoch {epoch:.1f}/{state.epochs}  loss {-event.bound:.2f} nats{valid}"
+    loss = f"epoch {state.position:.1f}/{state.epochs}  loss {-event.bound:.2f} nats{valid}"
     return f"{loss}  {event.rate:,.0f} examples/s"
 
 

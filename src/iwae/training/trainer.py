@@ -73,6 +73,7 @@ from iwae.training.callbacks import (
 from iwae.training.examples import examples_of
 from iwae.training.gradient_step import TrainState
 from iwae.training.parts import OwnParts
+from iwae.training.spans import Span, spans
 
 CHUNK_SECONDS = 0.5
 """Target time of a chunk of steps; between chunks callbacks run and Ctrl-C is handled."""
@@ -159,9 +160,7 @@ class Run:
         self.requests = Requests()
         self.begun = self.ended = False
         self.n = len(data.dataset.train)
-        self.steps_per_epoch = _steps_per_epoch(self.n, t)
-        self.rates = jnp.asarray(gradient_step.rates(t))
-        self.schedule = gradient_step.learning_rate(t, self.steps_per_epoch, self.rates)
+        self.spans = spans(config, self.n)
         self.bound_function = eqx.Partial(
             bound_value, bound=self.bounds.theta, k=config.objective.k
         )
@@ -173,7 +172,8 @@ class Run:
         self.step = int(self.state.step)
         if not _is_over(self.progress, t):
             self.progress = replace(self.progress, finished="")
-        self.rates = devices.everywhere(self.rates)
+        each = [jnp.asarray(gradient_step.rates(span.config.training)) for span in self.spans]
+        self.rates_of = [devices.everywhere(rates) for rates in each]
         self.seed = devices.everywhere(jnp.uint32(config.seed))
         self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
         if self.progress.finished and not directory.has_model(self.progress.passes, self.step):
@@ -192,7 +192,8 @@ class Run:
             start = for_complete_rows(start)
         params, static = eqx.partition(start, eqx.is_inexact_array)
         transform = gradient_step.first_optimizer(gradient_step.shaping(t))
-        state = gradient_step.init(params, transform, average=t.average is not None)
+        averaged = any(span.config.training.average is not None for span in self.spans)
+        state = gradient_step.init(params, transform, average=averaged)
         best = gradient_step.copied(params) if t.patience is not None else None
         return (state, best), static
 
@@ -217,16 +218,38 @@ class Run:
         return saved, replace(progress.made_on(here), data=examples, names=data.dataset.names)
 
     @property
-    def end_of_epoch(self) -> int:
-        return (self.progress.passes + 1) * self.steps_per_epoch
+    def current(self) -> int:
+        """Index of the present stage among `spans`; of the last, when the run has ended."""
+        passes, last = self.progress.passes, len(self.spans) - 1
+        return next((i for i, span in enumerate(self.spans) if passes < span.end_epoch), last)
+
+    @property
+    def span(self) -> Span:
+        """The present stage."""
+        return self.spans[self.current]
+
+    @property
+    def rates(self) -> Array:
+        """The learning rates of the present stage."""
+        return self.rates_of[self.current]
 
     @property
     def start_of_epoch(self) -> int:
-        return self.end_of_epoch - self.steps_per_epoch
+        return self.span.step_of(self.progress.passes)
+
+    @property
+    def end_of_epoch(self) -> int:
+        return self.start_of_epoch + self.span.steps_per_epoch
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """What runs that advance together have in common: the present epoch's first step and last,
+        and the size of its batches."""
+        return self.start_of_epoch, self.end_of_epoch, self.span.config.training.batch_size
 
     @property
     def bounds(self) -> Pair:
-        """The bounds that θ and φ maximise."""
+        """The bounds that θ and φ maximise, after all stages but the last."""
         if self.parts.bound is not None:
             return self.parts.bound
         return gradient_step.objective_bounds(self.config.objective)
@@ -239,11 +262,12 @@ class Run:
             epoch=p.passes,
             epochs=epochs,
             step=self.step,
-            steps=epochs * self.steps_per_epoch,
+            steps=self.spans[-1].end_step,
             seconds=p.seconds,
             best=p.best,
             stale=p.stale,
             path=self.directory.path,
+            position=self.span.epoch_of(self.step),
         )
 
     def order_of_epoch(self) -> Array:
@@ -255,17 +279,20 @@ class Run:
         return self.order
 
     def make_step(self) -> gradient_step.Step:
-        """The step function, shared by runs that differ only in seed or learning rate."""
-        config, observer = self.config, self.data.seen.observer
+        """The step function of the present stage, shared by runs that differ only in seed or
+        learning rate."""
+        span, observer = self.span, self.data.seen.observer
         return gradient_step.shared_step(
             self.static,
-            config.objective,
-            config.training,
-            self.steps_per_epoch,
+            span.config.objective,
+            span.config.training,
+            span.steps_per_epoch,
             observer,
             self.devices,
             bound=self.parts.bound,
             estimator=self.parts.estimator,
+            offset=span.offset,
+            average_from=span.average_from,
         )
 
     def start(self) -> None:
@@ -279,7 +306,7 @@ class Run:
         Calls the callbacks, and saves the run if it is due or finished. `NonFiniteError` if the
         bound is not finite, or, at the end of an epoch, a parameter.
         """
-        self.state, t = state, self.config.training
+        self.state, t = state, self.span.config.training
         self.step = step = int(state.step)
         bound = float(state.value)
         if not np.isfinite(bound):
@@ -331,9 +358,12 @@ class Run:
             self.progress = replace(self.progress, finished=reason)
 
     def _end_epoch(self) -> None:
-        t, p = self.config.training, self.progress
-        rate = float(self.schedule(self.state.step - 1))
-        bound = float(self.state.total) / self.steps_per_epoch
+        t, p, span = self.config.training, self.progress, self.span
+        schedule = gradient_step.learning_rate(
+            span.config.training, span.steps_per_epoch, self.rates, offset=span.offset
+        )
+        rate = float(schedule(self.state.step - 1))
+        bound = float(self.state.total) / span.steps_per_epoch
         self.progress = replace(p, passes=p.passes + 1)
         self.state = replace(self.state, total=jnp.zeros((), jnp.float32))
         if self.progress.passes >= t.epochs:
@@ -418,7 +448,7 @@ class Run:
             raise NonFiniteError(self._non_finite_message("The parameters are"))
 
     def _non_finite_message(self, what: str) -> str:
-        epoch = 1 + (self.step - 1) // self.steps_per_epoch
+        epoch = 1 + int(self.span.epoch_of(self.step - 1))
         there = f"the last good checkpoint is kept in {self.directory.path}"
         kept = there if self.directory.begun else "nothing was saved"
         return (
@@ -447,15 +477,11 @@ class Trainer:
                 run.directory.save_config(run.config)
         self.devices = runs[0].devices
         self.examples = examples_of(runs[0].data.dataset.train, self.devices)
-        kinds = {_kind(run): run for run in runs}
-        steps = {kind: run.make_step() for kind, run in kinds.items()}
-        self.steps = {run: steps[_kind(run)] for run in runs}
-        batched = jax.default_backend() != "cpu" and all(
+        self.steps: dict[Kind, gradient_step.Step] = {}
+        self.batched = jax.default_backend() != "cpu" and all(
             run.config.training.optimizer != "soap"
             for run in runs  # vmap would compute the new bases at every step
         )
-        of = frozenset(self.steps.values())
-        self.advance = gradient_step.shared_advance(of, vectorized=batched)
 
     def train(self) -> None:
         """Train all runs to their end.
@@ -484,20 +510,30 @@ class Trainer:
     def _going(self) -> list[Run]:
         return [r for r in self.runs if not r.progress.finished and r not in self.failed]
 
+    def _steps_of(self, group: Sequence[Run]) -> tuple[gradient_step.Step, ...]:
+        """The step function of each run in its present stage; those of a stage are made once."""
+        for run in group:
+            if _kind(run) not in self.steps:
+                self.steps[_kind(run)], self.chunk = run.make_step(), 1
+        return tuple(self.steps[_kind(run)] for run in group)
+
     def _advance(self, going: list[Run]) -> None:
         """Advance the runs that are furthest behind by a chunk of steps."""
         before = min(r.step for r in going)
-        group = [r for r in going if r.step == before]
+        place = next(r.place for r in going if r.step == before)
+        group = [r for r in going if r.step == before and r.place == place]
         ahead = [r.step for r in going if r.step > before]
-        batch, start = group[0].config.training.batch_size, group[0].start_of_epoch
+        batch, start = group[0].span.config.training.batch_size, group[0].start_of_epoch
+        steps = self._steps_of(group)
+        advance = gradient_step.shared_advance(frozenset(steps), vectorized=self.batched)
         most = self.examples.most_steps(batch, len(group))
         until = min(before + min(self.chunk, most), group[0].end_of_epoch, *ahead)
         began = time.monotonic()
         read = self.examples.read(
             [r.order_of_epoch() for r in group], batch, start, slice(before, until)
         )
-        states = self.advance(
-            tuple(self.steps[r] for r in group),
+        states = advance(
+            steps,
             tuple(r.state for r in group),
             read.orders,
             tuple(r.seed for r in group),
@@ -542,19 +578,12 @@ def _names_before(config: RunConfig, directory: RunDirectory) -> tuple[str, ...]
     return read_model(begin)[1].names if (begin / MODEL).exists() else ()
 
 
-def _kind(run: Run) -> tuple[RunConfig, int]:
+Kind = tuple[RunConfig, int, int]
+
+
+def _kind(run: Run) -> Kind:
     """A key that is equal for runs that can share a step."""
-    return override(run.config, seed=0, learning_rate=1.0), id(run.parts)
-
-
-def _steps_per_epoch(n: int, config: TrainingConfig) -> int:
-    """Whole batches in n training examples; `InputError` if there are none."""
-    if n < config.batch_size:
-        raise InputError(
-            f"batch_size = {config.batch_size} was given, but there are only {n} training "
-            f"examples; give --batch-size {n} or less."
-        )
-    return n // config.batch_size
+    return override(run.config, seed=0, learning_rate=1.0), run.current, id(run.parts)
 
 
 def _of_settings(config: TrainingConfig) -> Iterator[Callback]:

@@ -1,0 +1,358 @@
+"""Stages of a training run, and the weight of the latent KL that rises at its beginning."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import iwae
+from iwae.bounds import elbo
+from iwae.bounds import iwae as iwae_bound
+from iwae.config.io import override, parse, recipe, recipe_names, stages_of, text_of
+from iwae.config.schema import ModelConfig, RunConfig, Stage
+from iwae.errors import InputError
+from iwae.estimators.surrogate import surrogate_loss
+from iwae.evaluation.trained import TrainedModel
+from iwae.models.base import draw_log_weights
+from iwae.plotting import report
+from iwae.training.callbacks import Callback, EpochEnd, Stop
+from iwae.training.spans import spans
+from linear_gaussian import LinearGaussian, random_model
+from thinned import thinned
+
+SMALL: dict[str, Any] = {
+    "hidden": ((8,),),
+    "latents": (3,),
+    "k": 4,
+    "batch_size": 20,
+    "estimator": "dreg",
+    "seed": 3,
+}
+GROWING = "2 k=1 objective=vae estimator=reparam / 1 batch_size=40 learning_rate=5e-4 / 1"
+
+
+def images(n: int = 130) -> np.ndarray:
+    draws = np.random.default_rng(0).uniform(size=(n, 6))
+    return (draws < 0.4).astype(np.float32)
+
+
+def trained(epochs: int = 8, **given: Any) -> TrainedModel:
+    data = {"train": images(), "valid": images(30), "test": images(30)}
+    return iwae.train(data=data, epochs=epochs, progress=False, **(SMALL | given))
+
+
+def rejected(act: Callable[[], object], *parts: str) -> None:
+    """`InputError` with a sentence that has these parts."""
+    with pytest.raises(InputError) as caught:
+        act()
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def same(one: TrainedModel, other: TrainedModel) -> bool:
+    return all(map(np.array_equal, weights(one), weights(other)))
+
+
+def weights(of: TrainedModel) -> list[Any]:
+    return jax.tree.leaves(eqx.filter(of.model, eqx.is_array))
+
+
+# --- where stages begin and end ---------------------------------------------------------------
+
+
+def test_stages_share_the_epochs_and_end_with_whole_ones() -> None:
+    config = override(RunConfig(), epochs=10, batch_size=20, stages="1 / 1 batch_size=50 / 0.2")
+    found = spans(config, 130)
+    assert [(s.first_epoch, s.end_epoch) for s in found] == [(0, 5), (5, 9), (9, 10)]
+    assert [s.steps_per_epoch for s in found] == [6, 2, 6]
+    assert [(s.first_step, s.end_step) for s in found] == [(0, 30), (30, 38), (38, 44)]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 17])
+def test_every_epoch_belongs_to_one_stage(epochs: int) -> None:
+    config = override(RunConfig(), epochs=epochs, stages="1 / 1 k=2 / 3 k=3")
+    found = spans(config, 100)
+    covered = [e for span in found for e in range(span.first_epoch, span.end_epoch)]
+    assert covered == list(range(epochs))
+    assert all(one.end_step == next_.first_step for one, next_ in itertools.pairwise(found))
+
+
+def test_a_schedule_is_a_function_of_the_epoch_whatever_the_batch() -> None:
+    """lr(e) = lr (1 + cos(π e / E)) / 2, at the last step of each epoch e."""
+    run = trained(schedule="cosine", learning_rate=1e-2, stages="1 / 1 batch_size=40 / 1")
+    for row, steps in zip(run.history.rows, [6] * 3 + [3] * 2 + [6] * 3, strict=True):
+        at = (row.epoch - 1 / steps) / 8
+        expected = 1e-2 * (1 + np.cos(np.pi * at)) / 2
+        np.testing.assert_allclose(row.learning_rate, expected, rtol=1e-5)
+
+
+def test_the_settings_of_a_stage_are_those_of_the_run_but_for_its_own() -> None:
+    config = override(RunConfig(), objective="miwae", m=2, k=8, encoder_objective="iwae")
+    stage = Stage(objective="vae", k=1, learning_rate=0.1)
+    own = config.during(stage)
+    assert own.objective == dataclasses.replace(RunConfig().objective, objective="vae", k=1)
+    assert own.training == dataclasses.replace(config.training, learning_rate=0.1)
+
+
+# --- training in stages -----------------------------------------------------------------------
+
+
+def test_stages_that_differ_in_nothing_change_nothing() -> None:
+    once, parted = trained(), trained(stages="1 / 2 / 1")
+    assert same(once, parted)
+    assert [r.train_bound for r in once.history] == [r.train_bound for r in parted.history]
+
+
+def test_the_first_stage_is_a_run_of_its_settings() -> None:
+    """Its epochs are those of a run with these settings, bit for bit; after it they are not."""
+    alone = trained(k=1, objective="vae", estimator="reparam", epochs=4)
+    parted = trained(stages=GROWING)
+    bounds = [r.train_bound for r in parted.history]
+    assert bounds[:4] == [r.train_bound for r in alone.history]
+
+
+class StopAfter(Callback):
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def on_epoch_end(self, event: EpochEnd) -> Stop | None:
+        return Stop("enough") if event.state.epoch == self.epoch else None
+
+
+@pytest.mark.parametrize("epoch", thinned([3, 4, 7], 4))
+def test_a_run_resumes_within_a_stage_and_between_two(tmp_path: Path, epoch: int) -> None:
+    """The same bits as at one go: the checkpoint of an epoch is all that a stage needs."""
+    whole = trained(stages=GROWING, average=0.9)
+    out = tmp_path / "run"
+
+    class Killed(Callback):
+        def on_epoch_end(self, event: EpochEnd) -> None:
+            if event.state.epoch == epoch + 1:
+                raise KeyboardInterrupt
+
+    given: dict[str, Any] = {"stages": GROWING, "average": 0.9, "out": out}
+    given["checkpoint_every"] = 1
+    with pytest.raises(KeyboardInterrupt):
+        trained(**given, callbacks=[Killed()])
+    resumed = trained(**given, resume=True)
+    assert same(whole, resumed)
+    assert [r.step for r in whole.history] == [r.step for r in resumed.history]
+
+
+def test_the_bound_of_training_is_the_stage_s_and_that_of_validation_the_run_s() -> None:
+    """On images without latents in p or q's way: L_1 of one draw, L_4 of four, by their means."""
+    short = trained(stages="1 k=1 objective=vae / 1", learning_rate=1e-9, epochs=2)
+    first, second = short.history.rows
+    assert first.train_bound < second.train_bound  # the ELBO is below L_4 of the same model
+    np.testing.assert_allclose(first.valid_bound, second.valid_bound, atol=1e-4)
+
+
+def test_averaging_starts_with_its_stage() -> None:
+    """With a decay of 0 in the last stage, the average is the last parameters themselves."""
+    last = trained(stages="1 / 1 average=0.0")
+    assert same(last, trained())
+    assert not same(trained(stages="1 / 1 average=0.9"), trained())
+
+
+@pytest.mark.slow
+def test_replicas_take_the_stages_of_each_alone() -> None:
+    config = override(RunConfig(), stages=GROWING, **SMALL | {"epochs": 4})
+    data = {"train": images(), "valid": images(30), "test": images(30)}
+    several = iwae.train_replicas(config, seeds=2, data=data, progress=False)
+    for model in several:
+        alone = iwae.train(override(config, seed=model.config.seed), data=data, progress=False)
+        for a, b in zip(weights(model), weights(alone), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_summary_and_a_report_name_the_stages(tmp_path: Path) -> None:
+    run = trained(stages="1 k=1 / 1", epochs=2, out=tmp_path / "run")
+    assert "1 k=1 / 1" in run._repr_html_()
+    page = tmp_path / "report.html"
+    report.write([tmp_path / "run"], page)
+    assert "stages 1 k=1 / 1" in page.read_text()
+
+
+def test_the_bar_counts_epochs_of_any_batch() -> None:
+    seen = []
+
+    class Seen(Callback):
+        def on_epoch_end(self, event: EpochEnd) -> None:
+            seen.append((event.state.position, event.state.step, event.state.steps))
+
+    trained(stages=GROWING, callbacks=[Seen()])
+    assert [position for position, _, _ in seen] == list(range(1, 9))
+    assert seen[-1][1] == seen[-1][2] == 4 * 6 + 2 * 3 + 2 * 6
+
+
+# --- how stages are written -------------------------------------------------------------------
+
+
+def test_stages_are_read_from_a_recipe_as_from_a_flag() -> None:
+    written = """
+        [[stages]]
+        share = 2
+        k = 1
+        objective = "vae"
+        [[stages]]
+        batch_size = 100
+    """
+    flag = override(RunConfig(), stages="2 k=1 objective=vae / 1 batch_size=100")
+    assert parse(written, "mine.toml") == flag
+    assert parse(flag.to_toml(), "again") == flag
+    assert stages_of(text_of(flag.stages)) == flag.stages
+    assert stages_of("") == ()
+
+
+def test_the_settings_of_a_run_without_stages_do_not_speak_of_them() -> None:
+    assert "stages = [" not in RunConfig().to_toml()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_written_as_it_is_read(name: str) -> None:
+    assert parse(recipe(name).to_toml(), name) == recipe(name)
+
+
+def test_stages_that_cannot_be_are_rejected() -> None:
+    with_stages = lambda text, **more: override(RunConfig(), stages=text, **more)
+    rejected(lambda: with_stages("k=1 / 2"), "Stage 1 of --stages is 'k=1'", "3 k=1")
+    rejected(lambda: with_stages("1 kk=3"), "unknown entry 'kk'", "'k'")
+    rejected(lambda: with_stages("1 k=x"), "k = 'x'", "whole number")
+    rejected(lambda: with_stages("1 / 0"), "share = 0.0", "positive")
+    rejected(lambda: with_stages("1 / 1 objective=miwae"), "Stage 2", "needs m")
+    rejected(lambda: with_stages("1 batch_size=0"), "Stage 1", "at least 1")
+    rejected(lambda: with_stages("1 optimizer=soap"), "unknown entry 'optimizer'", "known are")
+    hierarchical = {"proposal": "hierarchical", "estimator": "reparam"}
+    rejected(lambda: with_stages("1 k=2", **hierarchical), "Stage 1 has k = 2", "heads")
+    rejected(lambda: override(RunConfig(), stages=[3]), "holds 3", "table")
+    with pytest.raises(InputError, match="only 130 training examples"):
+        trained(stages="1 / 1 batch_size=200")
+
+
+def test_a_run_in_stages_cannot_be_made_longer(tmp_path: Path) -> None:
+    trained(stages="1 / 1 k=2", epochs=2, out=tmp_path / "run")
+    longer = lambda: trained(stages="1 / 1 k=2", epochs=4, out=tmp_path / "run", resume=True)
+    rejected(longer, "epochs = 2, not 4", "stages were laid out")
+
+
+# --- the weight of the latent KL --------------------------------------------------------------
+
+
+@eqx.filter_jit
+def one(model: Any, x: Any, key: Any, **given: Any) -> Any:
+    """(value, gradient of the loss) of one example."""
+    loss = partial(surrogate_loss, x=x, key=key, **given)
+    (_, value), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(model)
+    return value, gradient
+
+
+def autoencoder(layers: int = 1) -> Any:
+    config = ModelConfig(layers, ((4,), (4,))[:layers], (3, 2)[:layers], "bernoulli")
+    return random_model(config, 5, seed=2)
+
+
+X = jnp.array([1.0, 0, 0, 1, 1])
+
+
+EACH = list(itertools.product(["reparam", "stl", "dreg"], [None, 2]))
+
+
+@pytest.mark.parametrize(("estimator", "few"), thinned(EACH, ("reparam", None), ("dreg", 2)))
+def test_a_weight_of_one_is_none(estimator: str, few: int | None) -> None:
+    given = {"bound": iwae_bound, "k": 5, "estimator": estimator, "backward_draws": few}
+    model, key = autoencoder(2), jax.random.key(0)
+    value, gradient = one(model, X, key, **given)
+    again, weighted = one(model, X, key, **given, kl_weight=1.0)
+    np.testing.assert_allclose(value, again, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(weighted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("estimator", "few"), thinned(EACH, ("reparam", None), ("dreg", 2)))
+def test_the_value_has_a_weight_of_one(estimator: str, few: int | None) -> None:
+    model, key = autoencoder(2), jax.random.key(0)
+    log_w = draw_log_weights(model, X, 5, key)
+    given = {"bound": iwae_bound, "k": 5, "estimator": estimator, "backward_draws": few}
+    value, _ = one(model, X, key, **given, kl_weight=0.3)
+    np.testing.assert_allclose(value, iwae_bound(log_w), rtol=1e-5)
+
+
+def test_the_gradient_is_that_of_the_weighted_bound() -> None:
+    """By plain autodiff of log (1/K) Σ exp(log p(x|h) + β [log p(h) − log q(h|x)])."""
+    model, key, weight = autoencoder(2), jax.random.key(1), 0.3
+
+    def weighted(model: Any) -> Any:
+        h, log_q = model.propose_and_log_prob(X, 5, key)
+        prior = sum(model.log_prior_terms(h))
+        return -iwae_bound(model.log_observation(X, h) + weight * (prior - log_q))
+
+    expected = eqx.filter_grad(weighted)(model)
+    _, got = one(model, X, key, bound=iwae_bound, k=5, kl_weight=weight)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bound", "estimator", "k"),
+    thinned(MEANS := [(iwae_bound, "dreg", 3), (elbo, "stl", 1), (elbo, "dreg", 2)], MEANS[0]),
+)
+def test_the_gradient_has_the_same_mean_under_every_estimator(
+    bound: Any, estimator: str, k: int
+) -> None:
+    """Differences of paired gradients from plain ones, over 40,000 draws: all within 5 errors."""
+    model, weight = autoencoder(), 0.3
+
+    @eqx.filter_jit
+    def difference(keys: Any) -> Any:
+        def of(key: Any) -> Any:
+            both = (
+                one(model, X, key, bound=bound, k=k, estimator=e, kl_weight=weight)[1]
+                for e in (estimator, "reparam")
+            )
+            flat = [
+                jnp.concatenate([a.ravel() for a in jax.tree.leaves(eqx.filter(g, eqx.is_array))])
+                for g in both
+            ]
+            return flat[0] - flat[1]
+
+        return jax.vmap(of)(keys)
+
+    each = np.asarray(difference(jax.random.split(jax.random.key(5), 40_000)), np.float64)
+    error = each.std(axis=0, ddof=1) / np.sqrt(len(each))
+    there = error > 1e-9
+    assert there.any()
+    assert np.all(np.abs(each.mean(axis=0)[there]) < 5 * error[there])
+    np.testing.assert_allclose(each[:, ~there], 0.0, atol=1e-5)
+
+
+def test_the_weight_rises_over_its_epochs() -> None:
+    """With a weight near 0 a code costs nothing: KL(q(h|x) ‖ p(h)) grows beyond that of the ELBO,
+    and at the end of the warm-up the runs are alike in it."""
+    plain = trained(objective="vae", k=1, epochs=3, learning_rate=1e-2)
+    rising = trained(objective="vae", k=1, epochs=3, learning_rate=1e-2, kl_warmup=1000)
+    divergence = lambda run: sum(run.evaluate(k=1).kl)
+    assert divergence(rising) > 2 * divergence(plain)
+
+
+@pytest.mark.slow
+def test_a_warm_up_in_a_run_of_stages_follows_the_epoch() -> None:
+    """Parted into stages that differ in nothing, a warm-up is the same, bit for bit."""
+    assert same(trained(kl_warmup=5), trained(kl_warmup=5, stages="3 / 1"))
+
+
+def test_a_weight_without_meaning_is_rejected() -> None:
+    rejected(lambda: override(RunConfig(), kl_warmup=-1), "kl_warmup = -1", "negative")
+    rejected(lambda: override(RunConfig(), kl_warmup=3, estimator="rws"), "rws", "reparam")
+    hierarchical = {"proposal": "hierarchical", "kl_warmup": 3}
+    rejected(lambda: override(RunConfig(), **hierarchical), "kl_warmup = 3", "jointly")
+    mine = LinearGaussian(jnp.zeros(3), jnp.zeros(3), jnp.array(0.0))
+    given = {"bound": elbo, "k": 2, "kl_weight": 0.5}
+    rejected(lambda: one(mine, jnp.zeros(3), jax.random.key(0), **given), "latent KL", "log_prior")
