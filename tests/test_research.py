@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from iwae import runs
 from iwae.cli.app import main
-from iwae.config.io import override
+from iwae.config.io import override, recipe
 from iwae.config.schema import RunConfig
+from iwae.errors import InputError
 from iwae.evaluation.trained import TrainedModel
 from iwae.experiments import comparisons
+from iwae.experiments.against_time import SNAPSHOTS, Curve, Measure, Snapshot, Snapshots, read
+from iwae.plotting import figures
+from iwae.training.callbacks import Start, TrainerState, Validation
 from refusals import refused
 
 
@@ -96,3 +101,87 @@ def test_every_comparison_is_a_set_of_runs_that_mean_something() -> None:
     few = override(RunConfig(), k=50, backward_draws=3, estimator="dreg")
     with refused("backward_draws = 3 was given, but VAE has its own; leave it out."):
         comparisons.comparison("objectives", few, RunConfig())
+
+
+# --- recipes by minutes -----------------------------------------------------------------------
+
+
+def test_minutes_to_a_likelihood_are_those_of_the_median_run() -> None:
+    run = lambda *points: tuple(Snapshot(m, i, nll, 0.1 * m) for i, (m, nll) in enumerate(points))
+    curve = Curve(
+        "mine",
+        RunConfig(),
+        {0: run((1, 90), (2, 86)), 1: run((1, 86), (3, 84)), 2: run((2, 88), (4, 87))},
+    )
+    assert curve.reaching(88) == 2  # 2, 1 and 2 minutes
+    assert curve.reaching(86) == 2  # 2, 1 and never
+    assert curve.reaching(85) is None  # never, 3 and never
+    assert (curve.nll, curve.minutes, curve.spread) == (86, 3, 3)
+    assert curve.nll_se == pytest.approx(0.4)
+    drawn = figures.nll_curves([(curve.name, curve.points)], [84.78]).decode()
+    assert "minutes of training" in drawn
+    assert "mine" in drawn
+
+
+def test_snapshots_are_by_factors_of_time_and_those_of_the_model(tmp_path: Path) -> None:
+    """Each is what an evaluation of that model gives; the last is the model's own."""
+    config = override(recipe("smoke"), hidden=((8,),), latents=(2,), k=2, epochs=3)
+    measure = Measure("valid", 20, 30)
+    start = runs.untrained(config)
+    taken = Snapshots(tmp_path, start, measure)
+    expected = start.evaluate(split="valid", k=20, limit=30)
+    for epoch, seconds in ((1, 10), (2, 20), (4, 25), (5, 30), (6, 31), (7, 40)):
+        state = TrainerState(epoch, 9, epoch, 9, seconds)
+        taken.on_validation(Validation(state, -1.0, False, lambda: start.model))
+    assert [(s.minutes * 60, s.epoch) for s in taken.taken] == [(20, 2), (30, 5)]
+    assert [s.nll for s in taken.taken] == pytest.approx([expected.nll] * 2, rel=1e-6)
+    assert taken.taken[0].nll_se == pytest.approx(expected.nll_se, rel=1e-4)
+    resumed = Snapshots(tmp_path, start, measure)
+    resumed.on_start(Start(TrainerState(4, 9, 4, 9, 25.0), config))
+    assert [s.epoch for s in resumed.taken] == [2], "what a resumed run repeats is taken again"
+    assert read(tmp_path, Measure("test", 20, 30)) == (), "of another split"
+    (tmp_path / SNAPSHOTS).write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        read(tmp_path, measure)
+
+
+@pytest.mark.slow
+def test_recipes_are_compared_by_minutes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('stages = [{k = 1, objective = "vae"}, {}]\n[objective]\nk = 3\n')
+    form = ["compare", "recipes", "--recipes", f"smoke,{mine}", "--seeds", "2", "--limit", "30"]
+    form += ["--epochs", "2", "--hidden", "8", "--latents", "2", "--k", "10"]
+    form += ["--out", str(tmp_path / "runs"), "--targets", "500,1"]
+    record, picture = tmp_path / "record.json", tmp_path / "minutes.svg"
+    main([*form, "--record", str(record), "--picture", str(picture)])
+    table = capsys.readouterr().out
+    assert "mine" in table
+    assert "not reached" in table
+    found = json.loads(record.read_text())
+    assert [of["name"] for of in found["recipes"]] == ["smoke", "mine"]
+    assert found["recipes"][1]["settings"]["stages"] == "1 objective=vae k=1 / 1"
+    assert [run["seed"] for run in found["recipes"][1]["runs"]] == [0, 1]
+    assert "<svg" in picture.read_text()
+    kept = tmp_path / "runs" / "mine" / "seed-1" / "model.safetensors"
+    before = kept.stat().st_mtime_ns
+    main([*form, "--record", str(record), "--overwrite"])
+    assert kept.stat().st_mtime_ns == before
+    assert json.loads(record.read_text())["recipes"] == found["recipes"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["estimators", "--seeds", "2"], "--seeds is for `iwae compare recipes`; leave it out."),
+        (["recipes", "--recipes", "smoke,smoke"], "recipes = smoke,smoke was given, but two have"),
+        (["recipes", "--limit", "0"], "limit = 0 was given, but it must be at least 1."),
+    ],
+)
+def test_comparisons_that_cannot_be_are_refused(
+    given: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *given, "--out", str(tmp_path / "runs")])
+    assert ended.value.code == 2
+    assert f"iwae: {sentence}" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, cast
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from iwae.estimators.diagnostics import Measurement, Slope
 from iwae.evaluation.examples import Progress as Counter
 from iwae.evaluation.trained import Evaluation
 from iwae.experiments import comparisons
+from iwae.experiments.against_time import Curve, Measure
 from iwae.experiments.jobs import Failure, Job
 from iwae.experiments.measured import Result
 from iwae.experiments.rows import Row
@@ -212,6 +213,29 @@ def print_comparison(results: list[comparisons.Result]) -> None:
         "images, of Δ over paired differences; s is the training time."
     )
     _print_notes((r.evaluation.dataset, r.evaluation.note) for r in results)
+
+
+def print_curves(curves: Sequence[Curve], measure: Measure, targets: Sequence[float] = ()) -> None:
+    """Print a line for each recipe: minutes, NLL, and minutes to each target."""
+    table = Table("recipe", "runs", "minutes", f"NLL (L_{measure.k}, nats)", "apart")
+    for target in targets:
+        table.add_column(f"minutes to {target:g}")
+    for curve in curves:
+        reached = [curve.reaching(target) for target in targets]
+        table.add_row(
+            Text(curve.name),
+            f"{len(curve.runs)}",
+            f"{curve.minutes:.1f}",
+            with_error(curve.nll, curve.nll_se),
+            f"{curve.spread:.2f}" if len(curve.runs) > 1 else "",
+            *("not reached" if minutes is None else f"{minutes:.1f}" for minutes in reached),
+        )
+    console = _console()
+    console.print(table)
+    console.print(
+        f"At most {measure.limit:,} examples of the split {measure.split}; medians over runs; ± is "
+        f"a standard error over examples; minutes are those of training alone."
+    )
 
 
 def print_experiments(experiments: dict[str, tuple[str, int | None]]) -> None:

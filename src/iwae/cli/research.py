@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -120,9 +120,14 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Compare:
-    """Train and evaluate several objectives, estimators or precisions, and print a table."""
+    """Train and evaluate several objectives, estimators, precisions or recipes, and print a table.
 
-    name: Annotated[Positional[str], tyro.conf.arg(metavar="estimators|objectives|precisions")]
+    `recipes` are also evaluated on the way, by minutes of training.
+    """
+
+    name: Annotated[
+        Positional[str], tyro.conf.arg(metavar="estimators|objectives|precisions|recipes")
+    ]
     """What is compared."""
     config: RunConfig
     """Settings that all models share."""
@@ -138,6 +143,17 @@ class Compare:
     """Evaluate only the first LIMIT test examples."""
     record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Also write the results with their settings."""
+    recipes: str = "fast"
+    """Of `compare recipes`: names and .toml files, separated by commas."""
+    seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
+    """Of `compare recipes`: how many seeds each has, or which. Default: --seed."""
+    split: Literal["valid", "test"] = "valid"
+    """Of `compare recipes`: the examples that snapshots are evaluated on, at most 1,000 of them
+    unless --limit is given."""
+    targets: tuple[float, ...] = ()
+    """Of `compare recipes`: NLLs, whose minutes are printed."""
+    picture: Annotated[Path | None, tyro.conf.arg(metavar="FILE.svg")] = None
+    """Of `compare recipes`: also draw NLL against minutes."""
     overwrite: Overwrite = False
     data_dir: DataDir = None
     given: tyro.conf.Suppress[frozenset[str]] = frozenset()
@@ -159,6 +175,12 @@ class Compare:
         if self.k is not None and "k" not in self.given:
             note(TRAINED_OTHERWISE)
         check_output(self.record, (".json",), overwrite=self.overwrite)
+        if self.name == RECIPES:
+            self._recipes(k)
+            return
+        for flag in ("recipes", "seeds", "split", "targets", "picture"):
+            if getattr(self, flag) != type(self).__dataclass_fields__[flag].default:
+                raise InputError(f"--{flag} is for `iwae compare recipes`; leave it out.")
         cells = comparisons.comparison(self.name, self.config, recipe(self.recipe))
         with TrainingBars(len(cells)) as bars:
             results = comparisons.compare(
@@ -174,3 +196,46 @@ class Compare:
         if self.record is not None:
             record = comparisons.record(self.config, results)
             write_atomic(self.record, json.dumps(record, indent=1, allow_nan=False))
+
+    def _recipes(self, k: int) -> None:
+        """Train recipes, print their table, draw their curves, and write the record."""
+        from iwae import runs
+        from iwae._utils.files import write_atomic
+        from iwae.cli.progress import TrainingBars, print_curves
+        from iwae.config.io import flatten
+        from iwae.experiments import against_time
+
+        check_output(self.picture, (".svg",), overwrite=self.overwrite)
+        settings = flatten(self.config)
+        given = {name: settings[name] for name in sorted(self.given) if name != "seed"}
+        measure = against_time.Measure(
+            self.split, k, SNAPSHOT if self.limit is None else self.limit
+        )
+        names = [name for name in self.recipes.split(",") if name]
+        several = self.seeds or (self.config.seed,)
+        seeds = runs.listed(several[0] if self.seeds and len(several) == 1 else several)
+        with TrainingBars(len(names) * len(seeds)) as bars:
+            curves = against_time.compared(
+                names,
+                given,
+                self.out,
+                seeds=seeds,
+                measure=measure,
+                callbacks=bars,
+                data_dir=self.data_dir,
+            )
+        print_curves(curves, measure, self.targets)
+        if self.picture is not None:
+            from iwae.plotting import figures
+
+            lines = [(curve.name, curve.points) for curve in curves]
+            write_atomic(self.picture, figures.nll_curves(lines, self.targets))
+        if self.record is not None:
+            record = against_time.record(curves, measure)
+            write_atomic(self.record, json.dumps(record, indent=1, allow_nan=False))
+
+
+RECIPES = "recipes"
+
+SNAPSHOT = 1000
+"""Examples that snapshots are evaluated on."""

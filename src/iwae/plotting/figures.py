@@ -332,6 +332,46 @@ def _histogram(axes: "Axes", values: np.ndarray) -> None:
     axes.set_ylabel("units")
 
 
+def nll_curves(
+    curves: Sequence[tuple[str, Sequence[Sequence[tuple[float, float]]]]],
+    targets: Sequence[float] = (),
+) -> bytes:
+    """NLL in nats against minutes of training, as an SVG.
+
+    `curves` are pairs of a name and its runs, each a sequence of (minutes, NLL); `targets` are
+    dotted lines. Values more than `TALLEST` nats above the lowest are cut off.
+    """
+    ends = [nll for _, runs in curves for run in runs for _, nll in run]
+    lowest = min([*ends, *targets])
+    with _drawing():
+        figure = _figure(6.0, 3.2 + 0.2 * math.ceil(len(curves) / 2))
+        axes = figure.subplots()
+        handles: Any = []
+        for i, (_, runs) in enumerate(curves):
+            colour = COLOURS[i % len(COLOURS)]
+            for run in runs:
+                (line,) = axes.plot(*zip(*run, strict=True), color=colour, linewidth=1.2)
+                axes.plot(*run[-1], color=colour, marker="o", markersize=4)
+            handles.append(line)
+        for target in targets:
+            axes.axhline(target, color=INK, linestyle=":", linewidth=1)
+        axes.set_xscale("log")
+        axes.set_ylim(lowest - 0.05 * TALLEST, min(lowest + TALLEST, max([*ends, *targets]) + 0.2))
+        ticker = needed("matplotlib.ticker")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=20))
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axes.set_xlabel("minutes of training")
+        axes.set_ylabel("NLL (nats)")
+        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+        _legend(figure, handles, [name for name, _ in curves])
+        return _svg(figure)
+
+
+TALLEST = 10.0
+"""Height of a picture of NLLs in nats."""
+
+
 def snr_curves(measured: Sequence[Measurement]) -> bytes:
     """SNR against K of every estimator, for θ and for φ, as an SVG."""
     names = list(dict.fromkeys(m.estimator for m in measured))

@@ -1,0 +1,157 @@
+"""`python -m benchmarks.minutes`: NLL against minutes of training, ours beside others.
+
+Every contestant trains the paper's model with one stochastic layer on MNIST, one after the other
+within one run, and its models are evaluated on the way by iwae: −L_5000 of the first 1,000 images
+of the validation split, with the same draws. The clock counts training alone, compilation included.
+The others are a plain loop in PyTorch and pythae's IWAE in the same loop, with Adam as in the
+paper, for as long as the longest of our recipes, or --minutes.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import numpy as np
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import iwae_steps, torch_iwae
+from iwae import runs
+from iwae.cli.progress import TrainingBars, print_curves
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
+from iwae.evaluation.trained import TrainedModel
+from iwae.experiments.against_time import Curve, Measure, Snapshot, Snapshots, compared
+from iwae.models.autoencoder import Autoencoder
+from iwae.plotting import figures
+
+RECORD = Path("results/benchmarks/minutes.json")
+PICTURE = Path("docs/minutes.svg")
+
+PLAIN: Mapping[str, Any] = {"dataset": "mnist", "binarization": "dynamic", "k": 50}
+
+CHUNK = 50
+"""Steps of the others between two looks at the clock."""
+
+
+@dataclass(frozen=True)
+class Other:
+    """A rival: how its loop is made, and the size of its batches."""
+
+    loop: Callable[..., torch_iwae.TrainingLoop]
+    batch: int
+
+
+def others() -> dict[str, Other]:
+    from benchmarks.rivals import Pythae
+
+    return {
+        "PyTorch, Adam, batches of 20": Other(torch_iwae.TrainingLoop, 20),
+        "PyTorch, Adam, batches of 100": Other(torch_iwae.TrainingLoop, 100),
+        "pythae, Adam, batches of 100": Other(Pythae, 100),
+    }
+
+
+def main() -> None:
+    arguments = parsed()
+    measure = Measure("valid", arguments.k, arguments.limit)
+    given = {**PLAIN, "objective": arguments.objective, "k": arguments.train_k}
+    given |= {} if arguments.minutes is None else {"minutes": arguments.minutes}
+    seeds = range(arguments.seeds)
+    with tempfile.TemporaryDirectory() as made:
+        out = arguments.out or Path(made)
+        with TrainingBars(len(arguments.recipes) * len(seeds)) as bars:
+            curves = compared(
+                arguments.recipes,
+                given,
+                out,
+                seeds=seeds,
+                measure=measure,
+                callbacks=bars,
+                data_dir=arguments.data_dir,
+            )
+    longest = arguments.minutes or max(curve.minutes for curve in curves)
+    config = override(RunConfig(), **given)
+    for name, other in others().items():
+        start = runs.untrained(config, data_dir=arguments.data_dir)
+        taken = {seed: trained(other, start, measure, longest, seed) for seed in seeds}
+        curves.append(Curve(name, config, taken))
+    print_curves(curves, measure, arguments.targets)
+    write(curves, measure, arguments.targets, arguments.record)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.minutes", description=__doc__)
+    parser.add_argument("--recipes", nargs="+", default=["fast"], help="names and .toml files")
+    parser.add_argument("--objective", default="iwae")
+    parser.add_argument("--train-k", type=int, default=50)
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each contestant")
+    parser.add_argument("--minutes", type=float, help="end every training after so many")
+    parser.add_argument("--targets", nargs="*", type=float, default=[86.76, 84.78])
+    parser.add_argument("--k", type=int, default=5000, help="K of the evaluations")
+    parser.add_argument("--limit", type=int, default=1000, help="images that are evaluated")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--out", type=Path, help="keep our runs here, to go on with")
+    parser.add_argument("--record", type=Path, default=RECORD)
+    return parser.parse_args()
+
+
+def trained(
+    other: Other, start: TrainedModel, measure: Measure, minutes: float, seed: int
+) -> Sequence[Snapshot]:
+    """The snapshots of a rival that trains for so many minutes."""
+    torch.manual_seed(seed)
+    images = np.array(start.data().train)
+    net = torch_iwae.Autoencoder(start.config.model.layers, images.shape[1])
+    net.fill(iwae_steps.parameters(cast(Autoencoder, start.model)))
+    loop = other.loop(net, images, k=start.config.objective.k, batch=other.batch)
+    with tempfile.TemporaryDirectory() as made:
+        taken, seconds, steps = Snapshots(Path(made), start, measure), 0.0, 0
+        while seconds < 60 * minutes:
+            began = time.perf_counter()
+            loop(CHUNK)
+            seconds += time.perf_counter() - began
+            steps += CHUNK
+            epoch = steps * other.batch // len(images)
+            if taken.is_due(seconds / 60) or seconds >= 60 * minutes:
+                taken.take(of_parameters(start, net, epoch), seconds / 60)
+        return tuple(taken.taken)
+
+
+def of_parameters(start: TrainedModel, net: torch_iwae.Autoencoder, epochs: int) -> TrainedModel:
+    """Our model with the rival's weights."""
+    arrays, static = eqx.partition(start.model, eqx.is_inexact_array)
+    leaves = [p.detach().numpy().copy() for p in net.parameters()]
+    filled = jax.tree.unflatten(jax.tree.structure(arrays), leaves)
+    return replace(start, model=eqx.combine(filled, static), epochs=epochs)
+
+
+def write(
+    curves: Sequence[Curve], measure: Measure, targets: Sequence[float], record: Path
+) -> None:
+    """The record, and for the whole benchmark its picture."""
+    content = {
+        "machine": command.machine(),
+        "measure": asdict(measure),
+        "targets": list(targets),
+        "contestants": {
+            curve.name: {f"{seed}": [asdict(s) for s in run] for seed, run in curve.runs.items()}
+            for curve in curves
+        },
+    }
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(content, indent=1) + "\n")
+    if record == RECORD:
+        picture = figures.nll_curves([(c.name, c.points) for c in curves], targets)
+        PICTURE.write_bytes(picture)
+
+
+if __name__ == "__main__":
+    main()
