@@ -189,6 +189,16 @@ def test_the_time_that_is_left_counts_the_run_that_another_begins_with(tmp_path,
     assert alone == {then: short + 3 + long, other: short + 3}
 
 
+def test_the_time_of_a_run_in_stages_is_that_of_each(tmp_path, monkeypatch):
+    """An epoch of K samples takes K seconds here, the steps of each stage 1 second to compile."""
+    monkeypatch.setattr(cost, "_seconds", lambda job, data_dir: (job.config.objective.k, 3.0, 1.0))
+    config = override(recipe("smoke"), k=50, epochs=8, stages="3 k=1 / 1")
+    job = Job(config, k=9, limit=20)
+    assert cost.estimate([job], tmp_path) == {job: 6 * 1 + 2 * 50 + 2 * 1.0 + 3}
+    then = plan.continued(config)
+    assert (then.stages, then.objective.k, then.training.learning_rate) == ((), 50, 1e-4)
+
+
 def test_the_time_that_is_left_is_of_what_is_missing(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(cost, "_seconds", lambda task, data_dir: (2.0, 3.0))
     monkeypatch.setattr(cost, "state", lambda task, out: "trained")

@@ -23,9 +23,10 @@ from iwae.estimators.surrogate import surrogate_loss
 from iwae.evaluation.trained import TrainedModel
 from iwae.models.base import draw_log_weights
 from iwae.plotting import report
-from iwae.training.callbacks import Callback, EpochEnd, Stop
+from iwae.training.callbacks import Callback, EpochEnd
 from iwae.training.spans import spans
 from linear_gaussian import LinearGaussian, random_model
+from test_runtime import compilations
 from thinned import thinned
 
 SMALL: dict[str, Any] = {
@@ -119,12 +120,15 @@ def test_the_first_stage_is_a_run_of_its_settings() -> None:
     assert bounds[:4] == [r.train_bound for r in alone.history]
 
 
-class StopAfter(Callback):
-    def __init__(self, epoch: int):
-        self.epoch = epoch
-
-    def on_epoch_end(self, event: EpochEnd) -> Stop | None:
-        return Stop("enough") if event.state.epoch == self.epoch else None
+def test_a_stage_is_compiled_once() -> None:
+    """Stages with the same settings and batches share their program, and so does a second run."""
+    again = "1 k=2 / 1 k=3 / 1 k=2"
+    with compilations() as two:
+        trained(stages=again, epochs=6, latents=(2,))
+    assert two.count("jit(advance)") == 2
+    with compilations() as none:
+        trained(stages=again, epochs=9, latents=(2,), seed=4)
+    assert none == []
 
 
 @pytest.mark.parametrize("epoch", thinned([3, 4, 7], 4))
