@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -214,6 +215,13 @@ def test_stages_are_read_from_a_recipe_as_from_a_flag() -> None:
     assert parse(flag.to_toml(), "again") == flag
     assert stages_of(text_of(flag.stages)) == flag.stages
     assert stages_of("") == ()
+
+
+def test_the_page_shows_the_same_stages_in_both_forms() -> None:
+    page = Path(__file__).parents[1].joinpath("docs", "training.md").read_text()
+    (shown,) = set(re.findall(r"stages[ =]['\"]([^'\"]+)['\"]", page))
+    (block,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    assert parse(block, "page").stages == stages_of(shown) != ()
 
 
 def test_the_settings_of_a_run_without_stages_do_not_speak_of_them() -> None:
