@@ -2,9 +2,9 @@
 
 Every contestant trains the paper's model with one stochastic layer on MNIST, one after the other
 within one run, and its models are evaluated on the way by iwae: −L_5000 of the first 1,000 images
-of the validation split, with the same draws. The clock counts training alone, compilation included.
-The others are a plain loop in PyTorch and pythae's IWAE in the same loop, with Adam as in the
-paper, for as long as the longest of our recipes, or --minutes.
+of the validation split, with the same draws. The clock counts training alone, with the compilation
+of a first run. The others are a plain loop in PyTorch and pythae's IWAE in the same loop, with Adam
+as in the paper, for as long as the longest of our recipes, or --minutes.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.evaluation.trained import TrainedModel
 from iwae.experiments.against_time import Curve, Measure, Snapshot, Snapshots, compared
+from iwae.experiments.against_time import record as record_of
 from iwae.models.autoencoder import Autoencoder
 from iwae.plotting import figures
 
@@ -80,9 +81,11 @@ def main() -> None:
     longest = arguments.minutes or max(curve.minutes for curve in curves)
     config = override(RunConfig(), **given)
     for name, other in others().items():
-        start = runs.untrained(config, data_dir=arguments.data_dir)
-        taken = {seed: trained(other, start, measure, longest, seed) for seed in seeds}
-        curves.append(Curve(name, config, taken))
+        taken: dict[int, Sequence[Snapshot]] = {}
+        for seed in seeds:
+            start = runs.untrained(override(config, seed=seed), data_dir=arguments.data_dir)
+            taken[seed] = trained(other, start, measure, longest, seed)
+        curves.append(Curve(name, override(config, batch_size=other.batch), taken))
     print_curves(curves, measure, arguments.targets)
     write(curves, measure, arguments.targets, arguments.record)
 
@@ -113,15 +116,16 @@ def trained(
     net.fill(iwae_steps.parameters(cast(Autoencoder, start.model)))
     loop = other.loop(net, images, k=start.config.objective.k, batch=other.batch)
     with tempfile.TemporaryDirectory() as made:
-        taken, seconds, steps = Snapshots(Path(made), start, measure), 0.0, 0
+        taken, seconds, steps = Snapshots(Path(made) / "other", start, measure), 0.0, 0
         while seconds < 60 * minutes:
             began = time.perf_counter()
             loop(CHUNK)
             seconds += time.perf_counter() - began
             steps += CHUNK
             epoch = steps * other.batch // len(images)
-            if taken.is_due(seconds / 60) or seconds >= 60 * minutes:
-                taken.take(of_parameters(start, net, epoch), seconds / 60)
+            over = seconds >= 60 * minutes
+            if taken.is_due(seconds / 60) or over:
+                taken.take(of_parameters(start, net, epoch), seconds / 60, final=over)
         return tuple(taken.taken)
 
 
@@ -141,10 +145,7 @@ def write(
         "machine": command.machine(),
         "measure": asdict(measure),
         "targets": list(targets),
-        "contestants": {
-            curve.name: {f"{seed}": [asdict(s) for s in run] for seed, run in curve.runs.items()}
-            for curve in curves
-        },
+        "contestants": record_of(curves, measure)["recipes"],
     }
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(content, indent=1) + "\n")

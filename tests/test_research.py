@@ -1,6 +1,7 @@
 """The researcher's commands: what they print, write and reuse."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from iwae.config.io import override, recipe
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.evaluation.trained import TrainedModel
-from iwae.experiments import comparisons
-from iwae.experiments.against_time import SNAPSHOTS, Curve, Measure, Snapshot, Snapshots, read
+from iwae.experiments import against_time, comparisons
+from iwae.experiments.against_time import Curve, Measure, Snapshot, Snapshots
 from iwae.plotting import figures
-from iwae.training.callbacks import Start, TrainerState, Validation
+from iwae.storage.run_directory import read_progress
+from iwae.training.callbacks import Callback, Start, TrainerState, Validation
 from refusals import refused
 
 
@@ -107,7 +109,8 @@ def test_every_comparison_is_a_set_of_runs_that_mean_something() -> None:
 
 
 def test_minutes_to_a_likelihood_are_those_of_the_median_run() -> None:
-    run = lambda *points: tuple(Snapshot(m, i, nll, 0.1 * m) for i, (m, nll) in enumerate(points))
+    taken = lambda i, m, nll: Snapshot(m, i, nll, 0.1 * m, final=False)
+    run = lambda *points: tuple(taken(i, *point) for i, point in enumerate(points))
     curve = Curve(
         "mine",
         RunConfig(),
@@ -128,7 +131,7 @@ def test_snapshots_are_by_factors_of_time_and_those_of_the_model(tmp_path: Path)
     config = override(recipe("smoke"), hidden=((8,),), latents=(2,), k=2, epochs=3)
     measure = Measure("valid", 20, 30)
     start = runs.untrained(config)
-    taken = Snapshots(tmp_path, start, measure)
+    taken = Snapshots(tmp_path / "run", start, measure)
     expected = start.evaluate(split="valid", k=20, limit=30)
     for epoch, seconds in ((1, 10), (2, 20), (4, 25), (5, 30), (6, 31), (7, 40)):
         state = TrainerState(epoch, 9, epoch, 9, seconds)
@@ -136,13 +139,53 @@ def test_snapshots_are_by_factors_of_time_and_those_of_the_model(tmp_path: Path)
     assert [(s.minutes * 60, s.epoch) for s in taken.taken] == [(20, 2), (30, 5)]
     assert [s.nll for s in taken.taken] == pytest.approx([expected.nll] * 2, rel=1e-6)
     assert taken.taken[0].nll_se == pytest.approx(expected.nll_se, rel=1e-4)
-    resumed = Snapshots(tmp_path, start, measure)
+    resumed = Snapshots(tmp_path / "run", start, measure)
+    assert resumed.taken == taken.taken
     resumed.on_start(Start(TrainerState(4, 9, 4, 9, 25.0), config))
     assert [s.epoch for s in resumed.taken] == [2], "what a resumed run repeats is taken again"
-    assert read(tmp_path, Measure("test", 20, 30)) == (), "of another split"
-    (tmp_path / SNAPSHOTS).write_text("{")
+    assert Snapshots(tmp_path / "run", start, Measure("test", 20, 30)).taken == []
+    assert not (tmp_path / "run").exists(), "a run directory holds nothing but the run"
+    measure.file_of(tmp_path / "run").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
-        read(tmp_path, measure)
+        Snapshots(tmp_path / "run", start, measure)
+
+
+@pytest.mark.slow
+def test_the_last_point_is_the_resulting_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With patience it is the best one; of a run that ends by minutes the time is the whole; and to
+    look at a run otherwise leaves what was measured."""
+    monkeypatch.setattr(against_time, "FIRST_MINUTES", 0.0)
+    monkeypatch.setattr(against_time, "SPACING", 1.0)
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[training]\nlearning_rate = 0.3\npatience = 2\n[objective]\nk = 2\n")
+    given = {"epochs": 8, "hidden": ((8,),), "latents": (2,)}
+    measure, other = Measure("valid", 10, 40), Measure("test", 10, 40)
+
+    def compared(of: Measure) -> Sequence[Snapshot]:
+        out, callbacks = tmp_path / "runs", Bars()
+        (curve,) = against_time.compared(
+            [str(mine)], given, out, seeds=[0], measure=of, callbacks=callbacks
+        )
+        return curve.runs[0]
+
+    points = compared(measure)
+    model = runs.load(tmp_path / "runs" / "mine" / "seed-0")
+    found = model.evaluate(split="valid", k=10, limit=40)
+    assert points[-1].final
+    assert points[-1].nll == pytest.approx(found.nll, rel=1e-6)
+    assert points[-1].nll == min(s.nll for s in points)
+    seconds = read_progress(tmp_path / "runs" / "mine" / "seed-0").seconds
+    assert points[-1].minutes == seconds / 60
+    assert len(points) > 2
+    assert len(compared(other)) == 1
+    assert compared(measure) == points
+
+
+class Bars:
+    def cell(self, name: str, epochs: int) -> Callback:
+        return Callback()
 
 
 @pytest.mark.slow
@@ -175,6 +218,15 @@ def test_recipes_are_compared_by_minutes(tmp_path: Path, capsys: pytest.CaptureF
         (["estimators", "--seeds", "2"], "--seeds is for `iwae compare recipes`; leave it out."),
         (["recipes", "--recipes", "smoke,smoke"], "recipes = smoke,smoke was given, but two have"),
         (["recipes", "--limit", "0"], "limit = 0 was given, but it must be at least 1."),
+        (["recipes", "--recipes", ","], "recipes = '' was given, but there is nothing to compare"),
+        (["recipes", "--targets", "nan"], "targets = nan was given, but an NLL is a finite number"),
+        (["recipes", "--recipe", "smoke"], "--recipe is for other comparisons; give --recipes."),
+        (["recipes", "--recipes", "smoke,fast"], "Recipes are compared on the same data, but fast"),
+        (
+            ["estimators", "--recipe", "smoke", "--stages", "1 k=2 / 1 estimator=dreg"],
+            "The last stage has estimator = dreg, but reparam has its own; leave it out, or add a "
+            "stage in which it is that of each model.",
+        ),
     ],
 )
 def test_comparisons_that_cannot_be_are_refused(

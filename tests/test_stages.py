@@ -20,11 +20,12 @@ from iwae.bounds import iwae as iwae_bound
 from iwae.config.io import override, parse, recipe, recipe_names, stages_of, text_of
 from iwae.config.schema import ModelConfig, RunConfig, Stage
 from iwae.errors import InputError
-from iwae.estimators.surrogate import surrogate_loss
+from iwae.estimators.surrogate import Estimator, surrogate_loss
 from iwae.evaluation.trained import TrainedModel
-from iwae.models.base import draw_log_weights
+from iwae.models.base import FromFunctions, draw_log_weights
 from iwae.plotting import report
-from iwae.training.callbacks import Callback, EpochEnd
+from iwae.training import gradient_step
+from iwae.training.callbacks import Callback, Checkpoint, EpochEnd, Validation
 from iwae.training.spans import spans
 from linear_gaussian import LinearGaussian, random_model
 from test_runtime import compilations
@@ -78,7 +79,7 @@ def test_stages_share_the_epochs_and_end_with_whole_ones() -> None:
     assert [(s.first_step, s.end_step) for s in found] == [(0, 30), (30, 38), (38, 44)]
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 17])
+@pytest.mark.parametrize("epochs", [4, 5, 17])
 def test_every_epoch_belongs_to_one_stage(epochs: int) -> None:
     config = override(RunConfig(), epochs=epochs, stages="1 / 1 k=2 / 3 k=3")
     found = spans(config, 100)
@@ -161,10 +162,38 @@ def test_the_bound_of_training_is_the_stage_s_and_that_of_validation_the_run_s()
 
 
 def test_averaging_starts_with_its_stage() -> None:
-    """With a decay of 0 in the last stage, the average is the last parameters themselves."""
-    last = trained(stages="1 / 1 average=0.0")
-    assert same(last, trained())
-    assert not same(trained(stages="1 / 1 average=0.9"), trained())
+    """a ← a + (1 − min(d, (1 + t) / (10 + t))) (θ − a) from the first step t = 0 of the second
+    stage on, where a is θ before it. One step an epoch shows all θ."""
+    seen: list[Any] = []
+
+    class Seen(Callback):
+        def on_validation(self, event: Validation) -> None:
+            seen.append(jax.tree.leaves(eqx.filter(event.model(), eqx.is_array)))
+
+    given: dict[str, Any] = {"batch_size": 130, "epochs": 6, "learning_rate": 0.1}
+    plain = trained(**given, callbacks=[Seen()])
+    assert len(plain.history) == 6
+    average = [np.asarray(a, np.float64) for a in seen[1]]
+    for t, params in enumerate(seen[2:]):
+        rate = 1 - min(0.3, (1 + t) / (10 + t))
+        average = [a + rate * (p - a) for a, p in zip(average, params, strict=True)]
+    averaged = trained(**given, stages="2 / 4 average=0.3")
+    for a, b in zip(weights(averaged), average, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_runs_with_other_stages_train_in_one_program() -> None:
+    """Each as alone, whatever the sizes of their batches."""
+    config = override(RunConfig(), **SMALL | {"epochs": 4})
+    texts = {"a": GROWING, "b": "1 k=2 / 1 batch_size=30", "c": ""}
+    data = {"train": images(), "valid": images(30), "test": images(30)}
+    several = {name: override(config, stages=text) for name, text in texts.items()}
+    together = iwae.train_together(several, data=data, progress=False)
+    for name, of in several.items():
+        alone = iwae.train(of, data=data, progress=False)
+        for a, b in zip(weights(together[name]), weights(alone), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -238,18 +267,66 @@ def test_stages_that_cannot_be_are_rejected() -> None:
     rejected(lambda: with_stages("k=1 / 2"), "Stage 1 of --stages is 'k=1'", "3 k=1")
     rejected(lambda: with_stages("1 kk=3"), "unknown entry 'kk'", "'k'")
     rejected(lambda: with_stages("1 k=x"), "k = 'x'", "whole number")
+    rejected(lambda: with_stages("1 k=1 k=2"), "Stage 1", "gives k twice")
+    rejected(lambda: with_stages("1 share=5"), "Stage 1", "gives share twice")
+    rejected(lambda: with_stages("10 / 1 k=50", epochs=2), "Stage 2 has no epoch of the 2")
+    rejected(lambda: with_stages("1 average=0.9 / 1"), "Stage 2 has no average")
+    rejected(lambda: parse("[stages]\nk = 3", "mine.toml"), "mine.toml: stages", "[[stages]]")
+    rejected(lambda: parse("stages = 3", "mine.toml"), "mine.toml: stages = 3", "[[stages]]")
+    rejected(lambda: parse("[[stages]]\nk = 1.5", "mine.toml"), "stages, 1", "whole number")
     rejected(lambda: with_stages("1 / 0"), "share = 0.0", "positive")
     rejected(lambda: with_stages("1 / 1 objective=miwae"), "Stage 2", "needs m")
     rejected(lambda: with_stages("1 batch_size=0"), "Stage 1", "at least 1")
     rejected(lambda: with_stages("1 optimizer=soap"), "unknown entry 'optimizer'", "known are")
     hierarchical = {"proposal": "hierarchical", "estimator": "reparam"}
     rejected(lambda: with_stages("1 k=2", **hierarchical), "Stage 1 has k = 2", "heads")
-    rejected(lambda: override(RunConfig(), stages=[3]), "holds 3", "table")
-    with pytest.raises(InputError, match="only 130 training examples"):
+    rejected(lambda: override(RunConfig(), stages=[3]), "stages = [3]", "tables")
+    with pytest.raises(InputError, match=r"Stage 2: batch_size = 200 .* only 130 training"):
         trained(stages="1 / 1 batch_size=200")
 
 
+def test_a_later_stage_is_checked_before_the_first_step(tmp_path: Path) -> None:
+    """Nothing is trained, and lost, for a stage that the parts of the user's own do not allow."""
+    own: dict[str, Any] = {"out": tmp_path / "run", "epochs": 4, "k": 4, "batch_size": 20}
+
+    class Dependent(FromFunctions):
+        independent_draws = False
+
+    normal = lambda h, m: -0.5 * jnp.sum((h - m) ** 2, axis=-1)
+    build: Any = Dependent
+    model = build(
+        {"m": jnp.zeros(6)},
+        propose=lambda p, x, k, key: p["m"] + jax.random.normal(key, (k, 6)),
+        log_joint=lambda p, x, h: normal(h, 0.0) + normal(x, h),
+        log_proposal=lambda p, x, h: normal(h, p["m"]),
+    )
+    train = partial(iwae.train, data=images(), values="real", progress=False, **own)
+    stages = "3 / 1 estimator=dreg"
+    rejected(lambda: train(model=model, stages=stages), "Stage 2: Estimator dreg", "independent")
+    named = "1 / 1 objective=vae"
+    rejected(lambda: train(bound=iwae_bound, stages=named), "Stage 2: objective = vae", "your own")
+    mine = Estimator(path=lambda w: w.c)
+    stages = "1 estimator=stl / 1"
+    rejected(lambda: train(estimator=mine, stages=stages), "Stage 1: estimator = stl", "your own")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_lies_between_two_stages(tmp_path: Path) -> None:
+    saved: list[int] = []
+
+    class Saved(Callback):
+        def on_checkpoint(self, event: Checkpoint) -> None:
+            saved.append(event.state.epoch)
+
+    trained(stages="1 / 2 k=3 / 1", out=tmp_path / "run", callbacks=[Saved()])
+    assert saved == [2, 6, 8]
+
+
 def test_a_run_in_stages_cannot_be_made_longer(tmp_path: Path) -> None:
+    none = trained(epochs=1, out=tmp_path / "none")
+    assert none.epochs == 1
+    with_some = lambda: trained(epochs=1, out=tmp_path / "none", stages="1 k=2", resume=True)
+    rejected(with_some, "stages = none, not 1 k=2")
     trained(stages="1 / 1 k=2", epochs=2, out=tmp_path / "run")
     longer = lambda: trained(stages="1 / 1 k=2", epochs=4, out=tmp_path / "run", resume=True)
     rejected(longer, "epochs = 2, not 4", "stages were laid out")
@@ -313,11 +390,20 @@ def test_the_gradient_is_that_of_the_weighted_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bound", "estimator", "k"),
-    thinned(MEANS := [(iwae_bound, "dreg", 3), (elbo, "stl", 1), (elbo, "dreg", 2)], MEANS[0]),
+    ("bound", "estimator", "k", "few"),
+    thinned(
+        MEANS := [
+            (iwae_bound, "dreg", 3, None),
+            (iwae_bound, "dreg", 4, 2),
+            (iwae_bound, "reparam", 4, 2),
+            (elbo, "stl", 1, None),
+            (elbo, "dreg", 2, None),
+        ],
+        MEANS[0],
+    ),
 )
 def test_the_gradient_has_the_same_mean_under_every_estimator(
-    bound: Any, estimator: str, k: int
+    bound: Any, estimator: str, k: int, few: int | None
 ) -> None:
     """Differences of paired gradients from plain ones, over 40,000 draws: all within 5 errors."""
     model, weight = autoencoder(), 0.3
@@ -325,10 +411,9 @@ def test_the_gradient_has_the_same_mean_under_every_estimator(
     @eqx.filter_jit
     def difference(keys: Any) -> Any:
         def of(key: Any) -> Any:
-            both = (
-                one(model, X, key, bound=bound, k=k, estimator=e, kl_weight=weight)[1]
-                for e in (estimator, "reparam")
-            )
+            given = {"bound": bound, "k": k, "kl_weight": weight}
+            ways: list[dict] = [{"estimator": estimator, "backward_draws": few}, {}]
+            both = (one(model, X, key, **given, **way)[1] for way in ways)
             flat = [
                 jnp.concatenate([a.ravel() for a in jax.tree.leaves(eqx.filter(g, eqx.is_array))])
                 for g in both
@@ -345,19 +430,38 @@ def test_the_gradient_has_the_same_mean_under_every_estimator(
     np.testing.assert_allclose(each[:, ~there], 0.0, atol=1e-5)
 
 
-def test_the_weight_rises_over_its_epochs() -> None:
-    """With a weight near 0 a code costs nothing: KL(q(h|x) ‖ p(h)) grows beyond that of the ELBO,
-    and at the end of the warm-up the runs are alike in it."""
+def test_the_weight_rises_with_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By (t + 1) / (steps of its epochs) at step t, counted in steps of the present stage's size,
+    and at the end of the warm-up it is gone from the step."""
+    found: list[Any] = []
+
+    def seen(*given: Any, kl_weight: Any, **settings: Any) -> Any:
+        if kl_weight is None:
+            found.append(None)
+        else:
+            jax.debug.callback(lambda weight: found.append(float(weight)), kl_weight)
+        return surrogate_loss(*given, kl_weight=kl_weight, **settings)
+
+    monkeypatch.setattr(gradient_step, "surrogate_loss", seen)
+    given: dict[str, Any] = {
+        "batch_size": 65,
+        "epochs": 5,
+        "kl_warmup": 4,
+        "latents": (2,),
+        "hidden": ((5,),),
+    }
+    trained(**given, stages="2 / 2 batch_size=130 / 1")
+    risen = sorted({round(weight, 6) for weight in found if weight is not None})
+    assert risen == [1 / 8, 2 / 8, 3 / 8, 4 / 8, 3 / 4, 4 / 4]
+    assert None in found
+
+
+def test_the_weight_is_that_of_the_latents() -> None:
+    """With one near 0 a code costs nothing: KL(q(h|x) ‖ p(h)) grows beyond that of the ELBO."""
     plain = trained(objective="vae", k=1, epochs=3, learning_rate=1e-2)
     rising = trained(objective="vae", k=1, epochs=3, learning_rate=1e-2, kl_warmup=1000)
     divergence = lambda run: sum(run.evaluate(k=1).kl)
     assert divergence(rising) > 2 * divergence(plain)
-
-
-@pytest.mark.slow
-def test_a_warm_up_in_a_run_of_stages_follows_the_epoch() -> None:
-    """Parted into stages that differ in nothing, a warm-up is the same, bit for bit."""
-    assert same(trained(kl_warmup=5), trained(kl_warmup=5, stages="3 / 1"))
 
 
 def test_a_weight_without_meaning_is_rejected() -> None:

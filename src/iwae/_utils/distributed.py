@@ -91,12 +91,18 @@ class Devices:
                 f"leave it out."
             )
         chosen = jax.devices() if several else jax.local_devices()[:count]
-        if batch_size % len(chosen) != 0:
+        found = Devices(Mesh(np.array(chosen), (BATCH,)) if len(chosen) > 1 else None)
+        found.check(batch_size)
+        return found
+
+    def check(self, batch_size: int) -> None:
+        """`InputError` if the devices cannot share a batch equally."""
+        several = 1 if self.mesh is None else self.mesh.size
+        if batch_size % several != 0:
             raise InputError(
-                f"batch_size = {batch_size} was given, but {len(chosen)} devices must share a "
-                f"batch equally; give a multiple of {len(chosen)}."
+                f"batch_size = {batch_size} was given, but {several} devices must share a "
+                f"batch equally; give a multiple of {several}."
             )
-        return Devices(Mesh(np.array(chosen), (BATCH,)) if len(chosen) > 1 else None)
 
     def split(self, tree: Tree) -> Tree:
         """Within a compiled program: shard the first axis of arrays over the devices."""

@@ -217,7 +217,7 @@ def print_comparison(results: list[comparisons.Result]) -> None:
 
 def print_curves(curves: Sequence[Curve], measure: Measure, targets: Sequence[float] = ()) -> None:
     """Print a line for each recipe: minutes, NLL, and minutes to each target."""
-    table = Table("recipe", "runs", "minutes", f"NLL (L_{measure.k}, nats)", "apart")
+    table = Table("recipe", "runs", "minutes", f"NLL (L_{measure.k}, nats)", "range")
     for target in targets:
         table.add_column(f"minutes to {target:g}")
     for curve in curves:
@@ -225,16 +225,17 @@ def print_curves(curves: Sequence[Curve], measure: Measure, targets: Sequence[fl
         table.add_row(
             Text(curve.name),
             f"{len(curve.runs)}",
-            f"{curve.minutes:.1f}",
+            f"{curve.minutes:.2f}",
             with_error(curve.nll, curve.nll_se),
             f"{curve.spread:.2f}" if len(curve.runs) > 1 else "",
-            *("not reached" if minutes is None else f"{minutes:.1f}" for minutes in reached),
+            *("not reached" if minutes is None else f"{minutes:.2f}" for minutes in reached),
         )
     console = _console()
     console.print(table)
     console.print(
-        f"At most {measure.limit:,} examples of the split {measure.split}; medians over runs; ± is "
-        f"a standard error over examples; minutes are those of training alone."
+        f"At most {measure.limit:,} examples of the split {measure.split} of "
+        f"{curves[0].config.data.dataset}; medians and ranges over runs; ± is a standard error "
+        f"over examples; minutes are those of training alone."
     )
 
 

@@ -1,6 +1,7 @@
 """Research commands: gradients, posterior and compare."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -175,12 +176,15 @@ class Compare:
         if self.k is not None and "k" not in self.given:
             note(TRAINED_OTHERWISE)
         check_output(self.record, (".json",), overwrite=self.overwrite)
+        fields = type(self).__dataclass_fields__
+        given = [n for n in ("recipe", *OF_RECIPES) if getattr(self, n) != fields[n].default]
+        if self.name == RECIPES and "recipe" in given:
+            raise InputError("--recipe is for other comparisons; give --recipes.")
+        if self.name != RECIPES and {*given} - {"recipe"}:
+            raise InputError(f"--{given[-1]} is for `iwae compare recipes`; leave it out.")
         if self.name == RECIPES:
             self._recipes(k)
             return
-        for flag in ("recipes", "seeds", "split", "targets", "picture"):
-            if getattr(self, flag) != type(self).__dataclass_fields__[flag].default:
-                raise InputError(f"--{flag} is for `iwae compare recipes`; leave it out.")
         cells = comparisons.comparison(self.name, self.config, recipe(self.recipe))
         with TrainingBars(len(cells)) as bars:
             results = comparisons.compare(
@@ -206,6 +210,9 @@ class Compare:
         from iwae.experiments import against_time
 
         check_output(self.picture, (".svg",), overwrite=self.overwrite)
+        for target in self.targets:
+            if not math.isfinite(target):
+                raise InputError(f"targets = {target} was given, but an NLL is a finite number.")
         settings = flatten(self.config)
         given = {name: settings[name] for name in sorted(self.given) if name != "seed"}
         measure = against_time.Measure(
@@ -225,17 +232,20 @@ class Compare:
                 data_dir=self.data_dir,
             )
         print_curves(curves, measure, self.targets)
+        if self.record is not None:
+            record = against_time.record(curves, measure)
+            write_atomic(self.record, json.dumps(record, indent=1, allow_nan=False))
         if self.picture is not None:
             from iwae.plotting import figures
 
             lines = [(curve.name, curve.points) for curve in curves]
             write_atomic(self.picture, figures.nll_curves(lines, self.targets))
-        if self.record is not None:
-            record = against_time.record(curves, measure)
-            write_atomic(self.record, json.dumps(record, indent=1, allow_nan=False))
 
 
 RECIPES = "recipes"
+
+OF_RECIPES = ("recipes", "seeds", "split", "targets", "picture")
+"""Flags of `iwae compare recipes` alone."""
 
 SNAPSHOT = 1000
 """Examples that snapshots are evaluated on."""

@@ -128,7 +128,10 @@ def _stage(text: str, number: int) -> Stage:
         f"{where} is {text.strip()!r}, but it must be its share and settings such as k=1, with "
         f"spaces between: 3 k=1 objective=vae / 1.",
     )
-    table = dict(setting.split("=", 1) for setting in settings) | {"share": share}
+    table: dict[str, str] = {"share": share}
+    for name, value in (setting.split("=", 1) for setting in settings):
+        require(name not in table, f"{where} is {text.strip()!r}, which gives {name} twice.")
+        table[name] = value
     return _build(Stage, {name: _number(value) for name, value in table.items()}, where)
 
 
@@ -197,16 +200,10 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
             f"{name} = {value!r} was given, which is not a choice; {nearest(str(value), choices)}.",
         )
         return value
-    if kind == tuple[Stage, ...] and isinstance(value, str):
-        return stages_of(value)
+    if kind == tuple[Stage, ...]:
+        return _as_stages(value, name)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_coerce(v, typing.get_args(kind)[0], name) for v in value)
-    if dataclasses.is_dataclass(kind):
-        require(
-            isinstance(value, dict | typing.cast(type, kind)),
-            f"{name} holds {value!r}, but each entry must be a table of settings.",
-        )
-        return _build(typing.cast(type, kind), value, name) if isinstance(value, dict) else value
     if kind is float and type(value) is int:
         return float(value)
     require(
@@ -214,6 +211,19 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
         f"{name} = {value!r} was given, but it must be {_described(kind)}.",
     )
     return value
+
+
+def _as_stages(value: Any, name: str) -> tuple[Stage, ...]:
+    """Stages from a text, or from a list of tables or of stages."""
+    if isinstance(value, str):
+        return stages_of(value)
+    require(
+        isinstance(value, list | tuple) and all(isinstance(v, dict | Stage) for v in value),
+        f"{name} = {value!r} was given, but it must be [[stages]] tables, or a text such as "
+        f"'3 k=1 objective=vae / 1'.",
+    )
+    each = enumerate(value, 1)
+    return tuple(_build(Stage, v, f"{name}, {i}") if isinstance(v, dict) else v for i, v in each)
 
 
 def _described(kind: Any) -> str:

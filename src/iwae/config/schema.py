@@ -351,7 +351,7 @@ class Stage:
     """A stage of the training: its length, and the settings in which it differs from the others.
 
     A setting that is left out has the value that `ObjectiveConfig` or `TrainingConfig` gives it. A
-    stage with an objective of its own takes its own m, alpha, beta and order, too.
+    stage with an objective of its own has its own encoder_objective, m, alpha, beta and order, too.
     """
 
     share: float = 1.0
@@ -370,7 +370,7 @@ class Stage:
     """Replaces the initial learning rate, by which the schedule over all epochs is multiplied."""
     precision: Precision | None = None
     average: float | None = None
-    """Averaging starts with the first stage that has it."""
+    """Averaging starts with the first stage that has it, and all later ones need it."""
 
     def __post_init__(self) -> None:
         check_counts(self)
@@ -438,6 +438,20 @@ class RunConfig:
                 self.during(stage)
             except InputError as error:
                 raise InputError(f"Stage {number}: {error}") from error
+        for number, (_, first, end) in enumerate(self.by_stage, 1):
+            require(
+                end > first or not self.stages,
+                f"Stage {number} has no epoch of the {self.training.epochs}; give more --epochs, "
+                f"or a larger share.",
+            )
+        averages = [config.training.average for config, _, _ in self.by_stage]
+        pairs = enumerate(itertools.pairwise(averages), 2)
+        lost = [i for i, (one, then) in pairs if one is not None and then is None]
+        require(
+            not lost,
+            f"Stage {min(lost, default=0)} has no average, but the one before has; give its decay "
+            f"here, too.",
+        )
 
     def _check_kl_warmup(self) -> None:
         """`InputError` for a weight of the latent KL where it is not defined."""

@@ -1,8 +1,9 @@
 """NLL against minutes of training: recipes side by side, with snapshots on the way.
 
-The clock of a run counts its steps and their compilation, over all sessions; validations, snapshots
-and their evaluations do not count. Recipes with a schedule are made for their whole length, so
-where a curve ends counts, and a shorter budget wants a recipe of its own.
+The clock of a run counts its steps over all sessions, and their compilation where there is any:
+later seeds find the programs of the first. Validations, snapshots and their evaluations do not
+count. Recipes with a schedule are made for their whole length, so where a curve ends counts, and a
+shorter budget wants a recipe of its own.
 """
 
 import json
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TypedDict, cast
+from typing import cast
 
 import numpy as np
 
@@ -26,10 +27,8 @@ from iwae.experiments.comparisons import CellCallbacks, versions
 from iwae.models.base import AbstractAutoencoder
 from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError
+from iwae.storage.run_directory import read_progress
 from iwae.training.callbacks import Callback, Start, Validation
-
-SNAPSHOTS = "nll-against-minutes.json"
-"""The file of a run with its snapshots."""
 
 SPACING = 2**0.5
 """The factor from one snapshot to the next in training time."""
@@ -48,6 +47,8 @@ class Snapshot:
     """−L_K, mean over the examples, in nats."""
     nll_se: float
     """Its standard error over the examples."""
+    final: bool
+    """Whether it is the resulting model of the run, which with patience is the best one."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Measure:
     split: str
     k: int
     limit: int
+
+    def file_of(self, run: Path) -> Path:
+        """The file beside a run directory that holds its snapshots."""
+        return run.with_name(f"{run.name}-nll-{self.split}-{self.k}-{self.limit}.json")
 
     def __post_init__(self) -> None:
         check_draws(self.k)
@@ -68,18 +73,18 @@ class Measure:
 
 
 class Snapshots(Callback):
-    """Evaluates a run's model at validations, by factors of √2 in training time, and the last one.
+    """Evaluates a run's present model at validations, by factors of √2 in training time.
 
-    Snapshots of earlier sessions are read from the run directory.
+    Snapshots of earlier sessions are read from the file beside the run directory.
     """
 
     def __init__(self, path: Path, start: TrainedModel, measure: Measure):
-        self.path, self.start, self.measure = path, start, measure
-        self.taken: list[Snapshot] = []
+        self.file, self.start, self.measure = measure.file_of(path), start, measure
+        self.taken: list[Snapshot] = list(read(self.file))
 
     def on_start(self, event: Start) -> None:
-        before = read(self.path, self.measure)
-        self.taken = [s for s in before if s.epoch <= event.state.epoch]
+        minutes = event.state.seconds / 60
+        self.taken = [s for s in self.taken if s.minutes <= minutes and not s.final]
 
     def is_due(self, minutes: float) -> bool:
         """Whether the training time has grown enough since the last snapshot."""
@@ -88,45 +93,30 @@ class Snapshots(Callback):
 
     def on_validation(self, event: Validation) -> None:
         state, minutes = event.state, event.state.seconds / 60
-        if self.is_due(minutes) or state.epoch == state.epochs:
+        if self.is_due(minutes):
             model = cast(AbstractAutoencoder, event.model())
             self.take(replace(self.start, model=model, epochs=state.epoch), minutes)
 
-    def take(self, trained: TrainedModel, minutes: float) -> None:
-        """Evaluate a model, and write all snapshots."""
+    def take(self, trained: TrainedModel, minutes: float, *, final: bool = False) -> None:
+        """Evaluate a model, and write all snapshots; one of the same time is replaced."""
         images = trained.data().split(self.measure.split)[: self.measure.limit]
         values = trained.log_likelihoods(images, k=self.measure.k, seed=0)
         nll, error = mean_and_error(-np.asarray(values, np.float64))
-        self.taken.append(Snapshot(minutes, trained.epochs, nll, error))
-        content = {**asdict(self.measure), "snapshots": [asdict(s) for s in self.taken]}
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path / SNAPSHOTS, json.dumps(content, indent=1))
+        before = [s for s in self.taken if s.minutes < minutes]
+        self.taken = [*before, Snapshot(minutes, trained.epochs, nll, error, final)]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.file, json.dumps([asdict(s) for s in self.taken], indent=1))
 
 
-def read(path: Path, measure: Measure) -> tuple[Snapshot, ...]:
-    """The snapshots of a run directory; none if they were evaluated otherwise.
-
-    `InputError` if the file is damaged.
-    """
-    file = path / SNAPSHOTS
+def read(file: Path) -> tuple[Snapshot, ...]:
+    """The snapshots in a file, none if there is none; `InputError` if it is damaged."""
     if not file.exists():
         return ()
     try:
-        of = persisted.typed(persisted.parsed(persisted.content_of(file)), _File)
+        kind = list[Snapshot]
+        return tuple(persisted.typed(persisted.parsed(persisted.content_of(file)), kind))
     except MistypedError as error:
         raise persisted.damaged(file, "delete it, and train the run anew", str(error)) from error
-    if Measure(of["split"], of["k"], of["limit"]) != measure:
-        return ()
-    return tuple(of["snapshots"])
-
-
-class _File(TypedDict):
-    """The content of `SNAPSHOTS`."""
-
-    split: str
-    k: int
-    limit: int
-    snapshots: list[Snapshot]
 
 
 @dataclass(frozen=True)
@@ -189,11 +179,21 @@ def compared(
     `given` settings replace those of each recipe. Finished runs are reused, interrupted ones
     resumed. `InputError` for two recipes of one name.
     """
+    require(len(names) > 0, "recipes = '' was given, but there is nothing to compare; give some.")
     called = {Path(name).stem: override(recipe(name), **given) for name in names}
     require(
         len(called) == len(names),
         f"recipes = {','.join(names)} was given, but two have the same name; rename a file.",
     )
+    first, *others = called.items()
+    for name, config in others:
+        for of in ("dataset", "values", "binarization", "likelihood"):
+            own, shared = flatten(config)[of], flatten(first[1])[of]
+            require(
+                own == shared,
+                f"Recipes are compared on the same data, but {name} has {of} = {own} and "
+                f"{first[0]} {shared}; give --{of}.",
+            )
     return [
         Curve(
             name,
@@ -225,9 +225,10 @@ def _run(
     trained = runs.train(
         config, out=path, resume=None, callbacks=[callback, snapshots], data_dir=data_dir
     )
-    snapshots.taken = snapshots.taken or list(read(path, measure))
-    if not snapshots.taken or snapshots.taken[-1].epoch < trained.epochs:
-        snapshots.take(trained, runs.training_seconds(trained) / 60)
+    minutes = read_progress(path).seconds / 60
+    last = snapshots.taken[-1] if snapshots.taken else None
+    if last is None or not last.final or last.minutes != minutes:
+        snapshots.take(trained, minutes, final=True)
     return tuple(snapshots.taken)
 
 

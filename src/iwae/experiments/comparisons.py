@@ -143,6 +143,13 @@ def check_own(
                 raise InputError(
                     f"{setting} = {given} was given, but {name} has its own; leave it out{instead}."
                 )
+    for setting, given in config.stages[-1].given.items() if config.stages else ():
+        for name, settings in own.items():
+            if setting in settings:
+                raise InputError(
+                    f"The last stage has {setting} = {given}, but {name} has its own; leave it "
+                    f"out, or add a stage in which it is that of each model."
+                )
 
 
 def compare(

@@ -260,7 +260,7 @@ def learn(
         if callback is not None:
             done, value = int(at[-1]) + 1, float(jnp.mean(bound))
             seconds = time.monotonic() - began
-            at_step = TrainerState(done // steps, 1, done, steps, seconds)
+            at_step = TrainerState(done // steps, 1, done, steps, seconds, position=done / steps)
             callback.on_step_chunk(StepChunk(at_step, value, done * BATCH * key.size / seconds))
     if callback is not None:
         callback.on_epoch_end(EpochEnd(at_step, RATE, value, None))

@@ -339,10 +339,11 @@ def nll_curves(
     """NLL in nats against minutes of training, as an SVG.
 
     `curves` are pairs of a name and its runs, each a sequence of (minutes, NLL); `targets` are
-    dotted lines. Values more than `TALLEST` nats above the lowest are cut off.
+    dotted lines where the picture reaches them. Values more than `TALLEST` nats above the lowest
+    are cut off.
     """
     ends = [nll for _, runs in curves for run in runs for _, nll in run]
-    lowest = min([*ends, *targets])
+    lowest, highest = min(ends), min(min(ends) + TALLEST, max(ends) + 0.2)
     with _drawing():
         figure = _figure(6.0, 3.2 + 0.2 * math.ceil(len(curves) / 2))
         axes = figure.subplots()
@@ -353,10 +354,10 @@ def nll_curves(
                 (line,) = axes.plot(*zip(*run, strict=True), color=colour, linewidth=1.2)
                 axes.plot(*run[-1], color=colour, marker="o", markersize=4)
             handles.append(line)
-        for target in targets:
+        for target in (t for t in targets if lowest - 1 <= t <= highest):
             axes.axhline(target, color=INK, linestyle=":", linewidth=1)
         axes.set_xscale("log")
-        axes.set_ylim(lowest - 0.05 * TALLEST, min(lowest + TALLEST, max([*ends, *targets]) + 0.2))
+        axes.set_ylim(min([lowest, *(t for t in targets if t >= lowest - 1)]) - 0.2, highest)
         ticker = needed("matplotlib.ticker")
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=20))
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

@@ -17,7 +17,7 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from iwae._utils.files import TEMPORARY, locked, write_atomic
-from iwae.config.io import differences
+from iwae.config.io import STAGES, differences
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 from iwae.models.base import AbstractAutoencoder
@@ -320,6 +320,8 @@ def _check_resumable(path: Path, config: RunConfig) -> None:
                 f"{stored.training.schedule} schedule was" if not stored.stages else "stages were"
             )
             hint = f"the {what} laid out for its epochs, so {hint}"
+        if name == STAGES:
+            before, now = before or "none", now or "none"
         raise InputError(
             f"{path} was started with {name} = {before}, not {now}; {hint} to resume it, or give "
             f"another --out."

@@ -23,7 +23,7 @@ from iwae._utils import threefry
 from iwae._utils.distributed import computing
 from iwae.bounds import Bound, BoundFunction, Pair
 from iwae.config.io import override
-from iwae.config.schema import ModelConfig, RunConfig
+from iwae.config.schema import ModelConfig, RunConfig, Stage
 from iwae.errors import InputError
 from iwae.estimators.surrogate import ESTIMATORS, Estimator, paired
 from iwae.models.base import ModelLike, draw
@@ -179,6 +179,18 @@ def _likelihood(likelihood: object, model: ModelLike | None) -> AbstractLikeliho
             "leave one of the two out."
         )
     return likelihood
+
+
+def check_stage(own: OwnParts, stage: Stage) -> None:
+    """`InputError` if a stage names what a part of the user's own replaces."""
+    replaced = [*vars(UNNAMED)] if own.bound is not None else []
+    replaced += ["estimator"] if own.estimator is not None else []
+    for name, value in stage.given.items():
+        if name in replaced:
+            raise InputError(
+                f"{name} = {value} was given, but the run has a bound or an estimator of your own, "
+                f"which replaces it; leave one of the two out."
+            )
 
 
 def check_shapes(own: OwnParts, d: int, k: int) -> None:

@@ -37,8 +37,8 @@ class TerminalBar(Callback):
         state = event.state
         self.bar.update(
             self.task,
-            completed=state.step,
-            total=state.steps,
+            completed=state.position,
+            total=state.epochs,
             figures=_figures(event, self.valid),
         )
 
@@ -105,7 +105,7 @@ class NotebookBar(Callback):
 
     def on_step_chunk(self, event: StepChunk) -> None:
         text = f"{self.description}  {_figures(event, self.valid)}"
-        self._show(_Shown(text, event.state.step / event.state.steps))
+        self._show(_Shown(text, event.state.position / event.state.epochs))
 
     def on_epoch_end(self, event: EpochEnd) -> None:
         if event.valid_bound is not None:
@@ -117,7 +117,7 @@ class NotebookBar(Callback):
             f"{self.description}  {state.epoch}/{state.epochs} epochs in {state.seconds:.0f} s"
             f"{self.valid}  ended by {event.reason}"
         )
-        self._show(_Shown(text, state.step / state.steps))
+        self._show(_Shown(text, state.position / state.epochs))
 
     def _show(self, shown: _Shown) -> None:
         if self.handle is not None:

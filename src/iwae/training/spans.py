@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 
@@ -49,7 +50,7 @@ class Span:
 
 
 def spans(config: RunConfig, n: int) -> tuple[Span, ...]:
-    """The stages of a run, those without an epoch left out.
+    """The stages of a run.
 
     `InputError` if there are fewer training examples than a batch takes.
     """
@@ -58,11 +59,15 @@ def spans(config: RunConfig, n: int) -> tuple[Span, ...]:
     for number, (own, first, end) in enumerate(config.by_stage):
         if average_from is None and own.training.average is not None:
             average_from = step
-        steps = _steps_per_epoch(n, own)
-        span = Span(own, number, first, end, step, steps, average_from or 0)
-        if end > first:
-            found.append(span)
-            step = span.end_step
+        if first >= own.training.kl_warmup:
+            own = override(own, kl_warmup=0)
+        try:
+            steps = _steps_per_epoch(n, own)
+        except InputError as error:
+            named = f"Stage {number + 1}: {error}" if config.stages else str(error)
+            raise InputError(named) from error
+        found.append(Span(own, number, first, end, step, steps, average_from or 0))
+        step = found[-1].end_step
     return tuple(found)
 
 

@@ -176,8 +176,25 @@ class Run:
         self.rates_of = [devices.everywhere(rates) for rates in each]
         self.seed = devices.everywhere(jnp.uint32(config.seed))
         self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
+        if len(self.spans) > 1:
+            self._check_stages()
         if self.progress.finished and not directory.has_model(self.progress.passes, self.step):
             self._save_model()  # it was killed between the checkpoint and the model
+
+    def _check_stages(self) -> None:
+        """`InputError` for a stage that the model, its devices or the user's own parts do not
+        allow, before the first step; nothing is computed."""
+        data, example = self.data.dataset.train, jax.ShapeDtypeStruct
+        images, order = example(data.shape, data.dtype), example((self.n,), jnp.int32)
+        key, zero = gradient_step.stream(0, gradient_step.STEPS), jnp.int32(0)
+        for i, span in enumerate(self.spans):
+            try:
+                self.devices.check(span.config.training.batch_size)
+                own_parts.check_stage(self.parts, self.config.stages[i])
+                given = (order, key, self.rates_of[i], images, zero)
+                jax.eval_shape(self._step_of(span), self.state, *given)
+            except InputError as error:
+                raise InputError(f"Stage {i + 1}: {error}") from error
 
     def _first(self) -> tuple[Saved, PyTree]:
         """The state before the first step, and the part of the model that is not trained."""
@@ -249,7 +266,7 @@ class Run:
 
     @property
     def bounds(self) -> Pair:
-        """The bounds that θ and φ maximise, after all stages but the last."""
+        """The bounds of the run, which validations take; a stage may maximise another."""
         if self.parts.bound is not None:
             return self.parts.bound
         return gradient_step.objective_bounds(self.config.objective)
@@ -281,7 +298,10 @@ class Run:
     def make_step(self) -> gradient_step.Step:
         """The step function of the present stage, shared by runs that differ only in seed or
         learning rate."""
-        span, observer = self.span, self.data.seen.observer
+        return self._step_of(self.span)
+
+    def _step_of(self, span: Span) -> gradient_step.Step:
+        observer = self.data.seen.observer
         return gradient_step.shared_step(
             self.static,
             span.config.objective,
@@ -368,6 +388,8 @@ class Run:
         self.state = replace(self.state, total=jnp.zeros((), jnp.float32))
         if self.progress.passes >= t.epochs:
             self.progress = replace(self.progress, finished="epochs")
+        elif self.progress.passes == span.end_epoch:  # what the next stage needs may not be there
+            self.requests = replace(self.requests, save=True)
         due = self.progress.passes % t.validate_every == 0 or self.progress.finished
         valid = self._validate() if due else None
         epoch = EpochEnd(self.facts, rate, bound, valid)
@@ -478,6 +500,7 @@ class Trainer:
         self.devices = runs[0].devices
         self.examples = examples_of(runs[0].data.dataset.train, self.devices)
         self.steps: dict[Kind, gradient_step.Step] = {}
+        self.programs: dict[frozenset[gradient_step.Step], gradient_step.Advance] = {}
         self.batched = jax.default_backend() != "cpu" and all(
             run.config.training.optimizer != "soap"
             for run in runs  # vmap would compute the new bases at every step
@@ -517,6 +540,12 @@ class Trainer:
                 self.steps[_kind(run)], self.chunk = run.make_step(), 1
         return tuple(self.steps[_kind(run)] for run in group)
 
+    def _program_of(self, steps: frozenset[gradient_step.Step]) -> gradient_step.Advance:
+        """The compiled program of some step functions."""
+        if steps not in self.programs:
+            self.programs[steps] = gradient_step.shared_advance(steps, vectorized=self.batched)
+        return self.programs[steps]
+
     def _advance(self, going: list[Run]) -> None:
         """Advance the runs that are furthest behind by a chunk of steps."""
         before = min(r.step for r in going)
@@ -525,7 +554,7 @@ class Trainer:
         ahead = [r.step for r in going if r.step > before]
         batch, start = group[0].span.config.training.batch_size, group[0].start_of_epoch
         steps = self._steps_of(group)
-        advance = gradient_step.shared_advance(frozenset(steps), vectorized=self.batched)
+        advance = self._program_of(frozenset(steps))
         most = self.examples.most_steps(batch, len(group))
         until = min(before + min(self.chunk, most), group[0].end_of_epoch, *ahead)
         began = time.monotonic()
