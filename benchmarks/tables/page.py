@@ -56,7 +56,9 @@ imputations, in per cent.
 
 MASKING = """\
 Values above the mean are missing in the first half of the columns: root mean squared error in
-standard deviations, over {turns} seeds.
+standard deviations, over {turns} seeds. `--missingness self-masking` learns whether high or low
+values go missing, which two of the seeds take the wrong way round on wine; `self-masking-high` is
+told that it is high ones (`python -m benchmarks.tables.imputation self-masking`).
 """
 
 ANOMALIES = """\
