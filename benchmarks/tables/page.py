@@ -57,7 +57,7 @@ imputations, in per cent.
 MASKING = """\
 Values above the mean are missing in the first half of the columns: root mean squared error in
 standard deviations, over {turns} seeds. `--missingness self-masking` learns whether high or low
-values go missing, which two of the seeds take the wrong way round on wine; `self-masking-high` is
+values go missing, and can take it the wrong way round; `self-masking-high` is
 told that it is high ones (`python -m benchmarks.tables.imputation self-masking`).
 """
 
