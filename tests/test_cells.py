@@ -143,6 +143,7 @@ def test_an_interrupted_cell_goes_on_under_another_way_of_saving(
     assert result.epochs == 3
 
 
+@pytest.mark.slow
 def test_of_two_commands_one_evaluates(tiny: RunConfig, tmp_path: Path, monkeypatch) -> None:
     """The other comes while it is at it, waits, and has the same result."""
     task, evaluate = small(tiny), runs.evaluate

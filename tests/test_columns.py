@@ -310,6 +310,7 @@ def test_means_of_positive_numbers_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("noise", thinned(["independent", "full"], "full"))
+@pytest.mark.slow
 def test_a_row_of_which_nothing_is_known_has_a_log_density_of_0(noise: Noise) -> None:
     likelihood, nothing = table(noise), jnp.full((1, D), jnp.nan)
     assert _log_prob(likelihood, jnp.zeros((1, likelihood.size)), nothing)[0] == 0

@@ -112,6 +112,7 @@ def test_columns_in_another_order_are_filled_alike(table: TrainedModel) -> None:
     pd.testing.assert_frame_equal(table.impute(other, k=50), filled[other.columns])
 
 
+@pytest.mark.slow
 def test_other_libraries_and_forms_are_filled_alike(table: TrainedModel) -> None:
     wanted = table.impute(FRAME, k=50)
     lists = {name: [None if pd.isna(v) else v for v in FRAME[name]] for name in FRAME}

@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {"hidden": ((4,),), "latents": (2,), "k": 2, "epochs": 1
 # History
 
 
+@pytest.mark.slow
 def test_the_history_of_a_run_is_that_of_its_directory(tiny_run: TrainedModel) -> None:
     history = iwae.load(tiny_run.path).history
     assert history.rows == tiny_run.history.rows

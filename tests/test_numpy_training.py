@@ -60,6 +60,7 @@ def _adam(p, summed, moments, step, rate=1e-3, b1=0.9, b2=0.999, epsilon=1e-4):
 
 
 @pytest.mark.parametrize("objective", thinned(["iwae", "vae"], "iwae"))
+@pytest.mark.slow
 def test_a_pass_is_the_papers_to_the_digits_of_float32(objective):
     small = {"hidden": ((8,),), "latents": (3,), "k": K, "objective": objective, "seed": 5}
     config = override(recipe("smoke"), epochs=1, batch_size=BATCH, **small)

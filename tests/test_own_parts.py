@@ -326,6 +326,7 @@ def test_replicas_share_own_parts(tiny, tmp_path: Path) -> None:
 # A likelihood
 
 
+@pytest.mark.slow
 def test_an_own_likelihood_of_bits_sees_bits(tiny, tmp_path: Path) -> None:
     trained = iwae.train(tiny, likelihood=Binary(), epochs=1, out=tmp_path / "run")
     assert trained.seen.binarization == "dynamic"

@@ -420,6 +420,7 @@ def check(file: Path, read: Callable[[], Any], *, sealed: bool) -> None:
 
 
 @pytest.mark.parametrize("sealed", thinned([True, False], True), ids=["sealed", "early"])
+@pytest.mark.slow
 def test_every_field_of_evaluations_is_checked(run: Path, sealed: bool) -> None:
     if not sealed:
         forget(run)

@@ -125,6 +125,7 @@ def test_replicas_go_on_with_their_own_settings(rows: np.ndarray, tmp_path: Path
     assert [one.config for one in again] == [one.config for one in made]
 
 
+@pytest.mark.slow
 def test_what_is_no_run_is_not_evaluated(in_memory: TrainedModel, rows: np.ndarray) -> None:
     wrong: list[Any] = [in_memory.model, rows, None]
     for given in wrong:

@@ -52,6 +52,7 @@ def test_every_extension_is_short_and_does_what_it_says() -> None:
     assert names["trained"].own.keys() == {"model", "bound", "estimator"}
 
 
+@pytest.mark.slow
 def test_the_callback_that_is_shown_prints_every_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = examples(CALLBACKS)
     names: dict[str, Any] = {}

@@ -247,6 +247,7 @@ def test_a_replica_that_is_not_finite_leaves_the_others_to_their_end(
     same(iwae.load(out / "seed-3"), alone[3])
 
 
+@pytest.mark.slow
 def test_replicas_at_the_command_line(tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     flags = ["--recipe", "smoke", "--epochs", "1", "--hidden", "8", "--latents", "3", "--k", "2"]

@@ -94,6 +94,7 @@ def test_training_does_not_depend_on_the_size_of_chunks(tiny_run, tiny, tmp_path
     assert same_models(tiny_run.path, tmp_path / "steps")
 
 
+@pytest.mark.slow
 def test_options_that_keep_more_state_resume_exactly(tiny: RunConfig, tmp_path: Path) -> None:
     kept = {"average": 0.9, "patience": 50, "clip": 1.0, "schedule": "constant"}
     config = override(tiny, epochs=4, **kept)

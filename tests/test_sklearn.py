@@ -115,6 +115,7 @@ def fitted() -> IWAE:
     return model
 
 
+@pytest.mark.slow
 def test_the_density_is_the_mean_of_the_densities_of_the_models(fitted: IWAE) -> None:
     rows = fitted._read(table())
     each = fitted._log_likelihoods_of_each(rows)

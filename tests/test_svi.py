@@ -249,6 +249,7 @@ def test_every_automatic_guide_is_tried():
         "AutoMultivariateNormal",
     ),
 )
+@pytest.mark.slow
 def test_the_exact_posterior_gives_the_evidence(name):
     guide = MADE[name](normals)
     params = made(guide, FOUR, exact)

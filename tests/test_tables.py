@@ -487,6 +487,7 @@ def test_commands_read_and_write_tables_with_names(settings, tmp_path, capsys):
     assert (tmp_path / "h.csv").read_text().startswith("index,h0,h1,h2\n0,")
 
 
+@pytest.mark.slow
 def test_samples_are_a_table_that_can_be_scored(run, tmp_path):
     path = tmp_path / "samples.csv"
     main(["sample", str(run), "--n", "12", "--out", str(path)])
@@ -570,6 +571,7 @@ def test_channels_may_come_first_or_last(c):
     assert pictures(small).ndim == 2
 
 
+@pytest.mark.slow
 def test_a_fixed_binarisation_is_not_continued_on_columns_that_moved(tiny, tmp_path):
     grey = RNG.random((40, 3))
     path = saved(tmp_path / "x.csv", HEADER + lines(grey))
