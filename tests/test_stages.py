@@ -306,6 +306,8 @@ def test_a_later_stage_is_checked_before_the_first_step(tmp_path: Path) -> None:
     train = partial(iwae.train, data=images(), values="real", progress=False, **own)
     stages = "3 / 1 estimator=dreg"
     rejected(lambda: train(model=model, stages=stages), "Stage 2: Estimator dreg", "independent")
+    alone = "1 objective=vae"
+    rejected(lambda: train(bound=iwae_bound, stages=alone), "Stage 1: objective = vae", "your own")
     named = "1 / 1 objective=vae"
     rejected(lambda: train(bound=iwae_bound, stages=named), "Stage 2: objective = vae", "your own")
     mine = Estimator(path=lambda w: w.c)

@@ -33,7 +33,7 @@ class Train:
     """Settings to start from; flags replace them. `iwae --help` lists the built-in recipes."""
     resume: bool = False
     """Continue the run in --out with its own settings; --minutes, or --epochs with a constant
-    schedule, can make it longer."""
+    schedule and no stages, can make it longer."""
     seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N|A,B,C")] = None
     """Train replicas in one program, each a run in OUT/seed-…: their number, or their seeds."""
     data_dir: DataDir = None

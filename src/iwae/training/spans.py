@@ -17,8 +17,6 @@ class Span:
 
     config: RunConfig
     """The settings of the stage."""
-    number: int
-    """Index of the stage."""
     first_epoch: int
     """Epochs before the stage."""
     end_epoch: int
@@ -66,7 +64,7 @@ def spans(config: RunConfig, n: int) -> tuple[Span, ...]:
         except InputError as error:
             named = f"Stage {number + 1}: {error}" if config.stages else str(error)
             raise InputError(named) from error
-        found.append(Span(own, number, first, end, step, steps, average_from or 0))
+        found.append(Span(own, first, end, step, steps, average_from or 0))
         step = found[-1].end_step
     return tuple(found)
 

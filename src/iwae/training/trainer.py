@@ -176,7 +176,7 @@ class Run:
         self.rates_of = [devices.everywhere(rates) for rates in each]
         self.seed = devices.everywhere(jnp.uint32(config.seed))
         self.order, self.ordered = jnp.zeros(0, jnp.int32), -1
-        if len(self.spans) > 1:
+        if config.stages and not self.progress.finished:
             self._check_stages()
         if self.progress.finished and not directory.has_model(self.progress.passes, self.step):
             self._save_model()  # it was killed between the checkpoint and the model
@@ -499,7 +499,8 @@ class Trainer:
                 run.directory.save_config(run.config)
         self.devices = runs[0].devices
         self.examples = examples_of(runs[0].data.dataset.train, self.devices)
-        self.steps: dict[Kind, gradient_step.Step] = {}
+        self.kinds = {run: _kind(run) for run in self.runs}
+        self.steps: dict[tuple[Kind, int], gradient_step.Step] = {}
         self.programs: dict[frozenset[gradient_step.Step], gradient_step.Advance] = {}
         self.batched = jax.default_backend() != "cpu" and all(
             run.config.training.optimizer != "soap"
@@ -535,10 +536,11 @@ class Trainer:
 
     def _steps_of(self, group: Sequence[Run]) -> tuple[gradient_step.Step, ...]:
         """The step function of each run in its present stage; those of a stage are made once."""
-        for run in group:
-            if _kind(run) not in self.steps:
-                self.steps[_kind(run)], self.chunk = run.make_step(), 1
-        return tuple(self.steps[_kind(run)] for run in group)
+        stages = [(self.kinds[run], run.current) for run in group]
+        for run, stage in zip(group, stages, strict=True):
+            if stage not in self.steps:
+                self.steps[stage], self.chunk = run.make_step(), 1
+        return tuple(self.steps[stage] for stage in stages)
 
     def _program_of(self, steps: frozenset[gradient_step.Step]) -> gradient_step.Advance:
         """The compiled program of some step functions."""
@@ -607,12 +609,12 @@ def _names_before(config: RunConfig, directory: RunDirectory) -> tuple[str, ...]
     return read_model(begin)[1].names if (begin / MODEL).exists() else ()
 
 
-Kind = tuple[RunConfig, int, int]
+Kind = tuple[RunConfig, int]
 
 
 def _kind(run: Run) -> Kind:
-    """A key that is equal for runs that can share a step."""
-    return override(run.config, seed=0, learning_rate=1.0), run.current, id(run.parts)
+    """A key that is equal for runs that can share the step of a stage."""
+    return override(run.config, seed=0, learning_rate=1.0), id(run.parts)
 
 
 def _of_settings(config: TrainingConfig) -> Iterator[Callback]:
