@@ -1,10 +1,10 @@
 """Settings that suit tables of any size, where the user gives none.
 
 They were chosen by held-out rows of iris, wine, diabetes, breast cancer and digits, in splits other
-than those on which results are reported; those of 1,000 to 5,000 rows also by HI-VAE's letter, wine and
-adult, and those of large tables by values missing at random from its wine and letter, other than
-those of its masks. The learning rate of wide tables matters
-little: on digits 1.5e-2 is as good as 6e-3, within 0.05 nats.
+than those on which results are reported; those of 1,000 to 5,000 rows also by HI-VAE's letter, wine
+and adult, and those of large tables by values missing at random from its wine and letter, other
+than those of its masks. The learning rate of wide tables matters little: on digits 1.5e-2 is as
+good as 6e-3, within 0.05 nats.
 """
 
 import math
