@@ -1,14 +1,18 @@
 """SOAP: Adam where nothing is turned, and the same steps however the axes lie."""
 
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from threadpoolctl import threadpool_info
 
-from iwae.training.soap import LARGEST, soap
+from iwae._utils.threads import one_blas_thread
+from iwae.storage import checkpoint
+from iwae.training.soap import LARGEST, from_own_axes, soap
 
 
 def walk(transform, gradient, start, steps=40):
@@ -136,3 +140,71 @@ def test_no_step_is_longer_than_adams_can_be(b1: float, every: int) -> None:
         ratios.append(np.abs(updates @ kept.bases[1]).max() / longest)
     assert max(ratios[20:]) == pytest.approx(1, rel=1e-3), "some step is held"
     assert max(ratios) < 1.001
+
+
+def reference(gradient, w, steps, *, rate, b1, b2, eps, decay, every, moments_every):
+    """SOAP with the first moment in G's own axes, in float64."""
+    qr = lambda a: np.linalg.qr(a)[0]
+    mu = nu = 0.0
+    left, right = np.zeros((w.shape[0],) * 2), np.zeros((w.shape[1],) * 2)
+    for t in range(1, steps + 1):
+        g = np.asarray(gradient(jnp.asarray(w, jnp.float32)), np.float64)
+        if (t - 1) % moments_every == 0:
+            left = decay * left + (1 - decay) * g @ g.T
+            right = decay * right + (1 - decay) * g.T @ g
+        if t == 1:
+            q, p = (np.linalg.eigh(m)[1][:, ::-1] for m in (left, right))
+        elif (t - 1) % every == 0:
+            q, p = qr(left @ q), qr(right @ p)
+        mu = b1 * mu + (1 - b1) * g
+        nu = b2 * nu + (1 - b2) * (q.T @ g @ p) ** 2
+        longest = (1 - b1) * np.sqrt(sum((b1**2 / b2) ** i for i in range(t)) / (1 - b2) * nu)
+        turned = np.clip(q.T @ mu @ p, -longest, longest) / (1 - b1**t)
+        w = w - rate * q @ (turned / (np.sqrt(nu / (1 - b2**t)) + eps)) @ p.T
+    return w
+
+
+@pytest.mark.parametrize(("every", "moments_every"), [(1, 1), (4, 1), (6, 3), (5, 2)])
+def test_steps_are_those_of_the_equations(every: int, moments_every: int) -> None:
+    gradient, _ = quadratic(jax.random.key(5), 5, 4, spread=0.5)
+    settings: dict[str, Any] = {"b1": 0.9, "b2": 0.95, "eps": 1e-2, "decay": 0.9}
+    settings |= {"every": every, "moments_every": moments_every}
+    ours = walk(soap(0.02, **settings), gradient, jnp.zeros((5, 4)), 25)
+    right = reference(gradient, np.zeros((5, 4)), 25, rate=0.02, **settings)
+    np.testing.assert_allclose(ours, right, rtol=1e-3, atol=1e-4)
+
+
+def test_a_first_moment_in_its_own_axes_is_turned_into_the_bases() -> None:
+    gradient, _ = quadratic(jax.random.key(6), 5, 4, spread=0.3)
+    wide = lambda a: jnp.sin(a) + 1
+    transform = optax.chain(optax.clip_by_global_norm(1e9), soap(0.02, every=2))
+    params = {"w": jnp.zeros((5, 4)), "b": jnp.ones(3), "wide": jnp.ones((LARGEST + 1, 2))}
+    state = transform.init(params)
+    for _ in range(4):
+        found = {"w": gradient(params["w"]), "b": wide(params["b"]), "wide": wide(params["wide"])}
+        updates, state = transform.update(found, state)
+        params = optax.apply_updates(params, updates)
+    kept = checkpoint.arrays({"opt_state": state})
+    early = {}
+    for name, value in kept.items():
+        of, last = name.rpartition(".")[::2]
+        if last == "rotated_mu":
+            q, p = (kept.get(f"{of}.bases[{side}]") for side in range(2))
+            own = value if q is None else q @ value
+            early[f"{of}.mu"] = own if p is None else own @ p.T
+        else:
+            early[name] = value
+    assert early.keys() != kept.keys()
+    again = from_own_axes(early)
+    assert again.keys() == kept.keys()
+    for name, value in kept.items():
+        np.testing.assert_allclose(again[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+    assert from_own_axes(kept) == kept
+
+
+def test_decompositions_have_one_thread_of_blas() -> None:
+    threads = lambda: {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
+    before = threads()
+    with one_blas_thread():
+        assert threads() == {1}
+    assert threads() == before

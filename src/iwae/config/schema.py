@@ -277,6 +277,8 @@ class TrainingConfig:
     """Decay of the moments G Gᵀ and Gᵀ G of a matrix's gradient G, whose eigenbasis SOAP uses."""
     soap_every: int = 10
     """Steps between two updates of that basis."""
+    soap_moments_every: int = 1
+    """Steps between two updates of those moments."""
     precision: Precision = "float32"
     """Precision of the factors of matrix products in training: bfloat16 and tf32 are faster on a
     GPU. Sums, parameters, log-weights and evaluations are always in float32."""
@@ -313,7 +315,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_counts(self)
-        for name in ("epochs", "batch_size", "validate_every", "soap_every"):
+        every = ("validate_every", "soap_every", "soap_moments_every")
+        for name in ("epochs", "batch_size", *every):
             check_at_least_one(name, getattr(self, name))
         for name in ("patience", "checkpoint_every"):
             if getattr(self, name) is not None:

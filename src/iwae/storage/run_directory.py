@@ -7,13 +7,14 @@ content; both are verified on reading, except in files of early versions, which 
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import PyTree
 
 from iwae._utils.files import TEMPORARY, locked, write_atomic
@@ -45,6 +46,9 @@ from iwae.storage.run_config import read_own as read_own
 from iwae.storage.run_config import replicas as replicas
 
 LOCK = ".lock"
+
+Leaves = dict[str, np.ndarray]
+"""The arrays of a tree, by path."""
 
 EARLY = "early"
 """Metadata of a checkpoint whose run was started without digests."""
@@ -155,11 +159,14 @@ class RunDirectory:
             about |= {} if self.verified else {EARLY: UNVERIFIED}
             checkpoint.save(self.path / CHECKPOINT, tree, asdict(progress), **about)
 
-    def restore(self, like: PyTree) -> tuple[PyTree, Progress]:
+    def restore(
+        self, like: PyTree, converted: Callable[[Leaves], Leaves] = dict
+    ) -> tuple[PyTree, Progress]:
         """The last checkpoint and its progress; `like` and no progress if there is none yet.
 
-        Metrics after the checkpoint are discarded. `InputError` if the files are damaged or do not
-        belong together.
+        `converted` maps the stored arrays, by tree path, to those of this version. Metrics after
+        the checkpoint are discarded. `InputError` if the files are damaged or do not belong
+        together.
         """
         if self.path is None:
             return like, Progress()
@@ -170,7 +177,7 @@ class RunDirectory:
         progress = _progress_of(stored)
         _check_own(stored, self.run)
         self.verified = stored.verified and EARLY not in stored.about
-        tree = checkpoint.fitted(stored, like)
+        tree = checkpoint.fitted(replace(stored, arrays=converted(stored.arrays)), like)
         self.rows = [*_metrics(self.path, stored)[: progress.passes]]
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_atomic(self.path / METRICS, lines)

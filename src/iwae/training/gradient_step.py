@@ -105,8 +105,14 @@ def optimizer(
     moments = {"b1": config.adam_beta1, "b2": config.adam_beta2}
     eps = config.adam_epsilon / config.batch_size
     if config.optimizer == "soap":
-        decay, every = config.soap_decay, config.soap_every
-        chosen = soap(schedule, **moments, eps=eps, decay=decay, every=every)
+        chosen = soap(
+            schedule,
+            **moments,
+            eps=eps,
+            decay=config.soap_decay,
+            every=config.soap_every,
+            moments_every=config.soap_moments_every,
+        )
     elif config.weight_decay > 0:
         shrink = rates[-1]
         chosen = optax.adamw(schedule, **moments, eps=eps, weight_decay=shrink, mask=decaying)

@@ -7,9 +7,10 @@ For a matrix W with gradient G, with exponential moving averages of decay β on 
 Adam runs on Q_Lᵀ G Q_R, and its step is rotated back. A side wider than `LARGEST`, and every array
 that is not a matrix, keeps its own axes: there SOAP is Adam.
 
-Adam's second moment is not rotated with the bases. Where a gradient is rare, as for a pixel that is
-hardly ever on, the second moment can be nearly zero in an axis into which the first moment is
-rotated. With fixed axes, by the Cauchy–Schwarz inequality,
+When the bases are updated, Adam's first moment is rotated into them, and its second moment is not.
+Where a gradient is rare, as for a pixel that is hardly ever on, the second moment can be nearly
+zero in an axis into which the first moment is rotated. With fixed axes, by the Cauchy–Schwarz
+inequality,
 
     |m_t| ≤ √v_t · (1−β₁) √(Σ_{i<t} (β₁²/β₂)^i / (1−β₂)),
 
@@ -22,11 +23,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 REVISION = 2
-"""Increased whenever the same settings come to take different steps."""
+"""Increased whenever the same settings come to take other steps, rounding apart."""
 
 LARGEST = 256
 """Widest side of a matrix that is rotated."""
@@ -39,8 +41,8 @@ Sides = tuple[Square | None, ...]
 class Turned(NamedTuple):
     """The optimiser's state for one array of parameters."""
 
-    mu: Array
-    """First moment of G, in its own axes."""
+    rotated_mu: Array
+    """First moment of Q_Lᵀ G Q_R."""
     nu: Array
     """Second moment of Q_Lᵀ G Q_R."""
     moments: Sides
@@ -64,8 +66,10 @@ def soap(
     eps: float = 1e-8,
     decay: float = 0.95,
     every: int = 10,
+    moments_every: int = 1,
 ) -> optax.GradientTransformation:
-    """The optimiser; `decay` is β, and the bases are updated every `every` steps.
+    """The optimiser; `decay` is β, L and R follow one gradient of `moments_every`, and the bases
+    are updated every `every` steps.
 
     The first basis is the exact eigenbasis; each update is a step of orthogonal iteration, Q of the
     QR decomposition of L Q_L.
@@ -76,20 +80,42 @@ def soap(
         return SoapState(jnp.zeros((), jnp.int32), arrays)
 
     def one(g: Array, kept: Turned, t: Array) -> tuple[Array, Turned]:
-        moments = _each(lambda m, new: decay * m + (1 - decay) * new, kept.moments, _squares(g))
-        bases = kept.bases
-        if any(q is not None for q in bases):
-            turn = jnp.where(t == 1, 1, jnp.where((t - 1) % every == 0, 2, 0))
-            bases = jax.lax.switch(turn, (_kept, _exact, _iterated), moments, bases)
-        mu = b1 * kept.mu + (1 - b1) * g
-        nu = b2 * kept.nu + (1 - b2) * _into(g, bases) ** 2
-        rotated = _into(mu, bases)
+        if any(q is not None for q in kept.bases):
+            kept = _followed(g, kept, t)
+        bases, of_g = kept.bases, _into(g, kept.bases)
+        mu = b1 * kept.rotated_mu + (1 - b1) * of_g
+        nu = b2 * kept.nu + (1 - b2) * of_g**2
+        held = mu
         if b2 > 0:
             limit = (1 - b1) * jnp.sqrt(_series(b1**2 / b2, t) / (1 - b2)) * jnp.sqrt(nu)
-            rotated = jnp.clip(rotated, -limit, limit)
-        mu_hat, nu_hat = rotated / (1 - b1**t), nu / (1 - b2**t)
+            held = jnp.clip(mu, -limit, limit)
+        mu_hat, nu_hat = held / (1 - b1**t), nu / (1 - b2**t)
         step = _out_of(mu_hat / (jnp.sqrt(nu_hat) + eps), bases)
-        return step, Turned(mu, nu, moments, bases)
+        return step, kept._replace(rotated_mu=mu, nu=nu)
+
+    def _followed(g: Array, kept: Turned, t: Array) -> Turned:
+        """The state with L, R and the bases after step t, and the first moment in these."""
+
+        def squared(moments: Sides) -> Sides:
+            return _each(lambda m, new: decay * m + (1 - decay) * new, moments, _squares(g))
+
+        def turned(by: Callable[[Sides, Sides], Sides]) -> Callable[..., tuple[Sides, Array]]:
+            def of(moments: Sides, bases: Sides, mu: Array) -> tuple[Sides, Array]:
+                found = by(moments, bases)
+                return found, _into(_out_of(mu, bases), found)
+
+            return of
+
+        moments = kept.moments
+        if moments_every == 1:
+            moments = squared(moments)
+        else:
+            due = (t - 1) % moments_every == 0
+            moments = jax.lax.cond(due, squared, lambda before: before, moments)
+        which = jnp.where(t == 1, 1, jnp.where((t - 1) % every == 0, 2, 0))
+        ways = (lambda _, bases, mu: (bases, mu), turned(_exact), turned(_iterated))
+        bases, mu = jax.lax.switch(which, ways, moments, kept.bases, kept.rotated_mu)
+        return Turned(mu, kept.nu, moments, bases)
 
     def update(
         gradient: PyTree, state: SoapState, params: PyTree = None
@@ -133,10 +159,6 @@ def _each(function: Callable[..., Array], sides: Sides, *others: Sides) -> Sides
     return tuple(None if side is None else function(side, *more) for side, *more in given)
 
 
-def _kept(moments: Sides, bases: Sides) -> Sides:
-    return bases
-
-
 def _exact(moments: Sides, bases: Sides) -> Sides:
     return _each(lambda m: jnp.linalg.eigh(m)[1][:, ::-1], moments)
 
@@ -157,3 +179,19 @@ def _out_of(g: Array, bases: Sides) -> Array:
     left, right = bases or (None, None)
     g = g if left is None else left @ g
     return g if right is None else g @ right.T
+
+
+def from_own_axes(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The leaves of a checkpoint by path, with the first moment in its bases.
+
+    Up to version 0.2.3 checkpoints have it in G's own axes, under the name of `mu`.
+    """
+    found = dict(leaves)
+    for path, mu in leaves.items():
+        of, name = path.rpartition(".")[::2]
+        if name == "mu" and f"{of}.nu" in leaves and ".arrays[" in of:
+            left, right = (leaves.get(f"{of}.bases[{side}]") for side in range(2))
+            rotated = mu if left is None else left.T @ mu
+            found[f"{of}.rotated_mu"] = rotated if right is None else rotated @ right
+            del found[path]
+    return found

@@ -25,6 +25,7 @@ from iwae._utils.distributed import (
     processes_agree,
 )
 from iwae._utils.files import as_argument
+from iwae._utils.threads import one_blas_thread
 from iwae.bounds import Pair
 from iwae.config.io import override
 from iwae.config.schema import RunConfig, TrainingConfig
@@ -73,6 +74,7 @@ from iwae.training.callbacks import (
 from iwae.training.examples import examples_of
 from iwae.training.gradient_step import TrainState
 from iwae.training.parts import OwnParts
+from iwae.training.soap import from_own_axes
 from iwae.training.spans import Span, spans
 
 CHUNK_SECONDS = 0.5
@@ -227,7 +229,7 @@ class Run:
                     f"{directory.path} was started on other examples than those of "
                     f"{data.dataset.name}; resume it with its own, or give another --out."
                 )
-            saved, progress = directory.restore(start)
+            saved, progress = directory.restore(start, from_own_axes)
         if not directory.verified:
             self.data = replace(data, seen=noted(data.seen, UNVERIFIED))
         progress = replace(progress, **json_from_first(asdict(progress)))
@@ -502,10 +504,10 @@ class Trainer:
         self.kinds = {run: _kind(run) for run in self.runs}
         self.steps: dict[tuple[Kind, int], gradient_step.Step] = {}
         self.programs: dict[frozenset[gradient_step.Step], gradient_step.Advance] = {}
-        self.batched = jax.default_backend() != "cpu" and all(
-            run.config.training.optimizer != "soap"
-            for run in runs  # vmap would compute the new bases at every step
-        )
+        on_cpu = jax.default_backend() == "cpu"
+        decomposing = any(run.config.training.optimizer == "soap" for run in runs)
+        self.batched = not on_cpu and not decomposing  # vmap would compute all bases at every step
+        self.threads = one_blas_thread if on_cpu and decomposing else contextlib.nullcontext
 
     def train(self) -> None:
         """Train all runs to their end.
@@ -563,17 +565,18 @@ class Trainer:
         read = self.examples.read(
             [r.order_of_epoch() for r in group], batch, start, slice(before, until)
         )
-        states = advance(
-            steps,
-            tuple(r.state for r in group),
-            read.orders,
-            tuple(r.seed for r in group),
-            tuple(r.rates for r in group),
-            read.images,
-            read.start,
-            until,
-        )
-        reached = int(states[0].step)
+        with self.threads():
+            states = advance(
+                steps,
+                tuple(r.state for r in group),
+                read.orders,
+                tuple(r.seed for r in group),
+                tuple(r.rates for r in group),
+                read.images,
+                read.start,
+                until,
+            )
+            reached = int(states[0].step)
         took = float(from_first(np.array(time.monotonic() - began)))
         for run, state in zip(group, states, strict=True):
             try:
