@@ -4,7 +4,8 @@ Every contestant trains the paper's model with one stochastic layer on MNIST, on
 within one run, and its models are evaluated on the way by iwae: −L_5000 of the first 1,000 images
 of the validation split, with the same draws. The clock counts training alone, with the compilation
 of a first run. The others are a plain loop in PyTorch and pythae's IWAE in the same loop, with Adam
-as in the paper, for as long as the longest of our recipes, or --minutes.
+as in the paper, for as long as the longest of our recipes, or --minutes. The record and the picture
+are named by the objective: `results/benchmarks/minutes-iwae-50.json`, `docs/minutes-iwae-50.svg`.
 """
 
 import argparse
@@ -33,8 +34,8 @@ from iwae.experiments.against_time import record as record_of
 from iwae.models.autoencoder import Autoencoder
 from iwae.plotting import figures
 
-RECORD = Path("results/benchmarks/minutes.json")
-PICTURE = Path("docs/minutes.svg")
+RECORDS = Path("results/benchmarks")
+PICTURES = Path("docs")
 
 PLAIN: Mapping[str, Any] = {"dataset": "mnist", "binarization": "dynamic", "k": 50}
 
@@ -87,7 +88,11 @@ def main() -> None:
             taken[seed] = trained(other, start, measure, longest, seed)
         curves.append(Curve(name, override(config, batch_size=other.batch), taken))
     print_curves(curves, measure, arguments.targets)
-    write(curves, measure, arguments.targets, arguments.record)
+    name = f"minutes-{arguments.objective}-{arguments.train_k}"
+    write(curves, measure, arguments.targets, arguments.record or RECORDS / f"{name}.json")
+    if arguments.record is None:
+        lines = [(curve.name, curve.points) for curve in curves]
+        (PICTURES / f"{name}.svg").write_bytes(figures.nll_curves(lines, arguments.targets))
 
 
 def parsed() -> argparse.Namespace:
@@ -102,7 +107,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=1000, help="images that are evaluated")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, help="keep our runs here, to go on with")
-    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--record", type=Path, help="instead of the record, without a picture")
     return parser.parse_args()
 
 
@@ -140,7 +145,7 @@ def of_parameters(start: TrainedModel, net: torch_iwae.Autoencoder, epochs: int)
 def write(
     curves: Sequence[Curve], measure: Measure, targets: Sequence[float], record: Path
 ) -> None:
-    """The record, and for the whole benchmark its picture."""
+    """The record of all contestants."""
     content = {
         "machine": command.machine(),
         "measure": asdict(measure),
@@ -149,9 +154,6 @@ def write(
     }
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(content, indent=1) + "\n")
-    if record == RECORD:
-        picture = figures.nll_curves([(c.name, c.points) for c in curves], targets)
-        PICTURE.write_bytes(picture)
 
 
 if __name__ == "__main__":

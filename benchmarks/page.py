@@ -7,10 +7,18 @@ from typing import Any
 from benchmarks.gpu import page as gpu
 from benchmarks.markdown import number, section
 from benchmarks.tracing import PARTS
+from iwae.config.io import override
+from iwae.config.schema import RunConfig
+from iwae.experiments.against_time import Curve, Snapshot
 
 SOURCE = Path("results/benchmarks/cpu.json")
 PAGE = Path("docs/performance.md")
 PRECISIONS = Path("results/comparisons/mnist-precisions.json")
+MINUTES = {
+    "vae-1": "Minutes to the likelihood of a VAE",
+    "iwae-50": "Minutes to the likelihood of IWAE-50",
+}
+"""Title of each record of `benchmarks.minutes`, by the end of its name."""
 
 HEAD = """\
 # Performance
@@ -48,6 +56,11 @@ def rendered(content: dict[str, Any]) -> str:
     cases = content["cases"]
     sections = [
         _head(content),
+        *(
+            minutes(title, json.loads(file.read_text()), f"minutes-{name}.svg")
+            for name, title in MINUTES.items()
+            if (file := SOURCE.with_name(f"minutes-{name}.json")).exists()
+        ),
         _training({n: c for n, c in cases.items() if n.startswith("training")}),
         _anatomy(_starting(cases, "anatomy")),
         _floors({n: c for n, c in cases.items() if c["floor"] and not n.startswith("scaling")}),
@@ -81,6 +94,60 @@ def _head(content: dict[str, Any]) -> str:
         normals=r["normals"] / 1e6,
         bits=r["bits"] / 1e6,
     )
+
+
+def minutes(title: str, content: dict[str, Any], picture: str) -> str:
+    """NLL against minutes of training, from a record of `benchmarks.minutes`."""
+    measure, targets = content["measure"], content["targets"]
+    curves = [
+        Curve(
+            each["name"],
+            override(RunConfig(), **each["settings"]),
+            {
+                run["seed"]: [Snapshot(**taken) for taken in run["snapshots"]]
+                for run in each["runs"]
+            },
+        )
+        for each in content["contestants"]
+    ]
+    rows = [
+        [
+            curve.name,
+            ", ".join(map(str, curve.runs)),
+            f"{curve.minutes:.1f}",
+            f"{curve.nll:.2f} ± {curve.nll_se:.2f}",
+            f"{curve.spread:.2f}",
+            *(_reached(curve.reaching(target)) for target in targets),
+        ]
+        for curve in curves
+    ]
+    heads = ["", "seeds", "minutes", "NLL", "range", *(f"minutes to {t:g}" for t in targets)]
+    machine = content["machine"]
+    return "\n".join(
+        [
+            section(title, heads, rows),
+            f"![NLL against minutes of training]({picture})",
+            "",
+            f"−L_{measure['k']} of at most {measure['limit']:,} images of the split "
+            f"{measure['split']}, in nats: median over seeds ± standard error over images, and "
+            f"from the lowest seed to the highest. Minutes are those of training alone, one "
+            f"contestant after the other on {machine['cores']} cores of {machine['processor']}. "
+            f"By `python -m benchmarks.minutes`.",
+            "",
+        ]
+    )
+
+
+def _curve(contestant: dict[str, Any]) -> Curve:
+    taken = {
+        run["seed"]: [Snapshot(**snapshot) for snapshot in run["snapshots"]]
+        for run in contestant["runs"]
+    }
+    return Curve(contestant["name"], override(RunConfig(), **contestant["settings"]), taken)
+
+
+def _reached(found: float | None) -> str:
+    return "not reached" if found is None else f"{found:.1f}"
 
 
 def _training(cases: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks import page as benchmarks_page
 from iwae import runs
 from iwae.cli.app import main
 from iwae.config.io import override, recipe
@@ -124,6 +125,15 @@ def test_minutes_to_a_likelihood_are_those_of_the_median_run() -> None:
     drawn = figures.nll_curves([(curve.name, curve.points)], [84.78]).decode()
     assert "minutes of training" in drawn
     assert "mine" in drawn
+    measure = Measure("valid", 20, 30)
+    recorded = {
+        "machine": {"cores": 2, "processor": "P"},
+        "measure": {"split": "valid", "k": 20, "limit": 30},
+        "targets": [86, 85],
+        "contestants": against_time.record([curve], measure)["recipes"],
+    }
+    page = benchmarks_page.minutes("Minutes", json.loads(json.dumps(recorded)), "minutes.svg")
+    assert "| mine | 0, 1, 2 | 3.0 | 86.00 ± 0.40 | 3.00 | 2.0 | not reached |" in page
 
 
 def test_snapshots_are_by_factors_of_time_and_those_of_the_model(tmp_path: Path) -> None:
