@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iwae._utils.threads import one_blas_thread
 from iwae.bounds import iwae
 from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
 from iwae.estimators.surrogate import surrogate_loss
@@ -119,7 +120,9 @@ class TrainingLoop:
             if self.step == start:
                 self.orders = self.orders_of_pass(number)
             self.step = min(until, start + self.steps_per_epoch, self.step + self.chunk)
-            self.states = self.advance(*self.given, start, self.step)
+            with one_blas_thread():
+                self.states = self.advance(*self.given, start, self.step)
+                jax.block_until_ready(self.states)
         state = self.states[0]
         if int(state.step) != self.step or not np.isfinite(float(state.value)):
             raise RuntimeError(f"Training stopped at step {int(state.step)}: not finite.")
