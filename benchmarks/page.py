@@ -99,17 +99,7 @@ def _head(content: dict[str, Any]) -> str:
 def minutes(title: str, content: dict[str, Any], picture: str) -> str:
     """NLL against minutes of training, from a record of `benchmarks.minutes`."""
     measure, targets = content["measure"], content["targets"]
-    curves = [
-        Curve(
-            each["name"],
-            override(RunConfig(), **each["settings"]),
-            {
-                run["seed"]: [Snapshot(**taken) for taken in run["snapshots"]]
-                for run in each["runs"]
-            },
-        )
-        for each in content["contestants"]
-    ]
+    curves = [curve_of(contestant) for contestant in content["contestants"]]
     rows = [
         [
             curve.name,
@@ -138,7 +128,8 @@ def minutes(title: str, content: dict[str, Any], picture: str) -> str:
     )
 
 
-def _curve(contestant: dict[str, Any]) -> Curve:
+def curve_of(contestant: dict[str, Any]) -> Curve:
+    """The snapshots of a contestant, or of a recipe of `iwae compare recipes`."""
     taken = {
         run["seed"]: [Snapshot(**snapshot) for snapshot in run["snapshots"]]
         for run in contestant["runs"]
@@ -179,7 +170,19 @@ def _floors(cases: dict[str, Any]) -> str:
         for n, c in cases.items()
     ]
     heads = ["", "unit", *purposes, "all else", "iwae", "iwae / floor"]
-    return section("Distance to the floor", heads, rows)
+    return section("Distance to the floor", heads, rows) + "".join(
+        f"\n{_least(n, c)}\n" for n, c in cases.items() if n.startswith("evaluation")
+    )
+
+
+def _least(name: str, case: dict[str, Any]) -> str:
+    """What an evaluation cannot do without, in words."""
+    least, whole = sum(case["floor"].values()), case["median"]["iwae"]
+    return (
+        f"{name[0].upper()}{name[1:]}: products and normal draws at this machine's best rate take "
+        f"{least:.0f} s of its {whole:.0f}; the likelihoods of {5000 * 784 * 10_000 / 1e9:.0f} "
+        f"billion pixels, tanh and the weights have the other {whole - least:.0f} s."
+    )
 
 
 def _anatomy(cases: dict[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from benchmarks import page as benchmarks_page
+from benchmarks import search
 from iwae import runs
 from iwae.cli.app import main
 from iwae.config.io import override, recipe
@@ -134,6 +136,10 @@ def test_minutes_to_a_likelihood_are_those_of_the_median_run() -> None:
     }
     page = benchmarks_page.minutes("Minutes", json.loads(json.dumps(recorded)), "minutes.svg")
     assert "| mine | 0, 1, 2 | 3.0 | 86.00 ± 0.40 | 3.00 | 2.0 | not reached |" in page
+    wider = replace(curve, config=override(RunConfig(), batch_size=40), runs={1: curve.runs[1]})
+    found = against_time.record([curve, wider], measure)
+    page = search.compared("Batches", json.loads(json.dumps(found)))
+    assert page.index("| `40` | 1 | 3.0 | 84.00 ± 0.30 |") < page.index("| `20` | 0, 1, 2 |")
 
 
 def test_snapshots_are_by_factors_of_time_and_those_of_the_model(tmp_path: Path) -> None:

@@ -208,3 +208,9 @@ def test_decompositions_have_one_thread_of_blas() -> None:
     with one_blas_thread():
         assert threads() == {1}
     assert threads() == before
+    first, second = one_blas_thread(), one_blas_thread()
+    with first:
+        second.__enter__()
+    assert threads() == {1}, "another training needs it still"
+    second.__exit__(None, None, None)
+    assert threads() == before

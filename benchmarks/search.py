@@ -1,0 +1,90 @@
+"""`python -m benchmarks.search`: docs/fast.md, how the recipe `fast` was found.
+
+From the records in `results/search`, which `iwae compare recipes --record` wrote.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.markdown import section
+from benchmarks.page import curve_of
+from iwae.config.io import differences
+from iwae.config.schema import RunConfig
+
+FOLDER = Path("results/search")
+PAGE = Path("docs/fast.md")
+
+TITLES = {
+    "vae-screen": "VAE, one layer: optimiser",
+    "vae-minutes": "VAE, one layer: whole trainings",
+    "stages": "IWAE-50, one layer: what to spend the time on",
+    "iwae-50": "IWAE-50, one layer: whole trainings",
+}
+"""What each record compares, by its name."""
+
+HEAD = """\
+# How the recipe `fast` was found
+
+On the {limit} images of MNIST's validation split, which no model was trained on; the test split had
+no part in it. Candidates are compared by −L_K of the same images with the same draws, so that their
+differences are known better than the standard errors, which are of single values, say. Minutes
+are those of training on two cores of a machine that is shared with others, whose speed changes by a
+quarter from one hour to the next. The trainings on this page took {hours:.1f} hours.
+
+`iwae compare recipes --recipes A.toml,B.toml --record FILE.json` made every record, and `python -m
+benchmarks.search` this page of them. A record holds all settings of its recipes.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    files = {name: FOLDER / f"{name}.json" for name in TITLES}
+    records = {n: json.loads(file.read_text()) for n, file in files.items() if file.exists()}
+    PAGE.write_text(rendered(records))
+
+
+def rendered(records: dict[str, dict[str, Any]]) -> str:
+    """The page as Markdown, from records by name."""
+    curves = [curve_of(each) for record in records.values() for each in record["recipes"]]
+    hours = sum(run[-1].minutes for curve in curves for run in curve.runs.values()) / 60
+    limit = max(record["measure"]["limit"] for record in records.values())
+    tables = [compared(TITLES[name], record) for name, record in records.items()]
+    return "\n".join([HEAD.format(limit=limit, hours=hours), *tables])
+
+
+def compared(title: str, record: dict[str, Any]) -> str:
+    """A table of the recipes of a record, the best first, with the settings that differ, and those
+    that all of them share."""
+    settings = [each["settings"] for each in record["recipes"]]
+    names = dict.fromkeys(name for given in settings for name in given)
+    differing = [n for n in names if len({str(given.get(n)) for given in settings}) > 1]
+    curves = sorted(
+        ((curve_of(each), each["settings"]) for each in record["recipes"]),
+        key=lambda pair: pair[0].nll,
+    )
+    measure = record["measure"]
+    heads = [*differing, "seeds", "minutes", f"NLL (L_{measure['k']})"]
+    rows = [
+        [
+            *(_text(given.get(name)) for name in differing),
+            ", ".join(map(str, curve.runs)),
+            f"{curve.minutes:.1f}",
+            f"{curve.nll:.2f} ± {curve.nll_se:.2f}",
+        ]
+        for curve, given in curves
+    ]
+    shared = ", ".join(
+        f"{name} {_text(value)}"
+        for name, value, _ in differences(curves[0][0].config, RunConfig())
+        if name not in differing
+    )
+    return section(title, heads, rows) + f"\nIn all: {shared}.\n"
+
+
+def _text(setting: object) -> str:
+    return "" if setting in (None, "") else f"`{setting}`"
+
+
+if __name__ == "__main__":
+    main()
