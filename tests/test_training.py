@@ -129,6 +129,17 @@ def loop(make_model, observe, **settings):
     ), advance
 
 
+def test_an_xla_without_the_options_of_training_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = gradient_step.compiler_options()
+    assert known in (None, gradient_step.EIGEN)
+    monkeypatch.setattr(gradient_step, "EIGEN", {"xla_cpu_of_another_time": "1"})
+    gradient_step.compiler_options.cache_clear()
+    assert gradient_step.compiler_options() is None
+    gradient_step.compiler_options.cache_clear()
+
+
 BITS_LOOP = (small_model, Observer(255.0, dynamic=True))
 DECAY = 0.15
 
