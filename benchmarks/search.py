@@ -1,4 +1,4 @@
-"""`python -m benchmarks.search`: docs/fast.md, how the recipe `fast` was found.
+"""`python -m benchmarks.search`: docs/fast.md, the search of a faster recipe.
 
 From the records in `results/search`, which `iwae compare recipes --record` wrote.
 """
@@ -24,7 +24,7 @@ TITLES = {
 """What each record compares, by its name."""
 
 HEAD = """\
-# How the recipe `fast` was found
+# The search of a faster recipe
 
 On the {limit} images of MNIST's validation split, which no model was trained on; the test split had
 no part in it. Candidates are compared by −L_K of the same images with the same draws, so that their
