@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from statistics import median
@@ -179,10 +180,15 @@ def estimators(effort: Effort, *, layers: int) -> Result:
 
 
 def recipe_fast(effort: Effort, *, k: int, layers: int = 1) -> Result:
-    """A step of the recipe `fast`, and the same with Adam, with gradients through all draws, or
-    with all draws weighed at once."""
+    """A step of the recipe `fast`, and the same with Adam, with rarer moments, with products by
+    YNNPACK, with all threads of BLAS, with gradients through all draws, or with all draws weighed
+    at once."""
     given = override(recipe("fast"), k=k)
-    variants = {"iwae": given, "adam": override(given, optimizer="adam")}
+    variants = {
+        "iwae": given,
+        "adam": override(given, optimizer="adam"),
+        "moments": override(given, soap_moments_every=5),
+    }
     few = k > (given.objective.backward_draws or k)
     if few:
         variants["all draws"] = override(given, backward_draws=None)
@@ -191,13 +197,21 @@ def recipe_fast(effort: Effort, *, k: int, layers: int = 1) -> Result:
         model, o, t = iwae_steps.new_model(layers, images()), of.objective, of.training
         return iwae_steps.TrainingLoop(model, images(), k=k, objective=o, config=t)
 
-    contestants = {name: loop(of) for name, of in variants.items()}
+    contestants: dict[str, Contestant] = {name: loop(of) for name, of in variants.items()}
+    with mock.patch("iwae.training.gradient_step.compiler_options", return_value=None):
+        contestants["ynnpack"] = loop(given)
+    contestants["threads"] = partial(_by_all_threads, loop(given))
     if few:
         with mock.patch("iwae.training.gradient_step.chunk_size", return_value=None):
             contestants["at once"] = loop(given)
     times = interleaved(contestants, effort)
     parts = [f"{name} {r['median']:.2f}" for name, r in ratios(times).items()]
     return Result("ms/step", _scaled(times, 1e3), f"time to the recipe's: {', '.join(parts)}")
+
+
+def _by_all_threads(loop: iwae_steps.TrainingLoop, steps: int) -> None:
+    with mock.patch("benchmarks.iwae_steps.one_blas_thread", nullcontext):
+        loop(steps)
 
 
 def evaluation(effort: Effort) -> Result:

@@ -29,8 +29,8 @@ HEAD = """\
 On the {limit} images of MNIST's validation split, which no model was trained on; the test split had
 no part in it. Candidates are compared by −L_K of the same images with the same draws, so that their
 differences are known better than the standard errors, which are of single values, say. Minutes
-are those of training on two cores of a machine that is shared with others, whose speed changes by a
-quarter from one hour to the next. The trainings on this page took {hours:.1f} hours.
+are those of training on a CPU that is shared with others, and rough. The trainings on this page
+took {hours:.1f} hours.
 
 `iwae compare recipes --recipes A.toml,B.toml --record FILE.json` made every record, and `python -m
 benchmarks.search` this page of them. A record holds all settings of its recipes.

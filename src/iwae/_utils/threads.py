@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 
-import scipy.linalg  # noqa: F401  (loads the BLAS whose LAPACK XLA calls on a CPU)
 import threadpoolctl
 
 
@@ -13,6 +12,8 @@ class _Limit:
     """One thread of BLAS while at least one user wants it, since the limit is the process's."""
 
     def __init__(self) -> None:
+        import scipy.linalg  # noqa: F401  (loads the BLAS whose LAPACK XLA calls on a CPU)
+
         self.libraries = threadpoolctl.ThreadpoolController()
         self.lock, self.users = threading.Lock(), 0
 
@@ -39,8 +40,8 @@ def one_blas_thread() -> Iterator[None]:
     """Within it BLAS and LAPACK have one thread, in the whole process.
 
     On a CPU XLA calls LAPACK for decompositions. OpenBLAS's threads then wait for more work without
-    sleeping, and for tens of milliseconds take the cores from XLA's own: a step of SOAP by two
-    threads takes 19 ms where one takes 12 (the published model, on two cores).
+    sleeping, and take the cores from XLA's own; by how much is among the cases of `benchmarks`,
+    "recipe fast".
     """
     _limit().take()
     try:

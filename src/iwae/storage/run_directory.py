@@ -160,7 +160,7 @@ class RunDirectory:
             checkpoint.save(self.path / CHECKPOINT, tree, asdict(progress), **about)
 
     def restore(
-        self, like: PyTree, converted: Callable[[Leaves], Leaves] = dict
+        self, like: PyTree, converted: Callable[[Leaves], Leaves]
     ) -> tuple[PyTree, Progress]:
         """The last checkpoint and its progress; `like` and no progress if there is none yet.
 

@@ -489,8 +489,8 @@ def make_advance(*, vectorized: bool = False) -> Advance:
 
 
 EIGEN = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"}
-"""Leaves matrix products to Eigen, where XLA gives some of them to YNNPACK: the largest ones of a
-step, [2500, 200] · [200, 784] and its gradients, then take about a fifth less time."""
+"""Leaves all matrix products to Eigen, where XLA gives some of them to YNNPACK. What a step gains
+is among the cases of `benchmarks`, "recipe fast"."""
 
 
 @lru_cache(maxsize=1)

@@ -189,7 +189,7 @@ def from_own_axes(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     found = dict(leaves)
     for path, mu in leaves.items():
         of, name = path.rpartition(".")[::2]
-        if name == "mu" and f"{of}.nu" in leaves and ".arrays[" in of:
+        if name == "mu" and "opt_state" in of and ".arrays[" in of:
             left, right = (leaves.get(f"{of}.bases[{side}]") for side in range(2))
             rotated = mu if left is None else left.T @ mu
             found[f"{of}.rotated_mu"] = rotated if right is None else rotated @ right

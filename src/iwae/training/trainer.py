@@ -504,10 +504,10 @@ class Trainer:
         self.kinds = {run: _kind(run) for run in self.runs}
         self.steps: dict[tuple[Kind, int], gradient_step.Step] = {}
         self.programs: dict[frozenset[gradient_step.Step], gradient_step.Advance] = {}
-        on_cpu = jax.default_backend() == "cpu"
-        decomposing = any(run.config.training.optimizer == "soap" for run in runs)
-        self.batched = not on_cpu and not decomposing  # vmap would compute all bases at every step
-        self.threads = one_blas_thread if on_cpu and decomposing else contextlib.nullcontext
+        self.batched = jax.default_backend() != "cpu" and all(
+            run.config.training.optimizer != "soap"
+            for run in runs  # vmap would compute the new bases at every step
+        )
 
     def train(self) -> None:
         """Train all runs to their end.
@@ -565,7 +565,7 @@ class Trainer:
         read = self.examples.read(
             [r.order_of_epoch() for r in group], batch, start, slice(before, until)
         )
-        with self.threads():
+        with one_blas_thread():
             states = advance(
                 steps,
                 tuple(r.state for r in group),
