@@ -20,6 +20,7 @@ TITLES = {
     "vae-minutes": "VAE, one layer: whole trainings",
     "stages": "IWAE-50, one layer: what to spend the time on",
     "iwae-50": "IWAE-50, one layer: whole trainings",
+    "width": "VAE by the width of its hidden layers, at a constant rate",
 }
 """What each record compares, by its name."""
 
@@ -34,6 +35,10 @@ took {hours:.1f} hours.
 
 `iwae compare recipes --recipes A.toml,B.toml --record FILE.json` made every record, and `python -m
 benchmarks.search` this page of them. A record holds all settings of its recipes.
+
+The recipes `fast-vae` and `fast` were made by these tables: 140 epochs of the VAE, and 150, 180 and
+25 epochs of three stages, between the whole trainings of IWAE-50 with 340 and 378 epochs. What they
+reach on the test split is in [results.md](results.md).
 """
 
 

@@ -162,8 +162,8 @@ def test_refusals(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         (("trian",), f"There is no command 'trian'; did you mean 'train'? Known are {listed}."),
         (
             ("train", "--recipe", "papr", "--out", tmp_path / "x"),
-            "There is no recipe 'papr'; did you mean 'paper'? Known are demo, fast, hiwae, "
-            "iwaeu, manifold, paper, ring, smoke, or give a .toml file.",
+            "There is no recipe 'papr'; did you mean 'paper'? Known are demo, fast, fast-250, "
+            "fast-vae, hiwae, iwaeu, manifold, paper, ring, smoke, or give a .toml file.",
         ),
         (
             ("train", "--likelihood", "Poison", "--epochs", "1", "--out", tmp_path / "y"),

@@ -35,6 +35,7 @@ def test_every_field_survives_toml(objectives: dict) -> None:
         clip=2,
         average=0.9,
         patience=3,
+        base_width=150,
         checkpoint_every=2,
         start_from="elsewhere",
         schema="mine.toml",

@@ -292,7 +292,7 @@ def test_where_nothing_is_finished_nothing_is_written(tmp_path: Path, capsys) ->
 def test_the_settings_of_a_record_are_those_that_not_every_cell_has_of_its_own() -> None:
     config = override(recipe("fast"), epochs=7)
     settings = records.of_table(EXPERIMENTS["table1"], config, ()).settings
-    assert settings["backward_draws"] == 5, "VAEs have their own"
+    assert settings["backward_draws"] == 3, "VAEs have their own"
     assert settings["soap_revision"] == soap.REVISION
     assert settings["epochs"] == 7
     own = {"dataset", "layers", "k", "objective", "seed"}

@@ -68,6 +68,11 @@ def test_a_cell_has_the_figures_of_its_record(tmp_path: Path, capsys) -> None:
     content["cells"][0]["settings"] = {"learning_rate": 0.003}
     (tmp_path / "own.json").write_text(json.dumps(content))
     assert f"| {passes.replace('passes', 'passes of adam at 0.003')}" in results.page(tmp_path)
+    del content["cells"][0]["after"]
+    content["settings"]["stages"] = "1 k=1 / 2"
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    staged = "| 7 passes of adam at 0.003 in stages `1 k=1 / 2` in 1,500 s, L_9 of"
+    assert staged in results.page(tmp_path)
     assert "| `mnist/2/iwae-5` | train NLL |  | 83.50 ± 0.25 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-5` | NLL by JVI-9 |  | 1.00 | `own.json` |" in page.read_text()
     assert "| `mnist/2/iwae-5` | used units of h1 |  | 21 | `own.json` |" in page.read_text()

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info
 
 from iwae._utils.threads import one_blas_thread
 from iwae.storage import checkpoint
-from iwae.training.soap import LARGEST, from_own_axes, soap
+from iwae.training.soap import WIDE, from_own_axes, soap
 
 
 def walk(transform, gradient, start, steps=40):
@@ -32,7 +32,7 @@ def walk(transform, gradient, start, steps=40):
 
 def test_what_is_no_matrix_or_too_wide_gets_adams_steps():
     key = jax.random.key(0)
-    start = {"bias": jax.random.normal(key, (7,)), "wide": jnp.ones((LARGEST + 1, LARGEST + 1))}
+    start = {"bias": jax.random.normal(key, (7,)), "wide": jnp.ones((WIDE + 1, WIDE + 1))}
     gradient = lambda p: jax.tree.map(lambda a: jnp.sin(3 * a) + a, p)
     settings = {"b1": 0.8, "b2": 0.95, "eps": 1e-3}
     ours = walk(soap(0.05, **settings), gradient, start)
@@ -72,12 +72,33 @@ def test_steps_turn_with_the_axes():
 
 
 def test_a_side_that_is_too_wide_keeps_its_axes():
-    state = soap(0.1).init({"w": jnp.zeros((LARGEST + 1, 3)), "b": jnp.zeros(5)})
+    state = soap(0.1).init({"w": jnp.zeros((WIDE + 1, 3)), "b": jnp.zeros(5)})
     shapes = [[None if q is None else q.shape for q in kept.bases] for kept in state.arrays]
     assert shapes == [[], [None, (3, 3)]]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "largest", "turned"),
+    [
+        ((WIDE, 784), WIDE, (True, False)),
+        ((400, 784), WIDE, (False, False)),
+        ((400, 784), 1024, (True, False)),
+        ((784, 400), 1024, (False, True)),
+        ((400, 400), 1024, (True, True)),
+        ((50, 400), 1024, (True, False)),
+        ((400, 400), 399, (False, False)),
+        ((40, 30), 35, (False, True)),
+    ],
+)
+def test_sides_are_turned_up_to_the_largest(
+    shape: tuple[int, int], largest: int, turned: tuple[bool, bool]
+) -> None:
+    """Above WIDE only the narrower one: the side of the pixels would cost more than the network."""
+    (kept,) = jax.eval_shape(soap(0.1, largest=largest).init, jnp.zeros(shape)).arrays
+    assert tuple(side is not None for side in kept.bases) == turned
+
+
 def test_bad_conditioning_costs_soap_less_than_adam():
     gradient, target = quadratic(jax.random.key(2), 8, 5)
     schedule = optax.cosine_decay_schedule(0.1, 300)
@@ -124,7 +145,7 @@ def test_no_step_is_longer_than_adams_can_be(b1: float, every: int) -> None:
     """Turned axes meet second moments that are next to nothing where a gradient is rare."""
     b2, rate = 0.95, b1**2 / 0.95
     transform = soap(1.0, b1=b1, b2=b2, eps=1e-12, every=every)
-    w = jnp.zeros((LARGEST + 1, 2))
+    w = jnp.zeros((WIDE + 1, 2))
     state, update = transform.init(w), jax.jit(transform.update)
     rng = np.random.default_rng(0)
     ratios = []
@@ -178,7 +199,7 @@ def test_a_first_moment_in_its_own_axes_is_turned_into_the_bases() -> None:
     gradient, _ = quadratic(jax.random.key(6), 5, 4, spread=0.3)
     wide = lambda a: jnp.sin(a) + 1
     transform = optax.chain(optax.clip_by_global_norm(1e9), soap(0.02, every=2))
-    params = {"w": jnp.zeros((5, 4)), "b": jnp.ones(3), "wide": jnp.ones((LARGEST + 1, 2))}
+    params = {"w": jnp.zeros((5, 4)), "b": jnp.ones(3), "wide": jnp.ones((WIDE + 1, 2))}
     state = transform.init(params)
     for _ in range(4):
         found = {"w": gradient(params["w"]), "b": wide(params["b"]), "wide": wide(params["wide"])}

@@ -79,10 +79,12 @@ def test_stages_share_the_epochs_and_end_with_whole_ones() -> None:
     assert [(s.first_step, s.end_step) for s in found] == [(0, 30), (30, 38), (38, 44)]
 
 
-@pytest.mark.parametrize("epochs", [4, 5, 17])
-def test_every_epoch_belongs_to_one_stage(epochs: int) -> None:
-    config = override(RunConfig(), epochs=epochs, stages="1 / 1 k=2 / 3 k=3")
+@pytest.mark.parametrize("stages", ["1 / 1 k=2 / 3 k=3", "9 / 1 k=2 / 1", "1 / 1 k=2 / 99"])
+@pytest.mark.parametrize("epochs", [3, 4, 5, 17])
+def test_every_epoch_belongs_to_one_stage(epochs: int, stages: str) -> None:
+    config = override(RunConfig(), epochs=epochs, stages=stages)
     found = spans(config, 100)
+    assert all(span.end_epoch > span.first_epoch for span in found)
     covered = [e for span in found for e in range(span.first_epoch, span.end_epoch)]
     assert covered == list(range(epochs))
     assert all(one.end_step == next_.first_step for one, next_ in itertools.pairwise(found))
@@ -103,6 +105,23 @@ def test_the_settings_of_a_stage_are_those_of_the_run_but_for_its_own() -> None:
     own = config.during(stage)
     assert own.objective == dataclasses.replace(RunConfig().objective, objective="vae", k=1)
     assert own.training == dataclasses.replace(config.training, learning_rate=0.1)
+
+
+def test_a_stage_has_at_most_so_many_draws_as_the_run() -> None:
+    """max_k lowers K alone, to whole groups, so that one recipe suits every K of a table."""
+
+    def ks(**given: Any) -> list[int]:
+        run = override(RunConfig(), stages="1 objective=vae k=1 / 1 max_k=10 / 1", **given)
+        return [own.objective.k for own, _, _ in run.by_stage]
+
+    assert ks(k=50) == [1, 10, 50]
+    assert ks(k=10) == [1, 10, 10]
+    assert ks(k=5) == [1, 5, 5]
+    assert ks(k=1) == [1, 1, 1]
+    assert ks(k=64, objective="miwae", m=8) == [1, 8, 64]
+    assert ks(k=64, objective="piwae", m=16) == [1, 16, 64]
+    own = override(RunConfig(), k=64, stages="1 objective=miwae m=4 max_k=10 / 1")
+    assert own.by_stage[0][0].objective.k == 8
 
 
 # --- training in stages -----------------------------------------------------------------------
@@ -272,17 +291,20 @@ def test_stages_that_cannot_be_are_rejected() -> None:
     rejected(lambda: with_stages("1 k=x"), "k = 'x'", "whole number")
     rejected(lambda: with_stages("1 k=1 k=2"), "Stage 1", "gives k twice")
     rejected(lambda: with_stages("1 share=5"), "Stage 1", "gives share twice")
-    rejected(lambda: with_stages("10 / 1 k=50", epochs=2), "Stage 2 has no epoch of the 2")
+    rejected(lambda: with_stages("9 / 1 k=5 / 1", epochs=2), "no epoch of the 2", "at least 3")
     rejected(lambda: with_stages("1 average=0.9 / 1"), "Stage 2 has no average")
     rejected(lambda: parse("[stages]\nk = 3", "mine.toml"), "mine.toml: stages", "[[stages]]")
     rejected(lambda: parse("stages = 3", "mine.toml"), "mine.toml: stages = 3", "[[stages]]")
     rejected(lambda: parse("[[stages]]\nk = 1.5", "mine.toml"), "stages, 1", "whole number")
     rejected(lambda: with_stages("1 / 0"), "share = 0.0", "positive")
-    rejected(lambda: with_stages("1 / 1 objective=miwae"), "Stage 2", "needs m")
+    rejected(lambda: with_stages("1 / 1 objective=miwae"), "Stage 2 (1 objective=miwae)", "needs m")
     rejected(lambda: with_stages("1 batch_size=0"), "Stage 1", "at least 1")
+    rejected(lambda: with_stages("1 k=2 max_k=3 / 1"), "k = 2 and max_k = 3", "leave out")
+    rejected(lambda: with_stages("1 max_k=0 / 1"), "max_k = 0", "at least 1")
     rejected(lambda: with_stages("1 optimizer=soap"), "unknown entry 'optimizer'", "known are")
     hierarchical = {"proposal": "hierarchical", "estimator": "reparam"}
     rejected(lambda: with_stages("1 k=2", **hierarchical), "Stage 1 has k = 2", "heads")
+    rejected(lambda: with_stages("1 max_k=2", **hierarchical), "Stage 1 has max_k = 2", "heads")
     rejected(lambda: override(RunConfig(), stages=[3]), "stages = [3]", "tables")
     with pytest.raises(InputError, match=r"Stage 2: batch_size = 200 .* only 130 training"):
         trained(stages="1 / 1 batch_size=200")
@@ -474,6 +496,10 @@ def test_the_weight_is_that_of_the_latents() -> None:
 def test_a_weight_without_meaning_is_rejected() -> None:
     rejected(lambda: override(RunConfig(), kl_warmup=-1), "kl_warmup = -1", "negative")
     rejected(lambda: override(RunConfig(), kl_warmup=3, estimator="rws"), "rws", "reparam")
+    late = override(RunConfig(), kl_warmup=3, epochs=6, stages="1 / 1 estimator=rws")
+    assert [own.training.kl_warmup for own, _, _ in late.by_stage] == [3, 0]
+    early = {"kl_warmup": 3, "epochs": 5, "stages": "1 / 1 estimator=rws"}
+    rejected(lambda: override(RunConfig(), **early), "Stage 2", "rws", "kl_warmup")
     hierarchical = {"proposal": "hierarchical", "kl_warmup": 3}
     rejected(lambda: override(RunConfig(), **hierarchical), "kl_warmup = 3", "jointly")
     mine = LinearGaussian(jnp.zeros(3), jnp.zeros(3), jnp.array(0.0))

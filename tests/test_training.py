@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from itertools import combinations
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -407,3 +408,27 @@ def test_weight_decay_shrinks_the_weights_of_the_networks_alone():
 def test_weight_decay_is_for_adam():
     with pytest.raises(InputError, match=r"weight_decay = 0\.1 was given, but it is for optimizer"):
         TrainingConfig(optimizer="soap", weight_decay=0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_wide_layers_move_as_one_of_the_base_width_does(optimizer: Any) -> None:
+    """Weights that read n hidden units move base / n times as far; all others as they did."""
+    two = ModelConfig(2, ((4, 6), ()), (5, 3), "bernoulli")
+    params = eqx.filter(random_model(two, 7, seed=2), eqx.is_inexact_array)
+    gradient = jax.tree.map(jnp.ones_like, params)
+
+    def moved(base: int | None) -> Any:
+        config = TrainingConfig(optimizer=optimizer, base_width=base)
+        transform = gradient_step.optimizer(config, 5, gradient_step.rates(config))
+        return transform.update(gradient, transform.init(params), params)[0]
+
+    reading = {
+        *(f".encoder[0].{of}.weight" for of in ("features.layers[1]", "mu", "log_sigma")),
+        *(f".observation.{of}.weight" for of in ("features.layers[1]", "linear")),
+    }
+    for base in (2, 5, 6):
+        plainly = jax.tree_util.tree_leaves_with_path(moved(None))
+        for (path, plain), by in zip(plainly, jax.tree.leaves(moved(base)), strict=True):
+            name = jax.tree_util.keystr(path)
+            factor = min(1, base / plain.shape[-1]) if name in reading else 1
+            np.testing.assert_allclose(by, factor * plain, rtol=1e-6, err_msg=name)

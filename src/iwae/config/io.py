@@ -145,9 +145,7 @@ def _number(text: str) -> int | float | str:
 
 def text_of(stages: tuple[Stage, ...]) -> str:
     """The text from which `stages_of` reads these stages."""
-    share = lambda stage: repr(stage.share).removesuffix(".0")
-    settings = lambda stage: [f"{name}={value}" for name, value in stage.given.items()]
-    return " / ".join(" ".join([share(stage), *settings(stage)]) for stage in stages)
+    return " / ".join(stage.text for stage in stages)
 
 
 def _build(cls: type, table: dict[str, Any], where: str) -> Any:

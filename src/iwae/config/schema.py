@@ -261,6 +261,10 @@ class TrainingConfig:
     """soap: Adam in the eigenbasis of the gradients' second moments; needs far fewer epochs."""
     learning_rate: float = 1e-3
     """Initial learning rate."""
+    base_width: int | None = None
+    """Width of hidden layers for which the learning rate is meant: that of weights which read n
+    hidden units is multiplied by base_width / n where n is larger (Yang et al. 2021, 2203.03466).
+    Default: all weights have the same."""
     schedule: Literal["constant", "cosine", "stages"] = "constant"
     """stages: the paper's eight, i = 0 … 7, with 10^(-i/7) times the initial learning rate for a
     fraction 3^i / 3,280 of the epochs."""
@@ -279,6 +283,9 @@ class TrainingConfig:
     """Steps between two updates of that basis."""
     soap_moments_every: int = 1
     """Steps between two updates of those moments."""
+    soap_largest: int = 256
+    """Widest side of a matrix that is rotated; above 256 it is the narrower side of a matrix only,
+    so not the side of the pixels."""
     precision: Precision = "float32"
     """Precision of the factors of matrix products in training: bfloat16 and tf32 are faster on a
     GPU. Sums, parameters, log-weights and evaluations are always in float32."""
@@ -316,9 +323,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_counts(self)
         every = ("validate_every", "soap_every", "soap_moments_every")
-        for name in ("epochs", "batch_size", *every):
+        for name in ("epochs", "batch_size", *every, "soap_largest"):
             check_at_least_one(name, getattr(self, name))
-        for name in ("patience", "checkpoint_every"):
+        for name in ("patience", "checkpoint_every", "base_width"):
             if getattr(self, name) is not None:
                 check_at_least_one(name, getattr(self, name))
         for name in ("learning_rate", "adam_epsilon", "clip", "minutes", "weight_prior"):
@@ -358,11 +365,14 @@ class Stage:
     """
 
     share: float = 1.0
-    """Length beside those of the other stages; a stage ends with a whole epoch."""
+    """Length beside those of the other stages; a stage has whole epochs, at least one."""
     objective: Objective | None = None
     encoder_objective: Objective | None = None
     estimator: rules.EstimatorName | None = None
     k: int | None = None
+    max_k: int | None = None
+    """In place of k: the run's k, but at most so many importance samples, in whole groups of the
+    m of the objective, if it has groups."""
     m: int | None = None
     alpha: float | None = None
     beta: float | None = None
@@ -381,6 +391,13 @@ class Stage:
             0 < self.share < float("inf"),
             f"share = {self.share} was given for a stage, but it must be a positive number.",
         )
+        require(
+            self.k is None or self.max_k is None,
+            f"k = {self.k} and max_k = {self.max_k} were given for a stage, but it has one of "
+            f"them; leave out the other.",
+        )
+        if self.max_k is not None:
+            check_at_least_one("max_k", self.max_k)
 
     @property
     def given(self) -> dict[str, object]:
@@ -388,12 +405,22 @@ class Stage:
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {n: v for n, v in named.items() if n != "share" and v is not None}
 
+    @property
+    def text(self) -> str:
+        """The stage as --stages takes it: its share, then its settings."""
+        share = repr(self.share).removesuffix(".0")
+        return " ".join([share, *(f"{name}={value}" for name, value in self.given.items())])
+
     def objective_of(self, whole: ObjectiveConfig) -> ObjectiveConfig:
         """The objective of the stage, where that of the run is `whole`."""
         own = self.objective is not None
         shape = ("encoder_objective", *PARAMETERS.values())
-        free: dict[str, Any] = dict.fromkeys(shape) if own else {}
-        return dataclasses.replace(whole, **free | self._of(ObjectiveConfig))
+        changed: dict[str, Any] = dict.fromkeys(shape) if own else {}
+        changed |= self._of(ObjectiveConfig)
+        if self.max_k is not None and self.max_k < whole.k:
+            m = changed.get("m", whole.m) or 1
+            changed["k"] = max(m, self.max_k - self.max_k % m)
+        return dataclasses.replace(whole, **changed)
 
     def training_of(self, whole: TrainingConfig) -> TrainingConfig:
         """The training settings of the stage, where those of the run are `whole`."""
@@ -431,21 +458,23 @@ class RunConfig:
 
     def _check_stages(self) -> None:
         """`InputError` for a stage whose settings do not go together."""
-        for number, stage in enumerate(self.stages, 1):
-            require(
-                stage.k is None or self.model.proposal == "independent",
-                f"Stage {number} has k = {stage.k}, but a {self.model.proposal} proposal has "
-                f"{self.objective.k} heads from beginning to end; leave it out.",
-            )
+        for number, (stage, first, _) in enumerate(self._lengths(), 1):
+            for name in ("k", "max_k"):
+                require(
+                    name not in stage.given or self.model.proposal == "independent",
+                    f"Stage {number} has {name} = {stage.given.get(name)}, but a "
+                    f"{self.model.proposal} proposal has {self.objective.k} heads from beginning "
+                    f"to end; leave it out.",
+                )
             try:
-                self.during(stage)
+                self.during(stage, first)
             except InputError as error:
-                raise InputError(f"Stage {number}: {error}") from error
+                raise InputError(f"Stage {number} ({stage.text}): {error}") from error
         for number, (_, first, end) in enumerate(self.by_stage, 1):
             require(
                 end > first or not self.stages,
-                f"Stage {number} has no epoch of the {self.training.epochs}; give more --epochs, "
-                f"or a larger share.",
+                f"Stage {number} has no epoch of the {self.training.epochs}; give at least "
+                f"{len(self.stages)} --epochs, one for each stage.",
             )
         averages = [config.training.average for config, _, _ in self.by_stage]
         pairs = enumerate(itertools.pairwise(averages), 2)
@@ -457,8 +486,9 @@ class RunConfig:
         )
 
     def _check_kl_warmup(self) -> None:
-        """`InputError` for a weight of the latent KL where it is not defined."""
-        if self.training.kl_warmup == 0:
+        """`InputError` for a weight of the latent KL where it is not defined; stages are checked
+        each by itself."""
+        if self.training.kl_warmup == 0 or self.stages:
             return
         given = f"kl_warmup = {self.training.kl_warmup} was given"
         require(
@@ -478,18 +508,28 @@ class RunConfig:
         """The settings of each stage, and the epochs that end before it and with it."""
         if not self.stages:
             return ((self, 0, self.training.epochs),)
-        shares = [*itertools.accumulate(stage.share for stage in self.stages)]
-        ends = [round(self.training.epochs * share / shares[-1]) for share in shares]
-        each = zip(self.stages, (0, *ends), ends, strict=False)
-        return tuple((self.during(stage), first, end) for stage, first, end in each)
+        each = self._lengths()
+        return tuple((self.during(stage, first), first, end) for stage, first, end in each)
 
-    def during(self, stage: Stage) -> "RunConfig":
-        """The configuration with the settings of a stage, and without stages."""
+    def _lengths(self) -> Iterator[tuple[Stage, int, int]]:
+        """Each stage, and the epochs that end before it and with it: at least one, if there are
+        enough."""
+        shares = [*itertools.accumulate(stage.share for stage in self.stages)]
+        n, epochs, first = len(shares), self.training.epochs, 0
+        for i, (stage, share) in enumerate(zip(self.stages, shares, strict=True), 1):
+            end = max(round(epochs * share / shares[-1]), first + 1)
+            end = max(min(end, epochs - (n - i)), first)
+            yield stage, first, end
+            first = end
+
+    def during(self, stage: Stage, first: int = 0) -> "RunConfig":
+        """The configuration with the settings of a stage that begins after `first` epochs, and
+        without stages. A weight of the latent KL that has reached 1 is none."""
+        training = stage.training_of(self.training)
+        if first >= training.kl_warmup:
+            training = dataclasses.replace(training, kl_warmup=0)
         return dataclasses.replace(
-            self,
-            objective=stage.objective_of(self.objective),
-            training=stage.training_of(self.training),
-            stages=(),
+            self, objective=stage.objective_of(self.objective), training=training, stages=()
         )
 
     def _check_proposal(self) -> None:

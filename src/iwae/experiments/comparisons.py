@@ -145,7 +145,7 @@ def check_own(
                 )
     for setting, given in config.stages[-1].given.items() if config.stages else ():
         for name, settings in own.items():
-            if setting in settings:
+            if setting.removeprefix("max_") in settings:
                 raise InputError(
                     f"The last stage has {setting} = {given}, but {name} has its own; leave it "
                     f"out, or add a stage in which it is that of each model."

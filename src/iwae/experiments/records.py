@@ -32,6 +32,7 @@ class _Settings(TypedDict):
     dataset: NotRequired[str]
     optimizer: NotRequired[str]
     learning_rate: NotRequired[float]
+    stages: NotRequired[str]
     proposal_weights: NotRequired[str]
     epochs: NotRequired[int]
 

@@ -244,10 +244,12 @@ def _ours(entry: RecordedCell) -> str:
 
 
 def _stepping(entry: RecordedCell, record: TableRecord) -> str:
-    """The optimiser and its learning rate, if the record or the cell holds them."""
+    """The optimiser, its learning rate and the stages, as far as the record or cell holds them."""
     settings = {**(record.settings or {}), **entry.settings}
     known = "optimizer" in settings and "learning_rate" in settings
-    return f" of {settings['optimizer']} at {settings['learning_rate']:g}" if known else ""
+    by = f" of {settings['optimizer']} at {settings['learning_rate']:g}" if known else ""
+    stages = "" if entry.after else settings.get("stages", "")
+    return f"{by} in stages `{stages}`" if stages else by
 
 
 def _made_with(runs: Sequence[Result], record: TableRecord) -> list[str]:

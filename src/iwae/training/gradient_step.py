@@ -23,7 +23,7 @@ from iwae._utils.distributed import Devices
 from iwae.bounds import Pair
 from iwae.config.schema import ObjectiveConfig, TrainingConfig
 from iwae.estimators.surrogate import Estimator, surrogate_loss
-from iwae.models.networks import Linear, at_precision
+from iwae.models.networks import MLP, Gaussian, Linear, Readout, at_precision
 from iwae.models.observation import Observer
 from iwae.training.soap import soap
 
@@ -112,15 +112,48 @@ def optimizer(
             decay=config.soap_decay,
             every=config.soap_every,
             moments_every=config.soap_moments_every,
+            largest=config.soap_largest,
         )
     elif config.weight_decay > 0:
         shrink = rates[-1]
         chosen = optax.adamw(schedule, **moments, eps=eps, weight_decay=shrink, mask=decaying)
     else:
         chosen = optax.adam(schedule, **moments, eps=eps)
+    if config.base_width is not None:
+        narrowed = optax.stateless(lambda steps, _: by_width(steps, config.base_width))
+        chosen = optax.chain(chosen, narrowed)
     if config.clip is None:
         return chosen
     return optax.chain(optax.clip_by_global_norm(config.clip), chosen)
+
+
+def by_width(steps: PyTree, base: int) -> PyTree:
+    """Steps of the parameters, those of weights that read n > `base` hidden units times base / n.
+
+    Adam's steps of all entries are as long as the learning rate, so that n of them move what they
+    are summed to by n times as much; with this factor a wide layer moves as one of width `base`.
+    What reads an example or latents has no hidden layer before it, and keeps its steps like biases.
+    """
+
+    def narrowed(part: PyTree) -> PyTree:
+        whole = lambda p: isinstance(p, Linear | MLP) or _has_no_hidden_layer(p)
+        return jax.tree.map(of, part, is_leaf=whole)
+
+    def of(part: PyTree) -> PyTree:
+        if isinstance(part, MLP) and part.layers:
+            first, *others = part.layers
+            return eqx.tree_at(lambda p: p.layers, part, (first, *map(narrowed, others)))
+        if isinstance(part, Linear) and part.weight.shape[-1] > base:
+            factor = base / part.weight.shape[-1]
+            return eqx.tree_at(lambda p: p.weight, part, part.weight * factor)
+        return part
+
+    return narrowed(steps)
+
+
+def _has_no_hidden_layer(part: PyTree) -> bool:
+    features = part.features if isinstance(part, Gaussian | Readout) else None
+    return isinstance(features, MLP) and not features.layers
 
 
 def decaying(params: PyTree) -> PyTree:

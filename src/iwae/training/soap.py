@@ -4,8 +4,9 @@ For a matrix W with gradient G, with exponential moving averages of decay β on 
 
     L ← βL + (1−β) G Gᵀ,   R ← βR + (1−β) Gᵀ G,   L = Q_L Λ_L Q_Lᵀ,   R = Q_R Λ_R Q_Rᵀ,
 
-Adam runs on Q_Lᵀ G Q_R, and its step is rotated back. A side wider than `LARGEST`, and every array
-that is not a matrix, keeps its own axes: there SOAP is Adam.
+Adam runs on Q_Lᵀ G Q_R, and its step is rotated back. A side wider than `largest` keeps its own
+axes, as does every array that is not a matrix, and of the sides wider than `WIDE` one that is not
+the narrower of its matrix, which would cost more than the network: there SOAP is Adam.
 
 When the bases are updated, Adam's first moment is rotated into them, and its second moment is not.
 Where a gradient is rare, as for a pixel that is hardly ever on, the second moment can be nearly
@@ -30,8 +31,8 @@ from jaxtyping import Array, Float, Int, PyTree
 REVISION = 2
 """Increased whenever the same settings come to take other steps, rounding apart."""
 
-LARGEST = 256
-"""Widest side of a matrix that is rotated."""
+WIDE = 256
+"""Sides up to this one are rotated whatever the other is."""
 
 Square = Float[Array, "_ _"]
 Sides = tuple[Square | None, ...]
@@ -67,16 +68,17 @@ def soap(
     decay: float = 0.95,
     every: int = 10,
     moments_every: int = 1,
+    largest: int = WIDE,
 ) -> optax.GradientTransformation:
     """The optimiser; `decay` is β, L and R follow one gradient of `moments_every`, and the bases
-    are updated every `every` steps.
+    are updated every `every` steps, on sides up to `largest`.
 
     The first basis is the exact eigenbasis; each update is a step of orthogonal iteration, Q of the
     QR decomposition of L Q_L.
     """
 
     def init(params: PyTree) -> SoapState:
-        arrays = tuple(_start(p) for p in jax.tree.leaves(params))
+        arrays = tuple(_start(p, largest) for p in jax.tree.leaves(params))
         return SoapState(jnp.zeros((), jnp.int32), arrays)
 
     def one(g: Array, kept: Turned, t: Array) -> tuple[Array, Turned]:
@@ -141,8 +143,9 @@ def _series(ratio: float, terms: Array) -> Array:
     return jnp.expm1(jnp.minimum(terms * rate, 69.0)) / math.expm1(rate)
 
 
-def _start(p: Array) -> Turned:
-    sides = [d if d <= LARGEST else None for d in p.shape] if p.ndim == 2 else []
+def _start(p: Array, largest: int) -> Turned:
+    turned = lambda d: d <= largest and (d <= WIDE or d == min(p.shape))
+    sides = [d if turned(d) else None for d in p.shape] if p.ndim == 2 else []
     zeros = tuple(None if d is None else jnp.zeros((d, d), p.dtype) for d in sides)
     eyes = tuple(None if d is None else jnp.eye(d, dtype=p.dtype) for d in sides)
     return Turned(jnp.zeros_like(p), jnp.zeros_like(p), zeros, eyes)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
 
@@ -57,8 +56,6 @@ def spans(config: RunConfig, n: int) -> tuple[Span, ...]:
     for number, (own, first, end) in enumerate(config.by_stage):
         if average_from is None and own.training.average is not None:
             average_from = step
-        if first >= own.training.kl_warmup:
-            own = override(own, kl_warmup=0)
         try:
             steps = _steps_per_epoch(n, own)
         except InputError as error:
