@@ -67,7 +67,7 @@ def rendered(content: dict[str, Any]) -> str:
         _rest("Evaluation", _starting(cases, "evaluation")),
         _replicas(_starting(cases, "five replicas")),
         _estimators(_starting(cases, "estimators")),
-        _recipe(_starting(cases, "recipe fast")),
+        _recipe(_starting(cases, "recipe fast"), content["machine"]["iwae"]),
         _rest(
             "Start-up and memory", _starting(cases, "import", "help", "first step", "peak memory")
         ),
@@ -229,7 +229,7 @@ def _estimators(cases: dict[str, Any]) -> str:
 
 VARIANTS = {
     "adam": "Adam",
-    "moments": "SOAP's moments at every fifth step",
+    "moments": "SOAP's moments at every step",
     "ynnpack": "products by YNNPACK",
     "threads": "all threads of BLAS",
     "all draws": "gradients through all draws",
@@ -238,14 +238,14 @@ VARIANTS = {
 """What the recipe `fast` is compared with."""
 
 
-def _recipe(cases: dict[str, Any]) -> str:
+def _recipe(cases: dict[str, Any], version: str) -> str:
     variants = [of for of in VARIANTS if any(of in c["ratio"] for c in cases.values())]
     rows = [
         [n, number(c["median"]["iwae"]), *(_ratio(c, of) for of in variants)]
         for n, c in cases.items()
     ]
     heads = ["", "iwae, ms/step", *(f"{VARIANTS[of]} / iwae" for of in variants)]
-    return section("The recipe `fast`", heads, rows)
+    return section(f"The recipe `fast` of iwae {version}", heads, rows)
 
 
 def _scaling(cases: dict[str, Any]) -> str:

@@ -77,7 +77,6 @@ def test_a_side_that_is_too_wide_keeps_its_axes():
     assert shapes == [[], [None, (3, 3)]]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "largest", "turned"),
     [
@@ -99,6 +98,7 @@ def test_sides_are_turned_up_to_the_largest(
     assert tuple(side is not None for side in kept.bases) == turned
 
 
+@pytest.mark.slow
 def test_bad_conditioning_costs_soap_less_than_adam():
     gradient, target = quadratic(jax.random.key(2), 8, 5)
     schedule = optax.cosine_decay_schedule(0.1, 300)

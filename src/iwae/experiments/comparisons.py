@@ -144,8 +144,9 @@ def check_own(
                     f"{setting} = {given} was given, but {name} has its own; leave it out{instead}."
                 )
     for setting, given in config.stages[-1].given.items() if config.stages else ():
+        limited = "k" if setting == "max_k" else setting
         for name, settings in own.items():
-            if setting.removeprefix("max_") in settings:
+            if limited in settings:
                 raise InputError(
                     f"The last stage has {setting} = {given}, but {name} has its own; leave it "
                     f"out, or add a stage in which it is that of each model."

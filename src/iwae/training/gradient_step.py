@@ -128,11 +128,12 @@ def optimizer(
 
 
 def by_width(steps: PyTree, base: int) -> PyTree:
-    """Steps of the parameters, those of weights that read n > `base` hidden units times base / n.
+    """Steps of the parameters, those of weights that read n > `base` values times base / n.
 
     Adam's steps of all entries are as long as the learning rate, so that n of them move what they
     are summed to by n times as much; with this factor a wide layer moves as one of width `base`.
-    What reads an example or latents has no hidden layer before it, and keeps its steps like biases.
+    Biases keep their steps, and so does what reads an example or latents alone: the first layer of
+    an `MLP`, and a `Gaussian` or `Readout` without hidden layers.
     """
 
     def narrowed(part: PyTree) -> PyTree:
