@@ -19,6 +19,8 @@ import iwae
 from iwae.config.schema import ModelConfig, ObjectiveConfig, TrainingConfig
 from iwae.errors import InputError
 from iwae.evaluation.likelihood import log_likelihood
+from iwae.models.hierarchical import hierarchical
+from iwae.models.linear_paths import beside, beside_output
 from iwae.models.networks import Linear, at_precision
 from iwae.models.observation import Observer
 from iwae.training import gradient_step
@@ -420,15 +422,68 @@ def test_wide_layers_move_as_one_of_the_base_width_does(optimizer: Any) -> None:
     def moved(base: int | None) -> Any:
         config = TrainingConfig(optimizer=optimizer, base_width=base)
         transform = gradient_step.optimizer(config, 5, gradient_step.rates(config))
-        return transform.update(gradient, transform.init(params), params)[0]
+        return jax.jit(transform.update)(gradient, transform.init(params), params)[0]
 
+    plainly = jax.tree_util.tree_leaves_with_path(moved(None))
     reading = {
         *(f".encoder[0].{of}.weight" for of in ("features.layers[1]", "mu", "log_sigma")),
         *(f".observation.{of}.weight" for of in ("features.layers[1]", "linear")),
     }
     for base in (2, 5, 6):
-        plainly = jax.tree_util.tree_leaves_with_path(moved(None))
         for (path, plain), by in zip(plainly, jax.tree.leaves(moved(base)), strict=True):
             name = jax.tree_util.keystr(path)
             factor = min(1, base / plain.shape[-1]) if name in reading else 1
             np.testing.assert_allclose(by, factor * plain, rtol=1e-6, err_msg=name)
+
+
+def narrowed(model: Any, base: int) -> dict[str, Any]:
+    """By how much a base width shortens Adam's steps of every parameter."""
+    params = eqx.filter(model, eqx.is_inexact_array)
+    ones = jax.tree.map(jnp.ones_like, params)
+    factors = jax.tree_util.tree_leaves_with_path(gradient_step.by_width(ones, base))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in factors}
+
+
+def test_inputs_beside_the_hidden_layers_keep_their_steps() -> None:
+    """6 hidden units beside 7 values of an example, 4 beside 3 latents, and a base width of 2."""
+    model = random_model(ModelConfig(1, ((4, 6),), (3,), "bernoulli"), 7, seed=2)
+    model = eqx.tree_at(
+        lambda m: (m.encoder[0], m.observation),
+        model,
+        (beside(model.encoder[0], 7), beside_output(model.observation, 3)),
+    )
+    expected = {
+        ".encoder[0].features.features.layers[1].weight": [0.5] * 4,
+        ".encoder[0].mu.weight": [1 / 3] * 6 + [1] * 7,
+        ".encoder[0].log_sigma.weight": [1 / 3] * 6 + [1] * 7,
+        ".observation.features.features.layers[1].weight": [1 / 3] * 6,
+        ".observation.linear.weight": [0.5] * 4 + [1] * 3,
+    }
+    for name, factors in narrowed(model, 2).items():
+        row = expected.get(name, 1.0)
+        np.testing.assert_allclose(factors, np.broadcast_to(row, factors.shape), err_msg=name)
+
+
+def test_skip_connections_of_hierarchical_proposals_keep_their_steps() -> None:
+    """Heads and a reverse model of 6 hidden units, on 5 features of an example."""
+    found = narrowed(
+        hierarchical(
+            eqx.nn.Identity(),
+            5,
+            4,
+            n_0=3,
+            width=6,
+            block=2,
+            shared=False,
+            heuristic="uniform",
+            key=jax.random.key(0),
+        ),
+        2,
+    )
+    factors = {".first": 2 / 5, ".heads": 1 / 3, ".reverse.conditional": 1 / 3}
+    heads = {
+        f"{of}.{linear}.weight": f for of, f in factors.items() for linear in ("mu", "log_sigma")
+    }
+    assert found.keys() > heads.keys()
+    for name, factor in found.items():
+        np.testing.assert_allclose(factor, heads.get(name, 1.0), rtol=1e-6, err_msg=name)

@@ -263,8 +263,8 @@ class TrainingConfig:
     """Initial learning rate."""
     base_width: int | None = None
     """Width of hidden layers for which the learning rate is meant: that of weights which read n
-    values, hidden units among them, is multiplied by base_width / n where n is larger (Yang et al.
-    2021, 2203.03466). Default: all weights have the same."""
+    hidden units is multiplied by base_width / n where n is larger (Yang et al. 2021, 2203.03466).
+    Default: all weights have the same."""
     schedule: Literal["constant", "cosine", "stages"] = "constant"
     """stages: the paper's eight, i = 0 … 7, with 10^(-i/7) times the initial learning rate for a
     fraction 3^i / 3,280 of the epochs."""

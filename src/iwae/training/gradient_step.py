@@ -23,7 +23,8 @@ from iwae._utils.distributed import Devices
 from iwae.bounds import Pair
 from iwae.config.schema import ObjectiveConfig, TrainingConfig
 from iwae.estimators.surrogate import Estimator, surrogate_loss
-from iwae.models.networks import MLP, Gaussian, Linear, Readout, at_precision
+from iwae.models.hierarchical import Heads, Reverse
+from iwae.models.networks import MLP, Gaussian, Linear, Readout, WithInput, at_precision
 from iwae.models.observation import Observer
 from iwae.training.soap import soap
 
@@ -132,29 +133,50 @@ def by_width(steps: PyTree, base: int) -> PyTree:
 
     Adam's steps of all entries are as long as the learning rate, so that n of them move what they
     are summed to by n times as much; with this factor a wide layer moves as one of width `base`.
-    Biases keep their steps, and so does what reads an example or latents alone: the first layer of
-    an `MLP`, and a `Gaussian` or `Readout` without hidden layers.
+    Biases keep their steps, and so do weights that read an example or latents themselves: the
+    first layer of an `MLP`, a `Gaussian` or `Readout` without hidden layers, of one that reads them
+    beside its features (`WithInput`) the columns for them, and the skip connections of H-IWAE.
     """
+    known = (Linear, MLP, Gaussian, Readout, Heads, Reverse)
 
     def narrowed(part: PyTree) -> PyTree:
-        whole = lambda p: isinstance(p, Linear | MLP) or _has_no_hidden_layer(p)
-        return jax.tree.map(of, part, is_leaf=whole)
+        return jax.tree.map(of, part, is_leaf=lambda p: isinstance(p, known))
+
+    def inside(part: PyTree) -> PyTree:
+        return jax.tree.map(of, part, is_leaf=lambda p: p is not part and isinstance(p, known))
 
     def of(part: PyTree) -> PyTree:
+        if isinstance(part, Heads | Reverse):
+            return eqx.tree_at(lambda p: p.skip, inside(part), part.skip)
+        features = _features_of(part)
+        if features is not None:
+            n = features.layers[-1].weight.shape[0] if features.layers else 0
+            read = lambda p: [v for v in vars(p).values() if isinstance(v, Linear)]
+            return eqx.tree_at(read, inside(part), [shortened(v, n) for v in read(part)])
+        if isinstance(part, Gaussian | Readout):
+            return inside(part)
         if isinstance(part, MLP) and part.layers:
             first, *others = part.layers
             return eqx.tree_at(lambda p: p.layers, part, (first, *map(narrowed, others)))
-        if isinstance(part, Linear) and part.weight.shape[-1] > base:
-            factor = base / part.weight.shape[-1]
-            return eqx.tree_at(lambda p: p.weight, part, part.weight * factor)
+        if isinstance(part, Linear):
+            return shortened(part, part.weight.shape[-1])
         return part
+
+    def shortened(linear: Linear, n: int) -> Linear:
+        """The steps of a linear map whose first n inputs are hidden units."""
+        if n <= base:
+            return linear
+        factors = jnp.where(jnp.arange(linear.weight.shape[-1]) < n, base / n, 1.0)
+        return eqx.tree_at(lambda p: p.weight, linear, linear.weight * factors)
 
     return narrowed(steps)
 
 
-def _has_no_hidden_layer(part: PyTree) -> bool:
+def _features_of(part: PyTree) -> MLP | None:
+    """The hidden layers that a `Gaussian` or `Readout` reads, if these are an `MLP`."""
     features = part.features if isinstance(part, Gaussian | Readout) else None
-    return isinstance(features, MLP) and not features.layers
+    features = features.features if isinstance(features, WithInput) else features
+    return features if isinstance(features, MLP) else None
 
 
 def decaying(params: PyTree) -> PyTree:
