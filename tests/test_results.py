@@ -116,6 +116,26 @@ def test_at_a_glance_a_cell_is_of_the_best_measured_and_longest_run(tmp_path: Pa
     assert page.count("| ours / published |") == 1, "of table1, the only one with a record"
 
 
+def test_a_gain_is_taken_apart_into_what_both_models_are_better(tmp_path: Path) -> None:
+    """84.78 − 86.35 and 85 − 85.5: the VAE is 0.85 nats better, IWAE 0.22 worse than published."""
+    run = {"k": 50, "n": 100, "seed": 3, "passes": 20, "active_units": [1], "note": ""}
+    run |= {"device": "cpu", "iwae": "0.1.0", "nll_se": 0.5}
+    cells = [
+        {"name": name, "nll": [nll, 0.5], "difference": None, "runs": [run | {"nll": nll}]}
+        for name, nll in (
+            ("mnist/1/vae-50", 85.5),
+            ("mnist/1/iwae-50", 85.0),
+            ("mnist/1/iwae-5", 9),
+        )
+    ]
+    record = {"experiment": "table1", "device": "cpu", "iwae": "2.0", "cells": cells}
+    (tmp_path / "own.json").write_text(json.dumps(record))
+    gains = results.page(tmp_path).partition("### The gains of table1")[2]
+    pair = "`mnist/1/iwae-50` to `mnist/1/vae-50`"
+    assert f"| {pair} | -1.57 | -0.50 | -0.85 | +0.22 | `own.json` |" in gains
+    assert gains.count("` to `") == 1
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"cells": []}', '{"experiment": "foo"}', '{"experiment": "iwaeu"}']
 )

@@ -43,6 +43,10 @@ which the machine may have had other work. `iwae reproduce --page FILE.md --reco
 FOLDER` writes this page from the records that are named in it.
 """
 
+GAINS = """\
+Our Δ is the published one, plus what IWAE is worse here than published, minus what the VAE is
+worse; better is negative.
+"""
 
 Tables = Mapping[str, TableRecord]
 """Records of tables by file name."""
@@ -66,7 +70,10 @@ def page(directory: Path) -> str:
         for name in experiments
     }
     parts = [HEAD, _overview(experiments, of)]
-    parts += [_table(name, experiment, of[name]) for name, experiment in experiments.items()]
+    for name, experiment in experiments.items():
+        parts.append(_table(name, experiment, of[name]))
+        if name == "gain":
+            parts += _gains(experiments["table1"], of["table1"])
     parts += [
         _other(file, record.experiment, record.content)
         for file, record in found.items()
@@ -130,16 +137,19 @@ def _overview(experiments: Mapping[str, Experiment], found: Mapping[str, Tables]
     )
     lines = [_row(heads), _row(["---"] * len(heads))]
     for name, experiment in experiments.items():
-        known = {cell.name for cell in experiment.cells}
+        cells = {cell.name for cell in experiment.cells}
+        known = {cell.name for cell in experiment.cells if cell.is_published}
         ours = {cell.name for record in found[name].values() for cell in record.cells}
-        counts = (len(known), len(known & ours), len(ours - known))
+        counts = (len(known), len(known & ours), len(ours - cells))
         lines.append(_row([name, *map(str, counts)]))
     return "\n".join([*lines, ""])
 
 
 def _table(name: str, experiment: Experiment, found: Tables) -> str:
     """The published cells, each with every record of it; then the cells on other data."""
-    lines = [f"## {name}: {experiment.about}", "", f"Published: {experiment.source}.", ""]
+    known = any(cell.is_published for cell in experiment.cells)
+    source = f"{'Published' if known else 'After'}: {experiment.source}."
+    lines = [f"## {name}: {experiment.about}", "", source, ""]
     if not found:
         cells = ", ".join(f"`{cell.name}`" for cell in experiment.cells)
         return "\n".join([*lines, f"Not yet run: {cells}.", ""])
@@ -158,6 +168,28 @@ def _table(name: str, experiment: Experiment, found: Tables) -> str:
         for file, entry in entries.items():
             lines.append(_row(_entry(cell_name, entry, of, file, found[file])))
     return "\n".join([*lines, "", *_figures(of, measured)])
+
+
+def _gains(experiment: Experiment, found: Tables) -> list[str]:
+    """How far the gains of a table are from the published ones, and whose change makes them so."""
+    of = {cell.name: cell for cell in experiment.cells}
+    rows = []
+    for file, record in found.items():
+        nll = {cell.name: cell.nll[0] for cell in record.cells}
+        for cell in experiment.cells:
+            pair = [cell.name, cell.against or ""]
+            theirs = [of[name].published for name in pair if name in of]
+            if not all(name in nll for name in pair) or nll[pair[0]] == nll[pair[1]]:
+                continue
+            (one, other), ours = [figure[0] for figure in theirs if figure], [nll[n] for n in pair]
+            columns = (one - other, ours[0] - ours[1], ours[1] - other, ours[0] - one)
+            signed = (f"{value:+.2f}" for value in columns)
+            rows.append(_row([f"`{cell.name}` to `{pair[1]}`", *signed, f"`{file}`"]))
+    if not rows:
+        return []
+    heads = ("cells", "published Δ", "our Δ", "ours − published, VAE", "IWAE", "record")
+    table = [_row(heads), _row(["---"] * len(heads)), *rows]
+    return ["\n".join([f"### The gains of {experiment.name}", "", GAINS, *table, ""])]
 
 
 def _glance(of: Mapping[str, Cell], entries: Measured) -> list[str]:

@@ -67,6 +67,11 @@ class Cell:
         """The data set or file in its settings."""
         return str(self.settings["dataset"])
 
+    @property
+    def is_published(self) -> bool:
+        """Whether there is a published figure of it."""
+        return self.published is not None or bool(self.further)
+
     def theirs(self, what: str) -> str:
         """The published value of a metric, in words; empty if there is none."""
         figure = self.further.get(what, "")
