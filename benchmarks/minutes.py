@@ -4,8 +4,9 @@ Every contestant trains the paper's model with one stochastic layer on MNIST, on
 within one run, and its models are evaluated on the way by iwae: −L_5000 of the first 1,000 images
 of the validation split, with the same draws. The clock counts training alone, with the compilation
 of a first run. The others are a plain loop in PyTorch and pythae's IWAE in the same loop, with Adam
-as in the paper, for as long as the longest of our recipes, or --minutes. The record and the picture
-are named by the objective: `results/benchmarks/minutes-iwae-50.json`, `docs/minutes-iwae-50.svg`.
+as in the paper, for as long as the longest of our recipes, or --minutes. The record is named by the
+objective, `results/benchmarks/minutes-iwae-50.json`, and `python -m benchmarks.page` makes a table
+and a picture of it in docs/performance.md.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import iwae_steps, torch_iwae
+from benchmarks import iwae_steps, page, torch_iwae
 from iwae import runs
 from iwae.cli.progress import TrainingBars, print_curves
 from iwae.config.io import override
@@ -32,10 +33,6 @@ from iwae.evaluation.trained import TrainedModel
 from iwae.experiments.against_time import Curve, Measure, Snapshot, Snapshots, compared
 from iwae.experiments.against_time import record as record_of
 from iwae.models.autoencoder import Autoencoder
-from iwae.plotting import figures
-
-RECORDS = Path("results/benchmarks")
-PICTURES = Path("docs")
 
 PLAIN: Mapping[str, Any] = {"dataset": "mnist", "binarization": "dynamic", "k": 50}
 
@@ -87,12 +84,9 @@ def main() -> None:
             start = runs.untrained(override(config, seed=seed), data_dir=arguments.data_dir)
             taken[seed] = trained(other, start, measure, longest, seed)
         curves.append(Curve(name, override(config, batch_size=other.batch), taken))
-    print_curves(curves, measure, arguments.targets)
-    name = f"minutes-{arguments.objective}-{arguments.train_k}"
-    write(curves, measure, arguments.targets, arguments.record or RECORDS / f"{name}.json")
-    if arguments.record is None:
-        lines = [(curve.name, curve.points) for curve in curves]
-        (PICTURES / f"{name}.svg").write_bytes(figures.nll_curves(lines, arguments.targets))
+    name = f"{arguments.objective}-{arguments.train_k}"
+    print_curves(curves, measure, page.MINUTES[name][1] if name in page.MINUTES else ())
+    write(curves, measure, arguments.record or page.SOURCE.with_name(f"minutes-{name}.json"))
 
 
 def parsed() -> argparse.Namespace:
@@ -102,12 +96,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--train-k", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each contestant")
     parser.add_argument("--minutes", type=float, help="end every training after so many")
-    parser.add_argument("--targets", nargs="*", type=float, default=[86.76, 84.78])
     parser.add_argument("--k", type=int, default=5000, help="K of the evaluations")
     parser.add_argument("--limit", type=int, default=1000, help="images that are evaluated")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, help="keep our runs here, to go on with")
-    parser.add_argument("--record", type=Path, help="instead of the record, without a picture")
+    parser.add_argument("--record", type=Path, help="write the record to this file")
     return parser.parse_args()
 
 
@@ -142,14 +135,11 @@ def of_parameters(start: TrainedModel, net: torch_iwae.Autoencoder, epochs: int)
     return replace(start, model=eqx.combine(filled, static), epochs=epochs)
 
 
-def write(
-    curves: Sequence[Curve], measure: Measure, targets: Sequence[float], record: Path
-) -> None:
+def write(curves: Sequence[Curve], measure: Measure, record: Path) -> None:
     """The record of all contestants."""
     content = {
         "machine": command.machine(),
         "measure": asdict(measure),
-        "targets": list(targets),
         "contestants": record_of(curves, measure)["recipes"],
     }
     record.parent.mkdir(parents=True, exist_ok=True)

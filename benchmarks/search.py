@@ -52,7 +52,7 @@ def main() -> None:
 def rendered(records: dict[str, dict[str, Any]]) -> str:
     """The page as Markdown, from records by name."""
     curves = [curve_of(each) for record in records.values() for each in record["recipes"]]
-    hours = sum(run[-1].minutes for curve in curves for run in curve.runs.values()) / 60
+    hours = sum(run[-1].minutes for c in curves for run in c.runs.values() if run) / 60
     limit = max(record["measure"]["limit"] for record in records.values())
     tables = [compared(TITLES[name], record) for name, record in records.items()]
     return "\n".join([HEAD.format(limit=limit, hours=hours), *tables])
@@ -74,8 +74,8 @@ def compared(title: str, record: dict[str, Any]) -> str:
         [
             *(_text(given.get(name)) for name in differing),
             ", ".join(map(str, curve.runs)),
-            f"{curve.minutes:.1f}",
-            f"{curve.nll:.2f} ± {curve.nll_se:.2f}",
+            f"{curve.minutes:.1f}" if curve.finals else "",
+            curve.nll_in_words,
         ]
         for curve, given in curves
     ]

@@ -1,6 +1,7 @@
 """The researcher's commands: what they print, write and reuse."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 
 from benchmarks import page as benchmarks_page
 from benchmarks import search
+from benchmarks.page import curve_of
 from iwae import runs
 from iwae.cli.app import main
 from iwae.config.io import override, recipe
@@ -84,6 +86,67 @@ def test_a_comparison_is_recorded_and_reused(tmp_path: Path, monkeypatch, capsys
     assert (tmp_path / "runs" / "dreg" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_comparison_goes_on_where_one_training_diverges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rates = {"far": 1e30, "near": 1e-3}
+    cells = tuple(comparisons.Cell(n, n, {"learning_rate": r}) for n, r in rates.items())
+    monkeypatch.setattr(comparisons, "comparison", lambda *_: cells)
+    record = tmp_path / "record.json"
+    form = ["compare", "estimators", "--recipe", "smoke", "--epochs", "1", "--train-k", "1"]
+    form += ["--hidden", "4", "--latents", "2", "--k", "4", "--limit", "20"]
+    form += ["--out", str(tmp_path / "runs"), "--record", str(record)]
+    with pytest.raises(SystemExit) as ended:
+        main(form)
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "iwae: far was not trained to its end. The bound is not finite at step" in printed.err
+    assert "near" in printed.out
+    found = json.loads(record.read_text())
+    assert [(cell["name"], cell["difference"]) for cell in found["cells"]] == [("near", None)]
+    assert found["failures"]["far"].startswith("The bound is not finite")
+
+
+def test_recipes_are_compared_where_one_diverges(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name, rate in (("far", "1e30"), ("near", "1e-3")):
+        (tmp_path / f"{name}.toml").write_text(f"[training]\nlearning_rate = {rate}\n")
+    listed = ",".join(str(tmp_path / f"{name}.toml") for name in ("far", "near"))
+    record, picture = tmp_path / "record.json", tmp_path / "minutes.svg"
+    form = ["compare", "recipes", "--recipes", listed, "--dataset", "digits", "--epochs", "1"]
+    form += ["--hidden", "4", "--latents", "2", "--train-k", "1", "--k", "4", "--limit", "20"]
+    form += ["--layers", "1", "--out", str(tmp_path / "runs"), "--targets", "1e9"]
+    with pytest.raises(SystemExit) as ended:
+        main([*form, "--record", str(record), "--picture", str(picture)])
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "iwae: far, seed 0 was not trained to its end. The bound is not finite" in printed.err
+    assert "not finite" in printed.out
+    assert "<svg" in picture.read_text()
+    content = json.loads(record.read_text())
+    far, near = (curve_of(each) for each in content["recipes"])
+    assert (far.finals, far.nll, far.reaching(1e9)) == ([], math.inf, None)
+    assert near.finals
+    assert near.reaching(1e9) is not None
+    assert "not finite (1 of 1 failed)" in search.compared("Rates", content)
+
+
+def test_a_median_over_seeds_counts_a_failed_run_as_infinite() -> None:
+    def run(nll: float) -> list[Snapshot]:
+        return [Snapshot(1.0, 1, nll + 9.0, 0.1, False), Snapshot(2.0, 2, nll, 0.1, True)]
+
+    taken = {0: run(90.0), 1: run(92.0), 2: run(85.0)[:1]}
+    curve = Curve("mine", RunConfig(), taken, {2: "The bound is not finite."})
+    assert curve.nll == 92.0
+    assert curve.spread == math.inf
+    assert curve.nll_in_words == "92.00 ± 0.10 (1 of 3 failed)"
+    assert curve.reaching(92.0) == 2.0
+    assert Curve("mine", RunConfig(), taken, {1: "", 2: ""}).nll_in_words == (
+        "not finite (2 of 3 failed)"
+    )
+
+
 def test_every_comparison_is_a_set_of_runs_that_mean_something() -> None:
     for name in comparisons.COMPARISONS:
         cells = comparisons.comparison(name, RunConfig(), RunConfig())
@@ -131,10 +194,10 @@ def test_minutes_to_a_likelihood_are_those_of_the_median_run() -> None:
     recorded = {
         "machine": {"cores": 2, "processor": "P"},
         "measure": {"split": "valid", "k": 20, "limit": 30},
-        "targets": [86, 85],
         "contestants": against_time.record([curve], measure)["recipes"],
     }
-    page = benchmarks_page.minutes("Minutes", json.loads(json.dumps(recorded)), "minutes.svg")
+    content = json.loads(json.dumps(recorded))
+    page = benchmarks_page.minutes("Minutes", content, "minutes.svg", (86, 85))
     assert "| mine | 0, 1, 2 | 3.0 | 86.00 ± 0.40 | 3.00 | 2.0 | not reached |" in page
     wider = replace(curve, config=override(RunConfig(), batch_size=40), runs={1: curve.runs[1]})
     found = against_time.record([curve, wider], measure)

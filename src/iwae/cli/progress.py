@@ -225,9 +225,9 @@ def print_curves(curves: Sequence[Curve], measure: Measure, targets: Sequence[fl
         table.add_row(
             Text(curve.name),
             f"{len(curve.runs)}",
-            f"{curve.minutes:.2f}",
-            with_error(curve.nll, curve.nll_se),
-            f"{curve.spread:.2f}" if len(curve.runs) > 1 else "",
+            f"{curve.minutes:.2f}" if curve.finals else "",
+            curve.nll_in_words,
+            f"{curve.spread:.2f}" if len(curve.runs) > 1 and not curve.failures else "",
             *("not reached" if minutes is None else f"{minutes:.2f}" for minutes in reached),
         )
     console = _console()

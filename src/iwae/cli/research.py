@@ -186,20 +186,28 @@ class Compare:
             self._recipes(k)
             return
         cells = comparisons.comparison(self.name, self.config, recipe(self.recipe))
+        diverged = None
         with TrainingBars(len(cells)) as bars:
-            results = comparisons.compare(
-                cells,
-                self.config,
-                self.out,
-                k=k,
-                limit=self.limit,
-                data_dir=self.data_dir,
-                callbacks=bars,
-            )
-        print_comparison(results)
+            try:
+                results = comparisons.compare(
+                    cells,
+                    self.config,
+                    self.out,
+                    k=k,
+                    limit=self.limit,
+                    data_dir=self.data_dir,
+                    callbacks=bars,
+                )
+            except comparisons.DivergedError as error:
+                diverged, results = error, error.results
+        if results:
+            print_comparison(results)
         if self.record is not None:
-            record = comparisons.record(self.config, results)
+            failures = {} if diverged is None else diverged.failures
+            record = comparisons.record(self.config, results, failures)
             write_atomic(self.record, json.dumps(record, indent=1, allow_nan=False))
+        if diverged is not None:
+            raise diverged
 
     def _recipes(self, k: int) -> None:
         """Train recipes, print their table, draw their curves, and write the record."""
@@ -207,7 +215,7 @@ class Compare:
         from iwae._utils.files import write_atomic
         from iwae.cli.progress import TrainingBars, print_curves
         from iwae.config.io import flatten
-        from iwae.experiments import against_time
+        from iwae.experiments import against_time, comparisons
 
         check_output(self.picture, (".svg",), overwrite=self.overwrite)
         for target in self.targets:
@@ -235,11 +243,18 @@ class Compare:
         if self.record is not None:
             record = against_time.record(curves, measure)
             write_atomic(self.record, json.dumps(record, indent=1, allow_nan=False))
-        if self.picture is not None:
+        lines = [(curve.name, curve.points) for curve in curves if curve.points]
+        if self.picture is not None and lines:
             from iwae.plotting import figures
 
-            lines = [(curve.name, curve.points) for curve in curves]
             write_atomic(self.picture, figures.nll_curves(lines, self.targets))
+        failures = {
+            f"{curve.name}, seed {seed}": message
+            for curve in curves
+            for seed, message in curve.failures.items()
+        }
+        if failures:
+            raise InputError(comparisons.diverged(failures))
 
 
 RECIPES = "recipes"

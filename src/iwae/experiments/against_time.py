@@ -9,7 +9,7 @@ shorter budget wants a recipe of its own.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import cast
@@ -19,6 +19,7 @@ import numpy as np
 from iwae import runs
 from iwae._utils.checks import check_draws, require
 from iwae._utils.files import write_atomic
+from iwae._utils.formatting import with_error
 from iwae.config.io import flatten, override, recipe
 from iwae.config.schema import RunConfig
 from iwae.evaluation.examples import mean_and_error
@@ -29,6 +30,7 @@ from iwae.storage import persisted
 from iwae.storage.persisted import MistypedError
 from iwae.storage.run_directory import read_progress
 from iwae.training.callbacks import Callback, Start, Validation
+from iwae.training.trainer import NonFiniteError
 
 SPACING = 2**0.5
 """The factor from one snapshot to the next in training time."""
@@ -98,10 +100,20 @@ class Snapshots(Callback):
             self.take(replace(self.start, model=model, epochs=state.epoch), minutes)
 
     def take(self, trained: TrainedModel, minutes: float, *, final: bool = False) -> None:
-        """Evaluate a model, and write all snapshots; one of the same time is replaced."""
+        """Evaluate a model, and write all snapshots; one of the same time is replaced.
+
+        A snapshot whose NLL is not finite is left out; `NonFiniteError` if it is final.
+        """
         images = trained.data().split(self.measure.split)[: self.measure.limit]
         values = trained.log_likelihoods(images, k=self.measure.k, seed=0)
         nll, error = mean_and_error(-np.asarray(values, np.float64))
+        if not math.isfinite(nll):
+            if final:
+                raise NonFiniteError(
+                    f"L_{self.measure.k} of the final model is not finite. Try a smaller "
+                    f"--learning-rate, and check that the data fit the likelihood."
+                )
+            return
         before = [s for s in self.taken if s.minutes < minutes]
         self.taken = [*before, Snapshot(minutes, trained.epochs, nll, error, final)]
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -126,32 +138,50 @@ class Curve:
     name: str
     config: RunConfig
     runs: Mapping[int, Sequence[Snapshot]]
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Why runs that were not finite have no final model, by seed."""
+
+    @property
+    def finals(self) -> list[Snapshot]:
+        """The resulting models of the runs that were trained to their end."""
+        return [run[-1] for seed, run in self.runs.items() if seed not in self.failures]
 
     @property
     def points(self) -> list[list[tuple[float, float]]]:
-        """(minutes, NLL) of the snapshots of each run."""
-        return [[(s.minutes, s.nll) for s in run] for run in self.runs.values()]
+        """(minutes, NLL) of the snapshots of each run that has any."""
+        return [[(s.minutes, s.nll) for s in run] for run in self.runs.values() if run]
 
     @property
     def minutes(self) -> float:
-        """Training time of a whole run: the median over seeds."""
-        return median(run[-1].minutes for run in self.runs.values())
+        """Training time of a whole run: the median over seeds; infinite if none came to its end."""
+        return median([s.minutes for s in self.finals] or [math.inf])
 
     @property
     def nll(self) -> float:
-        """NLL of the final models: the median over seeds."""
-        return median(run[-1].nll for run in self.runs.values())
+        """NLL of the final models: the median over seeds, infinite for those that failed."""
+        return median([s.nll for s in self.finals] + [math.inf] * len(self.failures))
 
     @property
     def spread(self) -> float:
-        """From the lowest to the highest final NLL."""
-        finals = [run[-1].nll for run in self.runs.values()]
-        return max(finals) - min(finals)
+        """From the lowest to the highest NLL of the final models; infinite if runs failed."""
+        if self.failures:
+            return math.inf
+        return max(s.nll for s in self.finals) - min(s.nll for s in self.finals)
 
     @property
     def nll_se(self) -> float:
         """The standard error over examples: the largest among the final models."""
-        return max(run[-1].nll_se for run in self.runs.values())
+        return max((s.nll_se for s in self.finals), default=math.inf)
+
+    @property
+    def nll_in_words(self) -> str:
+        """The median NLL with its standard error over examples, and how many runs failed."""
+        found = (
+            with_error(float(self.nll), self.nll_se) if math.isfinite(self.nll) else "not finite"
+        )
+        if not self.failures:
+            return found
+        return f"{found} ({len(self.failures)} of {len(self.runs)} failed)"
 
     def reaching(self, target: float) -> float | None:
         """Minutes to the first snapshot of at most this NLL, the median over seeds; None if more
@@ -177,7 +207,8 @@ def compared(
     """Train every recipe by name or file with every seed, in `out`, and evaluate it on the way.
 
     `given` settings replace those of each recipe. Finished runs are reused, interrupted ones
-    resumed. `InputError` for two recipes of one name.
+    resumed; one that is not finite is among the failures of its curve. `InputError` for two recipes
+    of one name.
     """
     require(len(names) > 0, "recipes = '' was given, but there is nothing to compare; give some.")
     called = {Path(name).stem: override(recipe(name), **given) for name in names}
@@ -194,23 +225,19 @@ def compared(
                 f"Recipes are compared on the same data, but {name} has {of} = {own} and "
                 f"{first[0]} {shared}; give --{of}.",
             )
-    return [
-        Curve(
-            name,
-            config,
-            {
-                seed: _run(
-                    override(config, seed=seed),
-                    out / name / f"seed-{seed}",
-                    measure,
-                    callbacks.cell(f"{name}, seed {seed}", config.training.epochs),
-                    data_dir,
-                )
-                for seed in seeds
-            },
-        )
-        for name, config in called.items()
-    ]
+    curves = []
+    for name, config in called.items():
+        found: dict[int, Sequence[Snapshot]] = {}
+        failures: dict[int, str] = {}
+        for seed in seeds:
+            path = out / name / f"seed-{seed}"
+            callback = callbacks.cell(f"{name}, seed {seed}", config.training.epochs)
+            try:
+                found[seed] = _run(override(config, seed=seed), path, measure, callback, data_dir)
+            except NonFiniteError as error:
+                found[seed], failures[seed] = read(measure.file_of(path)), str(error)
+        curves.append(Curve(name, config, found, failures))
+    return curves
 
 
 def _run(
@@ -242,7 +269,11 @@ def record(curves: Sequence[Curve], measure: Measure) -> dict[str, object]:
                 "name": curve.name,
                 "settings": {n: v for n, v in flatten(curve.config).items() if v is not None},
                 "runs": [
-                    {"seed": seed, "snapshots": [asdict(s) for s in taken]}
+                    {
+                        "seed": seed,
+                        "snapshots": [asdict(s) for s in taken],
+                        **({"failure": curve.failures[seed]} if seed in curve.failures else {}),
+                    }
                     for seed, taken in curve.runs.items()
                 ],
             }

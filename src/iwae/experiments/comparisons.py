@@ -28,6 +28,7 @@ from iwae.experiments.tables import Setting
 from iwae.plotting import report
 from iwae.training import gradient_step
 from iwae.training.callbacks import Callback
+from iwae.training.trainer import NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,24 @@ class Result:
     @property
     def name(self) -> str:
         return self.cell.name
+
+
+class DivergedError(NonFiniteError):
+    """Trainings of a comparison that were not finite, by name, beside the results of the others."""
+
+    def __init__(self, results: Sequence[Result], failures: Mapping[str, str]):
+        self.results, self.failures = list(results), dict(failures)
+        super().__init__(diverged(failures))
+
+
+def diverged(failures: Mapping[str, str]) -> str:
+    """The message about trainings that were not finite, from a message for each by its name."""
+    first = next(iter(failures))
+    if len(failures) == 1:
+        return f"{first} was not trained to its end. {failures[first]}"
+    return (
+        f"{', '.join(failures)} were not trained to their end. The first of them: {failures[first]}"
+    )
 
 
 class CellCallbacks(Protocol):
@@ -167,23 +186,33 @@ def compare(
 
     Finished runs are reused and interrupted ones resumed. All models are evaluated on the same
     binarised test images, so NLLs are compared with the first cell's image by image.
+    `DivergedError`, after all others were made, if the training of a cell is not finite.
     """
     configs = [override(config, **cell.settings) for cell in cells]
     results: list[Result] = []
+    failures: dict[str, str] = {}
     first: np.ndarray | None = None
     for cell, own in zip(cells, configs, strict=True):
         callback = callbacks.cell(cell.name, own.training.epochs)
-        trained = finished(out / cell.directory, own, callback, data_dir)
+        try:
+            trained = finished(out / cell.directory, own, callback, data_dir)
+        except NonFiniteError as error:
+            failures[cell.name] = str(error)
+            continue
         e = runs.evaluate(trained, k=k, limit=limit)
         values = e.log_likelihoods
         apart = None if first is None else mean_and_error(first - values)
         first = values if first is None else first
         results.append(Result(cell, e, apart, runs.training_seconds(trained)))
+    if failures:
+        raise DivergedError(results, failures)
     return results
 
 
-def record(config: RunConfig, results: list[Result]) -> dict[str, object]:
-    """The results with everything needed to reproduce them."""
+def record(
+    config: RunConfig, results: list[Result], failures: Mapping[str, str] | None = None
+) -> dict[str, object]:
+    """The results with everything needed to reproduce them, and why others are missing."""
     settings = _given(flatten(config))
     own = {name for result in results for name in result.cell.settings}
     others = {name: settings.pop(name) for name in own & settings.keys()}
@@ -202,6 +231,7 @@ def record(config: RunConfig, results: list[Result]) -> dict[str, object]:
             }
             for r in results
         ],
+        **({"failures": dict(failures)} if failures else {}),
     }
 
 
