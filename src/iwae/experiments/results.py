@@ -177,14 +177,16 @@ def _gains(experiment: Experiment, found: Tables) -> list[str]:
     for file, record in found.items():
         nll = {cell.name: cell.nll[0] for cell in record.cells}
         for cell in experiment.cells:
-            pair = [cell.name, cell.against or ""]
-            theirs = [of[name].published for name in pair if name in of]
-            if not all(name in nll for name in pair) or nll[pair[0]] == nll[pair[1]]:
+            other = of.get(cell.against or "")
+            if other is None or not {cell.name, other.name} <= nll.keys():
                 continue
-            (one, other), ours = [figure[0] for figure in theirs if figure], [nll[n] for n in pair]
-            columns = (one - other, ours[0] - ours[1], ours[1] - other, ours[0] - one)
-            signed = (f"{value:+.2f}" for value in columns)
-            rows.append(_row([f"`{cell.name}` to `{pair[1]}`", *signed, f"`{file}`"]))
+            if cell.published is None or other.published is None or cell.settings == other.settings:
+                continue
+            theirs, ours = cell.published[0], nll[cell.name]
+            their_vae, our_vae = other.published[0], nll[other.name]
+            apart = (theirs - their_vae, ours - our_vae, our_vae - their_vae, ours - theirs)
+            signed = (f"{value:+.2f}" for value in apart)
+            rows.append(_row([f"`{cell.name}` to `{other.name}`", *signed, f"`{file}`"]))
     if not rows:
         return []
     heads = ("cells", "published Δ", "our Δ", "ours − published, VAE", "IWAE", "record")
