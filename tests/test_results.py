@@ -131,9 +131,30 @@ def test_a_gain_is_taken_apart_into_what_both_models_are_better(tmp_path: Path) 
     record = {"experiment": "table1", "device": "cpu", "iwae": "2.0", "cells": cells}
     (tmp_path / "own.json").write_text(json.dumps(record))
     gains = results.page(tmp_path).partition("### The gains of table1")[2]
+    assert "-0.85 to -0.85 nats for the VAEs, and +0.22 to +0.22 for IWAE." in gains
     pair = "`mnist/1/iwae-50` to `mnist/1/vae-50`"
     assert f"| {pair} | -1.57 | -0.50 | -0.85 | +0.22 | `own.json` |" in gains
     assert gains.count("` to `") == 1
+
+
+def test_gains_are_listed_by_the_length_of_the_training(tmp_path: Path) -> None:
+    run = {"k": 50, "n": 100, "seed": 3, "passes": 20, "active_units": [1], "note": ""}
+    run |= {"device": "cpu", "iwae": "0.1.0", "nll": 85.0, "nll_se": 0.5}
+    cells = [
+        {
+            "name": f"mnist/{n}-epochs/iwae-5",
+            "nll": [85.0, 0.5],
+            "difference": [delta, 0.25],
+            "against": f"mnist/{n}-epochs/vae-5",
+            "runs": [run],
+        }
+        for n, delta in ((3, 1.5), (9, -0.5))
+    ]
+    record = {"experiment": "gain", "device": "cpu", "iwae": "2.0", "cells": cells}
+    (tmp_path / "own.json").write_text(json.dumps(record))
+    page = results.page(tmp_path)
+    assert "| Δ | `mnist/3-epochs` | `mnist/9-epochs` |" in page
+    assert "| `iwae-5` to `vae-5` | 1.50 ± 0.25 | -0.50 ± 0.25 |" in page
 
 
 @pytest.mark.parametrize(
