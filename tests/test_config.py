@@ -33,6 +33,7 @@ def test_every_field_survives_toml(objectives: dict) -> None:
         latents=(4, 3, 2),
         minutes=1.5,
         clip=2,
+        skip_spikes=3.0,
         average=0.9,
         patience=3,
         base_width=150,

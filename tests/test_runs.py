@@ -547,8 +547,8 @@ def test_a_bound_that_is_not_finite_stops_with_the_last_good_checkpoint(tiny, tm
         iwae.train(wild, out=out, resume=True)
     assert re.fullmatch(
         rf"The bound is not finite at step \d+ \(epoch 2\); the last good checkpoint is kept in "
-        rf"{out}. Try a smaller --learning-rate or --clip 10, and check that the data fit the "
-        rf"likelihood.",
+        rf"{out}. Try a smaller --learning-rate, --skip-spikes 3 or --clip 10, "
+        rf"and check that the data fit the likelihood.",
         str(error.value),
     )
     assert (out / run_directory.CHECKPOINT).read_bytes() == good
@@ -559,7 +559,7 @@ def test_a_last_step_that_ruins_the_parameters_leaves_no_model(tiny, tmp_path, m
     monkeypatch.setattr(trainer.gradient_step, "all_finite", lambda _: False)
     with refused(
         "The parameters are not finite at step 64 (epoch 1); nothing was saved. Try a smaller "
-        "--learning-rate or --clip 10, and check that the data fit the likelihood."
+        "--learning-rate, --skip-spikes 3 or --clip 10, and check that the data fit the likelihood."
     ):
         iwae.train(override(tiny, epochs=1), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -407,6 +407,58 @@ def test_weight_decay_shrinks_the_weights_of_the_networks_alone():
         np.testing.assert_allclose(by, expected, atol=1e-7, err_msg=name)
 
 
+def test_a_spike_among_gradients_is_left_out() -> None:
+    """‖g‖ ≤ 3 a with a = Σ 0.99^(t−1−i) min(‖g_i‖, 3 a_i) / Σ 0.99^(t−1−i), in float64 by hand."""
+    norms = [2.0, 5.0, 1.0, 40.0, 3.0, np.inf, 3.0, 9.0, 9.0, np.nan, 2.0, 7.4]
+    transform = gradient_step.without_spikes(3.0)
+    params = {"w": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
+    update = jax.jit(transform.update)
+    state, seen = transform.init(params), list[float]()
+    for norm in norms:
+        gradient = {"w": jnp.full((2, 2), 0.8 * norm / 2), "b": jnp.asarray([0.6 * norm, 0, 0])}
+        taken, state = update(gradient, state, params)
+        weights = 0.99 ** np.arange(len(seen))[::-1]
+        limit = 3 * weights @ seen / weights.sum() if seen else np.inf
+        kept = norm <= limit
+        expected = gradient if kept else jax.tree.map(jnp.zeros_like, gradient)
+        jax.tree.map(np.testing.assert_array_equal, taken, expected)
+        seen.append(norm if kept else limit)
+    assert seen.count(0.0) == 0
+    assert int(state.seen) == len(norms)
+    first = update({"w": jnp.full((2, 2), jnp.inf), "b": jnp.zeros(3)}, transform.init(params))
+    assert int(first[1].seen) == 0
+    assert not np.any(first[0]["w"])
+    state = transform.init(params)
+    for norm in (0.0, 0.0, 5.0):
+        taken, state = update({"w": jnp.full((2, 2), norm), "b": jnp.zeros(3)}, state)
+    assert taken["w"][0, 0] == 5.0
+
+
+def test_without_a_spike_steps_are_those_of_the_optimiser_alone() -> None:
+    params = {"w": jnp.ones((3, 4))}
+
+    def stepped(norms: list[float], **given: Any) -> Any:
+        config = TrainingConfig(optimizer="soap", **given)
+        transform = gradient_step.optimizer(config, 5, gradient_step.rates(config))
+        state, moved = transform.init(params), []
+        for i, norm in enumerate(norms):
+            gradient = {"w": norm * jax.random.normal(jax.random.key(i), (3, 4))}
+            step, state = jax.jit(transform.update)(gradient, state, params)
+            moved.append(np.asarray(step["w"]))
+        return moved
+
+    calm, spiking = [1.0, 1.2, 0.8], [1.0, 1.2, 1e6]
+    np.testing.assert_array_equal(stepped(calm), stepped(calm, skip_spikes=3.0))
+    steps = stepped(spiking, skip_spikes=3.0)
+    assert np.abs(steps[2]).max() < np.abs(stepped(spiking)[2]).max()
+
+
+@pytest.mark.parametrize("most", [1.0, 0.0, float("inf"), float("nan")])
+def test_a_spike_is_larger_than_the_average(most: float) -> None:
+    with pytest.raises(InputError, match=r"skip_spikes = .* was given, but it must be more than 1"):
+        TrainingConfig(skip_spikes=most)
+
+
 def test_weight_decay_is_for_adam():
     with pytest.raises(InputError, match=r"weight_decay = 0\.1 was given, but it is for optimizer"):
         TrainingConfig(optimizer="soap", weight_decay=0.1)

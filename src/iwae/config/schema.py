@@ -305,6 +305,10 @@ class TrainingConfig:
     """Standard deviation of the uncertain weights' prior."""
     clip: float | None = None
     """Largest global norm of the gradient."""
+    skip_spikes: float | None = None
+    """Leave out every gradient whose global norm is more than so many times the average of those
+    before it: one draw where a conditional is far too narrow can turn all weights of a deep model
+    at once."""
     weight_decay: float = 0.0
     """Decoupled decay of Adam: every step also takes this times the learning rate off each weight
     of the networks, as a fraction of it. Biases, the likelihood and the prior do not decay."""
@@ -334,6 +338,11 @@ class TrainingConfig:
                 value is None or 0 < value < float("inf"),
                 f"{name} = {value} was given, but it must be a positive number.",
             )
+        require(
+            self.skip_spikes is None or 1 < self.skip_spikes < float("inf"),
+            f"skip_spikes = {self.skip_spikes} was given, but it must be more than 1, times the "
+            f"average norm.",
+        )
         for name in ("adam_beta1", "adam_beta2", "soap_decay", "average"):
             value = getattr(self, name)
             require(

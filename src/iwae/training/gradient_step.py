@@ -123,9 +123,50 @@ def optimizer(
     if config.base_width is not None:
         narrowed = optax.stateless(lambda steps, _: by_width(steps, config.base_width))
         chosen = optax.chain(chosen, narrowed)
-    if config.clip is None:
-        return chosen
-    return optax.chain(optax.clip_by_global_norm(config.clip), chosen)
+    if config.clip is not None:
+        chosen = optax.chain(optax.clip_by_global_norm(config.clip), chosen)
+    if config.skip_spikes is not None:
+        chosen = optax.chain(without_spikes(config.skip_spikes), chosen)
+    return chosen
+
+
+class Norms(NamedTuple):
+    """The moving average of gradients' norms, not corrected for its start, and their number."""
+
+    average: Float[Array, ""]
+    seen: Int[Array, ""]
+
+
+SPIKE_DECAY = 0.99
+"""Decay of the average that a spike is measured by."""
+
+
+def without_spikes(most: float) -> optax.GradientTransformation:
+    """Gradients g_t, and 0 in place of one with ‖g_t‖ > most · a_t or one that is not finite.
+
+    a_t is the average of min(‖g_i‖, most · a_i) over i < t, whose weights decay by `SPIKE_DECAY` a
+    step, so that it follows norms that stay large; after norms of 0 alone none is too large. A
+    spike that Adam and SOAP are given moves every weight by several times the learning rate,
+    whatever its size, since it outweighs all that their moments hold.
+    """
+
+    def init(params: PyTree) -> Norms:
+        return Norms(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+
+    def update(gradient: PyTree, state: Norms, params: PyTree = None) -> tuple[PyTree, Norms]:
+        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
+        none = state.average == 0
+        start = 1 - SPIKE_DECAY ** jnp.maximum(state.seen, 1)
+        limit = jnp.where(none, jnp.inf, most * state.average / start)
+        kept = (norm <= limit) & jnp.isfinite(norm)
+        taken = jax.tree.map(lambda g: jnp.where(kept, g, 0.0), gradient)
+        counted = kept | ~none
+        least = jnp.where(kept, norm, limit)
+        average = SPIKE_DECAY * state.average + (1 - SPIKE_DECAY) * least
+        average = jnp.where(counted, average, state.average)
+        return taken, Norms(average, state.seen + counted)
+
+    return optax.GradientTransformation(init, update)
 
 
 def by_width(steps: PyTree, base: int) -> PyTree:

@@ -477,7 +477,8 @@ class Run:
         kept = there if self.directory.begun else "nothing was saved"
         return (
             f"{what} not finite at step {self.step} (epoch {epoch}); {kept}. Try a smaller "
-            f"--learning-rate or --clip 10, and check that the data fit the likelihood."
+            f"--learning-rate, --skip-spikes 3 or --clip 10, and check that the data fit the "
+            f"likelihood."
         )
 
 
