@@ -33,6 +33,7 @@ from iwae.evaluation.trained import TrainedModel
 from iwae.experiments.against_time import Curve, Measure, Snapshot, Snapshots, compared
 from iwae.experiments.against_time import record as record_of
 from iwae.models.autoencoder import Autoencoder
+from iwae.training.trainer import NonFiniteError
 
 PLAIN: Mapping[str, Any] = {"dataset": "mnist", "binarization": "dynamic", "k": 50}
 
@@ -76,14 +77,23 @@ def main() -> None:
                 callbacks=bars,
                 data_dir=arguments.data_dir,
             )
-    longest = arguments.minutes or max(curve.minutes for curve in curves)
+    longest = arguments.minutes or max(curve.minutes or 0.0 for curve in curves)
+    if longest == 0:
+        raise SystemExit("No recipe was trained to its end; give --minutes for the others.")
     config = override(RunConfig(), **given)
     for name, other in others().items():
         taken: dict[int, Sequence[Snapshot]] = {}
+        failures: dict[int, str] = {}
         for seed in seeds:
             start = runs.untrained(override(config, seed=seed), data_dir=arguments.data_dir)
-            taken[seed] = trained(other, start, measure, longest, seed)
-        curves.append(Curve(name, override(config, batch_size=other.batch), taken))
+            with tempfile.TemporaryDirectory() as made:
+                snapshots = Snapshots(Path(made) / "other", start, measure)
+                try:
+                    train(other, start, snapshots, longest, seed)
+                except NonFiniteError as error:
+                    failures[seed] = str(error)
+            taken[seed] = tuple(snapshots.taken)
+        curves.append(Curve(name, override(config, batch_size=other.batch), taken, failures))
     name = f"{arguments.objective}-{arguments.train_k}"
     print_curves(curves, measure, page.MINUTES[name][1] if name in page.MINUTES else ())
     write(curves, measure, arguments.record or page.SOURCE.with_name(f"minutes-{name}.json"))
@@ -104,27 +114,28 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def trained(
-    other: Other, start: TrainedModel, measure: Measure, minutes: float, seed: int
-) -> Sequence[Snapshot]:
-    """The snapshots of a rival that trains for so many minutes."""
+def train(
+    other: Other, start: TrainedModel, snapshots: Snapshots, minutes: float, seed: int
+) -> None:
+    """Train a rival for so many minutes, and take its snapshots.
+
+    `NonFiniteError` if the NLL of its final model is not finite.
+    """
     torch.manual_seed(seed)
     images = np.array(start.data().train)
     net = torch_iwae.Autoencoder(start.config.model.layers, images.shape[1])
     net.fill(iwae_steps.parameters(cast(Autoencoder, start.model)))
     loop = other.loop(net, images, k=start.config.objective.k, batch=other.batch)
-    with tempfile.TemporaryDirectory() as made:
-        taken, seconds, steps = Snapshots(Path(made) / "other", start, measure), 0.0, 0
-        while seconds < 60 * minutes:
-            began = time.perf_counter()
-            loop(CHUNK)
-            seconds += time.perf_counter() - began
-            steps += CHUNK
-            epoch = steps * other.batch // len(images)
-            over = seconds >= 60 * minutes
-            if taken.is_due(seconds / 60) or over:
-                taken.take(of_parameters(start, net, epoch), seconds / 60, final=over)
-        return tuple(taken.taken)
+    seconds, steps = 0.0, 0
+    while seconds < 60 * minutes:
+        began = time.perf_counter()
+        loop(CHUNK)
+        seconds += time.perf_counter() - began
+        steps += CHUNK
+        epoch = steps * other.batch // len(images)
+        over = seconds >= 60 * minutes
+        if snapshots.is_due(seconds / 60) or over:
+            snapshots.take(of_parameters(start, net, epoch), seconds / 60, final=over)
 
 
 def of_parameters(start: TrainedModel, net: torch_iwae.Autoencoder, epochs: int) -> TrainedModel:

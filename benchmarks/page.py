@@ -117,9 +117,9 @@ def minutes(title: str, content: dict[str, Any], picture: str, marks: Sequence[f
         [
             curve.name,
             ", ".join(map(str, curve.runs)),
-            f"{curve.minutes:.1f}" if curve.finals else "",
+            "" if curve.minutes is None else f"{curve.minutes:.1f}",
             curve.nll_in_words,
-            f"{curve.spread:.2f}" if len(curve.runs) > 1 and not curve.failures else "",
+            "" if curve.spread is None else f"{curve.spread:.2f}",
             *(_reached(curve.reaching(mark)) for mark in marks),
         ]
         for curve in curves

@@ -74,7 +74,7 @@ def compared(title: str, record: dict[str, Any]) -> str:
         [
             *(_text(given.get(name)) for name in differing),
             ", ".join(map(str, curve.runs)),
-            f"{curve.minutes:.1f}" if curve.finals else "",
+            "" if curve.minutes is None else f"{curve.minutes:.1f}",
             curve.nll_in_words,
         ]
         for curve, given in curves

@@ -139,7 +139,7 @@ def test_a_median_over_seeds_counts_a_failed_run_as_infinite() -> None:
     taken = {0: run(90.0), 1: run(92.0), 2: run(85.0)[:1]}
     curve = Curve("mine", RunConfig(), taken, {2: "The bound is not finite."})
     assert curve.nll == 92.0
-    assert curve.spread == math.inf
+    assert curve.spread is None
     assert curve.nll_in_words == "92.00 ± 0.10 (1 of 3 failed)"
     assert curve.reaching(92.0) == 2.0
     assert Curve("mine", RunConfig(), taken, {1: "", 2: ""}).nll_in_words == (

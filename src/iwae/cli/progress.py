@@ -225,9 +225,9 @@ def print_curves(curves: Sequence[Curve], measure: Measure, targets: Sequence[fl
         table.add_row(
             Text(curve.name),
             f"{len(curve.runs)}",
-            f"{curve.minutes:.2f}" if curve.finals else "",
+            "" if curve.minutes is None else f"{curve.minutes:.2f}",
             curve.nll_in_words,
-            f"{curve.spread:.2f}" if len(curve.runs) > 1 and not curve.failures else "",
+            "" if curve.spread is None else f"{curve.spread:.2f}",
             *("not reached" if minutes is None else f"{minutes:.2f}" for minutes in reached),
         )
     console = _console()

@@ -152,9 +152,9 @@ class Curve:
         return [[(s.minutes, s.nll) for s in run] for run in self.runs.values() if run]
 
     @property
-    def minutes(self) -> float:
-        """Training time of a whole run: the median over seeds; infinite if none came to its end."""
-        return median([s.minutes for s in self.finals] or [math.inf])
+    def minutes(self) -> float | None:
+        """Training time of a whole run: the median over seeds; None if none came to its end."""
+        return median(s.minutes for s in self.finals) if self.finals else None
 
     @property
     def nll(self) -> float:
@@ -162,10 +162,11 @@ class Curve:
         return median([s.nll for s in self.finals] + [math.inf] * len(self.failures))
 
     @property
-    def spread(self) -> float:
-        """From the lowest to the highest NLL of the final models; infinite if runs failed."""
-        if self.failures:
-            return math.inf
+    def spread(self) -> float | None:
+        """From the lowest to the highest NLL of the final models; None for one run, or if any
+        failed."""
+        if len(self.runs) == 1 or self.failures:
+            return None
         return max(s.nll for s in self.finals) - min(s.nll for s in self.finals)
 
     @property

@@ -44,9 +44,9 @@ FOLDER` writes this page from the records that are named in it.
 """
 
 GAINS = """\
-IWAE gains less over the VAE here than in the paper, for the VAEs are better trained than the
-paper's. Our Δ is the published one, plus what IWAE is worse here than published, minus what the VAE
-is worse; better is negative. Ours − published is {} nats for the VAEs, and {} for IWAE.
+IWAE gains less over the VAE here than in the paper, for our VAEs are better than the published
+ones. Our Δ is the published one, plus what IWAE is worse here than published, minus what the VAE is
+worse; better is negative. Ours − published is {} nats for the VAEs, and {} for IWAE.
 """
 
 LENGTHS = """\
@@ -156,7 +156,7 @@ def _overview(experiments: Mapping[str, Experiment], found: Mapping[str, Tables]
 def _table(name: str, experiment: Experiment, found: Tables) -> str:
     """The published cells, each with every record of it; then the cells on other data."""
     known = any(cell.is_published for cell in experiment.cells)
-    source = f"{'Published' if known else 'After'}: {experiment.source}."
+    source = f"{'Published:' if known else 'After'} {experiment.source}."
     lines = [f"## {name}: {experiment.about}", "", source, ""]
     if not found:
         cells = ", ".join(f"`{cell.name}`" for cell in experiment.cells)

@@ -154,7 +154,7 @@ def without_spikes(most: float) -> optax.GradientTransformation:
         return Norms(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
     def update(gradient: PyTree, state: Norms, params: PyTree = None) -> tuple[PyTree, Norms]:
-        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
+        norm = optax.tree_utils.tree_norm(gradient)
         none = state.average == 0
         start = 1 - SPIKE_DECAY ** jnp.maximum(state.seen, 1)
         limit = jnp.where(none, jnp.inf, most * state.average / start)
