@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.gpu import page as gpu
 from benchmarks.markdown import number, section
 from benchmarks.tracing import PARTS
-from iwae.config.io import override
+from iwae.config.io import differences, override, recipe, recipe_names
 from iwae.config.schema import RunConfig
 from iwae.experiments.against_time import Curve, Snapshot
 from iwae.plotting import figures
@@ -137,9 +137,25 @@ def minutes(title: str, content: dict[str, Any], picture: str, marks: Sequence[f
             f"contestant after the other on {machine['cores']} cores of {machine['processor']}. "
             f"By `python -m benchmarks.minutes`. Models are evaluated on the way, each time after "
             f"√2 times the minutes before, so that minutes to a value are rounded up.",
+            *_beside(curves),
             "",
         ]
     )
+
+
+def _beside(curves: Sequence[Curve]) -> list[str]:
+    """Lines about the settings in which contestants differed from the recipe of their name, budgets apart."""
+    found = {
+        curve.name: ", ".join(
+            f"{name} `{value}`"
+            for name, value, _ in differences(curve.config, recipe(curve.name))
+            if name != "minutes"
+        )
+        for curve in curves
+        if curve.name in recipe_names()
+    }
+    differing = "; ".join(f"{name}, {settings}" for name, settings in found.items() if settings)
+    return ["", f"Settings that are not those of the recipe: {differing}."] if differing else []
 
 
 def curve_of(contestant: dict[str, Any]) -> Curve:
