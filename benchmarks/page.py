@@ -77,6 +77,7 @@ def rendered(content: dict[str, Any]) -> str:
         _training({n: c for n, c in cases.items() if n.startswith("training")}),
         _anatomy(_starting(cases, "anatomy")),
         _floors({n: c for n, c in cases.items() if c["floor"] and not n.startswith("scaling")}),
+        _beyond(cases),
         _rest("Evaluation", _starting(cases, "evaluation")),
         _replicas(_starting(cases, "five replicas")),
         _estimators(_starting(cases, "estimators")),
@@ -229,6 +230,32 @@ def _anatomy(cases: dict[str, Any]) -> str:
 ANATOMY = """\
 Each instruction's share of a traced step (`benchmarks/tracing.py`), of the time that a step takes
 untraced; instructions that run at once share the time.
+"""
+
+
+FLOORS = {"products": "products", "images": "bits", "draws": "normals", "adam": "memory"}
+"""The parts of a step that a floor is known of, and its name."""
+
+
+def _beyond(cases: dict[str, Any]) -> str:
+    """What each part of a traced step adds to its floor, in multiples of the floor."""
+    rows = []
+    for name, case in _starting(cases, "anatomy").items():
+        step = name.removeprefix("anatomy, ")
+        floor = cases[f"training step, {step}"]["floor"]
+        whole = sum(floor.values())
+        added = {p: case["parts"][p] - floor.get(FLOORS.get(p), 0.0) for p in PARTS}
+        parts = (f"{added[p] / whole:+.2f}" for p in PARTS)
+        rows.append([step, number(whole), *parts, f"{1 + sum(added.values()) / whole:.2f}"])
+    heads = ["", "floor, ms", *PARTS.values(), "step / floor"]
+    text = section("What stands between a step and its floor", heads, rows)
+    return "\n".join([text, BEYOND]) if rows else ""
+
+
+BEYOND = """\
+In multiples of the floor. Of parts that have a floor, it is what they take beyond it, which is most
+for products of few rows; elementwise functions have none. The whole is that of the traced steps, and
+differs from the table above as far as the machine's speed did.
 """
 
 

@@ -300,6 +300,11 @@ def test_stages_that_cannot_be_are_rejected() -> None:
     rejected(lambda: parse("[[stages]]\nk = 1.5", "mine.toml"), "stages, 1", "whole number")
     rejected(lambda: with_stages("1 / 0"), "share = 0.0", "positive")
     rejected(lambda: with_stages("1 / 1 objective=miwae"), "Stage 2 (1 objective=miwae)", "needs m")
+    rejected(
+        lambda: override(recipe("fast"), estimator="rws"),
+        "Stage 1 (150 objective=vae k=1): estimator = rws was given with k = 1",
+        "--stages replaces the stages.",
+    )
     rejected(lambda: with_stages("1 batch_size=0"), "Stage 1", "at least 1")
     rejected(lambda: with_stages("1 k=2 max_k=3 / 1"), "k = 2 and max_k = 3", "leave out")
     rejected(lambda: with_stages("1 max_k=0 / 1"), "max_k = 0", "at least 1")

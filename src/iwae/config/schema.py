@@ -478,7 +478,9 @@ class RunConfig:
             try:
                 self.during(stage, first)
             except InputError as error:
-                raise InputError(f"Stage {number} ({stage.text}): {error}") from error
+                raise InputError(
+                    f"Stage {number} ({stage.text}): {error} --stages replaces the stages."
+                ) from error
         for number, (_, first, end) in enumerate(self.by_stage, 1):
             require(
                 end > first or not self.stages,
