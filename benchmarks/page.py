@@ -145,7 +145,7 @@ def minutes(title: str, content: dict[str, Any], picture: str, marks: Sequence[f
 
 
 def _beside(curves: Sequence[Curve]) -> list[str]:
-    """Lines about the settings in which contestants differed from the recipe of their name, budgets apart."""
+    """Lines on the settings, budgets apart, in which contestants differ from their recipes."""
     found = {
         curve.name: ", ".join(
             f"{name} `{value}`"
@@ -254,8 +254,8 @@ def _beyond(cases: dict[str, Any]) -> str:
 
 BEYOND = """\
 In multiples of the floor. Of parts that have a floor, it is what they take beyond it, which is most
-for products of few rows; elementwise functions have none. The whole is that of the traced steps, and
-differs from the table above as far as the machine's speed did.
+for products of few rows; elementwise functions have none. The whole is that of the traced steps,
+and differs from the table above as far as the machine's speed did.
 """
 
 

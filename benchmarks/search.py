@@ -38,9 +38,9 @@ took {hours:.1f} hours.
 benchmarks.search` this page of them. A record holds all settings of its recipes.
 
 The recipes `fast-vae` and `fast` were made by these tables: 140 epochs of the VAE, and 150, 180 and
-25 epochs of three stages, between the whole trainings of IWAE-50 with 340 and 378 epochs. Their L and R
-follow every gradient, which with two layers is what keeps them finite ([training.md](training.md)). What
-they reach on the test split is in [results.md](results.md).
+25 epochs of three stages, between the whole trainings of IWAE-50 with 340 and 378 epochs. Their L
+and R follow every gradient, which with two layers is what keeps them finite
+([training.md](training.md)). What they reach on the test split is in [results.md](results.md).
 """
 
 

@@ -201,7 +201,9 @@ def test_minutes_to_a_likelihood_are_those_of_the_median_run() -> None:
     assert "| mine | 0, 1, 2 | 3.0 | 86.00 ± 0.40 | 3.00 | 2.0 | not reached |" in page
     assert "not those of the recipe" not in page
     paper = replace(curve, name="paper", config=override(recipe("paper"), k=1, minutes=3.0))
-    content["contestants"] = json.loads(json.dumps(against_time.record([paper], measure)["recipes"]))
+    content["contestants"] = json.loads(
+        json.dumps(against_time.record([paper], measure)["recipes"])
+    )
     page = benchmarks_page.minutes("Minutes", content, "minutes.svg", (86, 85))
     assert "Settings that are not those of the recipe: paper, k `1`." in page
     wider = replace(curve, config=override(RunConfig(), batch_size=40), runs={1: curve.runs[1]})
