@@ -19,6 +19,7 @@ TITLES = {
     "vae-screen": "VAE, one layer: optimiser",
     "vae-minutes": "VAE, one layer: whole trainings",
     "moments": "VAE, one layer: how often L and R follow the gradient",
+    "optimizers": "VAE, one layer: SOAP beside the optimisers of optax",
     "stages": "IWAE-50, one layer: what to spend the time on",
     "iwae-50": "IWAE-50, one layer: whole trainings",
     "width": "VAE by the width of its hidden layers, at a constant rate",
@@ -61,18 +62,20 @@ def rendered(records: dict[str, dict[str, Any]]) -> str:
 
 def compared(title: str, record: dict[str, Any]) -> str:
     """A table of the recipes of a record, the best first, with the settings that differ, and those
-    that all of them share."""
+    that all of them share. Names are shown if the record has a `column` for them."""
+    column = [record["column"]] if "column" in record else []
     settings = [each["settings"] for each in record["recipes"]]
-    names = dict.fromkeys(name for given in settings for name in given)
+    names = dict.fromkeys(name for given in settings for name in given if name not in column)
     differing = [n for n in names if len({str(given.get(n)) for given in settings}) > 1]
     curves = sorted(
         ((curve_of(each), each["settings"]) for each in record["recipes"]),
         key=lambda pair: pair[0].nll,
     )
     measure = record["measure"]
-    heads = [*differing, "seeds", "minutes", f"NLL (L_{measure['k']})"]
+    heads = [*column, *differing, "seeds", "minutes", f"NLL (L_{measure['k']})"]
     rows = [
         [
+            *([curve.name] if column else []),
             *(_text(given.get(name)) for name in differing),
             ", ".join(map(str, curve.runs)),
             "" if curve.minutes is None else f"{curve.minutes:.1f}",
@@ -83,7 +86,7 @@ def compared(title: str, record: dict[str, Any]) -> str:
     shared = ", ".join(
         f"{name} {_text(value)}"
         for name, value, _ in differences(curves[0][0].config, RunConfig())
-        if name not in differing
+        if name not in (*differing, *column)
     )
     return section(title, heads, rows) + f"\nIn all: {shared}.\n"
 

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pytest
 
 import iwae
 from callbacks import Interrupting
 from iwae import bounds
+from iwae.config.io import override
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError, Interrupted
 from iwae.estimators.surrogate import ESTIMATORS, Estimator
@@ -321,6 +323,64 @@ def test_replicas_share_own_parts(tiny, tmp_path: Path) -> None:
         iwae.train_replicas(seeds=2, out=out, resume=True)
     with pytest.raises(InputError, match="all replicas would then start from the same parameters"):
         iwae.train_replicas(tiny, seeds=2, model=factors())
+
+
+# An optimiser
+
+
+def test_an_own_optimizer_is_that_of_the_same_formula(tiny, tmp_path: Path) -> None:
+    """Adam given as optax's function takes the steps of Adam by name, in replicas, too; a schedule
+    and what settings put around it are the run's."""
+    shaped = override(tiny, schedule="cosine", warmup=1, clip=5.0, base_width=4, epochs=2)
+    own = partial(optax.adam, b1=0.8, b2=0.99, eps=1e-4 / tiny.training.batch_size)
+    named = iwae.train(shaped, adam_beta1=0.8, adam_beta2=0.99, adam_epsilon=1e-4)
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        iwae.train(shaped, optimizer=own, out=out, callbacks=[Interrupting(30)])
+    with pytest.raises(InputError, match=r"with an optimizer of your own, optax\.\S*adam\(b1=0.8"):
+        iwae.train(out=out, resume=True)
+    trained = iwae.train(out=out, resume=True, optimizer=own)
+    same(named.model, trained.model)
+    assert iwae.load(out).own == trained.own
+    assert "optimizer optax" in report.render([out])
+    two = iwae.train_replicas(shaped, seeds=[tiny.seed, 7], optimizer=own)
+    for a, b in zip(*map(jax.tree.leaves, (two[0].model, named.model)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert parts.of({}, optimizer="soap")[1] == {"optimizer": "soap"}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        optax.contrib.muon,
+        optax.contrib.ademamix,
+        optax.contrib.momo_adam,  # whose step needs the loss
+        lambda rate: optax.lion(rate, b1=0.8),
+    ],
+    ids=["muon", "ademamix", "momo", "lion"],
+)
+def test_optimisers_of_optax_train(own, tiny) -> None:
+    first, last = (
+        iwae.train(tiny, optimizer=own, epochs=n, learning_rate=3e-3).evaluate(k=10).nll
+        for n in (1, 4)
+    )
+    assert last < first
+
+
+def test_what_is_no_optimizer_is_refused(tiny) -> None:
+    given = lambda what, **more: iwae.train(tiny, optimizer=what, **more)
+    with pytest.raises(InputError, match=r"^A \w+ was given as the optimizer, .* as optax\.lion"):
+        given(optax.adam(1e-3))
+    with pytest.raises(InputError, match=r"^A float was given as the optimizer"):
+        given(0.5)
+    with pytest.raises(InputError, match=r"adam_beta1 = 0\.8 was given with an optimizer of your"):
+        given(optax.lion, adam_beta1=0.8)
+    with pytest.raises(InputError, match=r"^The optimizer optax\.\S*lbfgs cannot take a step"):
+        given(optax.lbfgs)
+    with pytest.raises(InputError, match=r"takes 0 positional arguments .* give a function from"):
+        given(lambda: optax.adam(1e-3))
+    with pytest.raises(InputError, match=r"optimizer = 'sgd' was given, .* adam, soap"):
+        given("sgd")
 
 
 # A likelihood

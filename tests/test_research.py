@@ -210,6 +210,8 @@ def test_minutes_to_a_likelihood_are_those_of_the_median_run() -> None:
     found = against_time.record([curve, wider], measure)
     page = search.compared("Batches", json.loads(json.dumps(found)))
     assert page.index("| `40` | 1 | 3.0 | 84.00 ± 0.30 |") < page.index("| `20` | 0, 1, 2 |")
+    page = search.compared("Batches", json.loads(json.dumps({"column": "optimizer", **found})))
+    assert "| mine | `40` | 1 | 3.0 | 84.00 ± 0.30 |" in page
 
 
 def test_snapshots_are_by_factors_of_time_and_those_of_the_model(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ from iwae.training import callbacks as training_callbacks
 from iwae.training import parts as own_parts
 from iwae.training import progress as progress_bars
 from iwae.training.callbacks import Callback, FromWatcher, Watcher
+from iwae.training.gradient_step import OptimizerOf
 from iwae.training.parts import OwnParts
 from iwae.training.trainer import Observed, Run, Trainer, initial
 
@@ -90,6 +91,7 @@ def train(
     bound: str | BoundFunction | Pair | None = None,
     estimator: str | Estimator | None = None,
     likelihood: str | AbstractLikelihood | None = None,
+    optimizer: str | OptimizerOf | None = None,
     watch: Callback | Watcher | None = None,
     **settings: object,
 ) -> TrainedModel:
@@ -110,6 +112,8 @@ def train(
         bound: a function from K log-weights to a number, a `Pair`, or the name of an objective.
         estimator: an `iwae.estimators.Estimator`, or the name of one.
         likelihood: an `AbstractLikelihood`, or the name of one.
+        optimizer: a function from a schedule of the learning rate, `optax.Schedule`, to an optax
+            optimiser, such as `optax.lion`, or the name of one.
         watch: deprecated; a single callback.
         settings: fields of the configuration by name, such as `k=50`. If neither a `config` is
             given nor a run resumed, a table takes those of `iwae.config.tables` for what is not
@@ -129,7 +133,12 @@ def train(
     """
     keep_programs()
     parts, settings = own_parts.of(
-        settings, model=model, bound=bound, estimator=estimator, likelihood=likelihood
+        settings,
+        model=model,
+        bound=bound,
+        estimator=estimator,
+        likelihood=likelihood,
+        optimizer=optimizer,
     )
     collected = _all_callbacks(callbacks, watch, progress)
     config, chosen = _resolved_config(config, out, resume, parts, settings)
@@ -250,6 +259,7 @@ def train_replicas(
     bound: str | BoundFunction | Pair | None = None,
     estimator: str | Estimator | None = None,
     likelihood: str | AbstractLikelihood | None = None,
+    optimizer: str | OptimizerOf | None = None,
     watch: Callable[[int], Callback | Watcher] | None = None,
     **settings: object,
 ) -> list[TrainedModel]:
@@ -260,8 +270,8 @@ def train_replicas(
         out: the directory of the replicas; replica s is written to out/seed-s.
         callbacks: returns the callbacks of a seed.
         watch: deprecated; returns the single callback of a seed.
-        config, data, resume, data_dir, progress, bound, estimator, likelihood, settings: as for
-            `train`.
+        config, data, resume, data_dir, progress, bound, estimator, likelihood, optimizer, settings:
+            as for `train`.
 
     Returns:
         The trained models, in the order of the seeds.
@@ -278,7 +288,7 @@ def train_replicas(
             "parameters; train them one by one with iwae.train(model=…, seed=…)."
         )
     parts, settings = own_parts.of(
-        settings, bound=bound, estimator=estimator, likelihood=likelihood
+        settings, bound=bound, estimator=estimator, likelihood=likelihood, optimizer=optimizer
     )
     which = listed(seeds)
     if resume and out is not None:

@@ -399,6 +399,8 @@ def _card(entry: Entry) -> Card:
         "a user-defined model" if "model" in entry.own else of_layers,
         f"{_count(entry.epochs)} of {_count(entry.config.training.epochs)} epochs",
     ]
+    if "optimizer" in entry.own:
+        summary.append(f"optimizer {entry.own['optimizer']}")
     if entry.config.stages:
         summary.append(f"stages {text_of(entry.config.stages)}")
     return Card(

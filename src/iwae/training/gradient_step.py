@@ -94,19 +94,46 @@ def learning_rate(
     return schedule if offset == 0 else lambda step: schedule(step + offset)
 
 
+OptimizerOf = Callable[[optax.Schedule], optax.GradientTransformation]
+"""Makes an optimiser that follows a schedule of the learning rate, as `optax.lion` does."""
+
+
 def optimizer(
-    config: TrainingConfig, steps_per_epoch: int, rates: np.ndarray | Array, *, offset: int = 0
+    config: TrainingConfig,
+    steps_per_epoch: int,
+    rates: np.ndarray | Array,
+    *,
+    own: OptimizerOf | None = None,
+    offset: int = 0,
 ) -> optax.GradientTransformation:
-    """Adam or SOAP for a mean over the batch; with ε / batch_size it steps as for the sum.
+    """Adam, SOAP or the user's `own`, for a mean over the batch, and what settings put around it.
+
+    Its update takes `value`, the loss, which it hands to an optimiser that uses it.
+    """
+    schedule = learning_rate(config, steps_per_epoch, rates, offset=offset)
+    chosen = _named(config, schedule, rates) if own is None else own(schedule)
+    if config.base_width is not None:
+        narrowed = optax.stateless(lambda steps, _: by_width(steps, config.base_width))
+        chosen = optax.chain(chosen, narrowed)
+    if config.clip is not None:
+        chosen = optax.chain(optax.clip_by_global_norm(config.clip), chosen)
+    if config.skip_spikes is not None:
+        chosen = optax.chain(without_spikes(config.skip_spikes), chosen)
+    return optax.with_extra_args_support(chosen)
+
+
+def _named(
+    config: TrainingConfig, schedule: optax.Schedule, rates: np.ndarray | Array
+) -> optax.GradientTransformation:
+    """Adam or SOAP; with ε / batch_size it steps for a mean over the batch as for the sum.
 
     With `weight_decay` λ Adam is AdamW (Loshchilov & Hutter 2019) for the networks' weights W,
     which also move by −λ · lr · W.
     """
-    schedule = learning_rate(config, steps_per_epoch, rates, offset=offset)
     moments = {"b1": config.adam_beta1, "b2": config.adam_beta2}
     eps = config.adam_epsilon / config.batch_size
     if config.optimizer == "soap":
-        chosen = soap(
+        return soap(
             schedule,
             **moments,
             eps=eps,
@@ -115,19 +142,10 @@ def optimizer(
             moments_every=config.soap_moments_every,
             largest=config.soap_largest,
         )
-    elif config.weight_decay > 0:
+    if config.weight_decay > 0:
         shrink = rates[-1]
-        chosen = optax.adamw(schedule, **moments, eps=eps, weight_decay=shrink, mask=decaying)
-    else:
-        chosen = optax.adam(schedule, **moments, eps=eps)
-    if config.base_width is not None:
-        narrowed = optax.stateless(lambda steps, _: by_width(steps, config.base_width))
-        chosen = optax.chain(chosen, narrowed)
-    if config.clip is not None:
-        chosen = optax.chain(optax.clip_by_global_norm(config.clip), chosen)
-    if config.skip_spikes is not None:
-        chosen = optax.chain(without_spikes(config.skip_spikes), chosen)
-    return chosen
+        return optax.adamw(schedule, **moments, eps=eps, weight_decay=shrink, mask=decaying)
+    return optax.adam(schedule, **moments, eps=eps)
 
 
 class Norms(NamedTuple):
@@ -323,6 +341,7 @@ def shared_step(
     *,
     bound: Pair | None = None,
     estimator: Estimator | None = None,
+    own_optimizer: OptimizerOf | None = None,
     offset: int = 0,
     average_from: int = 0,
 ) -> Step:
@@ -331,7 +350,7 @@ def shared_step(
     A second run then reuses the compiled program.
     """
     given = (objective, shaping(config), steps_per_epoch, observe, devices)
-    own = _Named(bound, estimator, offset, average_from)
+    own = _Named(bound, estimator, own_optimizer, offset, average_from)
     try:
         return _kept_step(_Structure(static), *given, own)
     except TypeError:  # an argument cannot be hashed
@@ -343,6 +362,7 @@ class _Named(NamedTuple):
 
     bound: Pair | None
     estimator: Estimator | None
+    own_optimizer: OptimizerOf | None
     offset: int
     average_from: int
 
@@ -414,9 +434,11 @@ def shared_advance(steps: frozenset[Step], *, vectorized: bool) -> Advance:
 
 
 @lru_cache(maxsize=KEPT)
-def first_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """The optimiser whose state `init` makes, cached by the configuration."""
-    return optimizer(config, 1, rates(config))
+def first_optimizer(
+    config: TrainingConfig, own: OptimizerOf | None
+) -> optax.GradientTransformation:
+    """The optimiser whose state `init` makes, cached by what it is made of."""
+    return optimizer(config, 1, rates(config), own=own)
 
 
 def make_step(
@@ -429,15 +451,16 @@ def make_step(
     *,
     bound: Pair | None = None,
     estimator: Estimator | None = None,
+    own_optimizer: OptimizerOf | None = None,
     offset: int = 0,
     average_from: int = 0,
 ) -> Step:
     """`step(state, order, key, rates, images, start)`: one step of the optimiser on one batch.
 
     `start` is the first step of the epoch. `rates` replaces the learning rate of `config`, so that
-    replicas with different rates can share the step. `devices` share the batch. `bound` and
-    `estimator`, if given, replace those that `objective` names. Schedules are taken `offset` steps
-    later (`Span`), and averaging starts at step `average_from`.
+    replicas with different rates can share the step. `devices` share the batch. `bound`,
+    `estimator` and `own_optimizer`, if given, replace those that the settings name. Schedules are
+    taken `offset` steps later (`Span`), and averaging starts at step `average_from`.
     """
     batch = config.batch_size
     group, chunk = batch, None
@@ -462,9 +485,10 @@ def make_step(
             x = devices.split(jax.vmap(observe)(images[rows], keys[0]))
         given = (state.params, x, keys[1], state.step)
         (_, value), gradient = devices.whole(of_batch(*given))
-        transform = optimizer(config, steps_per_epoch, rates, offset=offset)
+        transform = optimizer(config, steps_per_epoch, rates, own=own_optimizer, offset=offset)
         with jax.named_scope("optimizer"):
-            updates, opt_state = transform.update(gradient, state.opt_state, state.params)
+            before = (gradient, state.opt_state, state.params)
+            updates, opt_state = transform.update(*before, value=-value)
             params = optax.apply_updates(state.params, updates)
         return TrainState(
             params=params,

@@ -1,4 +1,4 @@
-"""The user's own model, bound, estimator or likelihood, given as objects instead of settings.
+"""The user's own model, bound, estimator, likelihood or optimiser, as objects, not settings.
 
 A run directory cannot store a function or a class. It stores the model's arrays and the names of
 the user's parts, which have to be given again when the run is resumed or loaded.
@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
@@ -23,11 +24,12 @@ from iwae._utils import threefry
 from iwae._utils.distributed import computing
 from iwae.bounds import Bound, BoundFunction, Pair
 from iwae.config.io import override
-from iwae.config.schema import ModelConfig, RunConfig, Stage
+from iwae.config.schema import ModelConfig, RunConfig, Stage, TrainingConfig
 from iwae.errors import InputError
 from iwae.estimators.surrogate import ESTIMATORS, Estimator, paired
 from iwae.models.base import ModelLike, draw
 from iwae.models.likelihoods import AbstractLikelihood
+from iwae.training.gradient_step import OptimizerOf
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class OwnParts:
     bound: Pair | None = None
     estimator: Estimator | None = None
     likelihood: AbstractLikelihood | None = None
+    optimizer: OptimizerOf | None = None
 
     @property
     def names(self) -> dict[str, str]:
@@ -73,6 +76,7 @@ def of(
     bound: str | BoundFunction | Pair | None = None,
     estimator: str | Estimator | None = None,
     likelihood: str | AbstractLikelihood | None = None,
+    optimizer: str | OptimizerOf | None = None,
 ) -> tuple[OwnParts, dict[str, object]]:
     """Split the parts: objects go to `OwnParts`, names to the settings.
 
@@ -94,11 +98,14 @@ def of(
         named["estimator"] = estimator
     if isinstance(likelihood, str):
         named["likelihood"] = likelihood
+    if isinstance(optimizer, str):
+        named["optimizer"] = optimizer
     own = OwnParts(
         model=None if model is None else _model(model, named),
         bound=None if bound is None or isinstance(bound, str) else _bound(bound, named),
         estimator=None if isinstance(estimator, str | None) else _estimator(estimator),
         likelihood=None if isinstance(likelihood, str | None) else _likelihood(likelihood, model),
+        optimizer=None if isinstance(optimizer, str | None) else _optimizer(optimizer, named),
     )
     if own.likelihood is not None:
         named["likelihood"] = described(own.likelihood)
@@ -106,6 +113,8 @@ def of(
         named |= vars(UNNAMED)
     if own.estimator is not None:
         named["estimator"] = "reparam"
+    if own.optimizer is not None:
+        named |= OF_OPTIMIZERS
     return own, named
 
 
@@ -181,6 +190,48 @@ def _likelihood(likelihood: object, model: ModelLike | None) -> AbstractLikeliho
     return likelihood
 
 
+def _optimizer(optimizer: object, settings: Mapping[str, object]) -> OptimizerOf:
+    """A function that makes an optimiser, tried on two small arrays."""
+    if isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer):
+        raise InputError(
+            f"A {type(optimizer).__name__} was given as the optimizer, which must be a function "
+            f"from a schedule of the learning rate to an optax optimiser, or the name of one; give "
+            f"one, such as optax.lion, or functools.partial of it with settings."
+        )
+    for name, value in OF_OPTIMIZERS.items():
+        if settings.get(name, value) != value:
+            raise InputError(
+                f"{name} = {settings[name]} was given with an optimizer of your own, which has its "
+                f"own settings; leave it out."
+            )
+    try:
+        jax.eval_shape(partial(_one_step, optimizer), {"w": jnp.ones((3, 2)), "b": jnp.ones(2)})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The optimizer {described(optimizer)} cannot take a step ({_on_one_line(error)}); "
+            f"give a function from a schedule of the learning rate to an optax optimiser whose "
+            f"update needs no more than gradients, parameters and the loss."
+        ) from error
+    return optimizer
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _one_step(optimizer: OptimizerOf, params: dict[str, Array]) -> object:
+    made = optax.with_extra_args_support(optimizer(optax.constant_schedule(1e-3)))
+    return made.update(params, made.init(params), params, value=jnp.zeros(()))
+
+
+OF_OPTIMIZERS: Mapping[str, object] = {
+    f.name: f.default
+    for f in dataclasses.fields(TrainingConfig)
+    if f.name in ("optimizer", "weight_decay") or f.name.startswith(("adam_", "soap_"))
+}
+"""Settings of the optimisers that have names, with their defaults."""
+
+
 def check_stage(own: OwnParts, stage: Stage) -> None:
     """`InputError` if a stage names what a part of the user's own replaces."""
     replaced = [*vars(UNNAMED)] if own.bound is not None else []
@@ -247,7 +298,7 @@ def check_same(
     if loading:
         given, otherwise = "iwae.load(…, {}=…)", ""
     for part in (f.name for f in dataclasses.fields(OwnParts)):
-        article = "an" if part == "estimator" else "a"
+        article = "an" if part in ("estimator", "optimizer") else "a"
         if part in before and part not in now:
             raise InputError(
                 f"{path} was trained with {article} {part} of your own, {before[part]}, which its "

@@ -210,7 +210,7 @@ class Run:
         if not self.data.seen.missing:
             start = for_complete_rows(start)
         params, static = eqx.partition(start, eqx.is_inexact_array)
-        transform = gradient_step.first_optimizer(gradient_step.shaping(t))
+        transform = gradient_step.first_optimizer(gradient_step.shaping(t), self.parts.optimizer)
         averaged = any(span.config.training.average is not None for span in self.spans)
         state = gradient_step.init(params, transform, average=averaged)
         best = gradient_step.copied(params) if t.patience is not None else None
@@ -313,6 +313,7 @@ class Run:
             self.devices,
             bound=self.parts.bound,
             estimator=self.parts.estimator,
+            own_optimizer=self.parts.optimizer,
             offset=span.offset,
             average_from=span.average_from,
         )

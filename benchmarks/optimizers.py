@@ -1,0 +1,104 @@
+"""`python -m benchmarks.optimizers`: SOAP beside the optimisers of optax, for docs/fast.md.
+
+All train the VAE of the recipe `fast-vae` on MNIST, in batches of 500 with a cosine schedule, each
+at several learning rates. Since a step of SOAP takes longer, the others have half as many epochs
+again. The final models are evaluated by −L_K of the validation split, with the same draws. The
+record is `results/search/optimizers.json`, of which `python -m benchmarks.search` makes a table.
+Optimisers that evaluate other parameters than they train (schedule-free), or need a Hessian
+(Sophia) or a line search, are not among them.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from benchmarks.search import FOLDER
+from iwae import runs
+from iwae.config.io import override, recipe
+from iwae.config.schema import RunConfig
+from iwae.experiments.against_time import Curve, Measure, Snapshots
+from iwae.experiments.against_time import record as record_of
+from iwae.training.callbacks import Callback, EpochEnd
+from iwae.training.gradient_step import OptimizerOf
+from iwae.training.trainer import NonFiniteError
+
+EPS = 1e-8
+ADAM = {"b1": 0.9, "b2": 0.95, "eps": EPS}
+"""As in `fast-vae`, whose ε of a sum is 1e-8 of a mean over 500 images."""
+
+OTHERS: Mapping[str, tuple[OptimizerOf, Sequence[float]]] = {
+    "adam": (partial(optax.adam, **ADAM), (1e-3, 2e-3, 4e-3)),
+    "nadam": (partial(optax.nadam, **ADAM), (1e-3, 2e-3, 4e-3)),
+    "adopt": (partial(optax.contrib.adopt, b1=0.9, b2=0.95), (1e-3, 2e-3, 4e-3)),
+    "ademamix": (partial(optax.contrib.ademamix, b1=0.9, b2=0.95, eps=EPS), (1e-3, 2e-3, 4e-3)),
+    "lion": (optax.lion, (1e-4, 3e-4, 1e-3)),
+    "muon": (optax.contrib.muon, (5e-3, 1e-2, 2e-2)),
+    "prodigy": (optax.contrib.prodigy, (1.0,)),
+}
+"""The function and the learning rates of each."""
+
+SOAP_RATES = (5e-3, 1e-2, 2e-2)
+
+
+class _Minutes(Callback):
+    """Keeps the minutes of training."""
+
+    minutes = 0.0
+
+    def on_epoch_end(self, event: EpochEnd) -> None:
+        self.minutes = event.state.seconds / 60
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers", description=__doc__)
+    parser.add_argument("--epochs", type=int, default=20, help="of SOAP")
+    parser.add_argument("--optimizers", nargs="+", default=["soap", *OTHERS])
+    parser.add_argument("--k", type=int, default=1000, help="K of the evaluations")
+    parser.add_argument("--limit", type=int, default=400, help="images that are evaluated")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--record", type=Path, default=FOLDER / "optimizers.json")
+    given = parser.parse_args()
+    measure = Measure("valid", given.k, given.limit)
+    curves = []
+    for name in given.optimizers:
+        own, rates = OTHERS.get(name, (None, SOAP_RATES))
+        epochs = given.epochs if own is None else 3 * given.epochs // 2
+        for rate in rates:
+            shape = {"epochs": epochs, "learning_rate": rate, "seed": given.seed}
+            config = override(recipe("fast-vae"), **shape, validate_every=epochs)
+            curves.append(trained(name, config, own, measure, given.data_dir))
+            print(f"{name}, {rate:g}: {curves[-1].nll_in_words}, {curves[-1].minutes}", flush=True)
+            content: dict[str, Any] = {"column": "optimizer", **record_of(curves, measure)}
+            given.record.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def trained(
+    name: str,
+    config: RunConfig,
+    own: OptimizerOf | None,
+    measure: Measure,
+    data_dir: Path | None,
+) -> Curve:
+    """The final model of one training."""
+    clock = _Minutes()
+    start = runs.untrained(config, data_dir=data_dir)
+    with tempfile.TemporaryDirectory() as made:
+        snapshots = Snapshots(Path(made) / "run", start, measure)
+        failures: dict[int, str] = {}
+        try:
+            model = runs.train(config, optimizer=own, callbacks=[clock], data_dir=data_dir)
+            snapshots.take(model, clock.minutes, final=True)
+        except NonFiniteError as error:
+            failures[config.seed] = str(error)
+    return Curve(name, config, {config.seed: tuple(snapshots.taken)}, failures)
+
+
+if __name__ == "__main__":
+    main()
