@@ -111,6 +111,46 @@ def test_differences_over_seeds_are_known_with_their_error(tmp_path: Path, measu
     assert joined["cells"][0]["difference"] == pytest.approx([-1.0, error])
 
 
+def of_seeds(name: str, *runs: tuple[int, float], **more) -> dict:
+    """A cell of a record with the (seed, NLL) of runs."""
+    cell = entry(name, *(nll for _, nll in runs), **more)
+    for run, (seed, _) in zip(cell["runs"], runs, strict=True):
+        run["seed"] = seed
+    return cell
+
+
+def test_runs_of_other_seeds_are_pooled() -> None:
+    """The mean and its error are over all seeds, and so is the difference, once both have them."""
+    vae = of_seeds("a/1/vae-5", (0, 3.0))
+    iwae = of_seeds("a/1/iwae-5", (0, 2.0), against="a/1/vae-5")
+    more = of_seeds("a/1/iwae-5", (2, 2.5), (1, 1.5), against="a/1/vae-5")
+    joined, refused = joined_with(record_of(vae, iwae), record_of(more))
+    assert refused == []
+    cell = joined["cells"][1]
+    assert [(run["seed"], run["nll"]) for run in cell["runs"]] == [(0, 2.0), (1, 1.5), (2, 2.5)]
+    assert cell["nll"] == pytest.approx([2.0, 0.5 / 3**0.5])
+    assert cell["difference"] is None
+    both, refused = joined_with(joined, record_of(of_seeds("a/1/vae-5", (1, 3.0), (2, 3.0))))
+    assert refused == []
+    assert both["cells"][1]["difference"] == pytest.approx([-1.0, 0.5 / 3**0.5])
+    assert joined_with(both, record_of(more)) == (both, []), "they are there"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"k": 10}, {"n": 8}, {"seed": 0}, {"dataset": "/mine.npy"}, {"figures": {"mad": [1.0, None]}}],
+    ids=str,
+)
+def test_runs_measured_in_another_way_are_not_pooled(changed: dict) -> None:
+    there, more = of_seeds("a/1/vae-5", (0, 3.0)), of_seeds("a/1/vae-5", (1, 4.0))
+    more["runs"][0] |= {n: v for n, v in changed.items() if n in ("k", "n", "seed")}
+    more["settings"] |= {n: v for n, v in changed.items() if n == "dataset"}
+    more["figures"] |= changed.get("figures", {})
+    joined, refused = joined_with(record_of(there), record_of(more))
+    assert refused == ["a/1/vae-5"]
+    assert joined["cells"] == [there]
+
+
 @pytest.mark.parametrize(
     "other", [{"k": 10}, {"n": 8}, {"seed": 1}, {"dataset": "/elsewhere/mine.npy"}], ids=str
 )

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+import numpy as np
+
 from iwae.config.io import differences, flatten
 from iwae.config.schema import RunConfig
 from iwae.errors import InputError
+from iwae.evaluation.examples import mean_and_error
 from iwae.experiments.comparisons import known, versions
 from iwae.experiments.jobs import CLOSE
 from iwae.experiments.measured import Entry, Figures, Known, Result
@@ -408,10 +411,10 @@ def joined(
 ) -> tuple[TableRecord, list[str]]:
     """(the cells of both records, those of `order` first; names of cells that could not be added).
 
-    A cell in both is taken from `added` if its runs include those of `there`, or with `replace`;
-    otherwise from `there`, and if its runs differ it could not be added. A difference to runs that
-    are not those in the record is dropped, and a missing difference is computed once both cells are
-    in the record.
+    A cell in both has the runs of both, if those of the same seed are the same and all were
+    measured in the same way. With `replace` it is taken from `added`; otherwise from `there`, and
+    could not be added. A difference to runs that are not those in the record is dropped, and a
+    missing difference is computed once both cells are in the record.
     """
     before = {} if there is None else {cell.name: _versioned(cell, there) for cell in there.cells}
     cells, taken, left = _together(before, added.cells, replace=replace)
@@ -445,9 +448,30 @@ def _together(
         known, ended = cells[name].ended.items(), cell.ended.items()
         if known <= ended:
             cells[name], taken[name] = _updated(cells[name], cell), cell
+        elif not ended <= known and _can_be_pooled(cells[name], cell):
+            cells[name] = taken[name] = _pooled(cells[name], cell)
         elif not ended <= known:
             left.append(name)
     return cells, taken, left
+
+
+def _can_be_pooled(before: RecordedCell, cell: RecordedCell) -> bool:
+    """Whether runs of other seeds were measured in the same way, and on the same data.
+
+    Not with further metrics, which are kept over the seeds of a cell only.
+    """
+    alike = before.settings.get("dataset") == cell.settings.get("dataset")
+    ways = {(run.k, run.n) for run in (*before.runs, *cell.runs)}
+    same = all(cell.ended[seed] == before.ended[seed] for seed in cell.ended & before.ended.keys())
+    return alike and same and len(ways) == 1 and not (before.figures or cell.figures)
+
+
+def _pooled(before: RecordedCell, cell: RecordedCell) -> RecordedCell:
+    """The cell with the runs of both by seed, its NLL over seeds, and no difference yet."""
+    runs = {run.seed: run for run in (*cell.runs, *before.runs)}
+    kept = tuple(runs[seed] for seed in sorted(runs))
+    nll = _known(known(mean_and_error(np.array([run.nll for run in kept]))))
+    return dataclasses.replace(cell, runs=kept, nll=nll, difference=None, reference=None)
 
 
 def _versioned(cell: RecordedCell, record: TableRecord) -> RecordedCell:
