@@ -180,14 +180,14 @@ def estimators(effort: Effort, *, layers: int) -> Result:
 
 
 def recipe_fast(effort: Effort, *, k: int, layers: int = 1) -> Result:
-    """A step of the recipe `fast`, and the same with Adam, with SOAP's moments at every step, with
-    products by YNNPACK, with all threads of BLAS, with gradients through all draws, or with all
-    draws weighed at once."""
+    """A step of the recipe `fast`, and the same with Adam, with SOAP's moments at one step of five,
+    with products by YNNPACK, with all threads of BLAS, with gradients through all draws, or with
+    all draws weighed at once."""
     given = override(recipe("fast"), k=k)
     variants = {
         "iwae": given,
         "adam": override(given, optimizer="adam"),
-        "moments": override(given, soap_moments_every=1),
+        "moments": override(given, soap_moments_every=5),
     }
     few = k > (given.objective.backward_draws or k)
     if few:

@@ -26,6 +26,7 @@ from iwae.experiments.against_time import Curve, Measure, Snapshots
 from iwae.experiments.against_time import record as record_of
 from iwae.training.callbacks import Callback, EpochEnd
 from iwae.training.gradient_step import OptimizerOf
+from iwae.training.parts import OF_OPTIMIZERS, described
 from iwae.training.trainer import NonFiniteError
 
 EPS = 1e-8
@@ -58,7 +59,8 @@ class _Minutes(Callback):
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers", description=__doc__)
     parser.add_argument("--epochs", type=int, default=20, help="of SOAP")
-    parser.add_argument("--optimizers", nargs="+", default=["soap", *OTHERS])
+    known = ["soap", *OTHERS]
+    parser.add_argument("--optimizers", nargs="+", default=known, choices=known, metavar="NAME")
     parser.add_argument("--k", type=int, default=1000, help="K of the evaluations")
     parser.add_argument("--limit", type=int, default=400, help="images that are evaluated")
     parser.add_argument("--seed", type=int, default=0)
@@ -73,20 +75,18 @@ def main() -> None:
         for rate in rates:
             shape = {"epochs": epochs, "learning_rate": rate, "seed": given.seed}
             config = override(recipe("fast-vae"), **shape, validate_every=epochs)
-            curves.append(trained(name, config, own, measure, given.data_dir))
-            print(f"{name}, {rate:g}: {curves[-1].nll_in_words}, {curves[-1].minutes}", flush=True)
-            content: dict[str, Any] = {"column": "optimizer", **record_of(curves, measure)}
-            given.record.write_text(json.dumps(content, indent=1) + "\n")
+            curves.append(trained(config, own, measure, given.data_dir))
+            print(f"{name}, {rate:g}: {curves[-1].nll_in_words}", flush=True)
+            write(curves, measure, given.record)
 
 
 def trained(
-    name: str,
     config: RunConfig,
     own: OptimizerOf | None,
     measure: Measure,
     data_dir: Path | None,
 ) -> Curve:
-    """The final model of one training."""
+    """The final model of one training, by SOAP if there is no `own` optimiser."""
     clock = _Minutes()
     start = runs.untrained(config, data_dir=data_dir)
     with tempfile.TemporaryDirectory() as made:
@@ -97,7 +97,16 @@ def trained(
             snapshots.take(model, clock.minutes, final=True)
         except NonFiniteError as error:
             failures[config.seed] = str(error)
+    if own is not None:
+        config = override(config, **OF_OPTIMIZERS)
+    name = config.training.optimizer if own is None else described(own)
     return Curve(name, config, {config.seed: tuple(snapshots.taken)}, failures)
+
+
+def write(curves: Sequence[Curve], measure: Measure, record: Path) -> None:
+    """The record so far; the optimisers are its names."""
+    content: dict[str, Any] = {"column": "optimizer", **record_of(curves, measure)}
+    record.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def _beside(curves: Sequence[Curve]) -> list[str]:
     """Lines on the settings, budgets apart, in which contestants differ from their recipes."""
     found = {
         curve.name: ", ".join(
-            f"{name} `{value}`"
+            f"without {name}" if value is None else f"{name} `{value}`"
             for name, value, _ in differences(curve.config, recipe(curve.name))
             if name != "minutes"
         )
@@ -253,9 +253,9 @@ def _beyond(cases: dict[str, Any]) -> str:
 
 
 BEYOND = """\
-In multiples of the floor. Of parts that have a floor, it is what they take beyond it, which is most
-for products of few rows; elementwise functions have none. The whole is that of the traced steps,
-and differs from the table above as far as the machine's speed did.
+All in multiples of the floor. Of a part that has a floor, the entry is its time beyond it;
+elementwise functions have none. Step / floor is of the traced steps, so it differs from "Distance
+to the floor" where the machine's speed did.
 """
 
 
@@ -288,7 +288,7 @@ def _estimators(cases: dict[str, Any]) -> str:
 
 VARIANTS = {
     "adam": "Adam",
-    "moments": "SOAP's moments at every step",
+    "moments": "SOAP's moments at one step of five",
     "ynnpack": "products by YNNPACK",
     "threads": "all threads of BLAS",
     "all draws": "gradients through all draws",

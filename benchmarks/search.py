@@ -1,6 +1,7 @@
 """`python -m benchmarks.search`: docs/fast.md, the search of a faster recipe.
 
-From the records in `results/search`, which `iwae compare recipes --record` wrote.
+From the records in `results/search`, which `iwae compare recipes --record` and
+`python -m benchmarks.optimizers` wrote.
 """
 
 import json
@@ -11,6 +12,7 @@ from benchmarks.markdown import section
 from benchmarks.page import curve_of
 from iwae.config.io import differences
 from iwae.config.schema import RunConfig
+from iwae.training.parts import OF_OPTIMIZERS
 
 FOLDER = Path("results/search")
 PAGE = Path("docs/fast.md")
@@ -35,12 +37,13 @@ differences are known better than the standard errors, which are of single value
 are those of training on a CPU that is shared with others, and rough. The trainings on this page
 took {hours:.1f} hours.
 
-`iwae compare recipes --recipes A.toml,B.toml --record FILE.json` made every record, and `python -m
-benchmarks.search` this page of them. A record holds all settings of its recipes.
+`iwae compare recipes --recipes A.toml,B.toml --record FILE.json` made the records, that of optax's
+optimisers `python -m benchmarks.optimizers`, and `python -m benchmarks.search` this page of them. A
+record holds all settings of its recipes.
 
 The recipes `fast-vae` and `fast` were made by these tables: 140 epochs of the VAE, and 150, 180 and
-25 epochs of three stages, between the whole trainings of IWAE-50 with 340 and 378 epochs. Their L
-and R follow every gradient, which with two layers is what keeps them finite
+25 epochs of three stages, between the whole trainings of IWAE-50 with 340 and 378 epochs. SOAP's
+moments follow every gradient, and spikes are left out, because of trainings with two layers
 ([training.md](training.md)). What they reach on the test split is in [results.md](results.md).
 """
 
@@ -62,10 +65,11 @@ def rendered(records: dict[str, dict[str, Any]]) -> str:
 
 def compared(title: str, record: dict[str, Any]) -> str:
     """A table of the recipes of a record, the best first, with the settings that differ, and those
-    that all of them share. Names are shown if the record has a `column` for them."""
+    that all of them share. If the record has a `column` for names, these tell of the optimiser."""
     column = [record["column"]] if "column" in record else []
+    hidden = {*OF_OPTIMIZERS} if column else set()
     settings = [each["settings"] for each in record["recipes"]]
-    names = dict.fromkeys(name for given in settings for name in given if name not in column)
+    names = dict.fromkeys(name for given in settings for name in given if name not in hidden)
     differing = [n for n in names if len({str(given.get(n)) for given in settings}) > 1]
     curves = sorted(
         ((curve_of(each), each["settings"]) for each in record["recipes"]),
@@ -86,7 +90,7 @@ def compared(title: str, record: dict[str, Any]) -> str:
     shared = ", ".join(
         f"{name} {_text(value)}"
         for name, value, _ in differences(curves[0][0].config, RunConfig())
-        if name not in (*differing, *column)
+        if name not in {*differing, *hidden}
     )
     return section(title, heads, rows) + f"\nIn all: {shared}.\n"
 

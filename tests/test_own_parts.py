@@ -24,7 +24,7 @@ from iwae.models.autoencoder import FromFunctions
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.plotting import report
 from iwae.storage import run_directory
-from iwae.training import parts
+from iwae.training import gradient_step, parts
 from refusals import refused
 
 D, H = 64, 3
@@ -367,7 +367,41 @@ def test_optimisers_of_optax_train(own, tiny) -> None:
     assert last < first
 
 
-def test_what_is_no_optimizer_is_refused(tiny) -> None:
+class Following(eqx.Module):
+    """Descent whose steps are the rate times the loss times the gradient; not hashable."""
+
+    scale: jax.Array
+
+    def __call__(self, rate):
+        def update(gradient, state, params=None, *, value, **_):
+            steps = jax.tree.map(lambda g: -self.scale * rate(state) * value * g, gradient)
+            return steps, state + 1
+
+        init = lambda params: jnp.zeros((), jnp.int32)
+        return optax.GradientTransformationExtraArgs(init, update)
+
+
+def test_an_own_optimizer_is_given_the_loss_and_the_schedule() -> None:
+    config = override(RunConfig().training, learning_rate=0.5, warmup=2)
+    own = Following(jnp.float32(3.0))
+    transform = gradient_step.optimizer(config, 4, gradient_step.rates(config), own=own, offset=1)
+    params, state = {"w": jnp.ones(2)}, jnp.int32(2)
+    steps, after = transform.update({"w": jnp.array([1.0, -2.0])}, state, params, value=10.0)
+    at_step_3 = 0.5 * 4 / 8  # of 8 steps over which the rate rises
+    np.testing.assert_allclose(steps["w"], -3.0 * at_step_3 * 10.0 * np.array([1.0, -2.0]))
+    assert int(after) == 3
+
+
+def test_an_own_optimizer_replaces_that_of_the_recipe_in_every_stage(tiny) -> None:
+    """Its value falls as the loss does: by minus the bound, mean over the batch."""
+    soap = override(tiny, optimizer="soap", skip_spikes=10.0, stages="1 objective=vae / 1 k=3")
+    seen = iwae.train(soap, optimizer=Following(jnp.float32(1e-4)), epochs=2)
+    assert seen.config.training.optimizer == "adam"
+    named = iwae.train(soap, optimizer=partial(optax.adam, eps=1e-4 / 20), epochs=2)
+    same(named.model, iwae.train(soap, optimizer="adam", epochs=2).model)
+
+
+def test_what_is_no_optimizer_is_refused(tiny, tmp_path: Path) -> None:
     given = lambda what, **more: iwae.train(tiny, optimizer=what, **more)
     with pytest.raises(InputError, match=r"^A \w+ was given as the optimizer, .* as optax\.lion"):
         given(optax.adam(1e-3))
@@ -378,7 +412,23 @@ def test_what_is_no_optimizer_is_refused(tiny) -> None:
     with pytest.raises(InputError, match=r"^The optimizer optax\.\S*lbfgs cannot take a step"):
         given(optax.lbfgs)
     with pytest.raises(InputError, match=r"takes 0 positional arguments .* give a function from"):
-        given(lambda: optax.adam(1e-3))
+        given(lambda: optax.adam(1e-3), out=tmp_path / "run")
+    with pytest.raises(InputError, match="cannot take a step"):
+        given(lambda rate: optax.sgd(float(rate(0))))
+    growing = lambda rate: optax.GradientTransformation(
+        lambda params: jnp.zeros(1), lambda g, state, params=None: (g, jnp.zeros(2))
+    )
+    with pytest.raises(InputError, match="has other arrays after a step than before"):
+        given(growing)
+    keyed = lambda rate: optax.GradientTransformation(
+        lambda params: jax.random.key(0), lambda g, state, params=None: (g, state)
+    )
+    with pytest.raises(InputError, match="has a key of random numbers"):
+        given(keyed)
+    trained = given(optax.lion, out=tmp_path / "run", epochs=1)
+    assert trained.own["optimizer"] == "optax.lion"
+    with pytest.raises(InputError, match=r"with the optimizer optax\.lion, not optax\.sgd"):
+        given(optax.sgd, out=tmp_path / "run", resume=True)
     with pytest.raises(InputError, match=r"optimizer = 'sgd' was given, .* adam, soap"):
         given("sgd")
 

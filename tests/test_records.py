@@ -136,16 +136,35 @@ def test_runs_of_other_seeds_are_pooled() -> None:
     assert joined_with(both, record_of(more)) == (both, []), "they are there"
 
 
+def test_differences_to_what_no_record_has_are_pooled() -> None:
+    of = lambda seed, nll, to: of_seeds(
+        "a/1/iwae-5", (seed, nll), against="a/1/vae-5", reference=[[seed, to]], difference=[0, None]
+    )
+    joined, _ = joined_with(record_of(of(0, 2.0, 3.0)), record_of(of(1, 2.0, 5.0)))
+    assert joined["cells"][0]["difference"] == pytest.approx([-2.0, 1.0])
+    assert joined["cells"][0]["reference"] == [[0, 3.0], [1, 5.0]]
+
+
 @pytest.mark.parametrize(
-    "changed",
-    [{"k": 10}, {"n": 8}, {"seed": 0}, {"dataset": "/mine.npy"}, {"figures": {"mad": [1.0, None]}}],
+    ("of", "changed"),
+    [
+        ("run", {"k": 10}),
+        ("run", {"n": 8}),
+        ("run", {"seed": 0}),
+        ("run", {"note": "other images"}),
+        ("settings", {"dataset": "/mine.npy"}),
+        ("settings", {"hidden": [[8, 8]]}),
+        ("figures", {"mad": [1.0, None]}),
+        ("cell", {"after": "a/1/vae-1"}),
+    ],
     ids=str,
 )
-def test_runs_measured_in_another_way_are_not_pooled(changed: dict) -> None:
+def test_runs_of_another_model_or_measure_are_not_pooled(of: str, changed: dict) -> None:
     there, more = of_seeds("a/1/vae-5", (0, 3.0)), of_seeds("a/1/vae-5", (1, 4.0))
-    more["runs"][0] |= {n: v for n, v in changed.items() if n in ("k", "n", "seed")}
-    more["settings"] |= {n: v for n, v in changed.items() if n == "dataset"}
-    more["figures"] |= changed.get("figures", {})
+    part = {"run": more["runs"][0], "cell": more}.get(of) or more[of]
+    part |= changed
+    if of == "figures":
+        more[of] = changed
     joined, refused = joined_with(record_of(there), record_of(more))
     assert refused == ["a/1/vae-5"]
     assert joined["cells"] == [there]

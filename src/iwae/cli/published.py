@@ -81,9 +81,9 @@ class Reproduce:
     records: Path = Path("results/reproduced")
     """Directory of these records."""
     record: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Also write the results with their settings. Cells of a table, and runs of other seeds, are
-    added to those that the file has, if these have the same settings; --overwrite replaces cells of
-    the same name, and any other file as a whole."""
+    """Also write the results with their settings. Cells of a table, and runs of other seeds where
+    cells have no further metrics, are added to those that the file has, if these have the same
+    settings; --overwrite replaces cells of the same name, and any other file as a whole."""
     overwrite: Overwrite = False
     data_dir: DataDir = None
     given: tyro.conf.Suppress[frozenset[str]] = frozenset()

@@ -411,10 +411,11 @@ def joined(
 ) -> tuple[TableRecord, list[str]]:
     """(the cells of both records, those of `order` first; names of cells that could not be added).
 
-    A cell in both has the runs of both, if those of the same seed are the same and all were
-    measured in the same way. With `replace` it is taken from `added`; otherwise from `there`, and
-    could not be added. A difference to runs that are not those in the record is dropped, and a
-    missing difference is computed once both cells are in the record.
+    A cell in both has the runs of both seeds, if those of one seed are the same, all are of one
+    model and measured in the same way, and without further metrics. With `replace` it is taken from
+    `added`; otherwise from `there`, and could not be added. A difference to runs that are not those
+    in the record is dropped, and a missing difference is computed once both cells are in the
+    record.
     """
     before = {} if there is None else {cell.name: _versioned(cell, there) for cell in there.cells}
     cells, taken, left = _together(before, added.cells, replace=replace)
@@ -456,22 +457,40 @@ def _together(
 
 
 def _can_be_pooled(before: RecordedCell, cell: RecordedCell) -> bool:
-    """Whether runs of other seeds were measured in the same way, and on the same data.
+    """Whether runs of other seeds are of the same model, and were measured in the same way.
 
-    Not with further metrics, which are kept over the seeds of a cell only.
+    Not with further metrics, which a record has over the seeds of a cell only.
     """
-    alike = before.settings.get("dataset") == cell.settings.get("dataset")
-    ways = {(run.k, run.n) for run in (*before.runs, *cell.runs)}
-    same = all(cell.ended[seed] == before.ended[seed] for seed in cell.ended & before.ended.keys())
-    return alike and same and len(ways) == 1 and not (before.figures or cell.figures)
+    runs, known = (*before.runs, *cell.runs), before.ended
+    return (
+        _all_settings(before) == _all_settings(cell)
+        and (before.against, before.after) == (cell.against, cell.after)
+        and all(cell.ended[seed] == known[seed] for seed in cell.ended.keys() & known.keys())
+        and len({(run.k, run.n, run.note) for run in runs}) == 1
+        and not (before.figures or cell.figures)
+    )
+
+
+def _all_settings(cell: RecordedCell) -> dict[str, object]:
+    """The settings of a cell as in JSON; one that it lacks has its default."""
+    return json.loads(json.dumps({**flatten(RunConfig()), **cell.settings}))
 
 
 def _pooled(before: RecordedCell, cell: RecordedCell) -> RecordedCell:
-    """The cell with the runs of both by seed, its NLL over seeds, and no difference yet."""
+    """The cell with the runs of both by seed, and its NLL over seeds.
+
+    Its difference is known if that of each was to known runs of the same seeds.
+    """
     runs = {run.seed: run for run in (*cell.runs, *before.runs)}
     kept = tuple(runs[seed] for seed in sorted(runs))
-    nll = _known(known(mean_and_error(np.array([run.nll for run in kept]))))
-    return dataclasses.replace(cell, runs=kept, nll=nll, difference=None, reference=None)
+    nll = known(mean_and_error(np.array([run.nll for run in kept])))
+    to = {**dict(cell.reference or ()), **dict(before.reference or ())}
+    whole = dataclasses.replace(cell, runs=kept, nll=_known(nll), difference=None, reference=None)
+    if to.keys() != runs.keys():
+        return whole
+    apart = known(mean_difference([run.nll - to[run.seed] for run in kept]))
+    reference = tuple(sorted(to.items()))
+    return dataclasses.replace(whole, difference=_known(apart), reference=reference)
 
 
 def _versioned(cell: RecordedCell, record: TableRecord) -> RecordedCell:

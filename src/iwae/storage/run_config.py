@@ -91,7 +91,7 @@ def read_config_and_identity(path: Path) -> tuple[RunConfig, str]:
 
 
 def read_own(path: Path) -> dict[str, str]:
-    """The names of the user's own parts of a run, by kind: model, bound, estimator, likelihood.
+    """The names of the user's own parts of a run, by kind, such as model or bound.
 
     Errors as in `read_config_and_identity`.
     """

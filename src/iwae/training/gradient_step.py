@@ -108,7 +108,7 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """Adam, SOAP or the user's `own`, for a mean over the batch, and what settings put around it.
 
-    Its update takes `value`, the loss, which it hands to an optimiser that uses it.
+    Its update takes `value`, minus the bound, which it hands to an optimiser that uses it.
     """
     schedule = learning_rate(config, steps_per_epoch, rates, offset=offset)
     chosen = _named(config, schedule, rates) if own is None else own(schedule)
@@ -434,11 +434,9 @@ def shared_advance(steps: frozenset[Step], *, vectorized: bool) -> Advance:
 
 
 @lru_cache(maxsize=KEPT)
-def first_optimizer(
-    config: TrainingConfig, own: OptimizerOf | None
-) -> optax.GradientTransformation:
-    """The optimiser whose state `init` makes, cached by what it is made of."""
-    return optimizer(config, 1, rates(config), own=own)
+def first_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """The named optimiser whose state `init` makes, cached by the configuration."""
+    return optimizer(config, 1, rates(config))
 
 
 def make_step(

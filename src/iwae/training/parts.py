@@ -7,6 +7,8 @@ the user's parts, which have to be given again when the run is resumed or loaded
 import contextlib
 import dataclasses
 import hashlib
+import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro.distributions import constraints
 
 from iwae._utils import threefry
@@ -191,7 +193,7 @@ def _likelihood(likelihood: object, model: ModelLike | None) -> AbstractLikeliho
 
 
 def _optimizer(optimizer: object, settings: Mapping[str, object]) -> OptimizerOf:
-    """A function that makes an optimiser, tried on two small arrays."""
+    """A function that makes an optimiser, which `check_optimizer` tries."""
     if isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer):
         raise InputError(
             f"A {type(optimizer).__name__} was given as the optimizer, which must be a function "
@@ -204,24 +206,7 @@ def _optimizer(optimizer: object, settings: Mapping[str, object]) -> OptimizerOf
                 f"{name} = {settings[name]} was given with an optimizer of your own, which has its "
                 f"own settings; leave it out."
             )
-    try:
-        jax.eval_shape(partial(_one_step, optimizer), {"w": jnp.ones((3, 2)), "b": jnp.ones(2)})
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"The optimizer {described(optimizer)} cannot take a step ({_on_one_line(error)}); "
-            f"give a function from a schedule of the learning rate to an optax optimiser whose "
-            f"update needs no more than gradients, parameters and the loss."
-        ) from error
     return optimizer
-
-
-def _on_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _one_step(optimizer: OptimizerOf, params: dict[str, Array]) -> object:
-    made = optax.with_extra_args_support(optimizer(optax.constant_schedule(1e-3)))
-    return made.update(params, made.init(params), params, value=jnp.zeros(()))
 
 
 OF_OPTIMIZERS: Mapping[str, object] = {
@@ -230,6 +215,37 @@ OF_OPTIMIZERS: Mapping[str, object] = {
     if f.name in ("optimizer", "weight_decay") or f.name.startswith(("adam_", "soap_"))
 }
 """Settings of the optimisers that have names, with their defaults."""
+
+
+def check_optimizer(optimizer: OptimizerOf, params: PyTree) -> None:
+    """`InputError` unless the optimiser can take steps from these parameters, and its state can be
+    kept in a checkpoint; nothing is computed."""
+
+    def step(params: PyTree, rate: Array) -> tuple[PyTree, PyTree]:
+        made = optax.with_extra_args_support(optimizer(lambda _: rate))
+        before = made.init(params)
+        return before, made.update(params, before, params, value=rate)[1]
+
+    try:
+        before, after = jax.eval_shape(step, params, jnp.float32(1e-3))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The optimizer {described(optimizer)} cannot take a step "
+            f"({' '.join(str(error).split())}); give a function from a schedule of the learning "
+            f"rate to an optax optimiser whose update needs no more than gradients, parameters and "
+            f"the loss."
+        ) from error
+    kinds = [jax.tree.map(lambda a: (a.shape, a.dtype), state) for state in (before, after)]
+    if kinds[0] != kinds[1]:
+        raise InputError(
+            f"The state of the optimizer {described(optimizer)} has other arrays after a step than "
+            f"before; let its update return the shapes and types of its init."
+        )
+    if any(jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in jax.tree.leaves(before)):
+        raise InputError(
+            f"The state of the optimizer {described(optimizer)} has a key of random numbers, which "
+            f"a checkpoint cannot hold; let it keep jax.random.key_data of it."
+        )
 
 
 def check_stage(own: OwnParts, stage: Stage) -> None:
@@ -384,13 +400,21 @@ def _name(of: Callable[..., object]) -> str:
     Of a function that its name does not tell from others, as a lambda or one made by another
     function, also a digest of its code and of the plain values that it was made with.
     """
-    name = f"{of.__module__}.{of.__qualname__}"
+    name = f"{_module(of)}.{of.__qualname__}"
     shared = "<" in of.__qualname__ or of.__module__ == "__main__"
     if not isinstance(of, FunctionType) or not shared:
         return name
     made_with = [*(of.__defaults__ or ()), *(of.__kwdefaults__ or {}).values(), *_enclosed(of)]
     content = (_content(of.__code__), [_stated(value) for value in made_with])
     return f"{name}#{hashlib.sha256(repr(content).encode()).hexdigest()[:8]}"
+
+
+def _module(of: Callable[..., object]) -> str:
+    """The module of a function; of optax's the public one, optax or optax.contrib."""
+    path = of.__module__.split(".")
+    public = ".".join(itertools.takewhile(lambda name: not name.startswith("_"), path))
+    own = path[0] == "optax" and getattr(sys.modules.get(public), of.__qualname__, None) is of
+    return public if own else of.__module__
 
 
 def _content(code: CodeType) -> tuple[object, ...]:

@@ -210,7 +210,12 @@ class Run:
         if not self.data.seen.missing:
             start = for_complete_rows(start)
         params, static = eqx.partition(start, eqx.is_inexact_array)
-        transform = gradient_step.first_optimizer(gradient_step.shaping(t), self.parts.optimizer)
+        shaping, own = gradient_step.shaping(t), self.parts.optimizer
+        if own is None:
+            transform = gradient_step.first_optimizer(shaping)
+        else:
+            own_parts.check_optimizer(own, params)
+            transform = gradient_step.optimizer(shaping, 1, gradient_step.rates(t), own=own)
         averaged = any(span.config.training.average is not None for span in self.spans)
         state = gradient_step.init(params, transform, average=averaged)
         best = gradient_step.copied(params) if t.patience is not None else None
@@ -507,8 +512,8 @@ class Trainer:
         self.steps: dict[tuple[Kind, int], gradient_step.Step] = {}
         self.programs: dict[frozenset[gradient_step.Step], gradient_step.Advance] = {}
         self.batched = jax.default_backend() != "cpu" and all(
-            run.config.training.optimizer != "soap"
-            for run in runs  # vmap would compute the new bases at every step
+            run.config.training.optimizer != "soap" and run.parts.optimizer is None
+            for run in runs  # vmap takes both ways of a `cond`, as of SOAP's bases, at each step
         )
 
     def train(self) -> None:
