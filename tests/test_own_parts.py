@@ -382,7 +382,7 @@ class Following(eqx.Module):
 
 
 def test_an_own_optimizer_is_given_the_loss_and_the_schedule() -> None:
-    config = override(RunConfig().training, learning_rate=0.5, warmup=2)
+    config = replace(RunConfig().training, learning_rate=0.5, warmup=2)
     own = Following(jnp.float32(3.0))
     transform = gradient_step.optimizer(config, 4, gradient_step.rates(config), own=own, offset=1)
     params, state = {"w": jnp.ones(2)}, jnp.int32(2)
