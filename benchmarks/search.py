@@ -50,9 +50,13 @@ moments follow every gradient, and spikes are left out, because of trainings wit
 
 def main() -> None:
     """Write the page."""
+    PAGE.write_text(rendered(recorded()))
+
+
+def recorded() -> dict[str, dict[str, Any]]:
+    """The records that there are, by name."""
     files = {name: FOLDER / f"{name}.json" for name in TITLES}
-    records = {n: json.loads(file.read_text()) for n, file in files.items() if file.exists()}
-    PAGE.write_text(rendered(records))
+    return {n: json.loads(file.read_text()) for n, file in files.items() if file.exists()}
 
 
 def rendered(records: dict[str, dict[str, Any]]) -> str:

@@ -214,6 +214,14 @@ def test_minutes_to_a_likelihood_are_those_of_the_median_run() -> None:
     assert "| mine | `40` | 1 | 3.0 | 84.00 ± 0.30 |" in page
 
 
+def test_pages_of_benchmarks_are_those_of_their_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that has changed since is said to have, so that a change of one writes them anew."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert search.PAGE.read_text() == search.rendered(search.recorded())
+    content = json.loads(benchmarks_page.SOURCE.read_text())
+    assert benchmarks_page.PAGE.read_text() == benchmarks_page.rendered(content)
+
+
 def test_snapshots_are_by_factors_of_time_and_those_of_the_model(tmp_path: Path) -> None:
     """Each is what an evaluation of that model gives; the last is the model's own."""
     config = override(recipe("smoke"), hidden=((8,),), latents=(2,), k=2, epochs=3)
