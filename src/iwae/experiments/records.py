@@ -411,11 +411,10 @@ def joined(
 ) -> tuple[TableRecord, list[str]]:
     """(the cells of both records, those of `order` first; names of cells that could not be added).
 
-    A cell in both has the runs of both seeds, if those of one seed are the same, all are of one
-    model and measured in the same way, and without further metrics. With `replace` it is taken from
-    `added`; otherwise from `there`, and could not be added. A difference to runs that are not those
-    in the record is dropped, and a missing difference is computed once both cells are in the
-    record.
+    A cell in both is taken from `added` with `replace`, or if its runs include those of `there`.
+    Otherwise it has the runs of both, if these can be pooled; if not, it is kept from `there`, and
+    could not be added. A difference to runs that are not those in the record is dropped, and a
+    missing difference is computed once both cells are in the record.
     """
     before = {} if there is None else {cell.name: _versioned(cell, there) for cell in there.cells}
     cells, taken, left = _together(before, added.cells, replace=replace)

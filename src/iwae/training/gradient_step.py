@@ -111,7 +111,7 @@ def optimizer(
     Its update takes `value`, minus the bound, which it hands to an optimiser that uses it.
     """
     schedule = learning_rate(config, steps_per_epoch, rates, offset=offset)
-    chosen = _named(config, schedule, rates) if own is None else own(schedule)
+    chosen = _adam_or_soap(config, schedule, rates) if own is None else own(schedule)
     if config.base_width is not None:
         narrowed = optax.stateless(lambda steps, _: by_width(steps, config.base_width))
         chosen = optax.chain(chosen, narrowed)
@@ -122,7 +122,7 @@ def optimizer(
     return optax.with_extra_args_support(chosen)
 
 
-def _named(
+def _adam_or_soap(
     config: TrainingConfig, schedule: optax.Schedule, rates: np.ndarray | Array
 ) -> optax.GradientTransformation:
     """Adam or SOAP; with ε / batch_size it steps for a mean over the batch as for the sum.
