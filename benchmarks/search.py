@@ -21,10 +21,12 @@ TITLES = {
     "vae-screen": "VAE, one layer: optimiser",
     "vae-minutes": "VAE, one layer: whole trainings",
     "moments": "VAE, one layer: how often L and R follow the gradient",
+    "averages": "VAE, one layer: the schedule, and averages of the weights",
     "optimizers": "VAE, one layer: SOAP beside the optimisers of optax",
     "stages": "IWAE-50, one layer: what to spend the time on",
     "iwae-50": "IWAE-50, one layer: whole trainings",
     "width": "VAE by the width of its hidden layers, at a constant rate",
+    "width-50": "IWAE-50 by `fast` in 12 epochs, by the width of its hidden layers",
 }
 """What each record compares, by its name."""
 
