@@ -4,13 +4,15 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import optax
 import pytest
 from PIL import Image
 
+from benchmarks import optimizers, search
 from benchmarks import page as benchmarks_page
-from benchmarks import search
 from benchmarks.page import curve_of
 from iwae import runs
 from iwae.cli.app import main
@@ -212,6 +214,34 @@ def test_minutes_to_a_likelihood_are_those_of_the_median_run() -> None:
     assert page.index("| `40` | 1 | 3.0 | 84.00 ± 0.30 |") < page.index("| `20` | 0, 1, 2 |")
     page = search.compared("Batches", json.loads(json.dumps({"column": "optimizer", **found})))
     assert "| mine | `40` | 1 | 3.0 | 84.00 ± 0.30 |" in page
+
+
+@pytest.mark.slow
+def test_optimisers_are_trained_once(tiny: RunConfig, tmp_path: Path, monkeypatch) -> None:
+    """A second command makes only what the record lacks; one that diverges is recorded as such."""
+    monkeypatch.setattr(optimizers, "recipe", lambda name: override(tiny, optimizer="soap"))
+    diverging = partial(optax.sgd, momentum=0.9)
+    monkeypatch.setattr(optimizers, "OTHERS", {"sgd": (diverging, (1e-3, 1e9))})
+    monkeypatch.setattr(optimizers, "SOAP_RATES", (1e-3,))
+    record = tmp_path / "optimizers.json"
+    measure = ["--k", "2", "--limit", "5", "--epochs", "2", "--record", str(record)]
+    command = lambda *names: optimizers.main(["--optimizers", *names, *measure])
+    command("sgd")
+    first = json.loads(record.read_text())["recipes"]
+    command("soap", "sgd")
+    content = json.loads(record.read_text())
+    names = [(of["name"], of["settings"]["learning_rate"]) for of in content["recipes"]]
+    assert names == [
+        ("optax.sgd(momentum=0.9)", 1e-3),
+        ("optax.sgd(momentum=0.9)", 1e9),
+        ("soap", 1e-3),
+    ]
+    assert content["recipes"][:2] == first
+    assert [of["settings"]["epochs"] for of in content["recipes"]] == [3, 3, 2]
+    assert "failure" in first[1]["runs"][0]
+    assert "not finite (1 of 1 failed)" in search.compared("Optimisers", content)
+    with pytest.raises(SystemExit, match="another measure; give another --record"):
+        optimizers.main(["--optimizers", "soap", "--k", "3", "--record", str(record)])
 
 
 def test_pages_of_benchmarks_are_those_of_their_records(monkeypatch: pytest.MonkeyPatch) -> None:
