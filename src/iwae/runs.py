@@ -508,7 +508,7 @@ def _observation(config: RunConfig, dataset: Dataset, parts: OwnParts) -> Observ
 NOT_FOR_TABLES = frozenset(
     {
         *("layers", "likelihood", "proposal", "uncertain_weights", "initialization", "networks"),
-        *("encoder_objective", "optimizer", "start_from"),
+        *("inference", "encoder_objective", "optimizer", "start_from"),
     }
 )
 """Settings that describe another model or training than those of `TableSettings`."""

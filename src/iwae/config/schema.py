@@ -62,6 +62,10 @@ class ModelConfig:
     draw for each image and importance sample: encoder is IWAEU_rec, both is IWAEU."""
     weight_sigma: float = 0.01
     """Initial standard deviation of every uncertain weight and bias."""
+    inference: Literal["bottom-up", "ladder"] = "bottom-up"
+    """How q(h|x) of several layers goes: bottom-up, q(h_1|x) q(h_2|h_1) …; or down a ladder, where
+    q(h_l|h_{l+1}, x) combines p(h_l|h_{l+1}) with what a deterministic path finds in x, each by its
+    precision (Sønderby et al. 2016)."""
     proposal: Literal["independent", "hierarchical", "hierarchical-independent"] = "independent"
     """How the k importance samples of training are drawn: independently from one q(h|x); by k heads
     q_j(h|z_0, x) with a shared z_0 (H-IWAE); or by k heads, each with its own z_0. Evaluation then
@@ -145,6 +149,16 @@ class ModelConfig:
             f"initialization = {self.initialization} was given, but the heads of a {self.proposal} "
             f"proposal have their own; leave it out.",
         )
+        for name, needed in (
+            ("proposal", "independent"),
+            ("networks", "tanh"),
+            ("missingness", "at-random"),
+        ):
+            require(
+                self.inference == "bottom-up" or getattr(self, name) == needed,
+                f"inference = {self.inference} was given with {name} = {getattr(self, name)}, but "
+                f"a ladder takes {needed} only; give --{name} {needed}, or leave --inference out.",
+            )
         for name in ("proposal_latents", "proposal_width", "noise_rank", "prior_components"):
             check_at_least_one(name, getattr(self, name))
         require(
@@ -566,10 +580,11 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """A name for the trained model: the objective, uncertain weights and proposal."""
+        """A name for the trained model: objective, inference, uncertain weights and proposal."""
         uncertain = {"none": "", "both": ", uncertain weights"}
         which, how = self.model.uncertain_weights, self.model.proposal
-        label = self.objective.label + uncertain.get(which, f", uncertain {which}")
+        ladder = ", ladder" if self.model.inference == "ladder" else ""
+        label = self.objective.label + ladder + uncertain.get(which, f", uncertain {which}")
         if how == "independent":
             return label
         return f"{label}, {how} proposal" + {"uniform": ""}.get(

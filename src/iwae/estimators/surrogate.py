@@ -6,7 +6,7 @@ says which are valid for which bound, draws and K.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,9 +24,9 @@ from iwae.estimators.estimators import Weights as Weights
 from iwae.estimators.estimators import named as named
 from iwae.estimators.paths import check_path as check_path
 from iwae.models.base import AbstractAutoencoder, Model, ModelLike, as_model, draw
+from iwae.models.base import frozen as frozen
 
 Scalar = Float[Array, ""]
-Frozen = TypeVar("Frozen")
 
 RESAMPLING, SLEEP = 2**32 - 2, 2**32 - 3
 """Numbers that keys are folded with for resampling and for the sleep phase. Small ones would
@@ -79,6 +79,8 @@ def surrogate_loss(
     check(chosen, pair, k, model, backward_draws=few)
     check_path(chosen, model, x, k, key)
     whole = as_model(model)
+    if chosen.own_phi:
+        whole = whole.with_held_proposal()
     if kl_weight is not None:
         rules.validate(rules.check_kl_weight(chosen))
         whole = KLWeighted.of(whole, kl_weight)
@@ -263,11 +265,6 @@ def _scaled_backward(ratio: PerDraw, gradient: Array) -> tuple[PerDraw, Array]:
 
 
 _scaled.defvjp(_scaled_forward, _scaled_backward)
-
-
-def frozen(model: Frozen) -> Frozen:
-    """The model with its parameters held constant: gradients pass through its inputs only."""
-    return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a, model)
 
 
 def _sleep(model: Model, k: int, key: PRNGKeyArray) -> Scalar:

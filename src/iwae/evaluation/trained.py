@@ -35,6 +35,7 @@ from iwae.models.base import AbstractAutoencoder, block_of
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.build import as_kept, build
 from iwae.models.hierarchical import HierarchicalAutoencoder
+from iwae.models.ladder import LadderAutoencoder
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.likelihoods.summary import summarize
 from iwae.models.missing import observed_part
@@ -565,7 +566,7 @@ class TrainedModel:
         made_for = self.seen.missing or self.seen.kind == "table"
         if made_for or examples.dtype.kind != "f" or not np.isnan(examples).any():
             return model, observer
-        if not isinstance(model, Autoencoder):
+        if not isinstance(model, Autoencoder | LadderAutoencoder):
             raise InputError(
                 f"Examples with missing values were given, but a {type(model).__name__} that was "
                 f"trained without any cannot take them; fill them in, or train on such examples."

@@ -9,7 +9,7 @@ public functions also accept any object with `propose`, `log_joint` and `log_pro
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -24,6 +24,7 @@ Latents = tuple[Float[Array, "k _"], ...]
 """h_1, …, h_L, from the data upwards."""
 Conditional = Callable[[Array], tuple[Array, Array]]
 """Maps a vector to (μ, log σ)."""
+Frozen = TypeVar("Frozen")
 
 
 # --- the contract -----------------------------------------------------------------------------
@@ -91,6 +92,13 @@ class Model(eqx.Module):
     def reparametrize(self, x: Array, epsilon: PyTree) -> tuple[PyTree, Float[Array, " k"]]:
         """(h, log q(h|x)) of the draws made from noise."""
         raise self._cannot("make draws from noise", "reparametrize")
+
+    def with_held_proposal(self) -> "Model":
+        """The same model with those parameters held constant in q(h|x) that p(x, h) has as well.
+
+        A model without any is returned as it is.
+        """
+        return self
 
     def sample_joint(self, n: int, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         """n draws (x, h) ~ p(x, h); for models that declare `samples_joint`."""
@@ -241,6 +249,11 @@ def draw_log_weights(model: ModelLike, x: Array, k: int, key: PRNGKeyArray) -> F
     """The log-weights of K fresh draws, in nats."""
     h, log_q = draw(model, x, k, key)
     return model.log_joint(x, h) - log_q
+
+
+def frozen(model: Frozen) -> Frozen:
+    """The model with its parameters held constant: gradients pass through its inputs only."""
+    return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a, model)
 
 
 class FromFunctions(Model):

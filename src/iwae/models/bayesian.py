@@ -11,8 +11,9 @@ bounded. Instead of the weights, their product with a vector v is drawn, by loca
 (Kingma et al. 2015): W v + b is Gaussian with mean μ_W v + μ_b and variance σ_W² v² + σ_b².
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple, TypedDict, TypeGuard, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
@@ -21,11 +22,14 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from iwae.models.autoencoder import Autoencoder
 from iwae.models.base import Conditional, Latents, final
-from iwae.models.chains import Recognition
+from iwae.models.chains import noise_of
+from iwae.models.ladder import LadderAutoencoder, prune_ladder
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.networks import Linear
 from iwae.models.pruning import HasSlots, Keep, prune_parts
 
+Certain = Autoencoder | LadderAutoencoder
+"""What a model with uncertain weights is for one draw of them."""
 Part = TypeVar("Part")
 Out = TypeVar("Out")
 
@@ -91,16 +95,16 @@ class Draws(NamedTuple):
 
 
 class Slots(TypedDict):
-    """The parts of an `Autoencoder` by name; their order numbers the uncertain maps."""
+    """The parts of an `Autoencoder` or a ladder by name; their order numbers the uncertain maps."""
 
-    encoder: tuple[Conditional, ...]
+    encoder: Any
     decoder: tuple[Conditional, ...]
     observation: Callable[[Array], Array]
     likelihood: AbstractLikelihood
     latents: tuple[int, ...]
 
 
-def _slots(model: "Autoencoder | UncertainAutoencoder") -> Slots:
+def _slots(model: "Certain | UncertainAutoencoder") -> Slots:
     return {
         "encoder": model.encoder,
         "decoder": model.decoder,
@@ -113,14 +117,18 @@ def _slots(model: "Autoencoder | UncertainAutoencoder") -> Slots:
 class UncertainAutoencoder(HasSlots):
     """An autoencoder whose uncertain weights are drawn anew for every draw; its draws are `Draws`.
 
-    For one draw of all weights it is an `Autoencoder` (`at`).
+    For one draw of all weights it is an `Autoencoder`, or a `LadderAutoencoder` (`at`).
     """
 
-    encoder: tuple[Conditional, ...]
+    encoder: Any
+    """That of an `Autoencoder`, or of a ladder."""
     decoder: tuple[Conditional, ...]
     observation: Callable[[Array], Array]
     likelihood: AbstractLikelihood
     latents: tuple[int, ...] = eqx.field(static=True)
+    ladder: bool = eqx.field(static=True, default=False, kw_only=True)
+    held: bool = eqx.field(static=True, default=False, kw_only=True)
+    """Whether a ladder's decoder is held constant in q(h|x)."""
 
     made_from_noise: ClassVar[bool] = True
 
@@ -129,7 +137,10 @@ class UncertainAutoencoder(HasSlots):
 
     @staticmethod
     def around(
-        model: Autoencoder, *, which: Literal["encoder", "decoder", "both"], sigma: float
+        model: Certain,
+        *,
+        which: Literal["encoder", "decoder", "both"],
+        sigma: float,
     ) -> "UncertainAutoencoder":
         """The model with uncertain weights in these networks, whose means are its weights."""
         slots = _slots(model)
@@ -138,15 +149,22 @@ class UncertainAutoencoder(HasSlots):
         if which != "encoder":
             slots["decoder"] = _uncertain(model.decoder, sigma)
             slots["observation"] = _uncertain(model.observation, sigma)
-        return UncertainAutoencoder(**slots)
+        return UncertainAutoencoder(**slots, ladder=isinstance(model, LadderAutoencoder))
 
-    def at(self, key: PRNGKeyArray) -> Autoencoder:
+    def at(self, key: PRNGKeyArray) -> Certain:
         """The autoencoder of one draw of all weights."""
-        return Autoencoder(**_drawn(_slots(self), key))
+        return self._with(_drawn(_slots(self), key))
 
-    def at_the_mean(self) -> Autoencoder:
+    def at_the_mean(self) -> Certain:
         """The autoencoder whose weights are the means."""
-        return Autoencoder(**_replaced(_slots(self), lambda u: u.mean))
+        return self._with(_replaced(_slots(self), lambda u: u.mean))
+
+    def _with(self, slots: Slots) -> Certain:
+        """The autoencoder of these parts."""
+        return LadderAutoencoder(**slots, held=self.held) if self.ladder else Autoencoder(**slots)
+
+    def with_held_proposal(self) -> "UncertainAutoencoder":
+        return dataclasses.replace(self, held=self.ladder)
 
     def weight_kl(self, prior_sigma: float) -> Float[Array, ""]:
         """KL(q(θ, φ) ‖ N(0, s² I)), in nats.
@@ -171,7 +189,7 @@ class UncertainAutoencoder(HasSlots):
     def noise(self, k: int, key: PRNGKeyArray) -> Draws:
         """ε of K draws, each with the key of its own weights."""
         weights = jax.random.split(jax.random.fold_in(key, WEIGHTS), k)
-        return Draws(Recognition(self.encoder, self.latents).noise(k, key), weights)
+        return Draws(noise_of(self.latents, k, key), weights)
 
     def reparametrize(
         self, x: Float[Array, " d"], epsilon: Draws
@@ -208,10 +226,7 @@ class UncertainAutoencoder(HasSlots):
     ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
         """E[h_l|x] under q, including the weights, and its squared standard error."""
 
-        def mean(model: Autoencoder, latents: Latents) -> Array:
-            below = x if layer == 1 else latents[layer - 2][0]
-            return model.encoder[layer - 1](below)[0][None]
-
+        mean = lambda model, latents: model.recognition.means(x, latents, layer)
         mu = self._each(mean, self.propose(x, k, key))
         return jnp.mean(mu, axis=0), jnp.var(mu, axis=0, ddof=1) / k
 
@@ -233,9 +248,9 @@ class UncertainAutoencoder(HasSlots):
 
     def pruned(self, keep: Keep, fill: tuple[Array, ...]) -> "UncertainAutoencoder":
         """The model with the units outside `keep` removed from p and q and fixed at `fill`."""
-        return prune_parts(self, keep, fill)
+        return (prune_ladder if self.ladder else prune_parts)(self, keep, fill)
 
-    def _each(self, run: Callable[[Autoencoder, Latents], Out], h: Draws) -> Out:
+    def _each(self, run: Callable[[Certain, Latents], Out], h: Draws) -> Out:
         """The results of `run` for each draw with its own weights, stacked."""
 
         def one(key: PRNGKeyArray, latents: PyTree) -> Out:

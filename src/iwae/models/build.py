@@ -1,5 +1,6 @@
 """From a configuration to a model with its initial parameters."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -16,6 +17,7 @@ from iwae.models.base import AbstractAutoencoder
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.encoding import MaskedInput, TableInput
 from iwae.models.hierarchical import HierarchicalAutoencoder, hierarchical
+from iwae.models.ladder import as_ladder
 from iwae.models.likelihoods import AbstractLikelihood, Numpyro, likelihood
 from iwae.models.likelihoods.columns import Columns
 from iwae.models.likelihoods.summary import Summary
@@ -75,7 +77,7 @@ def build(
             which are missing, and the likelihood is that of the others.
 
     Returns:
-        An `Autoencoder`, `UncertainAutoencoder` or `HierarchicalAutoencoder`.
+        An `Autoencoder`, `LadderAutoencoder`, `UncertainAutoencoder` or `HierarchicalAutoencoder`.
 
     Raises:
         InputError: for an unknown likelihood, or one that does not fit this kind of values; for a
@@ -116,10 +118,11 @@ def build(
         plain = not_at_random(plain, config.missingness, table)
     if config.proposal != "independent":
         return _hierarchical(plain, first, config, k, key=next(keys))
+    model = as_ladder(plain) if config.inference == "ladder" else plain
     if config.uncertain_weights == "none":
-        return plain
+        return model
     return UncertainAutoencoder.around(
-        plain, which=config.uncertain_weights, sigma=config.weight_sigma
+        model, which=config.uncertain_weights, sigma=config.weight_sigma
     )
 
 
@@ -179,10 +182,15 @@ def _plain(
     spread: Float[Array, " d"],
     keys: Iterator[PRNGKeyArray],
 ) -> tuple[Autoencoder, Gaussian]:
-    """The autoencoder with independent draws and fixed weights, and its q(h_1|x)."""
+    """The autoencoder with independent draws and fixed weights, and the Gaussian that reads x.
+
+    For a ladder the encoder's Gaussians read the features of those below them (`as_ladder`).
+    """
     bias = observed.initial_bias(mean, spread)
     hidden, latents = config.widths
     inputs = (entrance.width, *latents[:-1])
+    if config.inference == "ladder":
+        inputs = _path(entrance.width, hidden)
     encoder = [
         gaussian(n, widths, out, key=next(keys))
         for n, widths, out in zip(inputs, hidden, latents, strict=True)
@@ -210,6 +218,12 @@ def _plain(
         latents=latents,
     )
     return plain, encoder[0]
+
+
+def _path(inputs: int, hidden: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """The number of values that each layer's features are a function of, on a path upwards."""
+    before = [(inputs, *itertools.chain(*hidden[:layer])) for layer in range(len(hidden))]
+    return tuple(widths[-1] for widths in before)
 
 
 def _by_fan_in(model: Autoencoder, key: PRNGKeyArray) -> Autoencoder:

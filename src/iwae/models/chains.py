@@ -3,18 +3,26 @@
 They are views of a model's networks and not modules, so they do not occur in tree paths.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from iwae._utils.distributed import computing
-from iwae.models.base import Conditional, Latents
+from iwae.models.base import AbstractAutoencoder, Conditional, Latents
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.normal import log_normal, log_standard_normal
 from iwae.models.priors import Prior
+
+
+def noise_of(latents: tuple[int, ...], k: int, key: PRNGKeyArray) -> Latents:
+    """ε_l ~ N(0, I) of K draws of these units, from the data upwards."""
+    keys = jax.random.split(key, len(latents))
+    draw = lambda key, d: jax.random.normal(key, (k, d), jnp.float32)
+    return tuple(draw(*of) for of in zip(keys, latents, strict=True))
 
 
 @dataclass(frozen=True)
@@ -27,10 +35,7 @@ class Recognition:
 
     def noise(self, k: int, key: PRNGKeyArray) -> Latents:
         """ε_l ~ N(0, I) of K draws, from the data upwards."""
-        keys = jax.random.split(key, len(self.encoder))
-        shapes = [(k, d) for d in self.latents]
-        draw = lambda key, shape: jax.random.normal(key, shape, jnp.float32)
-        return tuple(draw(*of) for of in zip(keys, shapes, strict=True))
+        return noise_of(self.latents, k, key)
 
     def reparametrize(
         self, x: Float[Array, " d"], epsilon: Latents
@@ -70,9 +75,14 @@ class Recognition:
         if layer == 1:
             mu, _ = self.encoder[0](x)
             return mu, jnp.zeros_like(mu)
-        below = self.reparametrize(x, self.noise(k, key))[0][layer - 2]
-        mu, _ = jax.vmap(self.encoder[layer - 1])(below)
+        mu = self.means(x, self.reparametrize(x, self.noise(k, key))[0], layer)
         return jnp.mean(mu, axis=0), jnp.var(mu, axis=0, ddof=1) / k
+
+    def means(self, x: Float[Array, " d"], h: Latents, layer: int) -> Float[Array, "k d_l"]:
+        """The mean of q(h_l|h_{l−1}) at each draw."""
+        if layer == 1:
+            return jnp.broadcast_to(self.encoder[0](x)[0], h[0].shape)
+        return jax.vmap(self.encoder[layer - 1])(h[layer - 2])[0]
 
 
 @dataclass(frozen=True)
@@ -124,3 +134,32 @@ class Generation:
     def expected(self, h1: Float[Array, " d1"]) -> Float[Array, " d"]:
         """E[x|h_1]."""
         return self.likelihood.expected(self.parameters(h1))
+
+
+class WithGeneration(AbstractAutoencoder):
+    """An autoencoder with the p(x, h) of a `Generation`, whatever its draws hold beside h."""
+
+    @property
+    @abstractmethod
+    def generation(self) -> Generation:
+        """p(x, h)."""
+
+    def log_observation(self, x: Float[Array, " d"], h: PyTree) -> Float[Array, " k"]:
+        """log p(x|h_1), per draw."""
+        return self.generation.log_observation(x, self.layers(h))
+
+    def log_prior_terms(self, h: PyTree) -> list[Float[Array, " k"]]:
+        """log p(h_l|h_{l+1}) for l = 1 … L, where the last is log p(h_L)."""
+        return self.generation.prior_terms(self.layers(h))
+
+    def prior(self, n: int, key: PRNGKeyArray) -> Latents:
+        """n ancestral draws h ~ p(h), from the data upwards."""
+        return self.generation.prior(n, key)
+
+    def draw(self, h1: Float[Array, " d1"], key: PRNGKeyArray) -> Float[Array, " d"]:
+        """x ~ p(x|h_1)."""
+        return self.generation.draw(h1, key)
+
+    def expected(self, h1: Float[Array, " d1"]) -> Float[Array, " d"]:
+        """E[x|h_1]."""
+        return self.generation.expected(h1)

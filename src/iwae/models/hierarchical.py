@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from iwae.models.base import AbstractAutoencoder, Conditional, Latents, Model, final
-from iwae.models.chains import Generation
+from iwae.models.base import Conditional, Latents, Model, final
+from iwae.models.chains import Generation, WithGeneration
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.networks import MLP, Gaussian, Linear, glorot_linear
 from iwae.models.normal import log_normal
@@ -259,7 +259,7 @@ class ByProposal(Model):
         return self.drawn_by().log_prob(x, h)
 
 
-class HierarchicalAutoencoder(ByProposal, AbstractAutoencoder):
+class HierarchicalAutoencoder(ByProposal, WithGeneration):
     """An autoencoder of one stochastic layer with a `HierarchicalProposal`.
 
     Its draws h are `Draws`. For any K, L_K is a lower bound of log p(x).
@@ -293,14 +293,6 @@ class HierarchicalAutoencoder(ByProposal, AbstractAutoencoder):
         """log p(x, z) + log r(z_0|z, x), per draw."""
         return super().log_joint(x, h) + self.proposal.log_reverse(x, h)
 
-    def log_observation(self, x: Float[Array, " d"], h: Draws) -> Float[Array, " k"]:
-        """log p(x|z), per draw."""
-        return self.generation.log_observation(x, h.latents)
-
-    def log_prior_terms(self, h: Draws) -> list[Float[Array, " k"]]:
-        """[log p(z)], per draw."""
-        return self.generation.prior_terms(h.latents)
-
     def log_proposal_terms(self, x: Float[Array, " d"], h: Draws) -> list[Float[Array, " k"]]:
         """[log q(z_0, z|x) − log J π_j − log r(z_0|z, x)], in mean above log q(z|x)."""
         return [self.log_proposal(x, h) - self.proposal.log_reverse(x, h)]
@@ -313,18 +305,6 @@ class HierarchicalAutoencoder(ByProposal, AbstractAutoencoder):
     ) -> tuple[Float[Array, " d_l"], Float[Array, " d_l"]]:
         """E[z|x] under the mean of the heads, and its squared standard error."""
         return self.proposal.mean(x, k, key)
-
-    def prior(self, n: int, key: PRNGKeyArray) -> Latents:
-        """n draws z ~ N(0, I)."""
-        return self.generation.prior(n, key)
-
-    def draw(self, h1: Float[Array, " d1"], key: PRNGKeyArray) -> Float[Array, " d"]:
-        """x ~ p(x|z)."""
-        return self.generation.draw(h1, key)
-
-    def expected(self, h1: Float[Array, " d1"]) -> Float[Array, " d"]:
-        """E[x|z]."""
-        return self.generation.expected(h1)
 
     def reconstruct(self, x: Float[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """E[x'|z] at one draw of the first head."""

@@ -12,7 +12,7 @@ posterior are the same, so that the model remains an `Autoencoder` (`not_at_rand
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -26,6 +26,7 @@ from iwae.models.autoencoder import Autoencoder
 from iwae.models.base import AbstractAutoencoder, Conditional
 from iwae.models.bayesian import UncertainAutoencoder
 from iwae.models.hierarchical import HierarchicalAutoencoder
+from iwae.models.ladder import LadderAutoencoder
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.likelihoods.columns import Columns
 from iwae.models.likelihoods.numbers import Gaussians
@@ -102,10 +103,12 @@ def observed_part(
         features = Filled(model.proposal.features, at)
         model = eqx.tree_at(lambda m: m.encoder[0].features, model, features)
         return dataclasses.replace(model, likelihood=ObservedPart(model.likelihood, at))
-    if isinstance(model, Autoencoder | UncertainAutoencoder):
-        plain = model if isinstance(model, Autoencoder) else model.at_the_mean()
+    if isinstance(model, Autoencoder | LadderAutoencoder | UncertainAutoencoder):
+        plain = model.at_the_mean() if isinstance(model, UncertainAutoencoder) else model
         at = _center(plain, center)
-        encoder: tuple[Conditional, ...] = (Filled(model.encoder[0], at), *model.encoder[1:])
+        encoder: Any = model.encoder
+        chain = isinstance(encoder, tuple)
+        encoder = (Filled(encoder[0], at), *encoder[1:]) if chain else Filled(encoder, at)
         return dataclasses.replace(
             model, encoder=encoder, likelihood=ObservedPart(model.likelihood, at)
         )
@@ -115,9 +118,7 @@ def observed_part(
     )
 
 
-def _center(
-    model: Autoencoder | HierarchicalAutoencoder, center: Float[Array, " d"] | None
-) -> Float[Array, " d"]:
+def _center(model: AbstractAutoencoder, center: Float[Array, " d"] | None) -> Float[Array, " d"]:
     if center is not None:
         return center
     return jnp.nan_to_num(model.expected(jnp.zeros(model.latents[0], jnp.float32)))

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iwae.models.base import AbstractAutoencoder, Conditional
 
@@ -44,27 +44,38 @@ class PrunedOutput(eqx.Module):
 class HasSlots(AbstractAutoencoder):
     """An autoencoder with its networks in the slots encoder, decoder and observation."""
 
-    encoder: eqx.AbstractVar[tuple[Conditional, ...]]
+    encoder: eqx.AbstractVar[PyTree]
     decoder: eqx.AbstractVar[tuple[Conditional, ...]]
     observation: eqx.AbstractVar[Callable[[Array], Array]]
 
 
 def prune_parts(model: Slots, keep: Keep, fill: tuple[Array, ...]) -> Slots:
     """The model with every network reduced to the kept units (`prune`)."""
-    kept = [jnp.flatnonzero(mask) for mask in keep]
-
-    def filled(network: Callable[[Array], Out], layer: int) -> PrunedInput[Out]:
-        return PrunedInput(network, kept[layer], fill[layer])
-
+    kept = indices_of(keep)
     first, *above = model.encoder
-    encoder: list[Conditional] = [first, *(filled(q, i) for i, q in enumerate(above))]
-    decoder = [filled(p, i + 1) for i, p in enumerate(model.decoder)]
+    below = zip(above, kept[:-1], fill[:-1], strict=True)
+    encoder: list[Conditional] = [first, *(PrunedInput(q, own, at) for q, own, at in below)]
     return dataclasses.replace(
         model,
-        encoder=tuple(PrunedOutput(q, kept[i]) for i, q in enumerate(encoder)),
-        decoder=tuple(PrunedOutput(p, kept[i]) for i, p in enumerate(decoder)),
-        observation=filled(model.observation, 0),
-        latents=tuple(len(indices) for indices in kept),
+        encoder=tuple(PrunedOutput(q, own) for q, own in zip(encoder, kept, strict=True)),
+        decoder=prune_decoder(model.decoder, kept, fill),
+        observation=PrunedInput(model.observation, kept[0], fill[0]),
+        latents=tuple(map(len, kept)),
+    )
+
+
+def indices_of(keep: Keep) -> tuple[Int[Array, " _"], ...]:
+    """For each layer, the indices of the units to keep."""
+    return tuple(jnp.flatnonzero(mask) for mask in keep)
+
+
+def prune_decoder(
+    decoder: tuple[Conditional, ...], kept: tuple[Int[Array, " _"], ...], fill: tuple[Array, ...]
+) -> tuple[Conditional, ...]:
+    """Every p(h_l|h_{l+1}) with the kept units of both layers, those above fixed at `fill`."""
+    between = zip(decoder, kept[:-1], kept[1:], fill[1:], strict=True)
+    return tuple(
+        PrunedOutput(PrunedInput(p, above, value), own) for p, own, above, value in between
     )
 
 

@@ -24,6 +24,7 @@ from iwae.bounds import Pair
 from iwae.config.schema import ObjectiveConfig, TrainingConfig
 from iwae.estimators.surrogate import Estimator, surrogate_loss
 from iwae.models.hierarchical import Heads, Reverse
+from iwae.models.ladder import Upwards
 from iwae.models.networks import MLP, Gaussian, Linear, Readout, WithInput, at_precision
 from iwae.models.observation import Observer
 from iwae.training.soap import soap
@@ -196,7 +197,7 @@ def by_width(steps: PyTree, base: int) -> PyTree:
     first layer of an `MLP`, a `Gaussian` or `Readout` without hidden layers, of one that reads them
     beside its features (`WithInput`) the columns for them, and the skip connections of H-IWAE.
     """
-    known = (Linear, MLP, Gaussian, Readout, Heads, Reverse)
+    known = (Linear, MLP, Gaussian, Readout, Heads, Reverse, Upwards)
 
     def narrowed(part: PyTree) -> PyTree:
         return jax.tree.map(of, part, is_leaf=lambda p: isinstance(p, known))
@@ -214,12 +215,20 @@ def by_width(steps: PyTree, base: int) -> PyTree:
             return eqx.tree_at(read, inside(part), [shortened(v, n) for v in read(part)])
         if isinstance(part, Gaussian | Readout):
             return inside(part)
+        if isinstance(part, Upwards):
+            lowest, *above = part.rungs
+            return eqx.tree_at(lambda p: p.rungs, part, (of(lowest), *map(along, above)))
         if isinstance(part, MLP) and part.layers:
             first, *others = part.layers
             return eqx.tree_at(lambda p: p.layers, part, (first, *map(narrowed, others)))
         if isinstance(part, Linear):
             return shortened(part, part.weight.shape[-1])
         return part
+
+    def along(rung: PyTree) -> PyTree:
+        """The steps of a `Gaussian` that reads hidden units."""
+        layers = tuple(map(of, rung.features.layers))
+        return eqx.tree_at(lambda p: p.features.layers, of(rung), layers)
 
     def shortened(linear: Linear, n: int) -> Linear:
         """The steps of a linear map whose first n inputs are hidden units."""
