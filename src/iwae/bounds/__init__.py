@@ -292,6 +292,55 @@ def jvi(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
     return jackknife.value(log_w, order=order)
 
 
+# --- over draws of uncertain weights ----------------------------------------------------------
+
+
+def black_box_alpha(of_group: BoundFunction, *, alpha: float, groups: int) -> Bound:
+    """(1/α) log (1/G) Σ_g exp(α ℓ_g), with ℓ_g the bound of the g-th of G groups of log-weights.
+
+    With one draw ω_g of a network's weights for each group it estimates (1/α) log E_q[p(x|ω)^α],
+    the part of an example in the black-box α energy (Hernández-Lobato et al. 2016, in the form of
+    Li & Gal 2017). α = 0 is its limit, the mean of ℓ_g, by which q(ω) is fitted in variational
+    inference; with L_m as the bound of a group, α = 1 is L_K. It is no larger than log p(x) in the
+    mean for α ≤ 1.
+
+    Args:
+        of_group: the bound of the K / G log-weights of a group.
+        alpha: α.
+        groups: G, the number of groups of successive log-weights.
+
+    Returns:
+        The bound, with its curvature.
+
+    Raises:
+        InputError: if α is not finite, or K is not divisible by G.
+    """
+    rules.validate(rules.check_alpha(alpha))
+    known = as_bound(of_group)
+
+    def value(log_w: LogWeights) -> Float[Array, "*batch"]:
+        each = jax.vmap(of_group)(_groups(log_w, groups))
+        return elbo(each) if alpha == 0 else _log_power_mean(each, alpha)
+
+    def closed(log_w: LogWeights) -> LogWeights:
+        """u_g H_ii + α u_g (1 − u_g) (∂ℓ_g/∂log w_i)², u = softmax(α ℓ)."""
+        split = _groups(log_w, groups)
+        each, slope = jax.vmap(lambda one: _with_slope(of_group, one))(split)
+        u = jax.nn.softmax(alpha * each, axis=0)[:, None]
+        h = u * jax.vmap(known.curvature)(split) + _spread(each, alpha)[:, None] * slope**2
+        return h.reshape(log_w.shape)
+
+    return Bound(f"{known.name} by black-box alpha", value, closed)
+
+
+def _with_slope(
+    function: BoundFunction, log_w: Float[Array, "k *batch"]
+) -> tuple[Float[Array, "*batch"], Float[Array, "k *batch"]]:
+    """A bound, and its derivative by every log-weight."""
+    value, back = jax.vjp(function, log_w)
+    return value, back(jnp.ones_like(value))[0]
+
+
 # --- by name ----------------------------------------------------------------------------------
 
 BOUNDS: dict[str, Bound] = {of.name: of for of in (elbo, iwae, miwae, ciwae, vr_iwae, jvi)}

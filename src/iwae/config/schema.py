@@ -6,6 +6,7 @@ of `iwae train` set the same fields, so that each has one name, one default and 
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -317,6 +318,14 @@ class TrainingConfig:
     """Epochs over which that weight grows from 0."""
     weight_prior: float = 1.0
     """Standard deviation of the uncertain weights' prior."""
+    weight_alpha: float | None = None
+    """Order α of black-box α over the uncertain weights (Hernández-Lobato et al. 2016): the bound
+    is (1/α) log of the mean of exp(α times the bound given a draw of the weights) over draws; 0 is
+    its limit, variational inference. Give --weight-kl 1 beside it. Default: every importance sample
+    has its own weights, as published for IWAEU."""
+    weight_draws: int | None = None
+    """With --weight-alpha, the number of draws of the weights in a step, which its images share;
+    each has an equal part of the k importance samples. Default: k."""
     clip: float | None = None
     """Largest global norm of the gradient."""
     skip_spikes: float | None = None
@@ -343,7 +352,7 @@ class TrainingConfig:
         every = ("validate_every", "soap_every", "soap_moments_every")
         for name in ("epochs", "batch_size", *every, "soap_largest"):
             check_at_least_one(name, getattr(self, name))
-        for name in ("patience", "checkpoint_every", "base_width"):
+        for name in ("patience", "checkpoint_every", "base_width", "weight_draws"):
             if getattr(self, name) is not None:
                 check_at_least_one(name, getattr(self, name))
         for name in ("learning_rate", "adam_epsilon", "clip", "minutes", "weight_prior"):
@@ -356,6 +365,16 @@ class TrainingConfig:
             self.skip_spikes is None or 1 < self.skip_spikes < float("inf"),
             f"skip_spikes = {self.skip_spikes} was given, but it must be more than 1, times the "
             f"average norm.",
+        )
+        require(
+            self.weight_draws is None or self.weight_alpha is not None,
+            f"weight_draws = {self.weight_draws} was given, but only --weight-alpha has importance "
+            f"samples share draws of the weights; give it, too, or leave weight_draws out.",
+        )
+        require(
+            self.weight_alpha is None or math.isfinite(self.weight_alpha),
+            f"weight_alpha = {self.weight_alpha} was given, but α must be finite; give 0 for "
+            f"variational inference.",
         )
         for name in ("adam_beta1", "adam_beta2", "soap_decay", "average"):
             value = getattr(self, name)
@@ -477,6 +496,8 @@ class RunConfig:
         )
         self._check_proposal()
         self._check_kl_warmup()
+        if not self.stages:
+            self._check_weight_alpha()
         self._check_stages()
 
     def _check_stages(self) -> None:
@@ -522,6 +543,38 @@ class RunConfig:
             f"leave it out.",
         )
         rules.validate_flags(rules.check_kl_weight(rules.rules_of(self.objective.estimator)))
+
+    def _check_weight_alpha(self) -> None:
+        """`InputError` for black-box α where there are no draws of weights to weigh; stages are
+        checked each by itself."""
+        alpha, k = self.training.weight_alpha, self.objective.k
+        if alpha is None:
+            return
+        given = f"weight_alpha = {alpha} was given"
+        require(
+            self.model.uncertain_weights != "none",
+            f"{given}, but the model's weights are fixed; leave it out, or give "
+            f"--uncertain-weights both.",
+        )
+        few = self.objective.backward_draws
+        require(
+            few is None,
+            f"{given} with backward_draws = {few}, but the importance samples of one draw of the "
+            f"weights are weighted together; leave one of them out.",
+        )
+        draws = self.training.weight_draws or k
+        require(
+            k % draws == 0,
+            f"weight_draws = {draws} was given with k = {k}, but each draw of the weights has an "
+            f"equal part of the importance samples; give a number that divides {k}.",
+        )
+        try:
+            dataclasses.replace(self.objective, k=k // draws, estimator=rules.PLAIN)
+        except InputError as error:
+            raise InputError(
+                f"{given}, which leaves {k // draws} of the k = {k} importance samples to each of "
+                f"{draws} draws of the weights: {error}"
+            ) from error
 
     @property
     def has_open_end(self) -> bool:
@@ -585,6 +638,8 @@ class RunConfig:
         which, how = self.model.uncertain_weights, self.model.proposal
         ladder = ", ladder" if self.model.inference == "ladder" else ""
         label = self.objective.label + ladder + uncertain.get(which, f", uncertain {which}")
+        alpha = self.training.weight_alpha
+        label += "" if alpha is None else f" by alpha = {alpha:g}"
         if how == "independent":
             return label
         return f"{label}, {how} proposal" + {"uniform": ""}.get(

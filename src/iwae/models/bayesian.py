@@ -12,6 +12,7 @@ bounded. Instead of the weights, their product with a vector v is drawn, by loca
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, TypeGuard, TypeVar
 
@@ -63,6 +64,15 @@ class UncertainLinear(eqx.Module):
         mean = self.mean(v)
         noise = jax.random.normal(key, mean.shape, jnp.float32)
         return mean + jnp.sqrt(variance(v**2) + TINY) * noise
+
+    def drawn(self, key: PRNGKeyArray) -> Linear:
+        """The map of one draw of W and b."""
+        means, structure = jax.tree.flatten(self.mean)
+        keys = jax.random.split(key, len(means))
+        draw = lambda key, mu: jax.random.normal(key, mu.shape, jnp.float32)
+        noise = list(map(draw, keys, means))
+        moved = lambda mu, log_sigma, epsilon: mu + jnp.exp(log_sigma) * epsilon
+        return jax.tree.map(moved, self.mean, self.log_sigma, jax.tree.unflatten(structure, noise))
 
     def kl(self, prior_sigma: float) -> Float[Array, ""]:
         """KL(q ‖ N(0, s²)) over all weights and biases, in nats."""
@@ -154,6 +164,16 @@ class UncertainAutoencoder(HasSlots):
     def at(self, key: PRNGKeyArray) -> Certain:
         """The autoencoder of one draw of all weights."""
         return self._with(_drawn(_slots(self), key))
+
+    def with_drawn_weights(self, key: PRNGKeyArray) -> Certain:
+        """The autoencoder of one draw of all weights themselves.
+
+        It has the distribution of `at`, also where it is applied to several inputs, for which `at`
+        draws each product as if it were alone.
+        """
+        count = itertools.count()
+        drawn = lambda part: part.drawn(jax.random.fold_in(key, next(count)))
+        return self._with(_replaced(_slots(self), drawn))
 
     def at_the_mean(self) -> Certain:
         """The autoencoder whose weights are the means."""

@@ -27,10 +27,14 @@ from iwae.models.hierarchical import Heads, Reverse
 from iwae.models.ladder import Upwards
 from iwae.models.networks import MLP, Gaussian, Linear, Readout, WithInput, at_precision
 from iwae.models.observation import Observer
+from iwae.models.shared_weights import SharedWeights
 from iwae.training.soap import soap
 
 INIT, ORDER, STEPS = range(3)
 """Purposes of a run's random numbers: initial parameters, the order of examples, steps."""
+
+WEIGHTS = 2**32 - 4
+"""Number that the key of a step is folded with for the weights that its examples share."""
 
 STAGES = 8
 
@@ -285,6 +289,15 @@ def objective_bounds(config: ObjectiveConfig) -> Pair:
     return Pair(pair.theta, bounds.named(config.encoder_objective, **shape).phi)
 
 
+@lru_cache(maxsize=64)
+def over_weights(pair: Pair, alpha: float, groups: int) -> Pair:
+    """The black-box α bounds of a pair, in groups that have their draw of the weights each; the
+    same object if those of the pair are equal."""
+    of = partial(bounds.black_box_alpha, alpha=alpha, groups=groups)
+    theta = of(pair.theta)
+    return Pair(theta, theta if pair.theta is pair.phi else of(pair.phi))
+
+
 def order_of_epoch(seed: int, number: int, n: int) -> Int[Array, " n"]:
     """The order of the n training examples in epoch `number`."""
     return _permutation(np.uint32(seed), np.uint32(number), n)
@@ -326,11 +339,19 @@ def chunk_size(examples: int, draws: int, rows: int = ROWS) -> int | None:
 Replicas = tuple[PyTree, ...]
 """One tree for each replica."""
 
-Loss = Callable[[PyTree, Array, Array, Array], tuple[Array, Array]]
-"""(parameters, examples, their keys, step) ↦ (loss, value of the bound)."""
 
-Gradient = Callable[[PyTree, Array, Array, Array], tuple[tuple[Array, Array], PyTree]]
-"""(parameters, examples, their keys, step) ↦ ((loss, value), gradient of the loss)."""
+class Moment(NamedTuple):
+    """A step, and the key of what its examples share."""
+
+    step: Array
+    key: PRNGKeyArray
+
+
+Loss = Callable[[PyTree, Array, Array, Moment], tuple[Array, Array]]
+"""(parameters, examples, their keys, moment) ↦ (loss, value of the bound)."""
+
+Gradient = Callable[[PyTree, Array, Array, Moment], tuple[tuple[Array, Array], PyTree]]
+"""(parameters, examples, their keys, moment) ↦ ((loss, value), gradient of the loss)."""
 
 Step = Callable[..., TrainState]
 Advance = Callable[..., Replicas]
@@ -475,6 +496,8 @@ def make_step(
         group = group_size(batch, min(objective.k, objective.backward_draws or objective.k))
         chunk = chunk_size(group, objective.k)
     pair = objective_bounds(objective) if bound is None else bound
+    if config.weight_alpha is not None:
+        pair = over_weights(pair, config.weight_alpha, config.weight_draws or objective.k)
     loss = _loss(static, objective, config, steps_per_epoch, pair, estimator, chunk, offset)
     of_batch = _in_groups(jax.value_and_grad(loss, has_aux=True), batch, group)
 
@@ -486,11 +509,12 @@ def make_step(
         images: Array,
         start: Array,
     ) -> TrainState:
-        keys = jax.random.split(jax.random.fold_in(key, state.step), (2, batch))
+        key = jax.random.fold_in(key, state.step)
+        keys = jax.random.split(key, (2, batch))
         with jax.named_scope("images"):
             rows = jax.lax.dynamic_slice(order, ((state.step - start) * batch,), (batch,))
             x = devices.split(jax.vmap(observe)(images[rows], keys[0]))
-        given = (state.params, x, keys[1], state.step)
+        given = (state.params, x, keys[1], Moment(state.step, jax.random.fold_in(key, WEIGHTS)))
         (_, value), gradient = devices.whole(of_batch(*given))
         transform = optimizer(config, steps_per_epoch, rates, own=own_optimizer, offset=offset)
         with jax.named_scope("optimizer"):
@@ -519,19 +543,22 @@ def _loss(
     chunk: int | None,
     offset: int,
 ) -> Loss:
-    """`loss(params, x, keys, step)`: (loss, value of the bound), means over the examples, in nats.
+    """`loss(params, x, keys, at)`: (loss, value of the bound), means over the examples, in nats.
 
     The step follows the gradient of the loss, a surrogate whose value is not the bound.
     """
     scale = config.batch_size * steps_per_epoch
 
     def loss(
-        params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array
+        params: PyTree, x: Array, keys: Key[Array, " batch"], at: Moment
     ) -> tuple[Array, Array]:
-        step = step + offset if offset else step
+        step = at.step + offset if offset else at.step
         rising = config.kl_warmup * steps_per_epoch
         kl_weight = jnp.minimum(1.0, (step + 1) / rising) if rising else None
-        model = at_precision(eqx.combine(params, static), config.precision)
+        whole = at_precision(eqx.combine(params, static), config.precision)
+        model = whole
+        if config.weight_alpha is not None:
+            model = SharedWeights.of(whole, config.weight_draws or objective.k, at.key)
         losses, values = jax.vmap(
             lambda x, key: surrogate_loss(
                 model,
@@ -545,7 +572,7 @@ def _loss(
                 kl_weight=kl_weight,
             )
         )(x, keys)
-        penalty = _weight_penalty(model, config, step / steps_per_epoch) / scale
+        penalty = _weight_penalty(whole, config, step / steps_per_epoch) / scale
         return jnp.mean(losses) + penalty, jnp.mean(values)
 
     return loss
@@ -557,10 +584,10 @@ def _in_groups(of_group: Gradient, batch: int, group: int) -> Gradient:
         return of_group
 
     def of_batch(
-        params: PyTree, x: Array, keys: Key[Array, " batch"], step: Array
+        params: PyTree, x: Array, keys: Key[Array, " batch"], at: Moment
     ) -> tuple[tuple[Array, Array], PyTree]:
         x, keys = (a.reshape(batch // group, group, *a.shape[1:]) for a in (x, keys))
-        one = lambda given: of_group(params, given[0], given[1], step)
+        one = lambda given: of_group(params, given[0], given[1], at)
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, (x[0], keys[0])))
         add = lambda total, given: (jax.tree.map(jnp.add, total, one(given)), None)
         total, _ = jax.lax.scan(add, zeros, (x, keys))

@@ -1,0 +1,287 @@
+"""Black-box α over uncertain weights: Bayesian linear regression, limits, gradients, runs."""
+
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+import iwae
+from callbacks import Interrupting
+from iwae.bounds import as_bound, black_box_alpha, ciwae, elbo, miwae, vr_iwae
+from iwae.bounds import iwae as l_k
+from iwae.config.io import override
+from iwae.config.schema import ModelConfig, RunConfig
+from iwae.estimators.surrogate import surrogate_loss
+from iwae.models import draw_log_weights
+from iwae.models.bayesian import UncertainAutoencoder, UncertainLinear
+from iwae.models.likelihoods import Gaussian
+from iwae.models.networks import Linear
+from iwae.models.shared_weights import SharedWeights
+from linear_gaussian import random_model
+from refusals import refused
+from thinned import thinned
+
+# --- Bayesian linear regression ---------------------------------------------------------------
+
+RNG = np.random.default_rng(0)
+FEATURES = RNG.normal(size=(6, 3))
+Y = FEATURES @ np.array([0.8, -0.5, 0.3]) + 0.4 * RNG.normal(size=6)
+SIGMA = 0.5
+
+
+class Regression(eqx.Module):
+    """The Gaussian parameters of all outputs, Φ ω and log σ, whatever h is."""
+
+    weights: Any
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        mean = jax.vmap(self.weights)(jnp.asarray(FEATURES, jnp.float32))[:, 0]
+        return jnp.stack([mean, jnp.full_like(mean, jnp.log(SIGMA))])
+
+
+def regression(mean: np.ndarray, sigma: np.ndarray) -> UncertainAutoencoder:
+    """y ~ N(Φ ω, σ² I) with q(ω) = N(mean, diag sigma²); q(h|y) is p(h), so h has no part in it."""
+    certain = jnp.full(1, -30.0)
+    weights = UncertainLinear(
+        Linear(jnp.asarray(mean, jnp.float32)[None], jnp.zeros(1)),
+        Linear(jnp.asarray(np.log(sigma), jnp.float32)[None], certain),
+    )
+    return UncertainAutoencoder(
+        encoder=(lambda x: (jnp.zeros(1), jnp.zeros(1)),),
+        decoder=(),
+        observation=Regression(weights),
+        likelihood=Gaussian(jnp.zeros(6), jnp.ones(6)),
+        latents=(1,),
+    )
+
+
+def values(model: UncertainAutoencoder, alpha: float, groups: int, n: int) -> np.ndarray:
+    """n estimates of (1/α) log E_q[p(y|ω)^α]."""
+    bound = black_box_alpha(l_k, alpha=alpha, groups=groups)
+
+    @jax.jit
+    def one(key: jax.Array) -> jax.Array:
+        drawn = SharedWeights.of(model, groups, key)
+        return bound(draw_log_weights(drawn, jnp.asarray(Y, jnp.float32), groups, key))
+
+    return np.asarray(jax.lax.map(one, jax.random.split(jax.random.key(0), n)), np.float64)
+
+
+MEAN, WIDTH = np.array([0.7, -0.4, 0.2]), np.array([0.12, 0.2, 0.15])
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
+def test_the_energy_of_a_linear_regression_is_a_gaussian_integral(alpha: float) -> None:
+    """(1/α) log ∫ N(y; Φω, σ²I)^α N(ω; m, V) dω, by large G, whose error falls as 1/G."""
+    covariance = SIGMA**2 / alpha * np.eye(6) + FEATURES @ np.diag(WIDTH**2) @ FEATURES.T
+    log_integral = multivariate_normal.logpdf(Y, FEATURES @ MEAN, covariance)
+    # N(y; μ, σ²)^α = N(y; μ, σ²/α) (2πσ²)^((1−α)/2) / √α for each output
+    log_integral += 6 * ((1 - alpha) / 2 * np.log(2 * np.pi * SIGMA**2) - np.log(alpha) / 2)
+    found = values(regression(MEAN, WIDTH), alpha, groups=4000, n=60)
+    error = found.std() / np.sqrt(len(found))
+    assert error < 0.01
+    assert abs(found.mean() - log_integral / alpha) < 4 * error + 0.002
+
+
+def test_the_limit_of_variational_inference_is_tight_at_the_posterior() -> None:
+    """With orthogonal features q(ω) can be the posterior; E[log p(y|ω)] − KL is then log p(y)."""
+    columns = np.linalg.qr(FEATURES)[0] * np.array([1.5, 0.8, 2.0])
+    precision = 1 + np.sum(columns**2, axis=0) / SIGMA**2
+    mean = columns.T @ Y / SIGMA**2 / precision
+    q = regression(mean, precision**-0.5)
+    evidence = multivariate_normal.logpdf(
+        Y, np.zeros(6), SIGMA**2 * np.eye(6) + columns @ columns.T
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "FEATURES", columns)
+        found = values(q, 0.0, groups=50, n=4000)
+        small = values(q, 1e-4, groups=50, n=4000)
+    kl = np.sum((1 / precision + mean**2 - 1) / 2 + np.log(precision) / 2)
+    error = found.std() / np.sqrt(len(found))
+    assert error < 0.01
+    assert abs(found.mean() - kl - evidence) < 4 * error
+    np.testing.assert_allclose(small, found, atol=1e-3)
+
+
+# --- the bound --------------------------------------------------------------------------------
+
+LOG_W = jnp.asarray(np.random.default_rng(1).normal(-90, 2, (12, 5)), jnp.float32)
+
+
+def test_special_cases() -> None:
+    close = partial(np.testing.assert_allclose, rtol=1e-6)
+    close(black_box_alpha(l_k, alpha=1.0, groups=4)(LOG_W), l_k(LOG_W))
+    close(black_box_alpha(l_k, alpha=0.0, groups=4)(LOG_W), miwae(LOG_W, m=4))
+    close(black_box_alpha(l_k, alpha=0.3, groups=12)(LOG_W), vr_iwae(LOG_W, alpha=0.7))
+    close(black_box_alpha(elbo, alpha=0.5, groups=1)(LOG_W), elbo(LOG_W))
+    # Power means rise with their power.
+    each = [black_box_alpha(l_k, alpha=a, groups=4)(LOG_W) for a in (-1.0, 0.0, 0.5, 1.0, 3.0)]
+    assert all((low < high).all() for low, high in itertools.pairwise(each))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0, -0.7])
+@pytest.mark.parametrize("of_group", [l_k, elbo, partial(ciwae, beta=0.3)], ids=str)
+def test_the_curvature_is_the_diagonal_of_the_hessian(alpha: float, of_group: Any) -> None:
+    bound = black_box_alpha(of_group, alpha=alpha, groups=3)
+    hessian = jax.jit(jax.hessian(bound.value))
+    for one in LOG_W.T[:2]:
+        expected = np.diag(hessian(one))
+        np.testing.assert_allclose(bound.curvature(one), expected, atol=2e-6)
+    each = np.stack([bound.curvature(one) for one in LOG_W.T], axis=1)
+    np.testing.assert_allclose(bound.curvature(LOG_W), each, atol=1e-6)
+    assert as_bound(bound) is bound
+
+
+def test_what_has_no_such_bound_is_refused() -> None:
+    with refused("alpha = inf was given, but α must be finite; give 1 for the ELBO."):
+        black_box_alpha(l_k, alpha=np.inf, groups=2)
+    with pytest.raises(iwae.InputError, match="groups of equal size"):
+        black_box_alpha(l_k, alpha=0.5, groups=5)(LOG_W)
+
+
+# --- a model ----------------------------------------------------------------------------------
+
+X = jnp.array([1.0, 0, 0, 1, 1])
+
+
+def uncertain(layers: int = 1, which: Any = "both", **of: Any) -> UncertainAutoencoder:
+    config = ModelConfig(layers, ((4,), (3,))[:layers], (2, 2)[:layers], "bernoulli", **of)
+    return UncertainAutoencoder.around(random_model(config, 5, seed=2), which=which, sigma=0.1)
+
+
+@pytest.mark.parametrize("inference", thinned(["bottom-up", "ladder"], "ladder"))
+def test_shared_weights_have_the_mean_weight_of_separate_ones(inference: Any) -> None:
+    """E[w] = p(x) for both."""
+    model, n = uncertain(1 if inference == "bottom-up" else 2, inference=inference), 6000
+
+    @jax.jit
+    def shared(key: jax.Array) -> jax.Array:
+        return draw_log_weights(SharedWeights.of(model, 4, key), X, 8, key)
+
+    keys = jax.random.split(jax.random.key(0), n)
+    together = np.asarray(jax.lax.map(shared, keys), np.float64)
+    apart = eqx.filter_jit(draw_log_weights)(model, X, 8 * n, jax.random.key(1))
+    w, v = np.exp(together).mean(axis=1), np.exp(np.asarray(apart, np.float64))
+    error = np.sqrt(w.var() / n + v.var() / len(v))
+    assert error < 0.05 * v.mean()
+    assert abs(w.mean() - v.mean()) < 4 * error
+
+
+def test_draws_of_a_group_have_the_same_weights() -> None:
+    """The first of K = 6 draws are those of one autoencoder, the others of another."""
+    model, key = uncertain(2), jax.random.key(3)
+    shared = SharedWeights.of(model, 2, key)
+    noise = shared.noise(6, key)
+    h, log_q = shared.reparametrize(X, noise)
+    log_w = shared.log_joint(X, h) - log_q
+    for g, key_g in enumerate(jax.random.split(key, 2)):
+        own = model.with_drawn_weights(key_g)
+        half = tuple(a[3 * g : 3 * g + 3] for a in noise)
+        h_g, log_q_g = own.reparametrize(X, half)
+        expected = own.log_joint(X, h_g) - log_q_g
+        np.testing.assert_allclose(log_w[3 * g : 3 * g + 3], expected, rtol=1e-5)
+    np.testing.assert_allclose(shared.log_proposal(X, h), log_q, rtol=1e-5, atol=1e-5)
+    terms = shared.log_observation(X, h) + sum(shared.log_prior_terms(h))
+    np.testing.assert_allclose(terms, shared.log_joint(X, h), rtol=1e-5)
+    with refused(
+        "K = 5 draws were requested in 2 groups, each with its own draw of the weights; give a "
+        "multiple of 2."
+    ):
+        shared.propose(X, 5, key)
+
+
+def test_doubly_reparametrised_gradients_are_unbiased_given_the_weights() -> None:
+    model, keys = uncertain(1), jax.random.split(jax.random.key(0), 20_000)
+    bound = black_box_alpha(l_k, alpha=0.5, groups=2)
+
+    @eqx.filter_jit
+    def gradients(estimator: str) -> Any:
+        def one(key: jax.Array) -> Any:
+            def loss(model: UncertainAutoencoder) -> jax.Array:
+                drawn = SharedWeights.of(model, 2, key)
+                return surrogate_loss(drawn, X, key, bound=bound, k=4, estimator=estimator)[0]
+
+            return eqx.filter_grad(loss)(model)
+
+        return jax.lax.map(one, keys, batch_size=500)
+
+    means = []
+    for estimator in ("reparam", "dreg"):
+        leaves = [np.asarray(a, np.float64) for a in jax.tree.leaves(gradients(estimator))]
+        every = np.concatenate([a.reshape(len(keys), -1) for a in leaves], axis=1)
+        means.append((every.mean(axis=0), every.var(axis=0) / len(keys)))
+    (plain, of_plain), (doubly, of_doubly) = means
+    z = (plain - doubly) / np.sqrt(of_plain + of_doubly + 1e-14)
+    assert np.abs(z).max() < 4.8
+
+
+# --- runs -------------------------------------------------------------------------------------
+
+OF = {"uncertain_weights": "both", "k": 4, "weight_alpha": 0.5, "weight_draws": 2, "weight_kl": 1.0}
+
+
+def test_a_run_is_resumed_bit_for_bit(tiny: RunConfig, tmp_path: Path) -> None:
+    config = override(tiny, **OF, epochs=2)
+    assert config.label == "IWAE, uncertain weights by alpha = 0.5"
+    whole = iwae.train(config)
+    out = tmp_path / "run"
+    with pytest.raises(iwae.errors.Interrupted):
+        iwae.train(config, out=out, callbacks=[Interrupting(5)])
+    resumed = iwae.train(config, out=out, resume=True)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        eqx.filter(resumed.model, eqx.is_array),
+        eqx.filter(whole.model, eqx.is_array),
+    )
+    assert np.isfinite(iwae.load(out).evaluate(k=8, limit=20).nll)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"uncertain_weights": "none", "weight_kl": 0.0},
+            "weight_alpha = 0.5 was given, but the model's weights are fixed; leave it out, or "
+            "give --uncertain-weights both.",
+        ),
+        (
+            {"backward_draws": 2},
+            "weight_alpha = 0.5 was given with backward_draws = 2, but the importance samples of "
+            "one draw of the weights are weighted together; leave one of them out.",
+        ),
+        (
+            {"weight_draws": 3},
+            "weight_draws = 3 was given with k = 4, but each draw of the weights has an equal part "
+            "of the importance samples; give a number that divides 4.",
+        ),
+        (
+            {"weight_alpha": None},
+            "weight_draws = 2 was given, but only --weight-alpha has importance samples share "
+            "draws of the weights; give it, too, or leave weight_draws out.",
+        ),
+        (
+            {"weight_alpha": float("nan")},
+            "weight_alpha = nan was given, but α must be finite; give 0 for variational inference.",
+        ),
+        (
+            {"weight_draws": 0},
+            "weight_draws = 0 was given, but --weight-draws must be at least 1.",
+        ),
+        (
+            {"objective": "jvi", "order": 2},
+            "weight_alpha = 0.5 was given, which leaves 2 of the k = 4 importance samples to each "
+            "of 2 draws of the weights: order = 2 was given with k = 2, but a jackknife leaves out "
+            "fewer draws than there are; give an order from 0 to 1.",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given: dict[str, Any], sentence: str) -> None:
+    with refused(sentence):
+        override(RunConfig(), **{**OF, **given})
