@@ -5,7 +5,7 @@ from iwae.experiments.tables import Experiment
 
 TABLES = (
     *("table1", "fixed-mnist", "dreg", "li-turner", "rainforth", "swap", "dead-units", "gap"),
-    *("mad", "jvi", "dd2434", "iwaeu", "gain"),
+    *("mad", "jvi", "dd2434", "iwaeu", "gain", "ladder"),
 )
 """Files in `published`, in the order of `--list`."""
 
