@@ -22,6 +22,7 @@ def test_recipes_survive_toml(name: str) -> None:
         {"objective": "miwae", "m": 5, "encoder_objective": "ciwae", "beta": 0.25},
         {"objective": "vr-iwae", "alpha": -0.5, "encoder_objective": "jvi", "order": 2},
         {"objective": "ciwae", "beta": 0.5, "backward_draws": 4},
+        {"uncertain_weights": "both", "weight_alpha": 0.5, "weight_draws": 10},
     ],
 )
 def test_every_field_survives_toml(objectives: dict) -> None:
@@ -43,6 +44,7 @@ def test_every_field_survives_toml(objectives: dict) -> None:
     )
     given = {name for name, value in flatten(config).items() if value is not None}
     optional = {*PARAMETERS.values(), "encoder_objective", "backward_draws"}
+    optional |= {"weight_alpha", "weight_draws"}
     assert set(flatten(config)) - given <= optional
     assert parse(config.to_toml(), "copy") == config
 

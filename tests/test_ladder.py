@@ -219,7 +219,7 @@ def test_doubly_reparametrised_gradients_are_unbiased_for_both_roles_of_the_deco
     assert np.abs(z).max() < 4.8
 
 
-@pytest.mark.parametrize("estimator", thinned([*ESTIMATORS], "rws", "dreg"))
+@pytest.mark.parametrize("estimator", thinned([*ESTIMATORS], "rws"))
 def test_estimators_with_a_divergence_of_their_own_lead_the_decoder_by_p_alone(
     estimator: str,
 ) -> None:
@@ -235,7 +235,7 @@ def test_estimators_with_a_divergence_of_their_own_lead_the_decoder_by_p_alone(
     assert any(np.abs(a).max() > 0 for a in jax.tree.leaves(found.encoder))
 
 
-@pytest.mark.parametrize("name", [*BOUNDS])
+@pytest.mark.parametrize("name", thinned([*BOUNDS], "jvi"))
 def test_every_bound_takes_a_ladder(name: str) -> None:
     settings: dict[str, dict[str, Any]] = {
         "miwae": {"m": 2},
@@ -261,10 +261,12 @@ def test_every_bound_takes_a_ladder(name: str) -> None:
 def test_an_example_has_the_same_weights_alone_and_in_a_batch() -> None:
     model, key = small(3), jax.random.key(0)
     rows = jax.random.bernoulli(jax.random.key(1), 0.5, (6, 5)).astype(jnp.float32)
-    of = lambda x: weights(model, x, 3, key)
-    np.testing.assert_allclose(jax.vmap(of)(rows)[2], of(rows[2]), rtol=1e-5, atol=1e-5)
+    of = lambda x: draw_log_weights(model, x, 3, key)
+    batch = jax.jit(jax.vmap(of))(rows)
+    np.testing.assert_allclose(batch[2], weights(model, rows[2], 3, key), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_removed_units_are_fixed_in_p_and_q() -> None:
     """A model in which they are deterministic to float precision gives the same weights."""
     model = small(2)
@@ -276,7 +278,7 @@ def test_removed_units_are_fixed_in_p_and_q() -> None:
     keep = (jnp.array([True, False, True]), jnp.array([False, True]))
     pruned = model.pruned(keep, (jnp.full(3, 0.4), jnp.full(2, -1.1)))
     assert pruned.latents == (2, 1)
-    h = pruned.propose(X, 5, key)
+    h = eqx.filter_jit(pruned.propose)(X, 5, key)
     full = (jnp.insert(h[0], 1, 0.4, axis=1), jnp.insert(h[1], 0, -1.1, axis=1))
     np.testing.assert_allclose(
         pruned.log_observation(X, h), model.log_observation(X, full), rtol=1e-5
@@ -294,6 +296,7 @@ def test_a_mixture_on_top_is_marginalised_with_its_units() -> None:
     assert pruned.top.sample(4, jax.random.key(0)).shape == (4, 1)
 
 
+@pytest.mark.slow
 def test_the_observed_part_of_complete_rows_is_the_model() -> None:
     for model in (small(2), UncertainAutoencoder.around(small(2), which="decoder", sigma=1e-6)):
         partial_model = observed_part(model)
@@ -303,7 +306,8 @@ def test_the_observed_part_of_complete_rows_is_the_model() -> None:
         assert np.isfinite(holed).all()
 
 
-@pytest.mark.parametrize("which", thinned(["encoder", "decoder", "both"], "both"))
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["encoder", "decoder", "both"])
 def test_certain_uncertain_weights_make_the_plain_ladder(which: Any) -> None:
     model = small(3)
     uncertain = UncertainAutoencoder.around(model, which=which, sigma=1e-7)
@@ -318,6 +322,7 @@ def test_certain_uncertain_weights_make_the_plain_ladder(which: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_draw_of_uncertain_weights_serves_both_roles_of_the_decoder() -> None:
     """With evidence that weighs nothing q(h_1|h_2, x; θ) is p(h_1|h_2; θ), whatever θ was drawn."""
     blind = eqx.tree_at(lambda m: m.encoder.rungs[0].log_sigma.bias, small(2), jnp.full(3, 1e4))
@@ -342,18 +347,18 @@ def test_one_draw_of_uncertain_weights_serves_both_roles_of_the_decoder() -> Non
 LADDER = override(
     recipe("smoke"),
     inference="ladder",
-    layers=3,
-    hidden=((8,), (6,), (6,)),
-    latents=(5, 3, 2),
+    layers=2,
+    hidden=((8,), (6,)),
+    latents=(5, 3),
     k=2,
-    epochs=4,
+    epochs=2,
     kl_warmup=2,
 )
 
 
 def test_a_ladder_is_trained_resumed_loaded_and_evaluated(tmp_path: Any) -> None:
     whole = iwae.train(LADDER, out=tmp_path / "whole")
-    iwae.train(override(LADDER, epochs=2), out=tmp_path / "parts")
+    iwae.train(override(LADDER, epochs=1), out=tmp_path / "parts")
     resumed = iwae.train(LADDER, out=tmp_path / "parts", resume=True)
     pairs = zip(*(jax.tree.leaves(m.model) for m in (whole, resumed)), strict=True)
     for one, other in pairs:
@@ -363,7 +368,7 @@ def test_a_ladder_is_trained_resumed_loaded_and_evaluated(tmp_path: Any) -> None
     assert isinstance(again.model.encoder, Upwards)
     found = again.evaluate(k=8, limit=20)
     assert found.nll == whole.evaluate(k=8, limit=20).nll
-    assert len(found.kl) == 3
+    assert len(found.kl) == 2
     assert again.without_inactive().latents <= again.model.latents
     assert again.config.label == "IWAE, ladder"
 

@@ -77,7 +77,7 @@ def values(model: UncertainAutoencoder, alpha: float, groups: int, n: int) -> np
 MEAN, WIDTH = np.array([0.7, -0.4, 0.2]), np.array([0.12, 0.2, 0.15])
 
 
-@pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("alpha", thinned([0.3, 1.0, 2.0], 0.3))
 def test_the_energy_of_a_linear_regression_is_a_gaussian_integral(alpha: float) -> None:
     """(1/α) log ∫ N(y; Φω, σ²I)^α N(ω; m, V) dω, by large G, whose error falls as 1/G."""
     covariance = SIGMA**2 / alpha * np.eye(6) + FEATURES @ np.diag(WIDTH**2) @ FEATURES.T
@@ -117,19 +117,25 @@ LOG_W = jnp.asarray(np.random.default_rng(1).normal(-90, 2, (12, 5)), jnp.float3
 
 def test_special_cases() -> None:
     close = partial(np.testing.assert_allclose, rtol=1e-6)
-    close(black_box_alpha(l_k, alpha=1.0, groups=4)(LOG_W), l_k(LOG_W))
-    close(black_box_alpha(l_k, alpha=0.0, groups=4)(LOG_W), miwae(LOG_W, m=4))
-    close(black_box_alpha(l_k, alpha=0.3, groups=12)(LOG_W), vr_iwae(LOG_W, alpha=0.7))
+    power_mean = lambda a, groups: jax.jit(black_box_alpha(l_k, alpha=a, groups=groups).value)(
+        LOG_W
+    )
+    close(power_mean(1.0, 4), l_k(LOG_W))
+    close(power_mean(0.0, 4), miwae(LOG_W, m=4))
+    close(power_mean(0.3, 12), vr_iwae(LOG_W, alpha=0.7))
     close(black_box_alpha(elbo, alpha=0.5, groups=1)(LOG_W), elbo(LOG_W))
     # Power means rise with their power.
-    each = [black_box_alpha(l_k, alpha=a, groups=4)(LOG_W) for a in (-1.0, 0.0, 0.5, 1.0, 3.0)]
+    each = [power_mean(a, 4) for a in (-1.0, 0.0, 0.5, 1.0)]
     assert all((low < high).all() for low, high in itertools.pairwise(each))
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0, -0.7])
-@pytest.mark.parametrize("of_group", [l_k, elbo, partial(ciwae, beta=0.3)], ids=str)
-def test_the_curvature_is_the_diagonal_of_the_hessian(alpha: float, of_group: Any) -> None:
-    bound = black_box_alpha(of_group, alpha=alpha, groups=3)
+OF_GROUP: dict[str, Any] = {"iwae": l_k, "vae": elbo, "ciwae": partial(ciwae, beta=0.3)}
+
+
+@pytest.mark.parametrize("alpha", thinned([0.0, 0.4, 1.0, -0.7], 0.4))
+@pytest.mark.parametrize("of_group", thinned(OF_GROUP, "iwae"))
+def test_the_curvature_is_the_diagonal_of_the_hessian(alpha: float, of_group: str) -> None:
+    bound = black_box_alpha(OF_GROUP[of_group], alpha=alpha, groups=3)
     hessian = jax.jit(jax.hessian(bound.value))
     for one in LOG_W.T[:2]:
         expected = np.diag(hessian(one))
@@ -156,7 +162,8 @@ def uncertain(layers: int = 1, which: Any = "both", **of: Any) -> UncertainAutoe
     return UncertainAutoencoder.around(random_model(config, 5, seed=2), which=which, sigma=0.1)
 
 
-@pytest.mark.parametrize("inference", thinned(["bottom-up", "ladder"], "ladder"))
+@pytest.mark.slow
+@pytest.mark.parametrize("inference", ["bottom-up", "ladder"])
 def test_shared_weights_have_the_mean_weight_of_separate_ones(inference: Any) -> None:
     """E[w] = p(x) for both."""
     model, n = uncertain(1 if inference == "bottom-up" else 2, inference=inference), 6000
@@ -170,26 +177,29 @@ def test_shared_weights_have_the_mean_weight_of_separate_ones(inference: Any) ->
     apart = eqx.filter_jit(draw_log_weights)(model, X, 8 * n, jax.random.key(1))
     w, v = np.exp(together).mean(axis=1), np.exp(np.asarray(apart, np.float64))
     error = np.sqrt(w.var() / n + v.var() / len(v))
-    assert error < 0.05 * v.mean()
+    assert error < 0.08 * v.mean()
     assert abs(w.mean() - v.mean()) < 4 * error
 
 
 def test_draws_of_a_group_have_the_same_weights() -> None:
     """The first of K = 6 draws are those of one autoencoder, the others of another."""
     model, key = uncertain(2), jax.random.key(3)
-    shared = SharedWeights.of(model, 2, key)
+    shared = eqx.filter_jit(SharedWeights.of)(model, 2, key)
     noise = shared.noise(6, key)
-    h, log_q = shared.reparametrize(X, noise)
-    log_w = shared.log_joint(X, h) - log_q
+
+    @eqx.filter_jit
+    def weighed(model: Any, noise: Any) -> tuple[jax.Array, ...]:
+        h, log_q = model.reparametrize(X, noise)
+        terms = model.log_observation(X, h) + sum(model.log_prior_terms(h))
+        return model.log_joint(X, h) - log_q, terms - log_q, log_q, model.log_proposal(X, h)
+
+    log_w, summed, log_q, again = weighed(shared, noise)
+    np.testing.assert_allclose(log_w, summed, rtol=1e-5)
+    np.testing.assert_allclose(again, log_q, rtol=1e-5, atol=1e-5)
     for g, key_g in enumerate(jax.random.split(key, 2)):
-        own = model.with_drawn_weights(key_g)
-        half = tuple(a[3 * g : 3 * g + 3] for a in noise)
-        h_g, log_q_g = own.reparametrize(X, half)
-        expected = own.log_joint(X, h_g) - log_q_g
+        own = eqx.filter_jit(model.with_drawn_weights)(key_g)
+        expected = weighed(own, tuple(a[3 * g : 3 * g + 3] for a in noise))[0]
         np.testing.assert_allclose(log_w[3 * g : 3 * g + 3], expected, rtol=1e-5)
-    np.testing.assert_allclose(shared.log_proposal(X, h), log_q, rtol=1e-5, atol=1e-5)
-    terms = shared.log_observation(X, h) + sum(shared.log_prior_terms(h))
-    np.testing.assert_allclose(terms, shared.log_joint(X, h), rtol=1e-5)
     with refused(
         "K = 5 draws were requested in 2 groups, each with its own draw of the weights; give a "
         "multiple of 2."
@@ -197,6 +207,7 @@ def test_draws_of_a_group_have_the_same_weights() -> None:
         shared.propose(X, 5, key)
 
 
+@pytest.mark.slow
 def test_doubly_reparametrised_gradients_are_unbiased_given_the_weights() -> None:
     model, keys = uncertain(1), jax.random.split(jax.random.key(0), 20_000)
     bound = black_box_alpha(l_k, alpha=0.5, groups=2)
@@ -227,6 +238,7 @@ def test_doubly_reparametrised_gradients_are_unbiased_given_the_weights() -> Non
 OF = {"uncertain_weights": "both", "k": 4, "weight_alpha": 0.5, "weight_draws": 2, "weight_kl": 1.0}
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_bit_for_bit(tiny: RunConfig, tmp_path: Path) -> None:
     config = override(tiny, **OF, epochs=2)
     assert config.label == "IWAE, uncertain weights by alpha = 0.5"
