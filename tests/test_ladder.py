@@ -26,6 +26,7 @@ from iwae.models.ladder import LadderAutoencoder, Upwards, combined
 from iwae.models.likelihoods import Gaussian as GaussianLikelihood
 from iwae.models.missing import observed_part
 from iwae.runs import load
+from iwae.training import gradient_step
 from linear_gaussian import random_model
 from refusals import refused
 from thinned import thinned
@@ -209,14 +210,15 @@ def test_doubly_reparametrised_gradients_are_unbiased_for_both_roles_of_the_deco
 ) -> None:
     """Those of every parameter agree in the mean with the plain ones, which are exact."""
     model, keys = small(2), jax.random.split(jax.random.key(0), 20_000)
-    means = []
+    each = []
     for estimator in ("reparam", "dreg"):
         found = jax.tree.leaves(gradients(model, keys, PAIRS[bound], estimator))
-        every = np.concatenate([np.asarray(a, np.float64).reshape(len(keys), -1) for a in found], 1)
-        means.append((every.mean(axis=0), every.var(axis=0) / len(keys)))
-    (plain, of_plain), (doubly, of_doubly) = means
-    z = (plain - doubly) / np.sqrt(of_plain + of_doubly + 1e-12)
+        flat = [np.asarray(a, np.float64).reshape(len(keys), -1) for a in found]
+        each.append(np.concatenate(flat, axis=1))
+    apart = each[0] - each[1]
+    z = apart.mean(axis=0) / (apart.std(axis=0) / np.sqrt(len(keys)) + 1e-9)
     assert np.abs(z).max() < 4.8
+    assert apart.std(axis=0).max() > 0
 
 
 @pytest.mark.parametrize("estimator", thinned([*ESTIMATORS], "rws"))
@@ -233,6 +235,46 @@ def test_estimators_with_a_divergence_of_their_own_lead_the_decoder_by_p_alone(
     alike = [np.allclose(a[0, 0], b, rtol=1e-4, atol=1e-6) for a, b in pairs]
     assert all(alike) is ESTIMATORS[estimator].own_phi
     assert any(np.abs(a).max() > 0 for a in jax.tree.leaves(found.encoder))
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_with_a_bound_of_its_own_for_phi_the_decoder_follows_that_of_theta(adapted: bool) -> None:
+    """PIWAE: ∇θ L_K by p(x, h) at fixed draws, also through an object that is no `Model`."""
+    model, key = small(2), jax.random.key(4)
+    pair = iwae.bounds.named("piwae", m=2)
+    asked: Any = Duck(model) if adapted else model
+    (found,) = jax.tree.leaves(
+        jax.tree.map(
+            lambda g: [g.model if adapted else g],
+            gradients(asked, key[None], pair, "dreg"),
+            is_leaf=lambda part: isinstance(part, Duck | LadderAutoencoder),
+        ),
+        is_leaf=lambda part: isinstance(part, LadderAutoencoder),
+    )
+    h = jax.lax.stop_gradient(model.propose(X, K, key))
+    w = softmax(np.asarray(log_weights(model, X, h)))
+    by_p = eqx.filter_grad(lambda m: -jnp.sum(w * m.log_joint(X, h)))(model)
+    pairs = zip(jax.tree.leaves(found.decoder), jax.tree.leaves(by_p.decoder), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-6)
+
+
+class Duck(eqx.Module):
+    """A ladder as an object with the methods of a model."""
+
+    model: LadderAutoencoder
+
+    def propose(self, x: Any, k: int, key: Any) -> Any:
+        return self.model.propose(x, k, key)
+
+    def log_joint(self, x: Any, h: Any) -> Any:
+        return self.model.log_joint(x, h)
+
+    def log_proposal(self, x: Any, h: Any) -> Any:
+        return self.model.log_proposal(x, h)
+
+    def with_held_proposal(self) -> "Duck":
+        return Duck(self.model.with_held_proposal())
 
 
 @pytest.mark.parametrize("name", thinned([*BOUNDS], "jvi"))
@@ -369,20 +411,15 @@ def test_a_ladder_is_trained_resumed_loaded_and_evaluated(tmp_path: Any) -> None
     found = again.evaluate(k=8, limit=20)
     assert found.nll == whole.evaluate(k=8, limit=20).nll
     assert len(found.kl) == 2
-    assert again.without_inactive().latents <= again.model.latents
+    images = again.data().train[:2000]
+    active = tuple(int(part.sum()) for part in again.activity(images).active)
+    assert again.without_inactive().latents == active
     assert again.config.label == "IWAE, ladder"
 
 
 def test_wide_rungs_take_shorter_steps() -> None:
     """A base width of 2; what reads x keeps its steps, what reads d_1 does not."""
-    from iwae.training import gradient_step
-
-    model = small(2)
-    params = eqx.filter(model, eqx.is_inexact_array)
-    factors = jax.tree_util.tree_leaves_with_path(
-        gradient_step.by_width(jax.tree.map(jnp.ones_like, params), 2)
-    )
-    found = {jax.tree_util.keystr(path): np.unique(leaf) for path, leaf in factors}
+    found = of_widths(small(2), 2)
     of = lambda name: found[f".encoder.rungs{name}.weight"]
     np.testing.assert_allclose(of("[0].features.layers[0]"), 1)
     np.testing.assert_allclose(of("[0].mu"), 1 / 2)
@@ -390,6 +427,41 @@ def test_wide_rungs_take_shorter_steps() -> None:
     np.testing.assert_allclose(of("[1].features.layers[1]"), 1 / 2)
     np.testing.assert_allclose(of("[1].log_sigma"), 2 / 3)
     np.testing.assert_allclose(found[".decoder[0].features.layers[0].weight"], 1)
+
+
+def of_widths(model: Any, base: int) -> dict[str, Any]:
+    """By how much a base width shortens the steps of every weight."""
+    ones = jax.tree.map(jnp.ones_like, eqx.filter(model, eqx.is_inexact_array))
+    factors = jax.tree_util.tree_leaves_with_path(gradient_step.by_width(ones, base))
+    found = {jax.tree_util.keystr(path): np.unique(leaf) for path, leaf in factors}
+    return {name: f for name, f in found.items() if name.endswith(".weight")}
+
+
+def test_rungs_without_hidden_layers_read_the_units_below_them() -> None:
+    """Hidden widths (4), (), and (), (4): the second rung reads d_1, or x itself."""
+    build_of = lambda hidden: random_model(
+        ModelConfig(2, hidden, (3, 2), "bernoulli", inference="ladder"), 5, seed=2
+    )
+    one = of_widths(build_of(((4,), ())), 2)
+    np.testing.assert_allclose(one[".encoder.rungs[1].mu.weight"], 1 / 2)
+    other = of_widths(build_of(((), (4,))), 2)
+    for name in ("[0].mu", "[0].log_sigma", "[1].features.layers[0]"):
+        np.testing.assert_allclose(other[f".encoder.rungs{name}.weight"], 1)
+    np.testing.assert_allclose(other[".encoder.rungs[1].mu.weight"], 1 / 2)
+
+
+@pytest.mark.parametrize("inference", ["bottom-up", "ladder"])
+def test_uncertain_weights_take_the_steps_of_certain_ones(inference: Any) -> None:
+    """Both the means and the standard deviations, by the same factors."""
+    config = ModelConfig(2, ((4, 3), (4,)), (3, 2), "bernoulli", inference=inference)
+    model: Any = random_model(config, 5, seed=2)
+    certain = of_widths(model, 2)
+    found = of_widths(UncertainAutoencoder.around(model, which="both", sigma=0.1), 2)
+    assert len(found) == 2 * len(certain)
+    for name, factors in certain.items():
+        for part in ("mean", "log_sigma"):
+            own = found[f"{name.removesuffix('.weight')}.{part}.weight"]
+            np.testing.assert_allclose(own, factors, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -487,6 +487,7 @@ def _observed(
     `InputError` if the user's own parts do not fit the data.
     """
     config, dataset = _resolved_data(config, given, data_dir, asked=asked, parts=parts)
+    own_parts.check_settings(parts, config)
     own_parts.check_shapes(parts, math.prod(dataset.shape), config.objective.k)
     return config, _prepared(config, dataset, parts)
 

@@ -40,7 +40,7 @@ from iwae.errors import InputError, nearest
 BoundFunction = Callable[[LogWeights], Float[Array, "*batch"]]
 """The type of bounds in arguments: a `Bound`, or any function of log-weights."""
 
-Setting = float | int
+Setting = float | int | BoundFunction
 
 
 class Pair(NamedTuple):
@@ -295,42 +295,38 @@ def jvi(log_w: LogWeights, *, order: int) -> Float[Array, "*batch"]:
 # --- over draws of uncertain weights ----------------------------------------------------------
 
 
-def black_box_alpha(of_group: BoundFunction, *, alpha: float, groups: int) -> Bound:
-    """(1/α) log (1/G) Σ_g exp(α ℓ_g), with ℓ_g the bound of the g-th of G groups of log-weights.
+def _black_box_curvature(
+    log_w: LogWeights, *, of_group: BoundFunction, alpha: float, groups: int
+) -> LogWeights:
+    """u_g H_ii + α u_g (1 − u_g) (∂ℓ_g/∂log w_i)², u = softmax(α ℓ)."""
+    split = _split(log_w, groups)
+    each, slope = jax.vmap(partial(_with_slope, of_group))(split)
+    u = jax.nn.softmax(alpha * each, axis=0)[:, None]
+    h = u * jax.vmap(as_bound(of_group).curvature)(split)
+    return (h + _spread(each, alpha)[:, None] * slope**2).reshape(log_w.shape)
 
-    With one draw ω_g of a network's weights for each group it estimates (1/α) log E_q[p(x|ω)^α],
-    the part of an example in the black-box α energy (Hernández-Lobato et al. 2016, in the form of
-    Li & Gal 2017). α = 0 is its limit, the mean of ℓ_g, by which q(ω) is fitted in variational
-    inference; with L_m as the bound of a group, α = 1 is L_K. It is no larger than log p(x) in the
-    mean for α ≤ 1.
 
-    Args:
-        of_group: the bound of the K / G log-weights of a group.
-        alpha: α.
-        groups: G, the number of groups of successive log-weights.
+@bound("black-box-alpha", curvature=_black_box_curvature)
+def black_box_alpha(
+    log_w: LogWeights, *, of_group: BoundFunction, alpha: float, groups: int
+) -> Float[Array, "*batch"]:
+    """(1/α) log (1/G) Σ_g exp(α ℓ_g), with ℓ_g the bound `of_group` of the g-th of G groups.
 
-    Returns:
-        The bound, with its curvature.
-
-    Raises:
-        InputError: if α is not finite, or K is not divisible by G.
+    With one draw ω_g of a network's weights for each group of successive draws it estimates
+    (1/α) log E_q[p(x|ω)^α], the part of an example in the black-box α energy (Hernández-Lobato et
+    al. 2016, in the form of Li & Gal 2017). α = 0 is its limit, the mean of ℓ_g, by which q(ω) is
+    fitted in variational inference; with L_m as the bound of a group, α = 1 is L_K. If
+    E[exp ℓ_g] ≤ p(x|ω_g), as for L_m and the ELBO, its mean is at most log E_q[p(x|ω)] for α ≤ 1.
+    `InputError` if α is not finite, or K is not divisible by G.
     """
-    rules.validate(rules.check_alpha(alpha))
-    known = as_bound(of_group)
+    rules.validate(rules.check_weight_alpha(alpha))
+    each = jax.vmap(of_group)(_split(log_w, groups))
+    return elbo(each) if alpha == 0 else _log_power_mean(each, alpha)
 
-    def value(log_w: LogWeights) -> Float[Array, "*batch"]:
-        each = jax.vmap(of_group)(_groups(log_w, groups))
-        return elbo(each) if alpha == 0 else _log_power_mean(each, alpha)
 
-    def closed(log_w: LogWeights) -> LogWeights:
-        """u_g H_ii + α u_g (1 − u_g) (∂ℓ_g/∂log w_i)², u = softmax(α ℓ)."""
-        split = _groups(log_w, groups)
-        each, slope = jax.vmap(lambda one: _with_slope(of_group, one))(split)
-        u = jax.nn.softmax(alpha * each, axis=0)[:, None]
-        h = u * jax.vmap(known.curvature)(split) + _spread(each, alpha)[:, None] * slope**2
-        return h.reshape(log_w.shape)
-
-    return Bound(f"{known.name} by black-box alpha", value, closed)
+def _split(log_w: LogWeights, groups: int) -> Float[Array, "groups per_group *batch"]:
+    rules.validate(rules.check_weight_draws(groups, len(log_w)))
+    return log_w.reshape(groups, -1, *log_w.shape[1:])
 
 
 def _with_slope(

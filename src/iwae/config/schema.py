@@ -60,7 +60,8 @@ class ModelConfig:
     value per pixel. auto: bernoulli for binary data and intensities, gaussian for real values."""
     uncertain_weights: Literal["none", "encoder", "decoder", "both"] = "none"
     """Networks whose weights and biases are Gaussian, with learned means and variances and a fresh
-    draw for each image and importance sample: encoder is IWAEU_rec, both is IWAEU."""
+    draw for each image and importance sample, unless --weight-alpha lets them share some: encoder
+    is IWAEU_rec, both is IWAEU."""
     weight_sigma: float = 0.01
     """Initial standard deviation of every uncertain weight and bias."""
     inference: Literal["bottom-up", "ladder"] = "bottom-up"
@@ -312,8 +313,8 @@ class TrainingConfig:
     weight_kl: float = 0.0
     """Weight of KL(q(weights) || N(0, weight_prior^2)) / N, subtracted from the bound, with N
     examples in an epoch; 0, as published for IWAEU, leaves it out. With 1 and K = 1 the sum over
-    the training set is a lower bound of its evidence; with K > 1 it can exceed the evidence, since
-    each importance sample has its own weights."""
+    the training set is a lower bound of its evidence; with K > 1 it can exceed the evidence if each
+    importance sample has its own weights."""
     weight_kl_passes: int = 0
     """Epochs over which that weight grows from 0."""
     weight_prior: float = 1.0
@@ -371,11 +372,8 @@ class TrainingConfig:
             f"weight_draws = {self.weight_draws} was given, but only --weight-alpha has importance "
             f"samples share draws of the weights; give it, too, or leave weight_draws out.",
         )
-        require(
-            self.weight_alpha is None or math.isfinite(self.weight_alpha),
-            f"weight_alpha = {self.weight_alpha} was given, but α must be finite; give 0 for "
-            f"variational inference.",
-        )
+        if self.weight_alpha is not None:
+            rules.validate_flags(rules.check_weight_alpha(self.weight_alpha))
         for name in ("adam_beta1", "adam_beta2", "soap_decay", "average"):
             value = getattr(self, name)
             require(
@@ -414,7 +412,7 @@ class Stage:
     k: int | None = None
     max_k: int | None = None
     """In place of k: the run's k, but at most so many importance samples, in whole groups of the
-    m of the objective, if it has groups."""
+    m of the objective and of --weight-draws, if there are."""
     m: int | None = None
     alpha: float | None = None
     beta: float | None = None
@@ -453,14 +451,15 @@ class Stage:
         share = repr(self.share).removesuffix(".0")
         return " ".join([share, *(f"{name}={value}" for name, value in self.given.items())])
 
-    def objective_of(self, whole: ObjectiveConfig) -> ObjectiveConfig:
-        """The objective of the stage, where that of the run is `whole`."""
+    def objective_of(self, whole: ObjectiveConfig, groups: int = 1) -> ObjectiveConfig:
+        """The objective of the stage, where that of the run is `whole`, with as many importance
+        samples in each of `groups`."""
         own = self.objective is not None
         shape = ("encoder_objective", *PARAMETERS.values())
         changed: dict[str, Any] = dict.fromkeys(shape) if own else {}
         changed |= self._of(ObjectiveConfig)
         if self.max_k is not None and self.max_k < whole.k:
-            m = changed.get("m", whole.m) or 1
+            m = math.lcm(changed.get("m", whole.m) or 1, groups)
             changed["k"] = max(m, self.max_k - self.max_k % m)
         return dataclasses.replace(whole, **changed)
 
@@ -556,17 +555,30 @@ class RunConfig:
             f"{given}, but the model's weights are fixed; leave it out, or give "
             f"--uncertain-weights both.",
         )
+        require(
+            self.training.weight_kl > 0,
+            f"{given} without weight_kl, but black-box α holds q(weights) to their prior by it; "
+            f"give --weight-kl 1.",
+        )
         few = self.objective.backward_draws
         require(
-            few is None,
+            few is None or few >= k,
             f"{given} with backward_draws = {few}, but the importance samples of one draw of the "
-            f"weights are weighted together; leave one of them out.",
+            f"weights are weighted together; give --backward-draws None, or leave weight_alpha "
+            f"out.",
+        )
+        estimator = self.objective.estimator
+        require(
+            not rules.rules_of(estimator).own_phi,
+            f"{given} with estimator = {estimator}, which leads the encoder by a divergence of its "
+            f"own, over importance samples under different weights; give reparam, stl or dreg.",
         )
         draws = self.training.weight_draws or k
+        rules.validate_flags(rules.check_weight_draws(draws, k))
         require(
-            k % draws == 0,
-            f"weight_draws = {draws} was given with k = {k}, but each draw of the weights has an "
-            f"equal part of the importance samples; give a number that divides {k}.",
+            draws > 1 or alpha == 0,
+            f"{given} with 1 draw of the weights, where every α is variational inference; give "
+            f"--weight-draws 2 or more with a --k that is a multiple of it, or --weight-alpha 0.",
         )
         try:
             dataclasses.replace(self.objective, k=k // draws, estimator=rules.PLAIN)
@@ -607,7 +619,10 @@ class RunConfig:
         if first >= training.kl_warmup:
             training = dataclasses.replace(training, kl_warmup=0)
         return dataclasses.replace(
-            self, objective=stage.objective_of(self.objective), training=training, stages=()
+            self,
+            objective=stage.objective_of(self.objective, self.training.weight_draws or 1),
+            training=training,
+            stages=(),
         )
 
     def _check_proposal(self) -> None:
@@ -639,7 +654,7 @@ class RunConfig:
         ladder = ", ladder" if self.model.inference == "ladder" else ""
         label = self.objective.label + ladder + uncertain.get(which, f", uncertain {which}")
         alpha = self.training.weight_alpha
-        label += "" if alpha is None else f" by alpha = {alpha:g}"
+        label += "" if alpha is None else f" by black-box α = {alpha:g}"
         if how == "independent":
             return label
         return f"{label}, {how} proposal" + {"uniform": ""}.get(

@@ -71,6 +71,28 @@ def check_alpha(alpha: float | int) -> Iterator[Objection]:
         yield _same(f"alpha = {alpha} was given, but α must be finite; give 1 for the ELBO.")
 
 
+def check_weight_alpha(alpha: float | int) -> Iterator[Objection]:
+    """The α of black-box α must be finite."""
+    if not math.isfinite(alpha):
+        yield Objection(
+            f"alpha = {alpha} was given, but the α of black-box α must be finite; give 0 for "
+            f"variational inference.",
+            f"weight_alpha = {alpha} was given, but α must be finite; give 0 for variational "
+            f"inference.",
+        )
+
+
+def check_weight_draws(draws: int, k: int) -> Iterator[Objection]:
+    """The draws of the weights must have equal parts of the K importance samples."""
+    if draws < 1 or k % draws:
+        yield Objection(
+            f"groups = {draws} was given with K = {k} log-weights, but each draw of the weights "
+            f"has an equal part of them; give a number that divides {k}.",
+            f"weight_draws = {draws} was given with k = {k}, but each draw of the weights has an "
+            f"equal part of the importance samples; give a number that divides {k}.",
+        )
+
+
 def check_beta(beta: float | int) -> Iterator[Objection]:
     """0 ≤ β ≤ 1 must hold."""
     if not 0 <= beta <= 1:
@@ -219,6 +241,8 @@ class Capabilities:
     """Whether draws are weighted together in blocks, with variables beside h."""
     joint: bool = True
     """Whether the model can draw (x, h) ~ p(x, h)."""
+    by_place: bool = False
+    """Whether draws are made and weighted by their place among the K."""
 
 
 PROPOSALS: dict[str, Capabilities] = {
@@ -277,7 +301,7 @@ def check_backward(
             f"backward_draws = {backward_draws} was given with an objective for the encoder, but "
             f"draws are resampled by the weights of one objective; leave it out.",
         )
-    if draws.in_blocks:
+    if draws.in_blocks or draws.by_place:
         yield _same(
             "backward_draws was given, but this model's draws come in blocks that are weighted "
             "together; leave it out."

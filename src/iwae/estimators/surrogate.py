@@ -79,7 +79,7 @@ def surrogate_loss(
     check(chosen, pair, k, model, backward_draws=few)
     check_path(chosen, model, x, k, key)
     whole = as_model(model)
-    if chosen.own_phi:
+    if chosen.own_phi or pair.theta is not pair.phi:
         whole = whole.with_held_proposal()
     if kl_weight is not None:
         rules.validate(rules.check_kl_weight(chosen))
@@ -287,6 +287,7 @@ def capabilities(model: ModelLike) -> rules.Capabilities:
         own_density=stated.density_of_draws,
         in_blocks=stated.in_blocks,
         joint=stated.samples_joint,
+        by_place=stated.by_place,
     )
 
 

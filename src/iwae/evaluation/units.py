@@ -65,9 +65,9 @@ def activity(
 ) -> Activity:
     """A_u = Var_x(E_q[h_u|x]) of every latent unit (Burda et al. §5).
 
-    Above the first layer E is an average over k draws of the layer below. The variance of that
-    average is subtracted, so that the estimate of A_u is unbiased and noise does not make a dead
-    unit active. `InputError` for fewer than 2 examples or draws.
+    Above the first layer, and in a ladder below the top, E is an average over k draws. The variance
+    of that average is subtracted, so that the estimate of A_u is unbiased and noise does not make a
+    dead unit active. `InputError` for fewer than 2 examples or draws.
     """
     if len(images) < 2 or k < 2:
         raise InputError(

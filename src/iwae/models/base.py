@@ -65,6 +65,9 @@ class Model(eqx.Module):
     """Whether the draws are known to depend on every parameter of q(h|x); else this is checked."""
     samples_joint: ClassVar[bool] = False
     """Whether `sample_joint` is defined."""
+    by_place: ClassVar[bool] = False
+    """Whether draws are made and weighted by their place among the K, so that no draw can be made
+    again alone."""
 
     @abstractmethod
     def propose(self, x: Array, k: int, key: PRNGKeyArray) -> PyTree:
@@ -96,7 +99,8 @@ class Model(eqx.Module):
     def with_held_proposal(self) -> "Model":
         """The same model with those parameters held constant in q(h|x) that p(x, h) has as well.
 
-        A model without any is returned as it is.
+        θ then follows its own bound alone where φ follows another bound or divergence. A model
+        without shared parameters is returned as it is.
         """
         return self
 
@@ -135,6 +139,10 @@ class Adapted(Model):
     @property
     def samples_joint(self) -> bool:  # type: ignore[override]
         return isinstance(self.model, SamplesJoint | Dreams)
+
+    def with_held_proposal(self) -> "Adapted":
+        held = self.model
+        return Adapted(held.with_held_proposal()) if isinstance(held, HoldsProposal) else self
 
     def propose(self, x: Array, k: int, key: PRNGKeyArray) -> PyTree:
         return self.model.propose(x, k, key)
@@ -180,6 +188,13 @@ class SamplesJoint(Protocol):
     """An object with `sample_joint`."""
 
     def sample_joint(self, n: int, key: PRNGKeyArray) -> tuple[PyTree, PyTree]: ...
+
+
+@runtime_checkable
+class HoldsProposal(Protocol):
+    """An object whose p(x, h) and q(h|x) share parameters."""
+
+    def with_held_proposal(self) -> ModelLike: ...
 
 
 @runtime_checkable
@@ -345,7 +360,7 @@ class AbstractAutoencoder(Model):
         return self.log_observation(x, h) + sum(self.log_prior_terms(h))
 
     def log_proposal_terms(self, x: Float[Array, " d"], h: PyTree) -> list[Float[Array, " k"]]:
-        """log q(h_l|h_{l−1}) for l = 1 … L; one term if q does not factorise by layers."""
+        """The terms of log q(h|x) for h_1 … h_L; one if q does not factorise by layers."""
         return [self.log_proposal(x, h)]
 
     def layers(self, h: PyTree) -> PyTree:

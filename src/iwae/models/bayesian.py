@@ -235,7 +235,7 @@ class UncertainAutoencoder(HasSlots):
         return self._each(lambda model, latents: model.log_prior_terms(latents), h)
 
     def log_proposal_terms(self, x: Float[Array, " d"], h: Draws) -> list[Float[Array, " k"]]:
-        """log q(h_l|h_{l−1}; φ_i) for l = 1 … L, per draw."""
+        """The terms of log q(h|x; φ_i) for h_1 … h_L, per draw."""
         return self._each(lambda model, latents: model.log_proposal_terms(x, latents), h)
 
     def layers(self, h: Draws) -> Latents:

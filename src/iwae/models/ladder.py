@@ -62,7 +62,7 @@ class PrunedUpwards(eqx.Module):
 
 
 def combined(evidence: Moments, prior: Moments) -> Moments:
-    """(μ_q, log σ_q) of N(μ̂, σ̂²) · N(μ_p, σ_p²), normalised (Sønderby et al. 2016, Eq. 17–19)."""
+    """(μ_q, log σ_q) of N(μ̂, σ̂²) · N(μ_p, σ_p²), normalised (Sønderby et al. 2016)."""
     (mu, log_sigma), (mu_p, log_sigma_p) = evidence, prior
     share = jax.nn.sigmoid(2 * (log_sigma_p - log_sigma))
     log_precision = jnp.logaddexp(-2 * log_sigma, -2 * log_sigma_p)

@@ -36,6 +36,7 @@ class SharedWeights(AbstractAutoencoder):
     made_from_noise: ClassVar[bool] = True
     moves_with_its_parameters: ClassVar[bool] = True
     samples_joint: ClassVar[bool] = False
+    by_place: ClassVar[bool] = True
 
     def __init_subclass__(cls, **given: object) -> None:
         raise final(cls, "SharedWeights")

@@ -23,6 +23,7 @@ from iwae._utils.distributed import Devices
 from iwae.bounds import Pair
 from iwae.config.schema import ObjectiveConfig, TrainingConfig
 from iwae.estimators.surrogate import Estimator, surrogate_loss
+from iwae.models.bayesian import UncertainLinear
 from iwae.models.hierarchical import Heads, Reverse
 from iwae.models.ladder import Upwards
 from iwae.models.networks import MLP, Gaussian, Linear, Readout, WithInput, at_precision
@@ -214,14 +215,12 @@ def by_width(steps: PyTree, base: int) -> PyTree:
             return eqx.tree_at(lambda p: p.skip, inside(part), part.skip)
         features = _features_of(part)
         if features is not None:
-            n = features.layers[-1].weight.shape[0] if features.layers else 0
-            read = lambda p: [v for v in vars(p).values() if isinstance(v, Linear)]
-            return eqx.tree_at(read, inside(part), [shortened(v, n) for v in read(part)])
+            n = _width(features.layers[-1]) if features.layers else 0
+            return eqx.tree_at(_maps, inside(part), [shortened(v, n) for v in _maps(part)])
         if isinstance(part, Gaussian | Readout):
             return inside(part)
         if isinstance(part, Upwards):
-            lowest, *above = part.rungs
-            return eqx.tree_at(lambda p: p.rungs, part, (of(lowest), *map(along, above)))
+            return along(part)
         if isinstance(part, MLP) and part.layers:
             first, *others = part.layers
             return eqx.tree_at(lambda p: p.layers, part, (first, *map(narrowed, others)))
@@ -229,19 +228,49 @@ def by_width(steps: PyTree, base: int) -> PyTree:
             return shortened(part, part.weight.shape[-1])
         return part
 
-    def along(rung: PyTree) -> PyTree:
-        """The steps of a `Gaussian` that reads hidden units."""
-        layers = tuple(map(of, rung.features.layers))
-        return eqx.tree_at(lambda p: p.features.layers, of(rung), layers)
+    def along(path: Upwards) -> Upwards:
+        """The steps of a path upwards, whose layers read x or the n hidden units below them."""
+        n, rungs = 0, []
 
-    def shortened(linear: Linear, n: int) -> Linear:
-        """The steps of a linear map whose first n inputs are hidden units."""
+        def layers(part: PyTree) -> PyTree:
+            nonlocal n
+            if not isinstance(part, MLP):
+                return part
+            found = []
+            for layer in part.layers:
+                found.append(shortened(layer, n))
+                n = _width(layer)
+            return eqx.tree_at(lambda p: p.layers, part, tuple(found)) if found else part
+
+        for rung in path.rungs:
+            is_mlp = lambda p: isinstance(p, MLP)
+            features = jax.tree.map(layers, rung.features, is_leaf=is_mlp)
+            heads = [shortened(v, n) for v in _maps(rung)]
+            where = lambda r: [r.features, *_maps(r)]
+            rungs.append(eqx.tree_at(where, rung, [features, *heads]))
+        return Upwards(tuple(rungs))
+
+    def shortened(part: PyTree, n: int) -> PyTree:
+        """The steps of a linear map, or an uncertain one, whose first n inputs are hidden units."""
         if n <= base:
-            return linear
-        factors = jnp.where(jnp.arange(linear.weight.shape[-1]) < n, base / n, 1.0)
-        return eqx.tree_at(lambda p: p.weight, linear, linear.weight * factors)
+            return part
+        if isinstance(part, UncertainLinear):
+            return UncertainLinear(shortened(part.mean, n), shortened(part.log_sigma, n))
+        factors = jnp.where(jnp.arange(part.weight.shape[-1]) < n, base / n, 1.0)
+        return eqx.tree_at(lambda p: p.weight, part, part.weight * factors)
 
     return narrowed(steps)
+
+
+def _maps(part: PyTree) -> list[Linear | UncertainLinear]:
+    """The linear maps that are fields of a `Gaussian` or `Readout`."""
+    return [v for v in vars(part).values() if isinstance(v, Linear | UncertainLinear)]
+
+
+def _width(layer: Linear | UncertainLinear) -> int:
+    """The number of outputs of a layer."""
+    mean = layer.mean if isinstance(layer, UncertainLinear) else layer
+    return mean.weight.shape[0]
 
 
 def _features_of(part: PyTree) -> MLP | None:
@@ -289,11 +318,12 @@ def objective_bounds(config: ObjectiveConfig) -> Pair:
     return Pair(pair.theta, bounds.named(config.encoder_objective, **shape).phi)
 
 
-@lru_cache(maxsize=64)
 def over_weights(pair: Pair, alpha: float, groups: int) -> Pair:
-    """The black-box α bounds of a pair, in groups that have their draw of the weights each; the
-    same object if those of the pair are equal."""
-    of = partial(bounds.black_box_alpha, alpha=alpha, groups=groups)
+    """The black-box α bounds of a pair, in groups that have their draw of the weights each; one
+    object if those of the pair are."""
+    of = lambda each: bounds.black_box_alpha.with_settings(
+        of_group=each, alpha=alpha, groups=groups
+    )
     theta = of(pair.theta)
     return Pair(theta, theta if pair.theta is pair.phi else of(pair.phi))
 

@@ -260,6 +260,16 @@ def check_stage(own: OwnParts, stage: Stage) -> None:
             )
 
 
+def check_settings(own: OwnParts, config: RunConfig) -> None:
+    """`InputError` for settings of the training that a model of the user's own does not take."""
+    alpha = config.training.weight_alpha
+    if own.model is not None and alpha is not None:
+        raise InputError(
+            f"weight_alpha = {alpha} was given with a model of your own, but it is for the models "
+            f"that uncertain_weights makes; leave one of the two out."
+        )
+
+
 def check_shapes(own: OwnParts, d: int, k: int) -> None:
     """`InputError` unless the parts return arrays of the right shapes; nothing is computed.
 
