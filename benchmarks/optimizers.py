@@ -43,7 +43,7 @@ OTHERS: Mapping[str, tuple[OptimizerOf, Sequence[float]]] = {
     "adopt": (partial(optax.contrib.adopt, b1=0.9, b2=0.95), (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)),
     "ademamix": (partial(optax.contrib.ademamix, b1=0.9, b2=0.95, eps=EPS), (1e-3, 2e-3, 4e-3)),
     "lion": (optax.lion, (1e-4, 3e-4, 1e-3, 3e-3)),
-    "muon": (optax.contrib.muon, (5e-3, 1e-2, 2e-2, 4e-2)),
+    "muon": (optax.contrib.muon, (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)),
     "prodigy": (optax.contrib.prodigy, (1.0,)),
 }
 """The function and the learning rates of each."""
