@@ -22,7 +22,12 @@ def test_recipes_survive_toml(name: str) -> None:
         {"objective": "miwae", "m": 5, "encoder_objective": "ciwae", "beta": 0.25},
         {"objective": "vr-iwae", "alpha": -0.5, "encoder_objective": "jvi", "order": 2},
         {"objective": "ciwae", "beta": 0.5, "backward_draws": 4},
-        {"uncertain_weights": "both", "weight_alpha": 0.5, "weight_draws": 10},
+        {
+            "uncertain_weights": "both",
+            "weight_kl": 1.0,
+            "weight_alpha": 0.5,
+            "weight_draws": 10,
+        },
     ],
 )
 def test_every_field_survives_toml(objectives: dict) -> None:
