@@ -395,6 +395,10 @@ class TrainingConfig:
                 f"{name} = {value} was given, but it cannot be negative or infinite.",
             )
 
+    def weight_groups(self, k: int) -> int:
+        """The number of draws of the weights in a step with k importance samples."""
+        return self.weight_draws or k
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -573,7 +577,7 @@ class RunConfig:
             f"{given} with estimator = {estimator}, which leads the encoder by a divergence of its "
             f"own, over importance samples under different weights; give reparam, stl or dreg.",
         )
-        draws = self.training.weight_draws or k
+        draws = self.training.weight_groups(k)
         rules.validate_flags(rules.check_weight_draws(draws, k))
         require(
             draws > 1 or alpha == 0,

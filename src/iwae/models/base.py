@@ -414,6 +414,22 @@ class AbstractAutoencoder(Model):
         raise self._cannot("remove units", "pruned")
 
 
+class FromNoise(AbstractAutoencoder):
+    """An autoencoder whose draws are made from noise: define `noise` and `reparametrize`."""
+
+    made_from_noise: ClassVar[bool] = True
+
+    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> PyTree:
+        """K draws h ~ q(h|x)."""
+        return self.propose_and_log_prob(x, k, key)[0]
+
+    def propose_and_log_prob(
+        self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
+    ) -> tuple[PyTree, Float[Array, " k"]]:
+        """K draws and log q(h|x) of each, from their noise."""
+        return self.reparametrize(x, self.noise(k, key))
+
+
 def final(cls: type, base: str) -> InputError:
     """The error for a subclass of a final class."""
     return InputError(

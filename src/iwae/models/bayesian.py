@@ -14,7 +14,7 @@ bounded. Instead of the weights, their product with a vector v is drawn, by loca
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, TypeGuard, TypeVar
+from typing import Any, Literal, NamedTuple, TypedDict, TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from iwae.models.autoencoder import Autoencoder
-from iwae.models.base import Conditional, Latents, final
+from iwae.models.base import Conditional, FromNoise, Latents, final
 from iwae.models.chains import noise_of
 from iwae.models.ladder import LadderAutoencoder, prune_ladder
 from iwae.models.likelihoods import AbstractLikelihood
@@ -124,7 +124,7 @@ def _slots(model: "Certain | UncertainAutoencoder") -> Slots:
     }
 
 
-class UncertainAutoencoder(HasSlots):
+class UncertainAutoencoder(FromNoise, HasSlots):
     """An autoencoder whose uncertain weights are drawn anew for every draw; its draws are `Draws`.
 
     For one draw of all weights it is an `Autoencoder`, or a `LadderAutoencoder` (`at`).
@@ -139,8 +139,6 @@ class UncertainAutoencoder(HasSlots):
     ladder: bool = eqx.field(static=True, default=False, kw_only=True)
     held: bool = eqx.field(static=True, default=False, kw_only=True)
     """Whether a ladder's decoder is held constant in q(h|x)."""
-
-    made_from_noise: ClassVar[bool] = True
 
     def __init_subclass__(cls, **given: object) -> None:
         raise final(cls, "UncertainAutoencoder")
@@ -196,15 +194,6 @@ class UncertainAutoencoder(HasSlots):
         −14.24 at K = 25, while log p(D) = −16.96.
         """
         return sum((u.kl(prior_sigma) for u in _uncertain_parts(self)), jnp.zeros((), jnp.float32))
-
-    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Draws:
-        return self.propose_and_log_prob(x, k, key)[0]
-
-    def propose_and_log_prob(
-        self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
-    ) -> tuple[Draws, Float[Array, " k"]]:
-        """K draws, each with its own weights, and log q(h_i|x; φ_i)."""
-        return self.reparametrize(x, self.noise(k, key))
 
     def noise(self, k: int, key: PRNGKeyArray) -> Draws:
         """ε of K draws, each with the key of its own weights."""

@@ -13,7 +13,7 @@ networks normalise over batches; these do not, so that no example has a part in 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iwae.models.autoencoder import Autoencoder
-from iwae.models.base import Conditional, Latents, final, frozen
+from iwae.models.base import Conditional, FromNoise, Latents, final, frozen
 from iwae.models.chains import Generation, WithGeneration, noise_of
 from iwae.models.likelihoods import AbstractLikelihood
 from iwae.models.normal import log_normal, log_standard_normal
@@ -132,12 +132,12 @@ class Downwards:
         return combined(evidence[layer], jax.vmap(self.decoder[layer])(above))
 
 
-class LadderAutoencoder(WithGeneration, HasSlots):
+class LadderAutoencoder(FromNoise, WithGeneration, HasSlots):
     """An autoencoder of L Gaussian layers whose q(h|x) is a ladder (module docstring).
 
     p(x, h) is that of `Autoencoder`, and with one layer so is q(h|x). The decoder is a part of
-    q(h|x): gradients of a bound are those of both its roles, while estimators that lead φ by a
-    divergence of its own hold it constant in q(h|x).
+    q(h|x): gradients of a bound are those of both its roles. Where φ follows another bound than θ,
+    or a divergence of its own, it is held constant in q(h|x).
     """
 
     encoder: Callable[[Array], list[Moments]]
@@ -153,8 +153,7 @@ class LadderAutoencoder(WithGeneration, HasSlots):
     held: bool = eqx.field(static=True, default=False, kw_only=True)
     """Whether the decoder is held constant in q(h|x)."""
 
-    made_from_noise = True
-    moves_with_its_parameters = True
+    moves_with_its_parameters: ClassVar[bool] = True
 
     def __init_subclass__(cls, **given: object) -> None:
         raise final(cls, "LadderAutoencoder")
@@ -173,16 +172,6 @@ class LadderAutoencoder(WithGeneration, HasSlots):
     def with_held_proposal(self) -> "LadderAutoencoder":
         return dataclasses.replace(self, held=True)
 
-    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Latents:
-        """K draws, layer by layer downwards; the path upwards is computed once for all K."""
-        return self.propose_and_log_prob(x, k, key)[0]
-
-    def propose_and_log_prob(
-        self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
-    ) -> tuple[Latents, Float[Array, " k"]]:
-        """K draws and log q(h|x) of each, from their noise."""
-        return self.reparametrize(x, self.noise(k, key))
-
     def noise(self, k: int, key: PRNGKeyArray) -> Latents:
         """ε_l ~ N(0, I) of K draws, from the data upwards."""
         return self.recognition.noise(k, key)
@@ -190,7 +179,7 @@ class LadderAutoencoder(WithGeneration, HasSlots):
     def reparametrize(
         self, x: Float[Array, " d"], epsilon: Latents
     ) -> tuple[Latents, Float[Array, " k"]]:
-        """(h, log q(h|x)) of the draws made from ε."""
+        """(h, log q(h|x)) of the draws made from ε; the path upwards is computed once for all K."""
         return self.recognition.reparametrize(x, epsilon)
 
     def log_proposal(self, x: Float[Array, " d"], h: Latents) -> Float[Array, " k"]:

@@ -15,7 +15,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iwae.errors import InputError
-from iwae.models.base import AbstractAutoencoder, Latents, final
+from iwae.models.base import FromNoise, Latents, final
 from iwae.models.bayesian import Certain, UncertainAutoencoder
 from iwae.models.chains import noise_of
 from iwae.models.likelihoods import AbstractLikelihood
@@ -23,7 +23,7 @@ from iwae.models.likelihoods import AbstractLikelihood
 Out = TypeVar("Out")
 
 
-class SharedWeights(AbstractAutoencoder):
+class SharedWeights(FromNoise):
     """An autoencoder whose K draws are in G groups, each with its own draw of the weights."""
 
     drawn: Certain
@@ -33,7 +33,6 @@ class SharedWeights(AbstractAutoencoder):
     likelihood: AbstractLikelihood
     latents: tuple[int, ...] = eqx.field(static=True)
 
-    made_from_noise: ClassVar[bool] = True
     moves_with_its_parameters: ClassVar[bool] = True
     samples_joint: ClassVar[bool] = False
     by_place: ClassVar[bool] = True
@@ -53,15 +52,6 @@ class SharedWeights(AbstractAutoencoder):
     def with_held_proposal(self) -> "SharedWeights":
         held: Any = self.drawn.with_held_proposal()
         return dataclasses.replace(self, drawn=held)
-
-    def propose(self, x: Float[Array, " d"], k: int, key: PRNGKeyArray) -> Latents:
-        return self.propose_and_log_prob(x, k, key)[0]
-
-    def propose_and_log_prob(
-        self, x: Float[Array, " d"], k: int, key: PRNGKeyArray
-    ) -> tuple[Latents, Float[Array, " k"]]:
-        """K draws, and log q(h|x; ω_g) of each."""
-        return self.reparametrize(x, self.noise(k, key))
 
     def noise(self, k: int, key: PRNGKeyArray) -> Latents:
         """ε_l ~ N(0, I) of K draws, from the data upwards."""

@@ -527,7 +527,7 @@ def make_step(
         chunk = chunk_size(group, objective.k)
     pair = objective_bounds(objective) if bound is None else bound
     if config.weight_alpha is not None:
-        pair = over_weights(pair, config.weight_alpha, config.weight_draws or objective.k)
+        pair = over_weights(pair, config.weight_alpha, config.weight_groups(objective.k))
     loss = _loss(static, objective, config, steps_per_epoch, pair, estimator, chunk, offset)
     of_batch = _in_groups(jax.value_and_grad(loss, has_aux=True), batch, group)
 
@@ -588,7 +588,7 @@ def _loss(
         whole = at_precision(eqx.combine(params, static), config.precision)
         model = whole
         if config.weight_alpha is not None:
-            model = SharedWeights.of(whole, config.weight_draws or objective.k, at.key)
+            model = SharedWeights.of(whole, config.weight_groups(objective.k), at.key)
         losses, values = jax.vmap(
             lambda x, key: surrogate_loss(
                 model,
